@@ -1,0 +1,1 @@
+"""Data: layouts of known data sets, loading of any source into one schema, synthetic drawings."""

@@ -1,0 +1,1 @@
+"""Training: frozen features computed once, and the trainer of the prompts."""
