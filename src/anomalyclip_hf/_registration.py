@@ -1,0 +1,106 @@
+"""Registration with transformers' Auto classes and pipelines, put off until transformers loads those modules."""
+
+import importlib
+import importlib.abc
+import importlib.util
+import sys
+from collections.abc import Callable
+
+
+def _register_config() -> None:
+    from transformers import AutoConfig
+
+    from .configuration_anomalyclip import AnomalyCLIPConfig
+
+    AutoConfig.register("anomalyclip", AnomalyCLIPConfig, exist_ok=True)
+
+
+def _register_model() -> None:
+    from transformers import AutoModel
+
+    from .configuration_anomalyclip import AnomalyCLIPConfig
+    from .modeling_anomalyclip import AnomalyCLIPModel
+
+    AutoModel.register(AnomalyCLIPConfig, AnomalyCLIPModel, exist_ok=True)
+
+
+def _register_processor() -> None:
+    from transformers import AutoProcessor
+
+    from .configuration_anomalyclip import AnomalyCLIPConfig
+    from .processing_anomalyclip import AnomalyCLIPProcessor
+
+    AutoProcessor.register(AnomalyCLIPConfig, AnomalyCLIPProcessor, exist_ok=True)
+
+
+def _register_image_processor() -> None:
+    from transformers import AutoImageProcessor
+
+    from .configuration_anomalyclip import AnomalyCLIPConfig
+    from .processing_anomalyclip import AnomalyCLIPProcessor
+
+    AutoImageProcessor.register(
+        AnomalyCLIPConfig, image_processor_classes={"pil": AnomalyCLIPProcessor}, exist_ok=True
+    )
+
+
+def _register_pipeline() -> None:
+    from .pipeline_anomalyclip import register_pipeline
+
+    register_pipeline()
+
+
+# transformers' module -> what to do once it has been loaded.
+HOOKS: dict[str, Callable[[], None]] = {
+    "transformers.models.auto.configuration_auto": _register_config,
+    "transformers.models.auto.modeling_auto": _register_model,
+    "transformers.models.auto.processing_auto": _register_processor,
+    "transformers.models.auto.image_processing_auto": _register_image_processor,
+    "transformers.pipelines": _register_pipeline,
+}
+
+
+class _AfterImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Runs a hook after a module has been executed; otherwise leaves importing as it is."""
+
+    def __init__(self) -> None:
+        self._loaders: dict[str, importlib.abc.Loader] = {}
+        self._finding: set[str] = set()
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname not in HOOKS or fullname in self._finding:
+            return None
+        self._finding.add(fullname)
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self._finding.discard(fullname)
+        if spec is None or spec.loader is None:
+            return None
+        self._loaders[fullname] = spec.loader
+        spec.loader = self
+        return spec
+
+    def create_module(self, spec):
+        return self._loaders[spec.name].create_module(spec)
+
+    def exec_module(self, module):
+        name = module.__spec__.name
+        loader = self._loaders.pop(name)
+        module.__spec__.loader = module.__loader__ = loader
+        loader.exec_module(module)
+        HOOKS[name]()
+
+
+def register_with_transformers() -> None:
+    """Register config, model, processor and pipeline: at once where transformers' part is loaded, else when it is.
+
+    Importing all of transformers' Auto modules here would double the time that `import anomalyclip_hf` takes.
+    """
+    if any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
+        return
+    sys.meta_path.insert(0, _AfterImport())
+    for name, hook in HOOKS.items():
+        module = sys.modules.get(name)
+        if module is not None and not getattr(module.__spec__, "_initializing", False):
+            hook()

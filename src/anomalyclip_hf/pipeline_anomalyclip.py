@@ -1,0 +1,140 @@
+"""Pipeline: one call from an image to a score and a heat map."""
+
+import os
+from collections.abc import Iterator
+from types import GeneratorType
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.image_utils import load_image
+from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
+
+from .modeling_anomalyclip import AnomalyCLIPModel
+from .processing_anomalyclip import to_pil_image
+
+TASK = "zero-shot-anomaly-detection"
+
+
+class ZeroShotAnomalyDetectionPipeline(Pipeline):
+    r"""Finds anomalies in images of objects it never saw.
+
+    ```python
+    >>> import anomalyclip_hf
+    >>> from transformers import pipeline
+
+    >>> detector = pipeline("zero-shot-anomaly-detection", model=anomalyclip_hf.demo_checkpoint())
+    >>> result = detector("photo.jpg")
+    >>> result["score"], result["anomaly_map"].shape
+    ```
+
+    Args of a call:
+        inputs: a path, URL, PIL image or array, or a list, generator, torch dataset or `datasets` column of them.
+        batch_size (`int`, defaults to 1).
+        sigma (`float`, pixels at the model's input size, *optional*): smoothing; the processor's own if absent.
+        image_threshold, pixel_threshold (`float` in [0, 1], *optional*): those of the model's config if absent.
+        timeout (`float`, seconds, *optional*): for URLs.
+
+    Returns:
+        for each image a `dict`: `score` (float, P(anomalous)), `anomaly_map` (float32 array (h, w) in [0, 1], at the
+        image's own size), and, where thresholds are set, `label` ("normal" or "anomalous") and `mask` (bool array).
+    """
+
+    _load_processor = False
+    _load_image_processor = True
+    _load_feature_extractor = False
+    _load_tokenizer = False
+
+    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
+        if inputs is None:
+            raise ValueError("inputs is None, expected a path, URL, PIL image or array, or a list of them")
+        if _is_column(inputs):
+            return list(super().__call__((inputs[index] for index in range(len(inputs))), **kwargs))
+        return super().__call__(inputs, **kwargs)
+
+    def _sanitize_parameters(
+        self, sigma=None, image_threshold=None, pixel_threshold=None, timeout=None, **kwargs
+    ) -> tuple[dict, dict, dict]:
+        if kwargs:
+            raise TypeError(
+                f"unknown arguments {sorted(kwargs)}; known are sigma, image_threshold, pixel_threshold, timeout"
+            )
+        post = {"sigma": sigma, "image_threshold": image_threshold, "pixel_threshold": pixel_threshold}
+        return (
+            {"timeout": timeout} if timeout is not None else {},
+            {},
+            {key: value for key, value in post.items() if value is not None},
+        )
+
+    def preprocess(self, image: Any, timeout: float | None = None) -> dict[str, Any]:
+        image = read_image(image, timeout)
+        pixel_values = self.image_processor(image, return_tensors="pt")["pixel_values"]
+        return {"pixel_values": pixel_values.to(self.dtype), "target_size": torch.tensor([image.size[::-1]])}
+
+    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
+        target_size = model_inputs.pop("target_size")
+        outputs = self.model(**model_inputs)
+        # Only what has one row per image: the base class takes batches apart row by row.
+        return {"logits": outputs.logits, "anomaly_maps": outputs.anomaly_maps, "target_size": target_size}
+
+    def postprocess(
+        self, outputs: dict[str, Any], sigma=None, image_threshold=None, pixel_threshold=None
+    ) -> dict[str, Any]:
+        config = self.model.config
+        result = self.image_processor.post_process_anomaly_detection(
+            outputs,
+            target_sizes=outputs["target_size"],
+            sigma=sigma,
+            image_threshold=config.image_threshold if image_threshold is None else image_threshold,
+            pixel_threshold=config.pixel_threshold if pixel_threshold is None else pixel_threshold,
+        )[0]
+        return {key: value.cpu().numpy() if torch.is_tensor(value) else value for key, value in result.items()}
+
+
+def read_image(image: Any, timeout: float | None = None) -> Image.Image:
+    """Read a path, URL, PIL image or array as an upright 8-bit PIL image.
+
+    Args:
+        image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`).
+        timeout (`float`, seconds, *optional*): for URLs.
+
+    Raises:
+        ValueError: if the file is missing, empty or no image; the message names it.
+    """
+    if isinstance(image, str | os.PathLike):
+        name = os.fspath(image)
+        try:
+            if name.startswith(("http://", "https://", "data:")):
+                return to_pil_image(load_image(name, timeout))
+            with Image.open(name) as opened:
+                opened.load()
+                return to_pil_image(opened, name)
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ValueError(f"{name}: can't be read as an image ({error})") from error
+    return to_pil_image(image)
+
+
+def _is_column(inputs: Any) -> bool:
+    """A `datasets` column or another sized sequence that is neither an image nor a list, path or torch dataset."""
+    known = (str, os.PathLike, list, tuple, dict, Image.Image, np.ndarray, torch.Tensor, GeneratorType, Iterator)
+    if isinstance(inputs, (*known, torch.utils.data.Dataset)):
+        return False
+    return hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__")
+
+
+def register_pipeline() -> None:
+    """Make `transformers.pipeline("zero-shot-anomaly-detection")` known; the embedded default is its default model."""
+    from .assets import demo_checkpoint
+
+    if TASK not in PIPELINE_REGISTRY.supported_tasks:
+        PIPELINE_REGISTRY.register_pipeline(
+            TASK,
+            pipeline_class=ZeroShotAnomalyDetectionPipeline,
+            pt_model=AnomalyCLIPModel,
+            default={"model": (demo_checkpoint(), "main")},
+            type="image",
+        )
+
+
+__all__ = ["ZeroShotAnomalyDetectionPipeline", "read_image"]

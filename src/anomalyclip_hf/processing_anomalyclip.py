@@ -1,0 +1,301 @@
+"""Processor of AnomalyCLIP: images and masks in, scores and maps out."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+from transformers import BatchFeature, PreTrainedConfig
+from transformers.image_processing_backends import PilBackend
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
+from transformers.processing_utils import ImagesKwargs
+
+DEFAULT_SIZE = 518
+UNKNOWN_MASK = -1.0
+
+
+class AnomalyCLIPImagesKwargs(ImagesKwargs, total=False):
+    """Arguments of the processor beside those of every image processor.
+
+    sigma (`float`, pixels at the model's input size): smoothing of the anomaly map; 0 = none.
+    """
+
+    sigma: float
+
+
+def to_pil_image(image: Any, name: str = "image") -> Image.Image:
+    """Turn an image of any common kind into an upright 8-bit PIL image, without stretching its values.
+
+    Args:
+        image: PIL image of any mode (EXIF rotation is applied), or an array or tensor of shape `(H, W)`, `(H, W, C)` or
+            `(C, H, W)` with 1, 3 or 4 channels: bool, uint8, uint16 in their full range, or floats in [0, 1].
+        name (`str`): what to call it in errors.
+
+    Raises:
+        ValueError: if it is empty, has NaN or values out of range, or an unknown shape.
+        TypeError: if it is no image.
+    """
+    if isinstance(image, Image.Image):
+        image = ImageOps.exif_transpose(image)
+        if not image.width or not image.height:
+            raise ValueError(f"{name} is {image.width}x{image.height} pixels: it is empty")
+        if image.mode not in ("F", "I") and not image.mode.startswith("I;16"):
+            return image
+        image = np.asarray(image)
+    if isinstance(image, Tensor):
+        image = image.detach().cpu().float().numpy() if image.dtype == torch.bfloat16 else image.detach().cpu().numpy()
+    if not isinstance(image, np.ndarray):
+        raise TypeError(f"{name} is a {type(image).__name__}, expected a PIL image, an array or a tensor")
+    return Image.fromarray(_to_uint8(_channels_last(image, name), name))
+
+
+def _channels_last(array: np.ndarray, name: str) -> np.ndarray:
+    if array.ndim == 3 and array.shape[-1] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
+        array = np.moveaxis(array, 0, -1)
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.size == 0 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (3, 4)):
+        raise ValueError(f"{name} has shape {array.shape}, expected (H, W), (H, W, C) or (C, H, W) with C = 1, 3 or 4")
+    return array
+
+
+def _to_uint8(array: np.ndarray, name: str) -> np.ndarray:
+    if array.dtype == np.uint8:
+        return np.ascontiguousarray(array)
+    if array.dtype == bool:
+        return array.astype(np.uint8) * 255
+    if np.issubdtype(array.dtype, np.floating):
+        low, high = float(array.min()), float(array.max())
+        if not (low >= 0 and high <= 1):  # also true of NaN
+            raise ValueError(f"{name} holds floats from {low:g} to {high:g}, expected [0, 1] without NaN; rescale it")
+        return np.rint(array * 255).astype(np.uint8)
+    if np.issubdtype(array.dtype, np.integer):
+        low, high = int(array.min()), int(array.max())
+        if low < 0 or high > 65535:
+            raise ValueError(f"{name} holds integers from {low} to {high}, expected 8 or 16 bit unsigned values")
+        # 16-bit data in its full range; wide integers that never leave 0..255 are 8-bit data.
+        wide = array.dtype == np.uint16 or high > 255
+        return ((array.astype(np.uint32) + 128) // 257 if wide else array).astype(np.uint8)
+    raise ValueError(f"{name} has dtype {array.dtype}, expected bool, uint8, uint16 or float")
+
+
+@lru_cache(maxsize=32)
+def _smoothing_matrix(size: int, sigma: float) -> Tensor:
+    """Gaussian smoothing along one axis as a matrix `(size, size)`, as scipy does it (reflect, truncate 4)."""
+    radius = int(4.0 * sigma + 0.5)
+    offsets = np.arange(-radius, radius + 1)
+    weights = np.exp(-0.5 * (offsets / sigma) ** 2)
+    weights /= weights.sum()
+    matrix = np.zeros((size, size))
+    rows = np.repeat(np.arange(size), len(offsets))
+    columns = (np.arange(size)[:, None] + offsets[None]).ravel() % (2 * size)
+    columns = np.where(columns >= size, 2 * size - 1 - columns, columns)
+    np.add.at(matrix, (rows, columns), np.tile(weights, size))
+    return torch.from_numpy(matrix).float()
+
+
+def gaussian_smooth(maps: Tensor, sigma: float) -> Tensor:
+    """Smooth maps as `scipy.ndimage.gaussian_filter(map, sigma)` does.
+
+    Args:
+        maps (`Tensor` of shape `(..., H, W)`, float).
+        sigma (`float`, pixels, 0 or more): standard deviation; 0 = unchanged.
+    """
+    if sigma < 0:
+        raise ValueError(f"sigma={sigma}, expected 0 or more pixels")
+    if sigma == 0:
+        return maps
+    height, width = maps.shape[-2:]
+    down = _smoothing_matrix(height, float(sigma)).to(maps.device)
+    across = _smoothing_matrix(width, float(sigma)).to(maps.device)
+    return down @ maps.float() @ across.T
+
+
+class AnomalyCLIPProcessor(PilBackend):
+    r"""Prepares images and masks for [`AnomalyCLIPModel`], and turns its output into results.
+
+    Images are resized to a square with PIL's bicubic filter and normalised with CLIP's mean and standard deviation;
+    masks are resized bilinearly and cut at 0.5.
+
+    Args:
+        size (`dict`, defaults to `{"height": 518, "width": 518}`): input size in pixels, multiples of the patch size.
+        sigma (`float`, defaults to 4.0): smoothing of the anomaly map, in pixels at that size.
+        image_mean, image_std (`list[float]`, in units of [0, 1]): per channel; CLIP's own.
+        do_resize, do_rescale, do_normalize, resample, rescale_factor: as in every image processor.
+    """
+
+    valid_kwargs = AnomalyCLIPImagesKwargs
+    model_input_names = ["pixel_values", "masks"]
+    resample = PILImageResampling.BICUBIC
+    image_mean = OPENAI_CLIP_MEAN
+    image_std = OPENAI_CLIP_STD
+    size = {"height": DEFAULT_SIZE, "width": DEFAULT_SIZE}
+    default_to_square = True
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+    sigma = 4.0
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """Load the processor of an AnomalyCLIP checkpoint, or make one for any CLIP checkpoint.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): folder or Hub repository.
+            **kwargs: fields of the processor, which override the stored ones, and the usual Hub arguments.
+        """
+        hub = {
+            k: v
+            for k, v in kwargs.items()
+            if k in ("cache_dir", "force_download", "local_files_only", "token", "revision")
+        }
+        try:
+            stored, _ = cls.get_image_processor_dict(pretrained_model_name_or_path, **hub)
+        except OSError:
+            stored = {}
+        own_kind = stored.get("image_processor_type") == cls.__name__
+        fields = {
+            k: v
+            for k, v in kwargs.items()
+            if k in cls.valid_kwargs.__annotations__ or k in ImagesKwargs.__annotations__
+        }
+        if own_kind:
+            return cls.from_dict({**stored, **fields})
+        # A CLIP checkpoint: keep its colours, not its crop to 224 pixels.
+        config, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub)
+        colours = {k: stored[k] for k in ("image_mean", "image_std") if k in stored}
+        side = config.get("image_size") or default_image_size(config)
+        return cls(**{"size": {"height": side, "width": side}, **colours, **fields})
+
+    def preprocess(self, images, masks=None, return_tensors=None, **kwargs) -> BatchFeature:  # type: ignore[override]
+        """Prepare images, and masks if given.
+
+        Args:
+            images: one image or a list of them, of any kind that [`to_pil_image`] takes.
+            masks (*optional*): one mask or a list of them, of the same kinds; above half of the full range = anomalous.
+                None in the list: the image has none, and its row is filled with -1.
+            return_tensors (`str`, *optional*): `"pt"` or `"np"`.
+
+        Returns:
+            `BatchFeature` with `pixel_values` (B, 3, H, W) float32 and, with masks, `masks` (B, H, W) float32, 0 or 1.
+
+        Raises:
+            ValueError: if there is no image, an image can't be read, or counts or sizes of masks differ from the images'.
+        """
+        images = _as_list(images)
+        if not images:
+            raise ValueError("images is empty, expected at least one image")
+        settings = {k: kwargs[k] if kwargs.get(k) is not None else getattr(self, k) for k in self._valid_kwargs_names}
+        settings = self._standardize_kwargs(**settings)
+        pil = [to_pil_image(image, f"images[{i}]") for i, image in enumerate(images)]
+        data = {"pixel_values": np.stack([self._prepare_image(image, settings) for image in pil])}
+        if masks is not None:
+            masks = _as_list(masks)
+            if len(masks) != len(images):
+                raise ValueError(
+                    f"masks has {len(masks)} entries for {len(images)} images; give None for an image without one"
+                )
+            prepared = [
+                self._prepare_mask(m, image.size, i, settings)
+                for i, (m, image) in enumerate(zip(masks, pil, strict=True))
+            ]
+            data["masks"] = np.stack(prepared)
+        return BatchFeature(data=data, tensor_type=return_tensors)
+
+    def _prepare_image(self, image: Image.Image, settings: dict) -> np.ndarray:
+        image = image.convert("RGB")
+        if settings["do_resize"]:
+            size = settings["size"]
+            image = image.resize((size.width, size.height), resample=settings["resample"])
+        array = np.asarray(image).astype(np.float32)
+        if settings["do_rescale"]:
+            array *= np.float32(settings["rescale_factor"])
+        if settings["do_normalize"]:
+            array -= np.asarray(settings["image_mean"], dtype=np.float32)
+            array /= np.asarray(settings["image_std"], dtype=np.float32)
+        return np.ascontiguousarray(np.moveaxis(array, -1, 0))
+
+    def _prepare_mask(self, mask, image_size: tuple[int, int], index: int, settings: dict) -> np.ndarray:
+        size = settings["size"]
+        width, height = (size.width, size.height) if settings["do_resize"] else image_size
+        if mask is None:
+            return np.full((height, width), UNKNOWN_MASK, dtype=np.float32)
+        mask = to_pil_image(_binary_to_bool(mask), f"masks[{index}]").convert("L")
+        if mask.size != image_size:
+            raise ValueError(
+                f"masks[{index}] is {mask.width}x{mask.height} pixels but its image is {image_size[0]}x{image_size[1]}"
+            )
+        resized = mask.resize((width, height), resample=PILImageResampling.BILINEAR)
+        return (np.asarray(resized) > 127.5).astype(np.float32)
+
+    def post_process_anomaly_detection(
+        self,
+        outputs,
+        target_sizes: Sequence[tuple[int, int]] | Tensor | None = None,
+        sigma: float | None = None,
+        image_threshold: float | None = None,
+        pixel_threshold: float | None = None,
+    ) -> list[dict[str, Any]]:
+        """Turn the model's output into one result per image.
+
+        Args:
+            outputs ([`AnomalyCLIPOutput`]): needs `logits` (B, 2) and `anomaly_maps` (B, H, W).
+            target_sizes (`list[tuple[int, int]]`, *optional*): height and width of each original image in pixels.
+            sigma (`float`, pixels at the model's input size, *optional*): smoothing; the processor's own (4.0) if absent.
+            image_threshold (`float` in [0, 1], *optional*): score from which `label` is "anomalous".
+            pixel_threshold (`float` in [0, 1], *optional*): map value from which `mask` is True.
+
+        Returns:
+            for each image `score` (float, P(anomalous)), `anomaly_map` (`Tensor` (h, w) float32 in [0, 1]), and, with
+            thresholds, `label` ("normal" or "anomalous") and `mask` (`Tensor` (h, w) bool).
+        """
+        maps = gaussian_smooth(outputs["anomaly_maps"].float(), self.sigma if sigma is None else sigma)
+        scores = outputs["logits"].float().softmax(dim=-1)[:, 1].tolist()
+        if target_sizes is not None and len(target_sizes) != len(scores):
+            raise ValueError(f"target_sizes has {len(target_sizes)} entries for {len(scores)} images")
+        results = []
+        for index, score in enumerate(scores):
+            anomaly_map = maps[index]
+            if target_sizes is not None:
+                target = tuple(int(side) for side in target_sizes[index])
+                anomaly_map = nn.functional.interpolate(
+                    anomaly_map[None, None], size=target, mode="bilinear", align_corners=False
+                )[0, 0]
+            result: dict[str, Any] = {"score": score, "anomaly_map": anomaly_map}
+            if image_threshold is not None:
+                result["label"] = "anomalous" if score >= image_threshold else "normal"
+            if pixel_threshold is not None:
+                result["mask"] = anomaly_map >= pixel_threshold
+            results.append(result)
+        return results
+
+
+def default_image_size(config: dict[str, Any], wanted: int = DEFAULT_SIZE) -> int:
+    """Largest multiple of a CLIP configuration's patch size within `wanted` pixels."""
+    vision = config.get("vision_config") or config.get("vision_config_dict") or {}
+    patch = vision.get("patch_size") or 32
+    return max(wanted // patch, 1) * patch
+
+
+def _as_list(value) -> list:
+    if isinstance(value, list | tuple):
+        return list(value)
+    if isinstance(value, np.ndarray | Tensor) and value.ndim == 4:
+        return list(value)
+    return [value]
+
+
+def _binary_to_bool(mask):
+    """Masks as arrays of 0 and 1 mean 0 and 1, whatever their dtype."""
+    if isinstance(mask, Tensor):
+        mask = mask.detach().cpu().numpy()
+    if isinstance(mask, np.ndarray) and mask.dtype != bool and mask.size and mask.min() >= 0 and mask.max() <= 1:
+        return mask > 0.5
+    return mask
+
+
+__all__ = ["AnomalyCLIPProcessor", "gaussian_smooth", "to_pil_image"]
