@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from ._objects import Scene
-from ._textures import ANY, COLORS, LAYERS, Canvas, draw_texture, edge
+from ._textures import ANY, COLORS, LAYERS, Canvas, draw_texture, edge, shifted
 
 
 class Damage:
@@ -119,8 +119,8 @@ def scratch(d: Damage):
     level = d.amount(0.10, 0.45) * d.sign()
     image = d.add(level * line)
     if rng.random() < 0.4:
-        image = d.add(-0.6 * level * np.roll(line, (1, 1), (0, 1)) * (1 - line), image)
-        line = np.maximum(line, np.roll(line, (1, 1), (0, 1)))
+        image = d.add(-0.6 * level * shifted(line, 1) * (1 - line), image)
+        line = np.maximum(line, shifted(line, 1))
     return image, line
 
 
@@ -227,7 +227,7 @@ def bump(d: Damage):
     dome = np.sqrt(np.clip(-shape / r, 0, 1))
     image = d.relief(r * dome, core, image, d.amount(0.15, 0.45))
     shift = max(1, int(1.5 * d.c.unit))
-    shade = np.roll(core, (shift, shift), (0, 1)) * (1 - core)
+    shade = shifted(core, shift) * (1 - core)
     return image * (1 - 0.3 * d.s * shade[..., None]), np.maximum(core, shade * (d.s > 0.3))
 
 
@@ -237,7 +237,7 @@ def thread(d: Damage):
     line = d.lines([path], rng.uniform(0.6, 1.5))
     gray = float(d.image[d.solid].mean())
     color = d.color(("white", "silver", "beige", "yellow") if gray < 0.5 else ("black", "dark brown", "red", "blue"))
-    shade = np.roll(line, (1, 1), (0, 1)) * (1 - line)
+    shade = shifted(line, 1) * (1 - line)
     image = d.image * (1 - 0.3 * d.s * shade[..., None])
     return d.over(color, line * min(1, d.amount(0.3, 0.95)), image), line
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ._textures import ANY, COLORS, LAYERS, TEXTURE_TABLE, Canvas, draw_texture, edge
+from ._textures import ANY, COLORS, LAYERS, TEXTURE_TABLE, Canvas, draw_texture, edge, shifted
 
 
 @dataclass
@@ -307,7 +307,7 @@ def _coin(p):
     p.paint(circle(p, 0, 0, p.r * 0.88), base * 0.85 * p.grain(0.15), 1.5)
     relief = p.c.smooth(9)
     face = np.maximum(lumpy(p, p.r * 0.5, 0.2), -9)
-    p.paint(face, base * (1 + 1.2 * (relief - np.roll(relief, (2, 2), (0, 1))))[..., None], 2)
+    p.paint(face, base * (1 + 1.2 * (relief - shifted(relief, 2)))[..., None], 2)
     _text(p, -0.5 * p.r, 0.5 * p.r, p.r * 0.58, p.r * 0.72, base * 1.2)
 
 

@@ -140,6 +140,11 @@ def edge(x: np.ndarray, softness: float) -> np.ndarray:
     return np.clip(x / np.float32(2 * softness) + np.float32(0.5), 0, 1)
 
 
+def shifted(x: np.ndarray, step: int) -> np.ndarray:
+    """Moved down and right by `step` pixels, the first rows and columns repeated."""
+    return np.pad(x, ((step, 0), (step, 0)), mode="edge")[:-step, :-step]
+
+
 def _wave(x: np.ndarray, period: float) -> np.ndarray:
     return 0.5 + 0.5 * np.sin(x * np.float32(2 * math.pi / period))
 
@@ -271,7 +276,7 @@ def _concrete(c):
 
 def _stucco(c):
     relief = c.fractal(10, 3, 0.7)
-    return c.shade(0.5 + 2.0 * (relief - np.roll(relief, (1, 1), (0, 1))), c.rng.uniform(0.35, 0.9))
+    return c.shade(0.5 + 2.0 * (relief - shifted(relief, 1)), c.rng.uniform(0.35, 0.9))
 
 
 def _paper(c):
