@@ -6,6 +6,8 @@ import importlib.util
 import sys
 from collections.abc import Callable
 
+TASK = "zero-shot-anomaly-detection"
+
 
 def _register_config() -> None:
     from transformers import AutoConfig
@@ -45,9 +47,20 @@ def _register_image_processor() -> None:
 
 
 def _register_pipeline() -> None:
-    from .pipeline_anomalyclip import register_pipeline
+    from transformers.pipelines import PIPELINE_REGISTRY
 
-    register_pipeline()
+    from .assets import demo_checkpoint
+    from .modeling_anomalyclip import AnomalyCLIPModel
+    from .pipeline_anomalyclip import ZeroShotAnomalyDetectionPipeline
+
+    if TASK not in PIPELINE_REGISTRY.supported_tasks:
+        PIPELINE_REGISTRY.register_pipeline(
+            TASK,
+            pipeline_class=ZeroShotAnomalyDetectionPipeline,
+            pt_model=AnomalyCLIPModel,
+            default={"model": (demo_checkpoint(), "main")},
+            type="image",
+        )
 
 
 # transformers' module -> what to do once it has been loaded.

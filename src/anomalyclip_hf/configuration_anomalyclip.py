@@ -80,8 +80,8 @@ class AnomalyCLIPConfig(PreTrainedConfig):
         deep_prompt_length (`int`, defaults to 4): tokens T that each deep prompt overwrites, at positions 1..T.
         prompt_token_ids (`list[list[int]]`, *optional*): 2 x 77 ids, normal and anomalous, so that the model needs no
             tokenizer. Made up from CLIP's vocabulary where absent.
-        dpam_layers (`int`, *optional*): the last n vision layers carry the refined path; 0 = plain CLIP path. 19 of 24,
-            scaled to other depths (the authors' flag 20 means 19; section 3.3, DPAM).
+        dpam_layers (`int`, *optional*): the last n vision layers carry the refined path; 0 = plain CLIP path. 19 of
+            24, scaled to other depths (the authors' flag 20 means 19; section 3.3, DPAM).
         dpam_attention (`str`, defaults to `"vv"`): `"vv"`, `"qq"` or `"kk"`.
         feature_layers (`list[int]`, *optional*): vision layers, counted from 1, whose patch embeddings give maps.
             The last one where absent (preset `released`).
@@ -156,7 +156,7 @@ class AnomalyCLIPConfig(PreTrainedConfig):
     def eos_positions(self) -> list[int]:
         """Index of the end-of-text token in each prompt; the text embedding is read there (section 1)."""
         eos = self.text_config.eos_token_id
-        # Configs of OpenAI's weights say eos_token_id=2; the end-of-text token is then the highest id, as in CLIPModel.
+        # OpenAI's configs say eos_token_id=2; the end-of-text token is then the highest id, as in CLIPModel.
         return [row.index(eos) if eos != 2 and eos in row else row.index(max(row)) for row in self.prompt_token_ids]
 
     @property

@@ -44,7 +44,11 @@ def _prompt_ids_of_tokenizer(name_or_path: str, hub: dict[str, Any], prompt_leng
         plain = [tokenizer(text, add_special_tokens=False).input_ids for text in ("x", "object.", "damaged object.")]
         bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         # Without files, transformers makes up an empty tokenizer that knows no word.
-        usable = all(plain) and plain[1] != plain[2] and not {tokenizer.unk_token_id, bos, eos} & set(sum(plain, []))
+        usable = (
+            all(plain)
+            and plain[1] != plain[2]
+            and not {tokenizer.unk_token_id, bos, eos} & {*plain[0], *plain[1], *plain[2]}
+        )
     except (OSError, ValueError, KeyError, TypeError):
         usable = False
     if not usable:

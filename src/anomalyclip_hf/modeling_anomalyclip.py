@@ -392,7 +392,7 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
             pixel_values (`Tensor` of shape `(B, 3, H, W)`, float): normalised; H and W multiples of the patch size.
             labels (`Tensor` of shape `(B,)`, int, 0 or 1, *optional*): 1 = anomalous.
             masks (`Tensor` of shape `(B, H, W)`, float, 0 or 1, *optional*): 1 = anomalous; -1 throughout an image
-                that has no mask, which then takes no part in the local loss (an empty mask is assumed if it is normal).
+                that has no mask: it takes no part in the local loss (a normal one is given an empty mask).
             image_embeds, patch_embeds (`Tensor` of shape `(B, P)` and `(B, M, N, P)`, *optional*): kept features
                 of [`~AnomalyCLIPModel.get_image_features`] instead of pixel_values.
             text_embeds (`Tensor` of shape `(2, P)`, *optional*): kept text embeddings; the text tower isn't run.
@@ -459,7 +459,7 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
     def _check_targets(self, batch: int, size: tuple, labels: Tensor | None, masks: Tensor | None) -> None:
         if self.config.vision_only and (labels is not None or masks is not None):
             raise ValueError(
-                "this is a vision-only model: its prompts are folded and can't be trained; load the full one"
+                "this model is vision-only: its prompts are folded and can't be trained; load the full one"
             )
         if labels is not None and tuple(labels.shape) != (batch,):
             raise ValueError(f"labels has shape {tuple(labels.shape)}, expected ({batch},)")

@@ -9,12 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers.image_utils import load_image
-from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
+from transformers.pipelines import Pipeline
 
-from .modeling_anomalyclip import AnomalyCLIPModel
 from .processing_anomalyclip import to_pil_image
-
-TASK = "zero-shot-anomaly-detection"
 
 
 class ZeroShotAnomalyDetectionPipeline(Pipeline):
@@ -121,20 +118,6 @@ def _is_column(inputs: Any) -> bool:
     if isinstance(inputs, (*known, torch.utils.data.Dataset)):
         return False
     return hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__")
-
-
-def register_pipeline() -> None:
-    """Make `transformers.pipeline("zero-shot-anomaly-detection")` known; the embedded default is its default model."""
-    from .assets import demo_checkpoint
-
-    if TASK not in PIPELINE_REGISTRY.supported_tasks:
-        PIPELINE_REGISTRY.register_pipeline(
-            TASK,
-            pipeline_class=ZeroShotAnomalyDetectionPipeline,
-            pt_model=AnomalyCLIPModel,
-            default={"model": (demo_checkpoint(), "main")},
-            type="image",
-        )
 
 
 __all__ = ["ZeroShotAnomalyDetectionPipeline", "read_image"]

@@ -30,8 +30,8 @@ def to_pil_image(image: Any, name: str = "image") -> Image.Image:
     """Turn an image of any common kind into an upright 8-bit PIL image, without stretching its values.
 
     Args:
-        image: PIL image of any mode (EXIF rotation is applied), or an array or tensor of shape `(H, W)`, `(H, W, C)` or
-            `(C, H, W)` with 1, 3 or 4 channels: bool, uint8, uint16 in their full range, or floats in [0, 1].
+        image: PIL image of any mode (EXIF rotation is applied), or an array or tensor of shape `(H, W)`, `(H, W, C)`
+            or `(C, H, W)` with 1, 3 or 4 channels: bool, uint8, uint16 in their full range, or floats in [0, 1].
         name (`str`): what to call it in errors.
 
     Raises:
@@ -176,15 +176,15 @@ class AnomalyCLIPProcessor(PilBackend):
 
         Args:
             images: one image or a list of them, of any kind that [`to_pil_image`] takes.
-            masks (*optional*): one mask or a list of them, of the same kinds; above half of the full range = anomalous.
-                None in the list: the image has none, and its row is filled with -1.
+            masks (*optional*): one mask or a list of them, of the same kinds; above half of the full range =
+                anomalous. None in the list: the image has none, and its row is filled with -1.
             return_tensors (`str`, *optional*): `"pt"` or `"np"`.
 
         Returns:
             `BatchFeature` with `pixel_values` (B, 3, H, W) float32 and, with masks, `masks` (B, H, W) float32, 0 or 1.
 
         Raises:
-            ValueError: if there is no image, an image can't be read, or counts or sizes of masks differ from the images'.
+            ValueError: if there is no image, an image can't be read, or masks differ from the images in number or size.
         """
         images = _as_list(images)
         if not images:
@@ -192,7 +192,9 @@ class AnomalyCLIPProcessor(PilBackend):
         settings = {k: kwargs[k] if kwargs.get(k) is not None else getattr(self, k) for k in self._valid_kwargs_names}
         settings = self._standardize_kwargs(**settings)
         pil = [to_pil_image(image, f"images[{i}]") for i, image in enumerate(images)]
-        data = {"pixel_values": np.stack([self._prepare_image(image, settings) for image in pil])}
+        data: dict[str, np.ndarray] = {
+            "pixel_values": np.stack([self._prepare_image(image, settings) for image in pil])
+        }
         if masks is not None:
             masks = _as_list(masks)
             if len(masks) != len(images):
@@ -245,7 +247,7 @@ class AnomalyCLIPProcessor(PilBackend):
         Args:
             outputs ([`AnomalyCLIPOutput`]): needs `logits` (B, 2) and `anomaly_maps` (B, H, W).
             target_sizes (`list[tuple[int, int]]`, *optional*): height and width of each original image in pixels.
-            sigma (`float`, pixels at the model's input size, *optional*): smoothing; the processor's own (4.0) if absent.
+            sigma (`float`, pixels at the model's input size, *optional*): smoothing; the processor's own if absent.
             image_threshold (`float` in [0, 1], *optional*): score from which `label` is "anomalous".
             pixel_threshold (`float` in [0, 1], *optional*): map value from which `mask` is True.
 
