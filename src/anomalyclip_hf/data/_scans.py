@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from ._objects import Painter, Scene, box, circle, lumpy, segment
+from ._painter import Painter, Scene, box, circle, lumpy, segment
 from ._textures import Canvas, edge
 
 

@@ -135,7 +135,7 @@ class Canvas:
         return self.base * (1 - tone) + self.second * tone
 
 
-def edge(x: np.ndarray, softness: float) -> np.ndarray:
+def edge(x: np.ndarray, softness: float | np.floating) -> np.ndarray:
     """0 below zero, 1 above, soft between."""
     return np.clip(x / np.float32(2 * softness) + np.float32(0.5), 0, 1)
 
@@ -336,7 +336,7 @@ def _sponge(c):
 
 
 def _foam(c):
-    first, second, _ = c.cells(c.rng.uniform(2.6, 4.5))
+    first, _, _ = c.cells(c.rng.uniform(2.6, 4.5))
     return c.shade(0.25 + 0.5 * first + 0.2 * c.white(), c.rng.uniform(0.12, 0.35))
 
 

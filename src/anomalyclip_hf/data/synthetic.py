@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._captions import caption_pair
+from ._damage import Damage, finish_mask
 from ._defects import (
     BOARD_DEFECTS,
     DEFECT_TABLE,
     HELD_OUT_DEFECTS,
     MEDICAL_DEFECTS,
-    Damage,
-    finish_mask,
 )
-from ._objects import OBJECT_TABLE, Scene, draw_object
+from ._objects import OBJECT_TABLE, draw_object
+from ._painter import Scene
 from ._photography import photograph
 from ._scans import MEDICAL, SCAN_TABLE, draw_scan
 from ._textures import HELD_OUT_TEXTURES, TEXTURE_TABLE, Canvas, draw_texture
@@ -187,12 +187,12 @@ def draw_sample(
 
     Args:
         class_name: one of `CLASSES`; None draws one of `TRAIN_CLASSES`.
-        defect: one of `DEFECTS`; None draws one of `TRAIN_DEFECTS` that suits the class. If the wanted defect cannot be
-            made visible on the scene, another one is drawn and `defect_type` says which.
+        defect: one of `DEFECTS`; None draws one of `TRAIN_DEFECTS` that suits the class. If the wanted defect cannot
+            be made visible on the scene, another one is drawn and `defect_type` says which.
         anomalous: with the defect (True) or the same scene without it (False); None tosses a coin.
         size: side in pixels, 32 to 2048.
         seed: decides everything else.
-        difficulty: 0 (clear defects, clean photographs) to 1 (also faint and small ones, every photographic variation).
+        difficulty: 0 (clear defects, clean photographs) to 1 (faint and small ones too, full photographic variation).
 
     Raises:
         ValueError: an unknown name or a value out of range.
@@ -254,8 +254,8 @@ def draw_arrays(
         num_workers: processes; 0 draws in this one. The result does not depend on it.
 
     Returns:
-        `images` uint8 (N, S, S, 3), `masks` bool (N, S, S), `labels` int64 (N,), and lists of N strings: `class_names`,
-        `defect_types`, `captions`, `normal_captions`, `anomalous_captions`.
+        `images` uint8 (N, S, S, 3), `masks` bool (N, S, S), `labels` int64 (N,), and lists of N strings:
+        `class_names`, `defect_types`, `captions`, `normal_captions`, `anomalous_captions`.
     """
     from tqdm.auto import tqdm
 
@@ -347,13 +347,14 @@ def _as_array(image: Any) -> np.ndarray:
         array = np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)
     if array.ndim != 3 or array.shape[2] not in (3, 4) or min(array.shape[:2]) < _MIN_SIZE:
         raise ValueError(
-            f"image has shape {array.shape}, but (H, W), (H, W, 3) or (H, W, 4) with sides of at least {_MIN_SIZE} is expected"
+            f"image has shape {array.shape}, but (H, W), (H, W, 3) or (H, W, 4) with sides of at least {_MIN_SIZE} "
+            "is expected"
         )
     return np.ascontiguousarray(array[..., :3])
 
 
 def _foreground(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The object on a plain background as coverage, and the background's color; all of the picture if there is none."""
+    """The object on a plain background as coverage, and the background's color; all of the picture without one."""
     from scipy.ndimage import binary_fill_holes, binary_opening, gaussian_filter
 
     rim = max(1, min(image.shape[:2]) // 32)
