@@ -69,7 +69,7 @@ def image_ap(scores: Any, labels: Any) -> float:
 
 def f1_max(scores: Any, labels: Any) -> F1Max:
     """Best F1 over all thresholds and the highest threshold that reaches it (arguments as `image_auroc`)."""
-    ranking = _rank_images(scores, labels)
+    ranking = rank_images(scores, labels)
     reason = why_undefined(ranking)
     if reason:
         warn_undefined({"f1_max": reason})
@@ -84,7 +84,7 @@ def image_metrics(scores: Any, labels: Any) -> dict[str, Any]:
         dict with `image_auroc`, `image_ap`, `image_f1_max`, `image_f1_max_threshold`, `num_images`,
         `num_anomalous_images`, and `reasons` (metric name to why it is NaN).
     """
-    ranking = _rank_images(scores, labels)
+    ranking = rank_images(scores, labels)
     reason = why_undefined(ranking)
     best = F1Max(math.nan, math.nan) if reason else best_f1(ranking)
     result: dict[str, Any] = {
@@ -102,7 +102,7 @@ def image_metrics(scores: Any, labels: Any) -> dict[str, Any]:
 
 def image_curves(scores: Any, labels: Any, max_points: int = 1000) -> dict[str, Curve]:
     """ROC and PR curves of image scores, thinned to `max_points`; empty where undefined."""
-    return curves_of(_rank_images(scores, labels), max_points)
+    return curves_of(rank_images(scores, labels), max_points)
 
 
 def pixel_metrics(maps: Any, masks: Any, fpr_limit: float = 0.3, with_curves: bool = False) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def pixel_metrics(maps: Any, masks: Any, fpr_limit: float = 0.3, with_curves: bo
         ValueError: NaN or infinite scores, masks with other values, shapes that do not match, no image.
     """
     check_fpr_limit(fpr_limit)
-    result = summarize_pixels(_rank_pixels(maps, masks), fpr_limit, with_curves)
+    result = summarize_pixels(rank_pixels(maps, masks), fpr_limit, with_curves)
     warn_undefined(result["reasons"])
     return result
 
@@ -164,7 +164,7 @@ def aupro_authors(maps: Any, masks: Any, fpr_limit: float = 0.3) -> float:
 
 def pixel_curves(maps: Any, masks: Any, max_points: int = 1000) -> dict[str, Curve]:
     """ROC, PR and PRO curves of all pixels, thinned to `max_points`; empty where undefined."""
-    return curves_of(_rank_pixels(maps, masks), max_points)
+    return curves_of(rank_pixels(maps, masks), max_points)
 
 
 def label_regions(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -248,7 +248,8 @@ def _as_truth(values: np.ndarray, name: str) -> np.ndarray:
     return truth
 
 
-def _rank_images(scores: Any, labels: Any) -> Ranking:
+def rank_images(scores: Any, labels: Any) -> Ranking:
+    """Check scores and labels and count them (arguments as `image_auroc`)."""
     scores, labels = to_numpy(scores), to_numpy(labels)
     if scores.ndim != 1 or labels.shape != scores.shape:
         raise ValueError(f"scores have shape {scores.shape} and labels {labels.shape} but both should be (N,)")
@@ -260,8 +261,8 @@ def _rank_images(scores: Any, labels: Any) -> Ranking:
     return rank_exactly(scores[~truth], scores[truth])
 
 
-def _rank_pixels(maps: Any, masks: Any, with_regions: bool = True) -> Ranking:
-    """Split all pixels into normal and anomalous ones, number the regions, and rank."""
+def rank_pixels(maps: Any, masks: Any, with_regions: bool = True) -> Ranking:
+    """Split all pixels into normal and anomalous ones, number the regions, and count (as `pixel_metrics`)."""
     pairs = [check_pair(*pair, index) for index, pair in enumerate(pair_maps(maps, masks))]
     counts = [int(np.count_nonzero(mask)) for _, mask in pairs]
     total = sum(mask.size for _, mask in pairs)
@@ -283,7 +284,7 @@ def _rank_pixels(maps: Any, masks: Any, with_regions: bool = True) -> Ranking:
 
 
 def _image_value(name: str, scores: Any, labels: Any) -> float:
-    ranking = _rank_images(scores, labels)
+    ranking = rank_images(scores, labels)
     reason = why_undefined(ranking)
     if reason:
         warn_undefined({name: reason}, stacklevel=4)
@@ -293,7 +294,7 @@ def _image_value(name: str, scores: Any, labels: Any) -> float:
 
 def _pixel_value(name: str, maps: Sequence[Any], masks: Sequence[Any], fpr_limit: float = 0.3) -> dict[str, Any]:
     check_fpr_limit(fpr_limit)
-    ranking = _rank_pixels(maps, masks, with_regions=name.startswith("aupro"))
+    ranking = rank_pixels(maps, masks, with_regions=name.startswith("aupro"))
     result = summarize_pixels(ranking, fpr_limit, names=[name])
     warn_undefined(result["reasons"], stacklevel=4)
     return result

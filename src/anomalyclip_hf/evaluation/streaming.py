@@ -67,7 +67,7 @@ class StreamingPixelMetrics:
         """
         if self.num_images == 0:
             raise ValueError("no image was added: call update(maps, masks) first")
-        result = summarize_pixels(self._ranking(), self.fpr_limit, with_curves)
+        result = summarize_pixels(self.ranking(), self.fpr_limit, with_curves)
         warn_undefined(result["reasons"])
         result["num_images"] = self.num_images
         result["max_error"] = self._max_error()
@@ -158,7 +158,8 @@ class StreamingPixelMetrics:
         """Number, counted from key 0 at a coarser `shift`, of the bins at `positions` here."""
         return (positions + self._first) >> (shift - self._shift)
 
-    def _ranking(self) -> Ranking:
+    def ranking(self) -> Ranking:
+        """Counts at each bin that holds anomalous pixels (the lower edge of a bin stands for its scores)."""
         normal, anomalous, weight = (self._tables[name][::-1] for name in _TABLES)
         used = np.flatnonzero(anomalous)
         alarms = np.cumsum(normal)

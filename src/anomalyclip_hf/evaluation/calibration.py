@@ -1,0 +1,232 @@
+"""Thresholds: from normal samples alone, or from labelled ones.
+
+A sample is called anomalous where `score >= threshold`. Thresholds belong into the configuration
+(`image_threshold`, `pixel_threshold`), where they travel with the prompts.
+"""
+
+import math
+import warnings
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from .metrics import check_finite, rank_images, rank_pixels, to_numpy
+from .ranking import Ranking, best_f1, why_undefined
+
+
+@dataclass(frozen=True)
+class NormalCalibration:
+    """A threshold from normal samples alone.
+
+    Args:
+        threshold: call a sample anomalous where `score >= threshold`.
+        false_alarm_rate: wanted bound on the share of normal samples called anomalous.
+        confidence: wanted probability, over the choice of the calibration samples, that the bound holds.
+        achieved_confidence: probability reached with this many samples; below `confidence` where there are too few.
+        num_samples: normal samples given.
+        num_needed: least number of samples that reaches `confidence`.
+        num_above: calibration samples at or above the threshold.
+    """
+
+    threshold: float
+    false_alarm_rate: float
+    confidence: float
+    achieved_confidence: float
+    num_samples: int
+    num_needed: int
+    num_above: int
+
+    @property
+    def is_guaranteed(self) -> bool:
+        """Whether the wanted confidence was reached."""
+        return self.num_samples >= self.num_needed
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, for JSON."""
+        return asdict(self) | {"is_guaranteed": self.is_guaranteed}
+
+
+@dataclass(frozen=True)
+class LabelCalibration:
+    """A threshold from labelled samples, with what it gives on them.
+
+    Args:
+        threshold: call a sample anomalous where `score >= threshold`.
+        objective: `"f1"` or `"recall"`.
+        f1, precision, recall, false_alarm_rate: at this threshold on the calibration samples, in [0, 1].
+        num_normal, num_anomalous: samples given.
+    """
+
+    threshold: float
+    objective: str
+    f1: float
+    precision: float
+    recall: float
+    false_alarm_rate: float
+    num_normal: int
+    num_anomalous: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, for JSON."""
+        return asdict(self)
+
+
+def num_normal_needed(false_alarm_rate: float = 0.05, confidence: float = 0.95) -> int:
+    """Least number of normal samples with which `calibrate_from_normal` can hold its promise (59 by default)."""
+    _check_share("false_alarm_rate", false_alarm_rate)
+    _check_share("confidence", confidence)
+    needed = math.log1p(-confidence) / math.log1p(-false_alarm_rate)
+    return math.ceil(needed - 1e-9)
+
+
+def calibrate_from_normal(scores: Any, false_alarm_rate: float = 0.05, confidence: float = 0.95) -> NormalCalibration:
+    """Choose a threshold from the scores of normal samples.
+
+    With probability `confidence`, at most `false_alarm_rate` of new normal samples score at or above the threshold.
+    The promise is free of any assumption on the distribution, except that calibration samples and new ones come from
+    the same one, independently: the threshold lies just above the k-th smallest score, whose rank among all normal
+    samples follows a beta distribution, with the smallest k that suffices.
+
+    Args:
+        scores: `(N,)` float scores of normal samples, finite.
+        false_alarm_rate: in (0, 1).
+        confidence: in (0, 1).
+
+    Raises:
+        ValueError: no score, NaN or infinite scores, a rate outside (0, 1).
+
+    With fewer than `num_normal_needed(false_alarm_rate, confidence)` samples no threshold can hold the promise: the
+    one just above the highest score is returned with the confidence that it has, and a warning.
+    """
+    values = to_numpy(scores)
+    if values.ndim != 1 or len(values) == 0:
+        raise ValueError(f"scores have shape {values.shape} but (N,) with at least one score is expected")
+    values = np.sort(values.astype(np.float64))
+    check_finite(values[0], values[-1], "scores")
+    needed = num_normal_needed(false_alarm_rate, confidence)
+    count = len(values)
+    # P(share of normal samples above the k-th smallest <= rate) = P(Binomial(count, 1 - rate) <= k - 1).
+    certainty = _binomial_cdf(count, 1.0 - false_alarm_rate)
+    rank = min(int(np.searchsorted(certainty, confidence - 1e-12)) + 1, count)
+    threshold = _just_above(values[rank - 1])
+    if count < needed:
+        warnings.warn(
+            f"{count} normal samples are too few for a false-alarm rate of {false_alarm_rate:g} at confidence "
+            f"{confidence:g}: at least {needed} are needed. The highest score is used; it holds with confidence "
+            f"{certainty[count - 1]:.3g}",
+            stacklevel=2,
+        )
+    return NormalCalibration(
+        threshold=threshold,
+        false_alarm_rate=float(false_alarm_rate),
+        confidence=float(confidence),
+        achieved_confidence=float(certainty[rank - 1]),
+        num_samples=count,
+        num_needed=needed,
+        num_above=int(np.count_nonzero(values >= threshold)),
+    )
+
+
+def calibrate_pixels_from_normal(
+    maps: Any, pixel_rate: float = 0.01, false_alarm_rate: float = 0.05, confidence: float = 0.95
+) -> NormalCalibration:
+    """Choose a pixel threshold from the maps of normal images.
+
+    With probability `confidence`, at most `false_alarm_rate` of new normal images have more than `pixel_rate` of their
+    pixels marked. The images are the independent samples (neighboring pixels are not), so that their number counts.
+
+    Args:
+        maps: `(N, H, W)` or a sequence of `(H, W)` maps of normal images.
+        pixel_rate: share of an image's pixels that may be marked, in [0, 1).
+        false_alarm_rate, confidence: as in `calibrate_from_normal`.
+    """
+    if not 0.0 <= pixel_rate < 1.0:
+        raise ValueError(f"pixel_rate={pixel_rate} but a share in [0, 1) is expected")
+    if len(maps) == 0:
+        raise ValueError("no map given: at least one normal image is needed")
+    levels = []
+    for index, anomaly_map in enumerate(maps):
+        values = to_numpy(anomaly_map).ravel()
+        check_finite(values.min(), values.max(), f"maps[{index}]")
+        # A threshold above the (m + 1)-th largest value marks at most m pixels.
+        place = len(values) - 1 - int(pixel_rate * len(values))
+        levels.append(float(np.partition(values, place)[place]))
+    return calibrate_from_normal(levels, false_alarm_rate, confidence)
+
+
+def calibrate_from_labels(
+    scores: Any, labels: Any, objective: str = "f1", recall: float | None = None
+) -> LabelCalibration:
+    """Choose a threshold from labelled samples: the best F1, or the highest threshold that reaches a wanted recall.
+
+    The threshold is put halfway to the next lower score, so that rounding does not turn a sample over.
+
+    Args:
+        scores: `(N,)` float scores, finite.
+        labels: `(N,)` 0 (normal) or 1 (anomalous), both present.
+        objective: `"f1"` or `"recall"`.
+        recall: wanted recall in (0, 1], for `objective="recall"` only.
+
+    Raises:
+        ValueError: one class only, another objective, a recall missing or out of range, bad scores or labels.
+    """
+    result = calibrate_from_ranking(rank_images(scores, labels), objective, recall, unit="image")
+    values = to_numpy(scores).astype(np.float64)
+    lower = values[values < result.threshold]
+    if not len(lower):
+        return result
+    return LabelCalibration(**asdict(result) | {"threshold": float((lower.max() + result.threshold) / 2)})
+
+
+def calibrate_pixels_from_labels(
+    maps: Any, masks: Any, objective: str = "f1", recall: float | None = None
+) -> LabelCalibration:
+    """Choose a pixel threshold from maps and masks (as `pixel_metrics`), objective as in `calibrate_from_labels`."""
+    return calibrate_from_ranking(rank_pixels(maps, masks, with_regions=False), objective, recall, unit="pixel")
+
+
+def calibrate_from_ranking(
+    ranking: Ranking, objective: str = "f1", recall: float | None = None, unit: str = "pixel"
+) -> LabelCalibration:
+    """As `calibrate_from_labels`, from counts, such as those of `StreamingPixelMetrics.ranking()`."""
+    if objective not in ("f1", "recall"):
+        raise ValueError(f'objective={objective!r} but "f1" or "recall" is expected')
+    if (recall is not None) != (objective == "recall") or (recall is not None and not 0.0 < recall <= 1.0):
+        raise ValueError(f'recall={recall} with objective={objective!r}: give a recall in (0, 1] for "recall" alone')
+    reason = why_undefined(ranking, unit=unit)
+    if reason:
+        raise ValueError(f"{reason}. Give both classes, or use calibrate_from_normal with normal samples alone")
+    if recall is None:
+        place = int(np.flatnonzero(ranking.thresholds == best_f1(ranking).threshold)[0])
+    else:
+        place = int(np.searchsorted(ranking.hits, math.ceil(recall * ranking.num_anomalous - 1e-9)))
+    hits, alarms = int(ranking.hits[place]), int(ranking.alarms[place])
+    return LabelCalibration(
+        threshold=float(ranking.thresholds[place]),
+        objective=objective,
+        f1=2.0 * hits / (hits + alarms + ranking.num_anomalous),
+        precision=hits / (hits + alarms),
+        recall=hits / ranking.num_anomalous,
+        false_alarm_rate=alarms / ranking.num_normal,
+        num_normal=ranking.num_normal,
+        num_anomalous=ranking.num_anomalous,
+    )
+
+
+def _binomial_cdf(count: int, chance: float) -> np.ndarray:
+    """P(Binomial(count, chance) <= k) for k = 0 .. count - 1."""
+    from scipy.stats import binom
+
+    return binom.cdf(np.arange(count), count, chance)
+
+
+def _just_above(value: float) -> float:
+    """The next float32 above a float32 value (scores are float32 as a rule), the next float64 above any other."""
+    single = np.float32(value)
+    return float(np.nextafter(single, np.float32(np.inf)) if float(single) == value else np.nextafter(value, np.inf))
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0.0 < value < 1.0:
+        raise ValueError(f"{name}={value} but a value strictly between 0 and 1 is expected")
