@@ -1,1 +1,33 @@
 """Data: layouts of known data sets, loading of any source into one schema, synthetic drawings."""
+
+from __future__ import annotations
+
+import importlib
+
+_WHERE = {
+    "load_anomaly_dataset": "loading",
+    "LAYOUTS": "layouts",
+    "DatasetLayout": "layouts",
+    "Variant": "layouts",
+    "find_layout": "layouts",
+    "register_layout": "layouts",
+    "ImageReadError": "masks",
+    "MaskRule": "masks",
+    "read_image": "masks",
+    "read_mask": "masks",
+    "make_loader": "loader",
+    "measure_loader": "loader",
+    "inspect_source": "inspect",
+    "export_dataset": "export",
+}
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name: str):
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
+
+
+def __dir__():
+    return __all__

@@ -1,0 +1,104 @@
+"""Column types that decode lazily: `AnomalyImage` to RGB, `AnomalyMask` to a mask of 0 and 255.
+
+Both are `datasets.Image`s, so that a data set keeps working with `select`, `filter`, `map`, `with_format` and
+streaming, and a column without pictures (`ds["label"]`) never decodes one.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import datasets
+import pyarrow as pa
+from datasets.features.features import register_feature
+from PIL import Image
+
+from .masks import MaskRule, read_image, read_mask
+
+LABEL_NAMES = ("normal", "anomalous")
+
+
+@dataclass
+class AnomalyImage(datasets.Image):
+    """An image column that decodes to upright 8-bit RGB, whatever mode the file has."""
+
+    _type: str = field(default="AnomalyImage", init=False, repr=False)
+
+    def decode_example(self, value: Any, token_per_repo_id=None) -> Image.Image:
+        """Decode one cell; raises `ImageReadError` naming the file."""
+        return read_image(value)
+
+
+@dataclass
+class AnomalyMask(datasets.Image):
+    """A mask column that decodes to mode L, 0 and 255, by the rule of its data set.
+
+    `turn` is kept beside the file: the orientation that lays a mask without EXIF on its rotated image (`mask_turn`).
+    """
+
+    threshold: int = 0
+    jpeg_threshold: int = 127
+    pa_type: ClassVar[Any] = pa.struct({"bytes": pa.binary(), "path": pa.string(), "turn": pa.int8()})
+    _type: str = field(default="AnomalyMask", init=False, repr=False)
+
+    def decode_example(self, value: Any, token_per_repo_id=None) -> Image.Image:
+        """Decode one cell; raises `ImageReadError` naming the file."""
+        turn = value.get("turn") if isinstance(value, dict) else None
+        return read_mask(value, MaskRule(self.threshold, self.jpeg_threshold), turn)
+
+    def encode_example(self, value: Any) -> dict:
+        """Encode a path, bytes, PIL image, array or `{"bytes", "path", "turn"}`."""
+        turn = value.get("turn") if isinstance(value, dict) else None
+        return {**super().encode_example(value), "turn": turn}
+
+    def cast_storage(self, storage: pa.Array) -> pa.Array:
+        """Take the storage of a plain `datasets.Image` too."""
+        if pa.types.is_struct(storage.type) and storage.type.get_field_index("turn") >= 0:
+            turn = storage.field("turn").cast(pa.int8())
+            mask = storage.is_null()
+        else:
+            storage = datasets.Image().cast_storage(storage)
+            turn = pa.nulls(len(storage), pa.int8())
+            mask = storage.is_null()
+        fields = [storage.field("bytes").cast(pa.binary()), storage.field("path").cast(pa.string()), turn]
+        return pa.StructArray.from_arrays(fields, ["bytes", "path", "turn"], mask=mask)
+
+    def embed_storage(self, storage: pa.Array, *args, **kwargs) -> pa.Array:
+        """Put the files' bytes into the column, keeping `turn`."""
+        embedded = datasets.Image().embed_storage(
+            datasets.Image().cast_storage(_without_turn(storage)), *args, **kwargs
+        )
+        fields = [embedded.field("bytes"), embedded.field("path"), storage.field("turn")]
+        return pa.StructArray.from_arrays(fields, ["bytes", "path", "turn"], mask=storage.is_null())
+
+
+def _without_turn(storage: pa.Array) -> pa.Array:
+    fields = [storage.field("bytes"), storage.field("path")]
+    return pa.StructArray.from_arrays(fields, ["bytes", "path"], mask=storage.is_null())
+
+
+def make_features(rule: MaskRule | None = None) -> datasets.Features:
+    """The one schema of every loaded data set.
+
+    Args:
+        rule (`MaskRule`, *optional*): how masks are binarised.
+    """
+    rule = rule or MaskRule()
+    return datasets.Features(
+        {
+            "image": AnomalyImage(),
+            "mask": AnomalyMask(threshold=rule.threshold, jpeg_threshold=rule.jpeg_threshold),
+            "label": datasets.ClassLabel(names=list(LABEL_NAMES)),
+            "class_name": datasets.Value("string"),
+            "defect_type": datasets.Value("string"),
+            "path": datasets.Value("string"),
+        }
+    )
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", UserWarning)  # "experimental": tests/data/test_features.py watches it
+    register_feature(AnomalyImage, "AnomalyImage")
+    register_feature(AnomalyMask, "AnomalyMask")

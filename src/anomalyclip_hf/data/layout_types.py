@@ -1,0 +1,126 @@
+"""What a row of the table of data sets is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from .masks import MaskRule
+
+SPLITS = {"train": "train", "training": "train", "test": "test", "val": "validation", "validation": "validation"}
+MASK_FOLDERS = ("masks", "mask", "ground_truth", "groundtruth", "gt")
+LABEL_RULES = ("kind", "mask_file", "mask_content", "anomalous", "table", "unlabeled")
+
+
+@dataclass(frozen=True)
+class ClassResults:
+    """Published results in percent; None where none was published."""
+
+    image_auroc: float | None = None
+    image_ap: float | None = None
+    pixel_auroc: float | None = None
+    pixel_aupro: float | None = None
+
+
+@dataclass(frozen=True)
+class PaperResults(ClassResults):
+    """Results of the paper (tables 1 and 2), in percent.
+
+    Args:
+        trained_on (`str`): the data set the prompts were learned on.
+        per_class (`Mapping[str, ClassResults]`): the authors' released log, empty where there is none.
+        log_mean (`ClassResults`, *optional*): the mean that log prints; it differs from the paper in places.
+    """
+
+    trained_on: str = "mvtec"
+    per_class: Mapping[str, ClassResults] = field(default_factory=dict)
+    log_mean: ClassResults | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """An index file (CSV, TSV or JSON lines) in place of folder names.
+
+    Args:
+        path (`str`): the file, from the root.
+        image, mask (`str`): patterns in which `{column}` is replaced by a cell; suffix optional.
+        label_column, class_column, split_column, kind_column (`str`, *optional*): names of columns.
+        normal_labels (`tuple[str, ...]`): values of the label column that mean normal; others are anomalous.
+    """
+
+    path: str
+    image: tuple[str, ...]
+    mask: str | None = None
+    label_column: str | None = None
+    class_column: str | None = None
+    split_column: str | None = None
+    kind_column: str | None = None
+    normal_labels: tuple[str, ...] = ("normal",)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way in which a data set lies on disk.
+
+    Args:
+        images (`str`): pattern of the image files; unused with `table`.
+        masks (`tuple[str, ...]`): patterns of the mask files, the first that exists wins; empty: no masks.
+        label (`str`): "kind" (the folder is a normal kind or not), "mask_file" (anomalous where a mask file exists),
+            "mask_content" (where the mask is not all zero), "anomalous" (always) or "unlabeled".
+        split (`str`): the split where the pattern has no `{split}`.
+        kinds (`tuple[str, ...]`, *optional*): the only kinds taken; all by default.
+        skip_kinds (`tuple[str, ...]`): folders that are no kinds.
+        skip (`tuple[str, ...]`): patterns of image files that are no samples.
+        needs_normal, needs_masks (`bool`): take this variant only where a normal kind, or a mask, is found.
+        table (`Table`, *optional*): read an index file.
+    """
+
+    images: str = "{stem}"
+    masks: tuple[str, ...] = ()
+    label: str = "kind"
+    split: str = "test"
+    kinds: tuple[str, ...] | None = None
+    skip_kinds: tuple[str, ...] = MASK_FOLDERS
+    skip: tuple[str, ...] = ()
+    needs_normal: bool = False
+    needs_masks: bool = False
+    table: Table | None = None
+
+    def __post_init__(self):
+        if self.label not in LABEL_RULES:
+            raise ValueError(f"Variant.label={self.label!r} must be one of {', '.join(LABEL_RULES)}")
+
+
+@dataclass(frozen=True)
+class DatasetLayout:
+    """All that is known of one data set.
+
+    Args:
+        name (`str`): what users type.
+        title (`str`): its proper name.
+        variants (`tuple[Variant, ...]`): layouts on disk, the first that fits is taken.
+        classes (`tuple[str, ...]`): class names; empty: the folders', or the root folder's own name.
+        normal_kinds (`tuple[str, ...]`): folder names that mean normal, compared without case.
+        mask_rule (`MaskRule`): how masks are binarised.
+        aliases (`tuple[str, ...]`): other names for `name`.
+        folders (`tuple[str, ...]`): names of its folder in archives that hold several data sets.
+        splits (`tuple[str, ...]`): the splits it has.
+        home_page (`str`): where to get it.
+        license (`str`, *optional*): Hub licence id, only where the source itself states it.
+        license_note (`str`): what is known of the licence, or where to read it.
+        paper_results (`PaperResults`, *optional*): published numbers.
+    """
+
+    name: str
+    title: str
+    variants: tuple[Variant, ...]
+    classes: tuple[str, ...] = ()
+    normal_kinds: tuple[str, ...] = ("good",)
+    mask_rule: MaskRule = field(default_factory=MaskRule)
+    aliases: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ("test",)
+    home_page: str = ""
+    license: str | None = None
+    license_note: str = ""
+    paper_results: PaperResults | None = None

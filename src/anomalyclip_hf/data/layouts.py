@@ -1,0 +1,436 @@
+"""The data sets AnomalyCLIP was judged on, and the forms of own data, each declared as one row of a table.
+
+**Adding a data set is adding a row.** A tree `<class>/{train,test}/<kind>/x.png` with masks in
+`<class>/truth/<kind>/x_gt.png` and the normal kind `fine` needs this and nothing else:
+
+```python
+from anomalyclip_hf.data.layouts import DatasetLayout, Variant, register_layout
+
+register_layout(
+    DatasetLayout(
+        name="my_parts",
+        title="My parts",
+        classes=("bolt", "nut"),
+        normal_kinds=("fine",),
+        variants=(
+            Variant("{class_name}/{split}/{kind}/{stem}", masks=("{class_name}/truth/{kind}/{stem}_gt",)),
+        ),
+        home_page="https://example.org/parts",
+        license_note="read LICENSE.txt in the archive",
+    )
+)
+load_anomaly_dataset("my_parts", data_dir="/data/parts")
+```
+
+Patterns are paths from the archive's root without the file's suffix. `{class_name}`, `{split}`, `{kind}`, `{group}`
+and `{stem}` each stand for one name, `{sub}` for any folders between. A mask's pattern is filled from its image's
+names, so masks are found by stem and never by order. A `Table` reads an index file instead.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .layout_types import MASK_FOLDERS, ClassResults, DatasetLayout, PaperResults, Table, Variant
+
+__all__ = [
+    "LAYOUTS",
+    "OWN_LAYOUTS",
+    "OWN_NORMAL_KINDS",
+    "ClassResults",
+    "DatasetLayout",
+    "PaperResults",
+    "Table",
+    "Variant",
+    "find_layout",
+    "register_layout",
+]
+MASK_SUFFIXES = ("", "_mask", "_gt", "_label")
+
+
+def _own_masks(*prefixes: str) -> tuple[str, ...]:
+    return tuple(f"{prefix}{stem}" for prefix in prefixes for stem in (f"{{stem}}{s}" for s in MASK_SUFFIXES))
+
+
+def _truth(head: str = "{class_name}/") -> tuple[str, ...]:
+    """Masks of an MVTec-style tree; the stem's suffix differs from set to set."""
+    return _own_masks(f"{head}ground_truth/{{kind}}/", f"{head}ground_truth/{{sub}}")
+
+
+MVTEC_TREE = (
+    Variant("{class_name}/{split}/{kind}/{stem}", masks=_truth()),
+    Variant("{split}/{kind}/{stem}", masks=_truth("")),
+)
+IMAGES_AND_MASKS = (Variant("images/{stem}", masks=_own_masks("masks/"), label="anomalous"),)
+
+
+def _results(
+    image_auroc: float | None,
+    image_ap: float | None,
+    pixel_auroc: float | None,
+    pixel_aupro: float | None,
+    **more: Any,
+) -> PaperResults:
+    return PaperResults(image_auroc, image_ap, pixel_auroc, pixel_aupro, **more)
+
+
+# pixel AUROC, AUPRO, image AUROC, image AP, as the authors' log prints them.
+_MVTEC_LOG = {
+    "carpet": (98.8, 90.0, 100.0, 100.0),
+    "bottle": (90.4, 80.8, 88.7, 96.8),
+    "hazelnut": (97.2, 92.5, 97.2, 98.5),
+    "leather": (98.6, 92.2, 99.8, 99.9),
+    "cable": (78.9, 64.0, 70.3, 81.7),
+    "capsule": (95.8, 87.6, 89.5, 97.8),
+    "grid": (97.3, 75.4, 97.8, 99.3),
+    "pill": (91.8, 88.1, 81.1, 95.3),
+    "transistor": (70.8, 58.2, 93.9, 92.1),
+    "metal_nut": (74.6, 71.1, 92.4, 98.2),
+    "screw": (97.5, 88.0, 82.1, 92.9),
+    "toothbrush": (91.9, 88.5, 85.3, 93.9),
+    "zipper": (91.3, 65.4, 98.4, 99.5),
+    "tile": (94.7, 87.4, 100.0, 100.0),
+    "wood": (96.4, 91.5, 96.9, 99.2),
+}
+
+
+def _from_log(pixel_auroc: float, pixel_aupro: float, image_auroc: float, image_ap: float) -> ClassResults:
+    return ClassResults(image_auroc, image_ap, pixel_auroc, pixel_aupro)
+
+
+_POLYP_PAGE = "https://figshare.com/articles/figure/Polyp_DataSet_zip/21221579"
+_READ = "not stated here: read it at the home page and in the archive before sharing"
+
+_ROWS = (
+    DatasetLayout(
+        name="mvtec",
+        title="MVTec AD",
+        aliases=("mvtec_ad", "mvtecad"),
+        folders=("mvtec_anomaly_detection", "mvdataset", "mvtec"),
+        classes=(
+            *("bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal_nut", "pill", "screw"),
+            *("tile", "toothbrush", "transistor", "wood", "zipper"),
+        ),
+        variants=MVTEC_TREE,
+        splits=("train", "test"),
+        home_page="https://www.mvtec.com/company/research/datasets/mvtec-ad",
+        license="cc-by-nc-sa-4.0",
+        license_note="CC BY-NC-SA 4.0 (readme.txt in the archive): no commercial use",
+        paper_results=_results(
+            *(91.5, 96.2, 91.1, 81.4),
+            trained_on="visa",
+            per_class={name: _from_log(*row) for name, row in _MVTEC_LOG.items()},
+            log_mean=_from_log(91.1, 81.4, 91.6, 96.4),
+        ),
+    ),
+    DatasetLayout(
+        name="visa",
+        title="VisA",
+        folders=("VisA", "VisA_20220922"),
+        classes=(
+            *("candle", "capsules", "cashew", "chewinggum", "fryum", "macaroni1", "macaroni2"),
+            *("pcb1", "pcb2", "pcb3", "pcb4", "pipe_fryum"),
+        ),
+        variants=(
+            Variant(
+                label="table",
+                table=Table(
+                    path="split_csv/1cls.csv",
+                    image=("{image}",),
+                    mask="{mask}",
+                    label_column="label",
+                    class_column="object",
+                    split_column="split",
+                ),
+            ),
+            *MVTEC_TREE,  # what the authors' prepare_data.py of VisA writes
+        ),
+        splits=("train", "test"),
+        home_page="https://github.com/amazon-science/spot-diff",
+        license="cc-by-4.0",
+        license_note="CC BY 4.0 (LICENSE-DATASET at the home page)",
+        paper_results=_results(82.1, 85.4, 95.5, 87.0),
+    ),
+    DatasetLayout(
+        name="mpdd",
+        title="MPDD",
+        classes=("bracket_black", "bracket_brown", "bracket_white", "connector", "metal_plate", "tubes"),
+        variants=MVTEC_TREE,
+        splits=("train", "test"),
+        home_page="https://github.com/stepanje/MPDD",
+        license_note=_READ,
+        paper_results=_results(77.0, 82.0, 96.5, 88.7),
+    ),
+    DatasetLayout(
+        name="btad",
+        title="BTAD",
+        aliases=("beantech",),
+        folders=("BTech_Dataset_transformed", "btad"),
+        classes=("01", "02", "03"),
+        normal_kinds=("ok",),
+        variants=MVTEC_TREE,
+        splits=("train", "test"),
+        home_page="http://avires.dimi.uniud.it/papers/btad/btad.zip",
+        license_note=_READ,
+        paper_results=_results(88.3, 87.3, 94.2, 74.8),
+    ),
+    DatasetLayout(
+        name="sdd",
+        title="SDD (KolektorSDD)",
+        aliases=("kolektorsdd", "ksdd"),
+        folders=("SDD", "KolektorSDD"),
+        classes=("electrical commutators",),
+        variants=(
+            *MVTEC_TREE,
+            Variant(
+                "{group}/{stem}",
+                masks=("{group}/{stem}_label",),
+                label="mask_content",
+                skip=("{group}/{stem}_label",),
+            ),
+        ),
+        splits=("train", "test"),
+        home_page="https://www.vicos.si/resources/kolektorsdd/",
+        license_note=_READ,
+        paper_results=_results(84.7, 80.0, 90.6, 67.8),
+    ),
+    DatasetLayout(
+        name="dagm",
+        title="DAGM 2007",
+        aliases=("dagm2007", "dagm_kaggleupload"),
+        folders=("DAGM_KaggleUpload", "DAGM"),
+        classes=tuple(f"Class{number}" for number in range(1, 11)),
+        variants=(
+            Variant(
+                "{class_name}/{split}/{stem}", masks=("{class_name}/{split}/Label/{stem}_label",), label="mask_file"
+            ),
+        ),
+        splits=("train", "test"),
+        home_page="https://www.kaggle.com/datasets/mhskjelvareid/dagm-2007-competition-dataset-optical-inspection",
+        license_note=_READ,
+        paper_results=_results(97.5, 92.3, 95.6, 91.0),
+    ),
+    DatasetLayout(
+        name="dtd_synthetic",
+        title="DTD-Synthetic",
+        aliases=("dtd",),
+        folders=("DTD-Synthetic", "DTD"),
+        classes=(
+            *("Woven_001", "Woven_127", "Woven_104", "Stratified_154", "Blotchy_099", "Woven_068", "Woven_125"),
+            *("Marbled_078", "Perforated_037", "Mesh_114", "Fibrous_183", "Matted_069"),
+        ),
+        variants=MVTEC_TREE,
+        splits=("train", "test"),
+        home_page="https://drive.google.com/drive/folders/10OyPzvI3H6llCZBxKxFlKWt1Pw1tkMK1",
+        license_note=_READ,
+        paper_results=_results(93.5, 97.0, 97.9, 92.3),
+    ),
+    DatasetLayout(
+        name="headct",
+        title="HeadCT",
+        aliases=("head_ct",),
+        folders=("HeadCT_anomaly_detection", "HeadCT"),
+        classes=("brain",),
+        variants=(
+            Variant("{class_name}/{split}/{kind}/{stem}"),
+            Variant("{split}/{kind}/{stem}"),
+            Variant(
+                label="table",
+                table=Table(
+                    path="labels.csv",
+                    image=("head_ct/head_ct/{id}", "head_ct/{id}", "{id}"),
+                    label_column="hemorrhage",
+                    normal_labels=("0",),
+                ),
+            ),
+        ),
+        home_page="https://www.kaggle.com/datasets/felipekitamura/head-ct-hemorrhage",
+        license_note=_READ,
+        paper_results=_results(93.4, 91.6, None, None),
+    ),
+    DatasetLayout(
+        name="brainmri",
+        title="BrainMRI",
+        aliases=("brain_mri",),
+        folders=("BrainMRI",),
+        classes=("brain",),
+        normal_kinds=("no",),
+        variants=(
+            Variant("brain_tumor_dataset/{kind}/{stem}", kinds=("no", "yes")),  # the archive holds each image twice
+            Variant("{kind}/{stem}", kinds=("no", "yes")),
+        ),
+        home_page="https://www.kaggle.com/datasets/navoneel/brain-mri-images-for-brain-tumor-detection",
+        license_note=_READ,
+        paper_results=_results(90.3, 92.2, None, None),
+    ),
+    DatasetLayout(
+        name="br35h",
+        title="Br35H",
+        aliases=("br35",),
+        folders=("Br35H", "br35"),
+        classes=("brain",),
+        normal_kinds=("no",),
+        variants=(Variant("{kind}/{stem}", kinds=("no", "yes")),),  # pred/ beside them has no labels
+        home_page="https://www.kaggle.com/datasets/ahmedhamada0/brain-tumor-detection",
+        license_note=_READ,
+        paper_results=_results(94.6, 94.7, None, None),
+    ),
+    DatasetLayout(
+        name="covid19",
+        title="COVID-19",
+        aliases=("covid", "covid-19", "covid19_radiography"),
+        folders=("COVID-19_Radiography_Dataset",),
+        classes=("chest",),
+        normal_kinds=("NORMAL",),
+        variants=(
+            Variant("{kind}/images/{stem}", needs_normal=True),  # the masks beside them outline lungs, not anomalies
+            Variant("{kind}/{stem}", needs_normal=True),
+        ),
+        home_page="https://www.kaggle.com/datasets/tawsifurrahman/covid19-radiography-database",
+        license_note=_READ,
+        paper_results=_results(80.1, 58.7, None, None),
+    ),
+    DatasetLayout(
+        name="isic",
+        title="ISIC 2016",
+        aliases=("isbi", "isic2016"),
+        folders=("ISBI", "ISIC"),
+        classes=("skin",),
+        variants=(
+            Variant(
+                "{class_name}/{split}/{kind}/{stem}",
+                masks=("{class_name}/ISBI2016_ISIC_Part1_Test_GroundTruth/{stem}_Segmentation",),
+            ),
+            Variant("{split}/{kind}/{stem}", masks=("ISBI2016_ISIC_Part1_Test_GroundTruth/{stem}_Segmentation",)),
+            Variant(
+                "ISBI2016_ISIC_Part1_Test_Data/{stem}",
+                masks=("ISBI2016_ISIC_Part1_Test_GroundTruth/{stem}_Segmentation",),
+                label="anomalous",
+            ),
+        ),
+        home_page="https://isic-challenge-data.s3.amazonaws.com/2016/ISBI2016_ISIC_Part1_Test_Data.zip",
+        license_note=_READ,
+        paper_results=_results(None, None, 89.7, 78.4),
+    ),
+    DatasetLayout(
+        name="colondb",
+        title="CVC-ColonDB",
+        aliases=("cvc-colondb", "cvc_colondb"),
+        folders=("CVC-ColonDB",),
+        classes=("colon",),
+        variants=IMAGES_AND_MASKS,
+        home_page=_POLYP_PAGE,
+        license_note=_READ,
+        paper_results=_results(None, None, 81.9, 71.3),
+    ),
+    DatasetLayout(
+        name="clinicdb",
+        title="CVC-ClinicDB",
+        aliases=("cvc-clinicdb", "cvc_clinicdb"),
+        folders=("CVC-ClinicDB",),
+        classes=("colon",),
+        variants=(
+            *IMAGES_AND_MASKS,
+            Variant("PNG/Original/{stem}", masks=("PNG/Ground Truth/{stem}",), label="anomalous"),
+            Variant("Original/{stem}", masks=("Ground Truth/{stem}",), label="anomalous"),
+        ),
+        home_page=_POLYP_PAGE,
+        license_note=_READ,
+        paper_results=_results(None, None, 82.9, 67.8),
+    ),
+    DatasetLayout(
+        name="kvasir",
+        title="Kvasir",
+        aliases=("kvasir-seg", "kvasir_seg"),
+        folders=("Kvasir", "Kvasir-SEG"),
+        classes=("colon",),
+        variants=IMAGES_AND_MASKS,
+        home_page=_POLYP_PAGE,
+        license_note=_READ,
+        paper_results=_results(None, None, 78.9, 45.6),
+    ),
+    DatasetLayout(
+        name="endo",
+        title="Endo (EndoTect 2020)",
+        aliases=("endotect",),
+        folders=("EndoTect_2020_Segmentation_Test_Dataset",),
+        classes=("colon",),
+        variants=(Variant("{kind}/{stem}", masks=_own_masks("masks/"), needs_masks=True),),
+        home_page="https://drive.google.com/file/d/1LNpLkv5ZlEUzr_RPN5rdOHaqk0SkZa3m/view",
+        license_note=_READ,
+        paper_results=_results(None, None, 84.1, 63.6),
+    ),
+    DatasetLayout(
+        name="tn3k",
+        title="TN3K",
+        folders=("tn3k", "TN3K"),
+        classes=("thyroid",),
+        variants=(Variant("test-image/{stem}", masks=_own_masks("test-mask/"), label="anomalous"),),
+        home_page="https://github.com/haifangong/TRFE-Net-for-thyroid-nodule-segmentation",
+        license_note=_READ,
+        paper_results=_results(None, None, 81.5, 50.4),
+    ),
+)
+
+OWN_NORMAL_KINDS = ("good", "ok", "normal", "negative", "no")
+
+_BESIDE = tuple(f"{folder}/{{kind}}/{{sub}}" for folder in MASK_FOLDERS) + tuple(f"{f}/{{sub}}" for f in MASK_FOLDERS)
+
+# Own data, tried in this order when a folder is given.
+OWN_LAYOUTS = (
+    DatasetLayout("tree", "MVTec-style tree", MVTEC_TREE, normal_kinds=OWN_NORMAL_KINDS, splits=("train", "test")),
+    DatasetLayout(
+        "folder",
+        "folder of kinds",
+        (
+            Variant("{kind}/{sub}{stem}", masks=_own_masks(*_BESIDE), needs_normal=True),
+            Variant(
+                "{class_name}/{kind}/{sub}{stem}",
+                masks=_own_masks(*(f"{{class_name}}/{prefix}" for prefix in _BESIDE)),
+                needs_normal=True,
+            ),
+        ),
+        normal_kinds=OWN_NORMAL_KINDS,
+    ),
+    DatasetLayout(
+        "images_masks",
+        "images beside masks",
+        (
+            Variant(
+                "images/{sub}{stem}",
+                masks=_own_masks("masks/{sub}", "mask/{sub}"),
+                label="mask_content",
+                needs_masks=True,
+            ),
+        ),
+    ),
+    DatasetLayout("images", "images without labels", (Variant("{stem}", label="unlabeled"),)),
+)
+
+LAYOUTS: dict[str, DatasetLayout] = {row.name: row for row in _ROWS}
+
+
+def register_layout(layout: DatasetLayout) -> None:
+    """Add a data set to the table, so that `load_anomaly_dataset(layout.name, data_dir=...)` finds it.
+
+    Raises:
+        ValueError: the name or an alias is taken by another row.
+    """
+    for name in (layout.name, *layout.aliases):
+        taken = find_layout(name)
+        if taken is not None and taken.name != layout.name:
+            raise ValueError(f"the name {name!r} already belongs to {taken.title} ({taken.name}): choose another")
+    LAYOUTS[layout.name] = layout
+
+
+def find_layout(name: str) -> DatasetLayout | None:
+    """Look a data set up by name or alias; case, `-` and spaces do not matter. None where there is none."""
+    wanted = _plain(name)
+    for layout in LAYOUTS.values():
+        if wanted in map(_plain, (layout.name, *layout.aliases)):
+            return layout
+    return None
+
+
+def _plain(name: str) -> str:
+    return name.casefold().replace("-", "_").replace(" ", "_")

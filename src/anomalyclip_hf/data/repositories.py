@@ -1,0 +1,215 @@
+"""`datasets` sources - objects, saved folders, repositories - brought into the one schema, and the synthetic set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import datasets
+
+from .features import LABEL_NAMES, AnomalyImage, AnomalyMask
+from .indexing import ANOMALOUS_KIND, NORMAL_KIND
+from .tables import pick_columns, to_label
+
+_ORDER = ("image", "mask", "label", "class_name", "defect_type", "path")
+
+
+def load_repository(name: str, options, *, streaming: bool = False, split: str | None = None) -> dict[str, Any]:
+    """Load a saved folder, a local repository or one on the Hub (the latter only because the user named it).
+
+    Args:
+        name (`str`): folder, .parquet or .arrow file, or owner/name.
+        options (`SourceOptions`): columns, revision and the rest.
+        streaming (`bool`): do not download first.
+        split (`str`, *optional*): the only split wanted; all by default.
+    """
+    if os.path.isdir(name) and any(os.path.isfile(os.path.join(name, f)) for f in ("dataset_dict.json", "state.json")):
+        from . import features  # noqa: F401  (a saved set may carry our column types)
+
+        return adapt_datasets(datasets.load_from_disk(name), options, label=name)
+    arguments: dict[str, Any] = {"streaming": streaming}
+    if os.path.isfile(name):
+        arguments |= {"path": "parquet" if name.lower().endswith(".parquet") else "arrow", "data_files": name}
+    else:
+        arguments |= {"path": name, "revision": options.revision}
+    try:
+        loaded = datasets.load_dataset(**arguments)
+    except (FileNotFoundError, ConnectionError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
+        raise ValueError(
+            f"{name!r} could not be loaded as a datasets repository: {error}. Expected a data set's name with "
+            "data_dir, a folder, a table, or a repository owner/name that can be reached"
+        ) from error
+    return adapt_datasets(loaded, options, label=name)
+
+
+def adapt_datasets(source: Any, options, data_dir=None, label: str = "the data set") -> dict[str, Any]:
+    """Bring `Dataset`, `IterableDataset` or dictionaries of them into the one schema.
+
+    Args:
+        source: the object.
+        options (`SourceOptions`): column names and which labels mean normal.
+        data_dir (path, *optional*): where relative paths in an image column start.
+        label (`str`): its name in messages.
+
+    Returns:
+        `dict`: split -> data set.
+
+    Raises:
+        TypeError: not a `datasets` object.
+        ValueError: columns or labels that cannot be understood.
+    """
+    if isinstance(source, (datasets.Dataset, datasets.IterableDataset)):
+        source = {str(source.split) if source.split else "test": source}
+    if not isinstance(source, Mapping):
+        raise TypeError(
+            f"source is a {type(source).__name__}; "
+            "expected a name, a path, a Dataset, a DatasetDict or an IterableDataset"
+        )
+    return {str(split): _adapt(part, options, data_dir, f"{label} ({split})") for split, part in source.items()}
+
+
+def _adapt(dataset, options, data_dir, label: str):
+    if dataset.features is None:
+        raise ValueError(f"{label} has no features: give it some with cast(features), so that its columns are known")
+    found = pick_columns(dataset.features, options.columns or {}, label)
+    found.pop("split", None)
+    if "path" in dataset.features and "path" not in found.values():
+        found["path"] = "path"
+    dataset = dataset.select_columns(list(found.values()))
+    rename = {column: name for name, column in found.items() if column != name}
+    dataset = dataset.rename_columns(rename) if rename else dataset
+    if isinstance(dataset, datasets.IterableDataset):
+        return _adapt_stream(dataset, options, label)
+    dataset = _add_paths(dataset, data_dir)
+    labels, kinds = _labels(dataset, options, label)
+    rows = len(dataset)
+    name = _default_class(options, label)
+    classes = _texts(dataset, "class_name", [name] * rows)
+    keep = dataset.select_columns([column for column in ("image", "mask") if column in dataset.features])
+    if "mask" not in keep.features:
+        keep = keep.add_column("mask", [None] * rows, feature=AnomalyMask())
+    rule = options.rule()
+    keep = keep.cast_column("image", AnomalyImage())
+    keep = keep.cast_column("mask", AnomalyMask(threshold=rule.threshold, jpeg_threshold=rule.jpeg_threshold))
+    paths = _texts(dataset, "path", [f"{index:06d}" for index in range(rows)])
+    keep = keep.add_column("label", labels, feature=datasets.ClassLabel(names=list(LABEL_NAMES)))
+    for column, values in (("class_name", classes), ("defect_type", kinds), ("path", paths)):
+        keep = keep.add_column(column, values, feature=datasets.Value("string"))
+    return keep.select_columns(list(_ORDER))
+
+
+def _adapt_stream(dataset, options, label: str):
+    rule, name = options.rule(), _default_class(options, label)
+    names = _class_label_names(dataset.features.get("label"))
+    class_names = _class_label_names(dataset.features.get("class_name"))
+    dataset = dataset.cast_column("image", AnomalyImage())
+    mask = AnomalyMask(threshold=rule.threshold, jpeg_threshold=rule.jpeg_threshold)
+    if "mask" in dataset.features:
+        dataset = dataset.cast_column("mask", mask)
+    counter = iter(range(1 << 62))
+
+    def complete(row):
+        value = to_label(_name_of(row.get("label"), names), options.normal_labels, label)
+        kind = row.get("defect_type") or ANOMALOUS_KIND
+        return {
+            "image": row["image"],
+            "mask": row.get("mask"),
+            "label": value,
+            "class_name": str(_name_of(row.get("class_name"), class_names) or name),
+            "defect_type": NORMAL_KIND if value == 0 else ("" if value is None else str(kind)),
+            "path": row.get("path") or f"{next(counter):06d}",
+        }
+
+    return dataset.map(complete)
+
+
+def _add_paths(dataset, data_dir):
+    """Turn an image or mask column of plain paths into one of files; note the path of each image."""
+    for column in ("image", "mask"):
+        feature = dataset.features.get(column)
+        if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string"):
+            root = os.fspath(data_dir) if data_dir is not None else ""
+            values = [os.path.join(root, value) if value else None for value in dataset[column]]
+            if column == "image" and "path" not in dataset.features:
+                dataset = dataset.add_column("path", values)
+            dataset = dataset.remove_columns(column).add_column(column, values, feature=datasets.Image())
+        elif feature is not None and not isinstance(feature, datasets.Image) and feature != datasets.Value("null"):
+            raise ValueError(f"column {column!r} is {feature}, expected datasets.Image or paths as strings")
+    return dataset
+
+
+def _labels(dataset, options, label: str) -> tuple[list[int | None], list[str]]:
+    rows = len(dataset)
+    given = _texts(dataset, "defect_type", [""] * rows)
+    if "label" in dataset.features:
+        names = _class_label_names(dataset.features["label"])
+        cells = [_name_of(value, names) for value in dataset["label"]]
+        labels = [to_label(cell, options.normal_labels, f"{label}, row {i}") for i, cell in enumerate(cells)]
+    elif "defect_type" in dataset.features:
+        normal = {str(value).casefold() for value in options.normal_labels or (NORMAL_KIND, "normal", "ok")}
+        labels = [int(kind.casefold() not in normal) for kind in given]
+    else:
+        labels = [None] * rows
+    kinds = [
+        NORMAL_KIND if value == 0 else ("" if value is None else kind or ANOMALOUS_KIND)
+        for value, kind in zip(labels, given, strict=True)
+    ]
+    return labels, kinds
+
+
+def _texts(dataset, column: str, default: list[str]) -> list[str]:
+    if column not in dataset.features:
+        return default
+    names = _class_label_names(dataset.features[column])
+    return ["" if value is None else str(_name_of(value, names)) for value in dataset[column]]
+
+
+def _class_label_names(feature) -> list[str] | None:
+    return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+
+
+def _name_of(value, names: list[str] | None):
+    return names[value] if names is not None and value is not None and value >= 0 else value
+
+
+def _default_class(options, label: str) -> str:
+    if options.class_names and len(options.class_names) == 1:
+        return options.class_names[0]
+    return "object" if label.startswith("the data set") else os.path.basename(label.split(" (")[0].rstrip("/"))
+
+
+def draw_synthetic(options) -> dict[str, Any]:
+    """Draw the built-in synthetic data set."""
+    from .synthetic import draw_dataset
+
+    drawing: dict[str, Any] = {} if options.class_names is None else {"classes": options.class_names}
+    drawn = draw_dataset(options.num_images, size=options.size, seed=options.seed, **drawing)
+    return adapt_datasets({"test": drawn}, options, label="synthetic")
+
+
+def select_split(parts: dict[str, Any], split: str, options, streaming: bool):
+    """One split, or all of them in a row, and some classes of it.
+
+    Raises:
+        ValueError: there is no such split or class.
+    """
+    if split == "all":
+        values = list(parts.values())
+        chosen = values[0] if len(values) == 1 else datasets.concatenate_datasets(values)
+    elif split in parts:
+        chosen = parts[split]
+    else:
+        raise ValueError(f'split={split!r}, but the source has {", ".join(parts)}; give one of these, or split="all"')
+    if options.class_names:
+        wanted = set(options.class_names)
+        if isinstance(chosen, datasets.IterableDataset):
+            return chosen.filter(lambda name: name in wanted, input_columns="class_name")
+        names = list(chosen["class_name"])
+        unknown = sorted(wanted - set(names))
+        if unknown:
+            raise ValueError(f"class_names={unknown}, but the source has {', '.join(sorted(set(names)))}")
+        chosen = chosen.select([index for index, name in enumerate(names) if name in wanted])
+    if streaming and isinstance(chosen, datasets.Dataset):
+        return chosen.to_iterable_dataset()
+    return chosen

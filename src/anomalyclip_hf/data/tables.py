@@ -1,0 +1,262 @@
+"""Index files: CSV, TSV, JSON lines and the authors' `meta.json`."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+from collections.abc import Mapping
+
+from .indexing import ANOMALOUS_KIND, NORMAL_KIND, FileTree, Index, Record
+from .layout_types import SPLITS, DatasetLayout, Table
+from .layouts import OWN_NORMAL_KINDS
+from .masks import MaskRule
+
+# What a column may be called, most likely first.
+COLUMN_ALIASES: dict[str, tuple[str, ...]] = {
+    "image": ("image", "img", "image_path", "img_path", "file_name", "filename", "file", "path"),
+    "mask": ("mask", "mask_path", "mask_file_name", "ground_truth", "gt", "segmentation"),
+    "label": ("label", "labels", "anomaly", "anomalous", "is_anomaly", "target"),
+    "class_name": ("class_name", "class", "cls_name", "object", "category"),
+    "defect_type": ("defect_type", "defect", "kind", "specie_name", "anomaly_type"),
+    "split": ("split", "phase", "subset"),
+}
+_ZERO = ("0", "0.0", "false", "normal", "good", "ok", "negative", "no")
+_ONE = ("1", "1.0", "true", "anomaly", "anomalous", "abnormal", "defect", "defective", "bad", "positive", "yes", "ng")
+_NONE = ("", "none", "null", "nan", "na", "n/a")
+
+
+def read_rows(path: str) -> list[dict]:
+    """Rows of a CSV, TSV or JSON lines file, column names stripped.
+
+    Raises:
+        ValueError: not readable as such, or without rows.
+    """
+    try:
+        if path.lower().endswith((".jsonl", ".ndjson", ".json")):
+            with open(path, encoding="utf-8-sig") as file:
+                rows = [json.loads(line) for line in file if line.strip()]
+            if not all(isinstance(row, dict) for row in rows):
+                raise ValueError("each line must be a JSON object")
+        else:
+            with open(path, encoding="utf-8-sig", newline="") as file:
+                head = file.readline()
+                file.seek(0)
+                delimiter = max(",;\t|", key=head.count)
+                rows = list(csv.DictReader(file, delimiter=delimiter, skipinitialspace=True))
+    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error, ValueError) as error:
+        raise ValueError(f"cannot read the table {path}: {error}") from error
+    if not rows:
+        raise ValueError(f"the table {path} has no rows")
+    return [{str(key).strip(): value for key, value in row.items() if key is not None} for row in rows]
+
+
+def pick_columns(names, chosen: Mapping[str, str | None], where: str) -> dict[str, str]:
+    """Match the schema's fields to column names: the user's choice first, then the usual names.
+
+    Args:
+        names: the columns there are.
+        chosen: field -> column name; None where the user left it open.
+        where (`str`): the source, for messages.
+
+    Raises:
+        ValueError: a chosen column does not exist, or none holds the images.
+    """
+    names = list(names)
+    lower = {name.casefold(): name for name in reversed(names)}
+    columns: dict[str, str] = {}
+    for field_name, aliases in COLUMN_ALIASES.items():
+        wanted = chosen.get(field_name)
+        if wanted is not None and wanted not in names:
+            raise ValueError(f"{field_name}_column={wanted!r}, but {where} has the columns {', '.join(names)}")
+        found = wanted or next((lower[alias] for alias in aliases if alias in lower), None)
+        if found is not None and found not in columns.values():
+            columns[field_name] = found
+    if "image" not in columns:
+        raise ValueError(
+            f"{where} has no image column: looked for {', '.join(COLUMN_ALIASES['image'])}, found {', '.join(names)}; "
+            "name it with image_column=..."
+        )
+    return columns
+
+
+def to_label(value, normal_values: tuple[str, ...] | None, where: str) -> int | None:
+    """Turn a cell into 0 (normal), 1 (anomalous) or None (unknown).
+
+    Raises:
+        ValueError: the value is not understood.
+    """
+    text = "" if value is None else str(value).strip()
+    if normal_values is not None:
+        if text.casefold() in _NONE and text not in normal_values:
+            return None
+        return int(text.casefold() not in {str(value).casefold() for value in normal_values})
+    if text.casefold() in _ZERO:
+        return 0
+    if text.casefold() in _ONE:
+        return 1
+    if text.casefold() in _NONE:
+        return None
+    raise ValueError(
+        f"{where}: label {value!r} is neither normal ({', '.join(_ZERO[:6])}) nor anomalous ({', '.join(_ONE[:6])}); "
+        "say which values mean normal with normal_labels=(...)"
+    )
+
+
+def index_table(table: Table, layout: DatasetLayout, tree: FileTree) -> Index | None:
+    """Index a data set that comes with a table; None where the table is not there."""
+    path = os.path.join(tree.root, table.path)
+    if not os.path.isfile(path):
+        return None
+    rows = read_rows(path)
+    known = {name.casefold(): name for name in layout.classes}
+    records, missing, used = [], [], set()
+    for number, row in enumerate(rows, start=2):
+        image = _locate(tree, [_cells(pattern, row, path) for pattern in table.image])
+        if image is None:
+            missing.append(_cells(table.image[0], row, path))
+            continue
+        label = to_label(row.get(table.label_column or "", None), table.normal_labels, f"{path}, line {number}")
+        mask_path = _cells(table.mask, row, path) if table.mask and label != 0 else ""
+        mask = _locate(tree, [mask_path]) if mask_path else None
+        if mask_path and mask is None:
+            missing.append(mask_path)
+        used.update({image, mask} - {None})
+        name = str(row.get(table.class_column or "", "") or layout.classes[0])
+        split = SPLITS.get(str(row.get(table.split_column or "", "test")).casefold(), "test")
+        kind = str(row.get(table.kind_column or "", "") or ANOMALOUS_KIND)
+        kind = NORMAL_KIND if label == 0 else ("" if label is None else kind)
+        records.append(Record(image, mask, label, known.get(name.casefold(), name), kind, split))
+    if not records:
+        raise ValueError(
+            f"{layout.title}: none of the {len(missing)} images named by {path} exists, e.g. {missing[0]}"
+        )
+    form = f"{layout.title}: {table.path}"
+    return Index(tree.root, form, records, layout.mask_rule, layout, [], missing)
+
+
+def index_own_table(
+    path: str,
+    root: str | None,
+    columns: Mapping[str, str | None],
+    normal_labels: tuple[str, ...] | None,
+    mask_rule: MaskRule,
+    class_name: str | None = None,
+) -> Index:
+    """Index a user's CSV, TSV or JSON lines file.
+
+    Args:
+        path (`str`): the table.
+        root (`str`, *optional*): folder its relative paths start from; its own by default.
+        columns: field -> column name, None where it is to be found by its usual names.
+        normal_labels (*optional*): the label values that mean normal.
+        mask_rule (`MaskRule`): how masks are binarised.
+        class_name (`str`, *optional*): class where no column names one; the root folder's name by default.
+    """
+    rows = read_rows(path)
+    root = root or os.path.dirname(path) or "."
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    found = pick_columns(names, columns, f"the table {path}")
+    default = class_name or os.path.basename(os.path.abspath(root))
+    records, missing = [], []
+    for number, row in enumerate(rows, start=2):
+        cell = {field: _text(row.get(column)) for field, column in found.items()}
+        image, mask = cell["image"], cell.get("mask", "")
+        if not image:
+            raise ValueError(f"{path}, line {number}: the column {found['image']!r} is empty")
+        gone = [item for item in (image, mask) if item and not os.path.isfile(os.path.join(root, item))]
+        missing += gone
+        if image in gone:
+            continue
+        label = _own_label(cell, row, found, normal_labels, f"{path}, line {number}")
+        kind = NORMAL_KIND if label == 0 else ("" if label is None else cell.get("defect_type") or ANOMALOUS_KIND)
+        split = cell.get("split", "").casefold()
+        split = SPLITS.get(split, split) or "test"
+        class_of = cell.get("class_name") or default
+        record_mask = mask if mask and mask not in gone else None
+        records.append(Record(image, record_mask, label, class_of, kind, split))
+    if not records:
+        raise ValueError(f"none of the {len(missing)} images named by {path} exists below {root}, e.g. {missing[0]}")
+    return Index(root, f"table {os.path.basename(path)}", records, mask_rule, missing=missing)
+
+
+def _own_label(cell, row, found, normal_labels, where) -> int | None:
+    if "label" in found:
+        return to_label(row.get(found["label"]), normal_labels, where)
+    if "defect_type" in found:
+        normal = normal_labels or OWN_NORMAL_KINDS
+        return int(cell["defect_type"].casefold() not in {str(name).casefold() for name in normal})
+    return None
+
+
+def index_meta(path: str, root: str | None, mask_rule: MaskRule) -> Index:
+    """Index the authors' `meta.json`: {split: {class: [{img_path, mask_path, cls_name, specie_name, anomaly}]}}.
+
+    Paths written on another machine are found again by their last parts.
+
+    Raises:
+        ValueError: not such a file, or none of its images exists.
+    """
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            meta = json.load(file)
+        entries = [(split, name, entry) for split, by in meta.items() for name, rows in by.items() for entry in rows]
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path} is not the authors' index {{split: {{class: [entries]}}}}: {error}") from error
+    root = root or os.path.dirname(path) or "."
+    records, missing = [], []
+    for split, name, entry in entries:
+        if not isinstance(entry, dict) or "img_path" not in entry or "anomaly" not in entry:
+            raise ValueError(f'{path}: an entry of {split}/{name} has no "img_path" or "anomaly": {entry!r}')
+        image, mask = _relocate(root, entry["img_path"]), None
+        if image is None:
+            missing.append(str(entry["img_path"]))
+            continue
+        label = int(entry["anomaly"])
+        if entry.get("mask_path"):
+            mask = _relocate(root, entry["mask_path"])
+            if mask is None:
+                missing.append(str(entry["mask_path"]))
+        kind = NORMAL_KIND if label == 0 else entry.get("specie_name") or ANOMALOUS_KIND
+        lowered = str(split).casefold()
+        records.append(Record(image, mask, label, entry.get("cls_name") or name, kind, SPLITS.get(lowered, lowered)))
+    if not records:
+        told = (
+            f"none of its {len(missing)} images exists below {root}, e.g. {missing[0]}" if missing else "it is empty"
+        )
+        raise ValueError(f"{path}: {told}")
+    return Index(root, "the authors' meta.json", records, mask_rule, missing=missing)
+
+
+def _relocate(root: str, path: str) -> str | None:
+    """A path from an index as it is found here, from the root, or None."""
+    path = str(path).replace("\\", "/")
+    parts = [part for part in path.split("/") if part]
+    if os.path.isfile(os.path.join(root, path)):
+        return path
+    if path.startswith("/") or ":" in parts[0]:
+        for start in range(1, len(parts)):
+            tail = "/".join(parts[start:])
+            if os.path.isfile(os.path.join(root, tail)):
+                return tail
+    return None
+
+
+def _locate(tree: FileTree, paths: list[str]) -> str | None:
+    found = (tree.find(path) or tree.find_number(path) for path in paths if path)
+    return next((path for path in found if path), None)
+
+
+def _cells(pattern: str, row: dict, where: str) -> str:
+    def cell(match):
+        if match.group(1) not in row:
+            raise ValueError(f"{where} has no column {match.group(1)!r}: found {', '.join(row)}")
+        return _text(row[match.group(1)])
+
+    return re.sub(r"\{(\w+)\}", cell, pattern)
+
+
+def _text(value) -> str:
+    text = "" if value is None else str(value).strip()
+    return "" if text.casefold() in _NONE else text
