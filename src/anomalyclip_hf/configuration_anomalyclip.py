@@ -1,5 +1,7 @@
 """Configuration of AnomalyCLIP."""
 
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
 
@@ -102,22 +104,22 @@ class AnomalyCLIPConfig(PreTrainedConfig):
     model_type = "anomalyclip"
     sub_configs_defaults = {"text_config": CLIPTextConfig, "vision_config": CLIPVisionConfig}
 
-    text_config: dict | CLIPTextConfig | None = None
-    vision_config: dict | CLIPVisionConfig | None = None
+    text_config: Any = None
+    vision_config: Any = None
     projection_dim: int = 768
     logit_scale_init_value: float | int = 2.6592
     initializer_factor: float | int = 1.0
     base_model_name_or_path: str | None = None
     base_model_revision: str | None = None
     prompt_length: int = 12
-    deep_prompt_depth: int | None = None
+    deep_prompt_depth: Any = None
     deep_prompt_length: int = 4
-    prompt_token_ids: list[list[int]] | None = None
-    dpam_layers: int | None = None
+    prompt_token_ids: Any = None
+    dpam_layers: Any = None
     dpam_attention: str = "vv"
-    feature_layers: list[int] | tuple[int, ...] | None = None
+    feature_layers: Any = None
     temperature: float | int = 0.07
-    image_size: int | None = None
+    image_size: Any = None
     image_threshold: float | int | None = None
     pixel_threshold: float | int | None = None
     vision_only: bool = False
@@ -166,7 +168,10 @@ class AnomalyCLIPConfig(PreTrainedConfig):
         return side, side
 
     def validate_bounds(self):
-        """Refuse sizes that no CLIP has, before anything is allocated."""
+        """Refuse wrong types and sizes that no CLIP has, before anything is allocated."""
+        for name in ("deep_prompt_depth", "dpam_layers", "image_size"):
+            if type(getattr(self, name)) is not int:
+                raise TypeError(f"{name}={getattr(self, name)!r}, expected an int")
         for name in ("text_config", "vision_config"):
             sub = getattr(self, name)
             for field, bound in UPPER_BOUNDS.items():

@@ -86,7 +86,9 @@ class AnomalyCLIPHubMixin:
             config, fresh = _resolve_config(raw, name, hub, overrides)
         kwargs.setdefault("use_safetensors", True)
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(name, *model_args, config=config, output_loading_info=True, **kwargs)
+        model, info = super().from_pretrained(  # type: ignore[misc]
+            name, *model_args, config=config, output_loading_info=True, **kwargs
+        )
         _check_complete(info, name, fresh)
         model.freeze_backbone()
         return (model, info) if wants_info else model

@@ -403,12 +403,13 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
         """
         # 1. Frozen features of the images.
         if pixel_values is not None:
-            size = tuple(pixel_values.shape[-2:])
+            size = (pixel_values.shape[-2], pixel_values.shape[-1])
             image_embeds, patch_embeds = self.get_image_features(pixel_values)
         elif image_embeds is None or patch_embeds is None:
             raise ValueError("give pixel_values, or both image_embeds and patch_embeds")
         else:
-            size = tuple(masks.shape[-2:]) if masks is not None else (self.config.image_size,) * 2
+            side = self.config.image_size
+            size = (masks.shape[-2], masks.shape[-1]) if masks is not None else (side, side)
         self._check_targets(len(image_embeds), size, labels, masks)
 
         # 2. Text embeddings of the two prompts.

@@ -17,7 +17,7 @@ DEFAULT_SIZE = 518
 UNKNOWN_MASK = -1.0
 
 
-class AnomalyCLIPImagesKwargs(ImagesKwargs, total=False):
+class AnomalyCLIPImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
     """Arguments of the processor beside those of every image processor.
 
     sigma (`float`, pixels at the model's input size): smoothing of the anomaly map; 0 = none.
@@ -184,7 +184,7 @@ class AnomalyCLIPProcessor(PilBackend):
             `BatchFeature` with `pixel_values` (B, 3, H, W) float32 and, with masks, `masks` (B, H, W) float32, 0 or 1.
 
         Raises:
-            ValueError: if there is no image, an image can't be read, or masks differ from the images in number or size.
+            ValueError: if there is no image, one can't be read, or masks differ from images in number or size.
         """
         images = _as_list(images)
         if not images:
