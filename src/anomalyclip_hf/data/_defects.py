@@ -246,7 +246,9 @@ def print_smear(d: Damage):
     alpha = d.inside(shape, 2)
     shift = max(2, int(rng.uniform(3, 7) * d.c.unit))
     axis = int(rng.integers(0, 2))
-    ghost = np.mean([np.roll(d.image, k, axis) for k in range(0, shift + 1, max(1, shift // 4))], axis=0)
+    steps = range(0, shift + 1, max(1, shift // 4))
+    reach = np.arange(d.image.shape[axis])
+    ghost = np.mean([np.take(d.image, np.maximum(reach - k, 0), axis) for k in steps], axis=0)
     ink = d.color(("black", "dark grey", "blue", "red", "white"))
     streak = np.clip(d.c.smooth(4, 30) if axis else d.c.smooth(30, 4), 0, 1) * d.amount(0.1, 0.5)
     return d.over(ink, alpha * streak, d.over(ghost, alpha)), alpha
