@@ -63,25 +63,28 @@ def _register_pipeline() -> None:
         )
 
 
-# transformers' module -> what to do once it has been loaded.
-HOOKS: dict[str, Callable[[], None]] = {
-    "transformers.models.auto.configuration_auto": _register_config,
-    "transformers.models.auto.modeling_auto": _register_model,
-    "transformers.models.auto.processing_auto": _register_processor,
-    "transformers.models.auto.image_processing_auto": _register_image_processor,
-    "transformers.pipelines": _register_pipeline,
+# (transformers' module, our module that the action imports) -> what to do once the first is loaded.
+RULES: dict[tuple[str, str], Callable[[], None]] = {
+    ("transformers.models.auto.configuration_auto", "configuration_anomalyclip"): _register_config,
+    ("transformers.models.auto.modeling_auto", "modeling_anomalyclip"): _register_model,
+    ("transformers.models.auto.processing_auto", "processing_anomalyclip"): _register_processor,
+    ("transformers.models.auto.image_processing_auto", "processing_anomalyclip"): _register_image_processor,
+    ("transformers.pipelines", "pipeline_anomalyclip"): _register_pipeline,
 }
+_PACKAGE = __name__.rpartition(".")[0]
+_WATCHED = {name for theirs, ours in RULES for name in (theirs, f"{_PACKAGE}.{ours}")}
 
 
 class _AfterImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Runs a hook after a module has been executed; otherwise leaves importing as it is."""
+    """Runs registrations after a watched module has been executed; otherwise leaves importing as it is."""
 
     def __init__(self) -> None:
         self._loaders: dict[str, importlib.abc.Loader] = {}
         self._finding: set[str] = set()
+        self._done = {name for name in _WATCHED if name in sys.modules}
 
     def find_spec(self, fullname, path=None, target=None):
-        if fullname not in HOOKS or fullname in self._finding:
+        if fullname not in _WATCHED or fullname in self._finding:
             return None
         self._finding.add(fullname)
         try:
@@ -102,7 +105,17 @@ class _AfterImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         loader = self._loaders.pop(name)
         module.__spec__.loader = module.__loader__ = loader
         loader.exec_module(module)
-        HOOKS[name]()
+        self._done.add(name)
+        self.apply(name)
+
+    def apply(self, changed: str | None = None) -> None:
+        """Run the rules that `changed` takes part in and whose modules are not in the midst of being imported."""
+        for (theirs, ours), action in RULES.items():
+            own = f"{_PACKAGE}.{ours}"
+            if changed in (None, theirs, own) and theirs in self._done:
+                # Importing our module may be what loaded theirs: then the rule runs when ours is done.
+                if own not in sys.modules or own in self._done:
+                    action()
 
 
 def register_with_transformers() -> None:
@@ -110,10 +123,7 @@ def register_with_transformers() -> None:
 
     Importing all of transformers' Auto modules here would double the time that `import anomalyclip_hf` takes.
     """
-    if any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
-        return
-    sys.meta_path.insert(0, _AfterImport())
-    for name, hook in HOOKS.items():
-        module = sys.modules.get(name)
-        if module is not None and not getattr(module.__spec__, "_initializing", False):
-            hook()
+    if not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
+        finder = _AfterImport()
+        sys.meta_path.insert(0, finder)
+        finder.apply()
