@@ -341,16 +341,26 @@ def _as_array(image: Any) -> np.ndarray:
     """Any user's picture as uint8 (H, W, 3)."""
     from PIL import Image
 
+    if isinstance(image, (str, os.PathLike)):
+        try:
+            with Image.open(image) as opened:
+                opened.load()
+                image = opened
+        except OSError as error:
+            raise ValueError(f"image={str(image)!r} cannot be read as a picture: {error}") from error
     if isinstance(image, Image.Image):
+        if image.mode[0] in "IF":
+            raise ValueError(f"image has mode {image.mode!r}, but 8 bits per channel are expected; convert it first")
         image = np.asarray(image.convert("RGB"))
     array = np.asarray(image)
+    shape = array.shape
     if array.dtype != np.uint8:
         raise ValueError(f"image has dtype {array.dtype}, but uint8 (0 to 255) is expected; convert it first")
     if array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 1):
         array = np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)
     if array.ndim != 3 or array.shape[2] not in (3, 4) or min(array.shape[:2]) < _MIN_SIZE:
         raise ValueError(
-            f"image has shape {array.shape}, but (H, W), (H, W, 3) or (H, W, 4) with sides of at least {_MIN_SIZE} "
+            f"image has shape {shape}, but (H, W), (H, W, 3) or (H, W, 4) with sides of at least {_MIN_SIZE} "
             "is expected"
         )
     return np.ascontiguousarray(array[..., :3])
@@ -410,15 +420,13 @@ def draw_anomaly_on(
     Returns:
         The damaged picture uint8 (H, W, 3), its mask bool (H, W), and the kind of defect. On a plain background the
         defect is put on the object.
-    """
-    from PIL import Image
 
+    Raises:
+        ValueError: an unreadable file, not 8 bits per channel, too small, or a value out of range.
+    """
     _check_common(_MIN_SIZE, seed, difficulty)
     if defect is not None:
         _check_name("defect", defect, DEFECTS)
-    if isinstance(image, (str, os.PathLike)):
-        with Image.open(image) as opened:
-            image = opened.convert("RGB")
     pixels = _as_array(image)
     scene_image = pixels.astype(np.float32) / np.float32(255)
     foreground, color = _foreground(scene_image)
