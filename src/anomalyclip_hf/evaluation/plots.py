@@ -1,0 +1,189 @@
+"""Plots of a run: ROC, PR and PRO curves, score histograms, training curves.
+
+matplotlib is loaded when a plot is drawn. The format follows the suffix of the path: .png, .svg or .pdf.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .files import atomic_path
+from .metrics import to_numpy
+from .ranking import Curve
+
+# Okabe and Ito's colors, which color-blind readers can tell apart; line styles tell the eighth line from the first.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLES = ("-", "--", "-.", ":")
+NORMAL_COLOR, ANOMALOUS_COLOR = COLORS[0], COLORS[1]
+
+_AXES = {
+    "roc": ("ROC", "false-positive rate", "true-positive rate"),
+    "pr": ("Precision and recall", "recall", "precision"),
+    "pro": ("Per-region overlap", "false-positive rate", "mean region overlap"),
+}
+
+
+def plot_metric_curves(
+    curves: Mapping[str, Mapping[str, Curve]], path: str | os.PathLike, fpr_limit: float = 0.3, title: str = ""
+) -> None:
+    """Plot ROC, PR and PRO curves side by side, one line per class or run.
+
+    Args:
+        curves: line name to `{"roc": Curve, "pr": Curve, "pro": Curve}`, as `pixel_curves` and `image_curves` return;
+            kinds that no line has get no panel.
+        path: file to write.
+        fpr_limit: shaded in the PRO panel as the part that AUPRO measures.
+        title: heading.
+    """
+    kinds = [kind for kind in _AXES if any(kind in lines for lines in curves.values())]
+    if not kinds:
+        raise ValueError("curves holds none of roc, pr, pro: they are empty where a class has no anomaly")
+    figure, axes = _figure(len(kinds), 1, (3.6, 3.5), title)
+    for axis, kind in zip(axes, kinds, strict=True):
+        heading, x_name, y_name = _AXES[kind]
+        for number, (name, lines) in enumerate(curves.items()):
+            if kind in lines:
+                axis.plot(*lines[kind], label=name, **_line(number))
+        if kind == "roc":
+            axis.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, linestyle=":", zorder=0)
+        if kind == "pro":
+            axis.axvspan(0, fpr_limit, color="#000000", alpha=0.06, linewidth=0, zorder=0)
+            axis.text(fpr_limit + 0.02, 0.02, "shaded: AUPRO", fontsize=7, color="#666666")
+        _name(axis, heading, x_name, y_name)
+        axis.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02))
+        axis.set_aspect("equal")
+    if len(curves) > 1:
+        _outside_legend(figure, axes[0], len(curves))
+    _save(figure, path)
+
+
+def plot_score_histograms(
+    scores: Any,
+    labels: Any,
+    path: str | os.PathLike,
+    classes: Sequence[str] | None = None,
+    threshold: float | None = None,
+    bins: int = 40,
+    title: str = "",
+) -> None:
+    """Plot how the scores of normal and anomalous images lie, one panel per class on one common axis.
+
+    Args:
+        scores: `(N,)` float scores.
+        labels: `(N,)` 0 or 1.
+        path: file to write.
+        classes: `(N,)` class of each image; None puts all in one panel.
+        threshold: drawn as a line.
+        bins: bins over the range of all scores.
+        title: heading.
+    """
+    scores, labels = to_numpy(scores).astype(np.float64), to_numpy(labels)
+    if scores.ndim != 1 or len(scores) == 0 or labels.shape != scores.shape:
+        raise ValueError(f"scores have shape {scores.shape}, labels {labels.shape}: both should be (N,), N > 0")
+    names = np.asarray(["all images"] * len(scores) if classes is None else list(classes))
+    if len(names) != len(scores):
+        raise ValueError(f"{len(names)} classes but {len(scores)} scores: give one class for each score")
+    panels = list(dict.fromkeys(names.tolist()))
+    columns = min(len(panels), 4)
+    figure, axes = _figure(columns, -(-len(panels) // columns), (3.0 if columns > 1 else 5.0, 2.2), title)
+    low, high = float(scores.min()), float(scores.max())
+    edges = np.linspace(low, high if high > low else low + 1.0, bins + 1)
+    for axis, name in zip(axes, panels, strict=False):
+        for label, color, text in ((0, NORMAL_COLOR, "normal"), (1, ANOMALOUS_COLOR, "anomalous")):
+            chosen = scores[(names == name) & (labels == label)]
+            style = {"facecolor": color, "edgecolor": color, "alpha": 0.5, "hatch": "///" if label else None}
+            axis.hist(chosen, bins=edges, label=text, histtype="stepfilled", linewidth=1.0, **style)
+        if threshold is not None:
+            axis.axvline(threshold, color="black", linewidth=1.0, linestyle="--", label="threshold")
+        _name(axis, name, "anomaly score", "images")
+        axis.set_xlim(edges[0], edges[-1])
+        axis.yaxis.get_major_locator().set_params(integer=True)
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    _outside_legend(figure, axes[0], 3)
+    _save(figure, path)
+
+
+def plot_curves(
+    history: Sequence[Mapping[str, Any]], path: str | os.PathLike, x: str = "epoch", title: str = ""
+) -> None:
+    """Plot the course of a training: losses in one panel, everything else (validation metrics) in another.
+
+    Args:
+        history: one dict of numbers per step or epoch; keys may be missing from some of them.
+        path: file to write.
+        x: key of the horizontal axis; the position in `history` where absent.
+        title: heading.
+    """
+    if not history:
+        raise ValueError("history is empty but at least one entry is expected")
+    skipped = {x, "epoch", "step", "lr", "learning_rate", "seconds"}
+    keys = [key for key in dict.fromkeys(k for entry in history for k in entry) if key not in skipped]
+    series = {key: points for key in keys if (points := _series(history, key, x))}
+    panels = [
+        (heading, chosen)
+        for heading, is_loss in (("loss", True), ("validation", False))
+        if (chosen := {key: points for key, points in series.items() if ("loss" in key) == is_loss})
+    ]
+    if not panels:
+        raise ValueError(f"history has no numbers to plot: its keys are {sorted(history[0])}")
+    figure, axes = _figure(len(panels), 1, (4.6, 3.2), title)
+    for axis, (heading, chosen) in zip(axes, panels, strict=True):
+        for number, (key, points) in enumerate(chosen.items()):
+            marker = "o" if len(points) <= 30 else None
+            axis.plot(*zip(*points, strict=True), label=key, marker=marker, markersize=3, **_line(number))
+        _name(axis, heading, x, "")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.legend(fontsize=7, frameon=False)
+    _save(figure, path)
+
+
+def _series(history: Sequence[Mapping[str, Any]], key: str, x: str) -> list[tuple[float, float]]:
+    points = []
+    for place, entry in enumerate(history):
+        value = entry.get(key)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            points.append((float(entry.get(x, place)), float(value)))
+    return points
+
+
+def _line(number: int) -> dict[str, Any]:
+    style = STYLES[number // len(COLORS) % len(STYLES)] if number >= len(COLORS) else STYLES[0]
+    return {"color": COLORS[number % len(COLORS)], "linestyle": style, "linewidth": 1.4}
+
+
+def _figure(columns: int, rows: int, panel: tuple[float, float], title: str) -> tuple[Any, list[Any]]:
+    # The object interface: pyplot would keep figures alive and pick a display.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(columns * panel[0], rows * panel[1] + (0.3 if title else 0)), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for axis in axes:
+        axis.tick_params(labelsize=7)
+        axis.grid(color="#e6e6e6", linewidth=0.6)
+        axis.set_axisbelow(True)
+        axis.spines[["top", "right"]].set_visible(False)
+    if title:
+        figure.suptitle(title, fontsize=10)
+    return figure, axes
+
+
+def _name(axis: Any, heading: str, x_name: str, y_name: str) -> None:
+    axis.set_title(heading, fontsize=9)
+    axis.set_xlabel(x_name, fontsize=8)
+    axis.set_ylabel(y_name, fontsize=8)
+
+
+def _outside_legend(figure: Any, axis: Any, entries: int) -> None:
+    handles, names = axis.get_legend_handles_labels()
+    place = {"loc": "outside lower center", "ncols": min(entries, 6), "fontsize": 7, "frameon": False}
+    figure.legend(handles, names, **place)
+
+
+def _save(figure: Any, path: str | os.PathLike) -> None:
+    import matplotlib
+
+    with atomic_path(path) as temporary, matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "0"}):
+        figure.savefig(temporary, dpi=150)

@@ -1,0 +1,317 @@
+"""Pictures: overlays and contact sheets with NumPy and Pillow, plots with matplotlib (see `plots.py`).
+
+A run has ONE scale. `vmin` and `vmax` are the ends of the color map for every picture of it: 0 and 1 for the
+probabilities of AnomalyCLIP, or what `fit_scale` finds over all maps. Maps are never stretched one by one
+unless `vmin` and `vmax` are given per image. Color maps are perceptually uniform and readable for the color-blind.
+"""
+
+import functools
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from .files import atomic_path
+from .metrics import to_numpy
+
+OUTLINE = (0, 229, 255)  # cyan: the one bright color that inferno does not have
+_INK, _PAPER, _MUTED = (32, 32, 36), (255, 255, 255), (110, 110, 118)
+
+
+@dataclass
+class Sample:
+    """One judged image, for contact sheets and reports.
+
+    Args:
+        image: PIL image, any mode.
+        anomaly_map: `(h, w)` float, any size; higher is more anomalous.
+        mask: `(h, w)` truth, nonzero is anomalous, or PIL image; None where there is none.
+        label: 0 normal, 1 anomalous, None unknown.
+        score: anomaly score of the image.
+        title: what to write beside it (class, defect, file name).
+    """
+
+    image: Image.Image
+    anomaly_map: Any
+    mask: Any = None
+    label: int | None = None
+    score: float | None = None
+    title: str = ""
+
+
+def fit_scale(maps: Iterable[Any], lower: float = 0.01, upper: float = 0.999) -> tuple[float, float]:
+    """Find `vmin` and `vmax` for a whole run: quantiles over (a regular sample of) the pixels of all its maps.
+
+    Raises:
+        ValueError: no map, NaN or infinite values, quantiles out of order.
+    """
+    if not 0.0 <= lower < upper <= 1.0:
+        raise ValueError(f"lower={lower}, upper={upper} but 0 <= lower < upper <= 1 is expected")
+    values = [pixels[:: max(1, pixels.size // 4096)] for pixels in (to_numpy(one).ravel() for one in maps)]
+    if not values:
+        raise ValueError("no map given: a scale is fitted over the maps of a run")
+    pixels = np.concatenate(values).astype(np.float64)
+    if not np.isfinite(pixels).all():
+        raise ValueError(
+            "maps have NaN or infinite values but finite ones are expected: check the images and the model"
+        )
+    vmin, vmax = (float(value) for value in np.quantile(pixels, [lower, upper]))
+    return (vmin, vmax) if vmax > vmin else (vmin, vmin + 1e-6)
+
+
+def colorize(anomaly_map: Any, vmin: float = 0.0, vmax: float = 1.0, colormap: str = "inferno") -> Image.Image:
+    """Paint a map: `vmin` and below get the first color, `vmax` and above the last.
+
+    Args:
+        anomaly_map: `(H, W)` float.
+        vmin, vmax: the scale of the run.
+        colormap: any of matplotlib; perceptually uniform are inferno, viridis, cividis, magma, plasma.
+    """
+    return Image.fromarray(_colors(colormap)[_levels(anomaly_map, vmin, vmax)])
+
+
+def overlay(
+    image: Image.Image,
+    anomaly_map: Any,
+    vmin: float = 0.0,
+    vmax: float = 1.0,
+    alpha: float = 0.5,
+    colormap: str = "inferno",
+) -> Image.Image:
+    """Lay a map over its image, at the image's size.
+
+    The image is shown in gray, so that all color comes from the map, which covers it more the higher it is: by half
+    of `alpha` at `vmin`, by 1.5 times `alpha` (at most wholly) at `vmax`.
+
+    Args:
+        image: PIL image, any mode.
+        anomaly_map: `(h, w)` float; resized bilinearly where its size differs.
+        vmin, vmax: the scale of the run.
+        alpha: in [0, 1].
+        colormap: as in `colorize`.
+    """
+    if not 0.0 <= alpha <= 1.0:
+        raise ValueError(f"alpha={alpha} but a share in [0, 1] is expected")
+    gray = np.asarray(to_rgb(image).convert("L"), dtype=np.float32)[..., None]
+    levels = _levels(resize_map(anomaly_map, image.size), vmin, vmax)
+    cover = np.minimum(1.0, alpha * (0.5 + np.arange(256, dtype=np.float32) / 255.0))[levels][..., None]
+    blended = gray * (1.0 - cover) + _colors(colormap)[levels] * cover
+    return Image.fromarray((blended + 0.5).astype(np.uint8))
+
+
+def draw_outline(image: Image.Image, mask: Any, color: tuple[int, int, int] = OUTLINE, width: int = 2) -> Image.Image:
+    """Draw the border of a mask on an image (nearest resize where sizes differ), with a dark rim to stand out."""
+    inside = resize_mask(mask, image.size)
+    pixels = np.array(to_rgb(image))
+    border = _grow(inside, width) & ~inside
+    rim = _grow(border, 1) & ~border
+    pixels[rim] = pixels[rim] // 3
+    pixels[border] = color
+    return Image.fromarray(pixels)
+
+
+def contact_sheet(
+    rows: Sequence[Sample],
+    path: str | os.PathLike,
+    vmin: float = 0.0,
+    vmax: float = 1.0,
+    pixel_threshold: float | None = None,
+    cell_size: int = 192,
+    colormap: str = "inferno",
+    title: str = "",
+) -> None:
+    """Write a sheet with a row per image: image, truth outline, map, overlay and, with a threshold, predicted mask.
+
+    Args:
+        rows: samples, one scale for all.
+        path: file to write, in any format of Pillow by its suffix.
+        vmin, vmax, colormap: the scale of the run, shown as a color bar.
+        pixel_threshold: map values from here on are predicted anomalous; None leaves that column out.
+        cell_size: side of a picture in pixels, 64 or more.
+        title: heading.
+
+    Raises:
+        ValueError: no row, a map that is not `(H, W)`.
+    """
+    if not rows:
+        raise ValueError("rows is empty but at least one sample is expected")
+    if cell_size < 64:
+        raise ValueError(f"cell_size={cell_size} but 64 or more is expected")
+    names = ["image", "truth", "map", "overlay"] + ([] if pixel_threshold is None else ["predicted mask"])
+    gap, line = 8, 18
+    top = gap + (28 if title else 0) + line
+    width = gap + len(names) * (cell_size + gap)
+    strips = [_cells(sample, cell_size, vmin, vmax, pixel_threshold, colormap) for sample in rows]
+    height = top + sum(line + strip[0].height + gap for strip in strips) + 44
+    sheet = Image.new("RGB", (width, height), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    if title:
+        draw.text((gap, gap), _clip(draw, title, width - 2 * gap, 18), fill=_INK, font=_font(18))
+    for column, name in enumerate(names):
+        draw.text((gap + column * (cell_size + gap), top - line), name, fill=_MUTED, font=_font(13))
+    y = top + 4
+    for sample, strip in zip(rows, strips, strict=True):
+        draw.text((gap, y), _clip(draw, caption(sample), width - 2 * gap, 13), fill=_INK, font=_font(13))
+        for column, cell in enumerate(strip):
+            sheet.paste(cell, (gap + column * (cell_size + gap), y + line))
+        y += line + strip[0].height + gap
+    _draw_color_bar(sheet, gap, sheet.height - 36, width - 2 * gap, (vmin, vmax, colormap), pixel_threshold)
+    with atomic_path(path) as temporary:
+        sheet.save(temporary)
+
+
+def worst_misses(scores: Any, labels: Any, count: int = 8) -> list[int]:
+    """Indices of the anomalous images with the lowest scores, worst first."""
+    scores, labels = to_numpy(scores), to_numpy(labels)
+    found = np.flatnonzero(labels == 1)
+    return found[np.argsort(scores[found], kind="stable")][:count].tolist()
+
+
+def worst_false_alarms(scores: Any, labels: Any, count: int = 8) -> list[int]:
+    """Indices of the normal images with the highest scores, worst first."""
+    scores, labels = to_numpy(scores), to_numpy(labels)
+    found = np.flatnonzero(labels == 0)
+    return found[np.argsort(-scores[found], kind="stable")][:count].tolist()
+
+
+def caption(sample: Sample) -> str:
+    """One line for a sample: its title, its label and its score."""
+    parts = [sample.title] if sample.title else []
+    if sample.label is not None:
+        parts.append("anomalous" if sample.label else "normal")
+    if sample.score is not None:
+        parts.append(f"score {sample.score:.3f}")
+    return "  |  ".join(parts)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image of any mode to RGB; 16-bit and float ones are stretched to 8 bits, transparency turns white."""
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image, dtype=np.float64)
+        low, high = values.min(), values.max()
+        scaled = (values - low) * (255.0 / (high - low if high > low else 1.0))
+        return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        solid = Image.new("RGBA", image.size, (*_PAPER, 255))
+        return Image.alpha_composite(solid, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def resize_map(anomaly_map: Any, size: tuple[int, int]) -> np.ndarray:
+    """Resize a map bilinearly to `(width, height)`; returns `(height, width)` float32."""
+    values = np.asarray(to_numpy(anomaly_map), dtype=np.float32)
+    if values.ndim != 2 or values.size == 0:
+        raise ValueError(f"anomaly_map has shape {values.shape} but (H, W) is expected")
+    if values.shape == (size[1], size[0]):
+        return values
+    return np.asarray(Image.fromarray(values).resize(size, Image.Resampling.BILINEAR))
+
+
+def resize_mask(mask: Any, size: tuple[int, int]) -> np.ndarray:
+    """Resize a mask to `(width, height)` without gray values; returns `(height, width)` bool, nonzero is True."""
+    values = np.asarray(mask) if isinstance(mask, Image.Image) else to_numpy(mask)
+    if values.ndim != 2 or values.size == 0:
+        raise ValueError(f"mask has shape {values.shape} but (H, W) is expected")
+    inside = Image.fromarray((values > 0).astype(np.uint8) * 255)
+    return np.asarray(inside.resize(size, Image.Resampling.NEAREST)) > 0
+
+
+def _cells(
+    sample: Sample, size: int, vmin: float, vmax: float, threshold: float | None, colormap: str
+) -> list[Image.Image]:
+    image = to_rgb(sample.image)
+    scale = min(size / image.width, size / image.height)
+    shown = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    image = image.resize(shown, Image.Resampling.LANCZOS)
+    anomaly_map = resize_map(sample.anomaly_map, shown)
+    truth = image if sample.mask is None else draw_outline(image, resize_mask(sample.mask, shown))
+    pictures = [
+        image,
+        truth,
+        colorize(anomaly_map, vmin, vmax, colormap),
+        overlay(image, anomaly_map, vmin, vmax, colormap=colormap),
+    ]
+    if threshold is not None:
+        pictures.append(Image.fromarray((resize_map(sample.anomaly_map, shown) >= threshold).astype(np.uint8) * 255))
+    if sample.mask is None:
+        pictures[1] = truth.copy()
+        _tag(pictures[1], "mask missing" if sample.label else "normal" if sample.label == 0 else "truth unknown")
+    return [picture.convert("RGB") for picture in pictures]
+
+
+def _tag(cell: Image.Image, text: str) -> None:
+    draw = ImageDraw.Draw(cell)
+    left, top, right, bottom = draw.textbbox((6, 5), text, font=_font(12))
+    draw.rectangle((left - 4, top - 3, right + 4, bottom + 3), fill=_INK)
+    draw.text((6, 5), text, fill=_PAPER, font=_font(12))
+
+
+def _draw_color_bar(
+    sheet: Image.Image, x: int, y: int, width: int, scale: tuple[float, float, str], threshold: float | None
+) -> None:
+    vmin, vmax, colormap = scale
+    draw = ImageDraw.Draw(sheet)
+    bar = colorize(np.linspace(vmin, vmax, width)[None].repeat(10, 0), vmin, vmax, colormap)
+    sheet.paste(bar, (x, y))
+    draw.text((x, y + 13), f"{vmin:.3g}", fill=_MUTED, font=_font(12))
+    draw.text((x + width, y + 13), f"{vmax:.3g}", fill=_MUTED, font=_font(12), anchor="ra")
+    note = "anomaly map, one scale for all images"
+    if threshold is not None:
+        note += f"; mask from {threshold:.3g}"
+        if vmin <= threshold <= vmax:
+            at = x + round((threshold - vmin) / (vmax - vmin) * (width - 1))
+            draw.line((at, y - 3, at, y + 12), fill=OUTLINE, width=2)
+    draw.text((x + width // 2, y + 13), note, fill=_MUTED, font=_font(12), anchor="ma")
+
+
+def _levels(anomaly_map: Any, vmin: float, vmax: float) -> np.ndarray:
+    """Map values to color numbers 0 .. 255."""
+    if not vmax > vmin:
+        raise ValueError(f"vmin={vmin}, vmax={vmax} but vmin < vmax is expected: see fit_scale")
+    values = np.asarray(to_numpy(anomaly_map), dtype=np.float32)
+    if values.ndim != 2:
+        raise ValueError(f"anomaly_map has shape {values.shape} but (H, W) is expected")
+    if np.isnan(values).any():
+        raise ValueError("anomaly_map has NaN but finite values are expected: check the image and the model")
+    return (np.clip((values - vmin) / (vmax - vmin), 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
+
+
+@functools.cache
+def _colors(colormap: str) -> np.ndarray:
+    """The 256 colors of a color map, `(256, 3)` uint8."""
+    import matplotlib
+
+    if colormap not in matplotlib.colormaps:
+        raise ValueError(f"colormap={colormap!r} is not known to matplotlib: use inferno, viridis or cividis")
+    return (matplotlib.colormaps[colormap].resampled(256)(np.arange(256))[:, :3] * 255.0 + 0.5).astype(np.uint8)
+
+
+@functools.cache
+def _font(size: int) -> Any:
+    return ImageFont.load_default(size=size)
+
+
+def _clip(draw: ImageDraw.ImageDraw, text: str, width: int, size: int) -> str:
+    """Cut a text in its middle until it fits into `width` pixels."""
+    shown, kept = text, len(text)
+    while kept > 4 and draw.textlength(shown, font=_font(size)) > width:
+        kept -= 1
+        shown = f"{text[: kept // 2]} ... {text[-(kept - kept // 2) :]}"
+    return shown
+
+
+def _grow(inside: np.ndarray, steps: int) -> np.ndarray:
+    """Grow a mask by `steps` pixels to all 8 sides."""
+    for _ in range(steps):
+        padded = np.pad(inside, 1)
+        height, width = inside.shape
+        inside = np.zeros_like(inside)
+        for row in range(3):
+            for column in range(3):
+                inside |= padded[row : row + height, column : column + width]
+    return inside
