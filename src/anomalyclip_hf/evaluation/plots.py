@@ -85,7 +85,7 @@ def plot_score_histograms(
     names = np.asarray(["all images"] * len(scores) if classes is None else list(classes))
     if len(names) != len(scores):
         raise ValueError(f"{len(names)} classes but {len(scores)} scores: give one class for each score")
-    panels = list(dict.fromkeys(names.tolist()))
+    panels = sorted(set(names.tolist()))
     columns = min(len(panels), 4)
     figure, axes = _figure(columns, -(-len(panels) // columns), (3.0 if columns > 1 else 5.0, 2.2), title)
     low, high = float(scores.min()), float(scores.max())

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from .files import atomic_path
 from .metrics import to_numpy
 
+COLUMNS = ("image", "truth", "map", "overlay", "predicted mask")
 OUTLINE = (0, 229, 255)  # cyan: the one bright color that inferno does not have
 _INK, _PAPER, _MUTED = (32, 32, 36), (255, 255, 255), (110, 110, 118)
 
@@ -140,11 +141,11 @@ def contact_sheet(
         raise ValueError("rows is empty but at least one sample is expected")
     if cell_size < 64:
         raise ValueError(f"cell_size={cell_size} but 64 or more is expected")
-    names = ["image", "truth", "map", "overlay"] + ([] if pixel_threshold is None else ["predicted mask"])
+    names = COLUMNS if pixel_threshold is not None else COLUMNS[:-1]
     gap, line = 8, 18
     top = gap + (28 if title else 0) + line
     width = gap + len(names) * (cell_size + gap)
-    strips = [_cells(sample, cell_size, vmin, vmax, pixel_threshold, colormap) for sample in rows]
+    strips = [picture_row(sample, cell_size, vmin, vmax, pixel_threshold, colormap) for sample in rows]
     height = top + sum(line + strip[0].height + gap for strip in strips) + 44
     sheet = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(sheet)
@@ -161,6 +162,35 @@ def contact_sheet(
     _draw_color_bar(sheet, gap, sheet.height - 36, width - 2 * gap, (vmin, vmax, colormap), pixel_threshold)
     with atomic_path(path) as temporary:
         sheet.save(temporary)
+
+
+def picture_row(
+    sample: Sample,
+    size: int = 192,
+    vmin: float = 0.0,
+    vmax: float = 1.0,
+    pixel_threshold: float | None = None,
+    colormap: str = "inferno",
+) -> list[Image.Image]:
+    """Draw the `COLUMNS` of one sample, fitted into `size` pixels: the last only where a threshold is given."""
+    image = to_rgb(sample.image)
+    scale = min(size / image.width, size / image.height)
+    shown = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    image = image.resize(shown, Image.Resampling.LANCZOS)
+    anomaly_map = resize_map(sample.anomaly_map, shown)
+    truth = image if sample.mask is None else draw_outline(image, resize_mask(sample.mask, shown))
+    pictures = [
+        image,
+        truth,
+        colorize(anomaly_map, vmin, vmax, colormap),
+        overlay(image, anomaly_map, vmin, vmax, colormap=colormap),
+    ]
+    if pixel_threshold is not None:
+        pictures.append(Image.fromarray((anomaly_map >= pixel_threshold).astype(np.uint8) * 255))
+    if sample.mask is None:
+        pictures[1] = truth.copy()
+        _tag(pictures[1], "mask missing" if sample.label else "normal" if sample.label == 0 else "truth unknown")
+    return [picture.convert("RGB") for picture in pictures]
 
 
 def worst_misses(scores: Any, labels: Any, count: int = 8) -> list[int]:
@@ -219,29 +249,6 @@ def resize_mask(mask: Any, size: tuple[int, int]) -> np.ndarray:
         raise ValueError(f"mask has shape {values.shape} but (H, W) is expected")
     inside = Image.fromarray((values > 0).astype(np.uint8) * 255)
     return np.asarray(inside.resize(size, Image.Resampling.NEAREST)) > 0
-
-
-def _cells(
-    sample: Sample, size: int, vmin: float, vmax: float, threshold: float | None, colormap: str
-) -> list[Image.Image]:
-    image = to_rgb(sample.image)
-    scale = min(size / image.width, size / image.height)
-    shown = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    image = image.resize(shown, Image.Resampling.LANCZOS)
-    anomaly_map = resize_map(sample.anomaly_map, shown)
-    truth = image if sample.mask is None else draw_outline(image, resize_mask(sample.mask, shown))
-    pictures = [
-        image,
-        truth,
-        colorize(anomaly_map, vmin, vmax, colormap),
-        overlay(image, anomaly_map, vmin, vmax, colormap=colormap),
-    ]
-    if threshold is not None:
-        pictures.append(Image.fromarray((resize_map(sample.anomaly_map, shown) >= threshold).astype(np.uint8) * 255))
-    if sample.mask is None:
-        pictures[1] = truth.copy()
-        _tag(pictures[1], "mask missing" if sample.label else "normal" if sample.label == 0 else "truth unknown")
-    return [picture.convert("RGB") for picture in pictures]
 
 
 def _tag(cell: Image.Image, text: str) -> None:

@@ -1,0 +1,136 @@
+import html.parser
+import math
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from anomalyclip_hf.evaluation import metrics, plots
+from anomalyclip_hf.evaluation.report import format_percent, write_report
+from anomalyclip_hf.evaluation.visualization import Sample
+
+HISTORY = [{"epoch": 1, "loss": 2.0, "lr": 1e-3}, {"epoch": 2, "loss": 1.0, "image_auroc": 0.8, "lr": 1e-3}]
+
+
+class Checker(html.parser.HTMLParser):
+    """Collects rows of tables and addresses, and fails on tags that do not close in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.rows, self.sources, self.texts = [], [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in ("img", "meta"):
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        self.sources += [value for name, value in attributes if name in ("src", "href")]
+        if tag == "img":
+            assert dict(attributes).get("alt")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+        if self.rows and self.open and self.open[-1] in ("td", "th"):
+            self.rows[-1].append(data)
+
+
+def make_result():
+    rng = np.random.default_rng(0)
+    masks = np.zeros((2, 12, 15), bool)
+    masks[0, 2:6, 3:9] = True
+    pixels = metrics.pixel_metrics(rng.random(masks.shape) + masks, masks, with_curves=True)
+    curves = pixels.pop("curves")
+    classes = {
+        "bolt": {"image_auroc": 0.912345, **pixels},
+        "nut<b>": {"image_auroc": math.nan, "aupro": 0.5, "reasons": {"image_auroc": "no normal image: all 3"}},
+    }
+    scores = {"score": [0.1, 0.9, 0.4], "label": [0, 1, 1], "class_name": ["bolt", "bolt", "nut<b>"]}
+    entry = {"classes": classes, "mean": {"image_auroc": 0.912345}, "published": {"image_auroc": 0.9}}
+    entry |= {"curves": {"bolt": curves, "nut<b>": {}}, "scores": scores}
+    return {"settings": {"model": "a & b", "layers": [24]}, "datasets": {"tiny": entry}}
+
+
+def test_report_is_whole_and_needs_no_network(tmp_path):
+    path = tmp_path / "report.html"
+    sample = Sample(Image.new("RGB", (40, 30)), np.zeros((5, 5)), label=1, score=0.25, title="nut/<i>.png")
+    samples = {"Worst misses": [sample], "Worst false alarms": []}
+    write_report(make_result(), path, samples=samples, history=HISTORY, pixel_threshold=0.5)
+    text = path.read_text(encoding="utf-8")
+    checker = Checker()
+    checker.feed(text)
+    assert checker.open == []
+    assert len(checker.sources) == 2 + 1 + 5 + 1  # two plots, the training, one row of pictures, the color bar
+    assert all(source.startswith("data:image/") for source in checker.sources)
+    assert not re.search(r"https?://", re.sub(r'"data:[^"]*"', "", text)) and "<script" not in text
+    assert len(text) < 400_000
+    cells = {row[0]: row for row in checker.rows if row}
+    assert cells["bolt"][1] == "91.2"
+    assert cells["nut<b>"][1] == "–" and "no normal image: all 3" in text  # escaped, with its reason
+    assert cells["mean"][1] == "91.2" and cells["published"][1] == "90.0" and cells["difference"][1] == "+1.2"
+    assert cells["model"] == ["model", "a & b"]
+    assert any("nut/<i>.png" in part and "score 0.250" in part for part in checker.texts)
+
+
+def test_report_of_the_least_result(tmp_path):
+    write_report({"datasets": {"d": {"classes": {"c": {"image_auroc": 0.5}}}}}, tmp_path / "r.html")
+    text = (tmp_path / "r.html").read_text()
+    assert "50.0" in text and "image AUROC" in text and "AUPRO" not in text
+    with pytest.raises(ValueError, match="no entry in 'datasets'"):
+        write_report({"settings": {}}, tmp_path / "r.html")
+
+
+def test_percent():
+    assert [format_percent(v) for v in (0.9125, 1, None, math.nan, np.float32(0.5))] == [
+        "91.2",
+        "100.0",
+        "–",
+        "–",
+        "50.0",
+    ]
+
+
+def test_plots_are_written_whole(tmp_path):
+    result = make_result()
+    curves = result["datasets"]["tiny"]["curves"]
+    plots.plot_metric_curves(curves, tmp_path / "curves.svg", title="Run")
+    svg = (tmp_path / "curves.svg").read_text()
+    assert all(word in svg for word in ("ROC", "recall", "Per-region overlap", "bolt"))
+    plots.plot_score_histograms([0.1, 0.2, 0.9], [0, 0, 1], tmp_path / "scores.svg", threshold=0.5)
+    svg = (tmp_path / "scores.svg").read_text()
+    assert all(word in svg for word in ("all images", "normal", "anomalous", "threshold"))
+    plots.plot_curves(HISTORY, tmp_path / "training.png")
+    with Image.open(tmp_path / "training.png") as image:
+        assert image.size[0] > 800 and len(image.convert("L").getcolors()) > 5
+    plots.plot_curves(HISTORY, tmp_path / "training.svg")
+    svg = (tmp_path / "training.svg").read_text()
+    assert "validation" in svg and "image_auroc" in svg and ">lr<" not in svg
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_plots_refuse_bad_input(tmp_path):
+    for call, message in [
+        (lambda: plots.plot_metric_curves({"a": {}}, tmp_path / "a.png"), "none of roc, pr, pro"),
+        (lambda: plots.plot_score_histograms([], [], tmp_path / "a.png"), "N > 0"),
+        (lambda: plots.plot_score_histograms([0.1], [1], tmp_path / "a.png", classes=[]), "0 classes but 1 scores"),
+        (lambda: plots.plot_curves([], tmp_path / "a.png"), "history is empty"),
+        (lambda: plots.plot_curves([{"epoch": 1, "note": "x"}], tmp_path / "a.png"), "no numbers"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            call()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_metrics_load_nothing_heavy():
+    code = (
+        "import sys, anomalyclip_hf.evaluation.metrics, anomalyclip_hf.evaluation.streaming,"
+        "anomalyclip_hf.evaluation.visualization, anomalyclip_hf.evaluation.report;"
+        "print([m for m in ('matplotlib', 'scipy', 'sklearn', 'datasets', 'evaluate', 'jinja2') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
