@@ -39,7 +39,7 @@ class MaskRule:
     """How the pixels of a mask file become 0 and 255.
 
     A pixel is anomalous where its largest color channel exceeds the threshold. A mask whose color is the same
-    everywhere is read from its alpha channel. 16-bit masks are compared with 257 times the threshold.
+    everywhere is read from its alpha channel. Masks above 255 are compared with 257 times the threshold.
 
     Args:
         threshold (`int`, 0 to 254, defaults to 0): largest 8-bit value that still is background.
@@ -231,23 +231,22 @@ def _from_array(array: np.ndarray) -> Image.Image:
         raise ImageReadError(f"an image array must be (H, W), (H, W, 3) or (H, W, 4) and not empty, got {array.shape}")
     if array.dtype == bool:
         array = array.astype(np.uint8) * 255
-    elif array.dtype != np.uint8 and (array.ndim == 3 or array.dtype not in (np.uint16, np.int32, np.float32)):
+    elif array.dtype != np.uint8:
         array = _to_8_bit(array)
     return Image.fromarray(array)
 
 
 def _to_8_bit(values: np.ndarray) -> np.ndarray:
-    """Scale to 0 .. 255: integers as 16 bit, floats as [0, 1], or as [0, 255] where they exceed 1."""
-    if not np.isfinite(values).all():
-        raise ValueError("it holds NaN or infinite values")
+    """Scale to 0 .. 255: uint16 by its full range, other integers too unless all are below 256, floats from [0, 1]."""
     low, high = float(values.min()), float(values.max())
-    if np.issubdtype(values.dtype, np.integer):
-        expected, scale = 65535.0, 1 / 257
-    else:
-        expected, scale = 255.0, 255.0 if high <= 1 else 1.0
-    if low < 0 or high > expected:
-        raise ValueError(f"its values run from {low:g} to {high:g}, expected 0 to {expected:g}: rescale it first")
-    return np.rint(values.astype(np.float64) * scale).astype(np.uint8)
+    is_float = np.issubdtype(values.dtype, np.floating)
+    most = 1.0 if is_float else 65535.0
+    if not (low >= 0 and high <= most):  # also true of NaN
+        raise ValueError(f"its values run from {low:g} to {high:g}, expected 0 to {most:g} without NaN; rescale it")
+    if is_float:
+        return np.rint(values * 255.0).astype(np.uint8)
+    wide = values.dtype == np.uint16 or high > 255
+    return ((values.astype(np.uint32) + 128) // 257 if wide else values).astype(np.uint8)
 
 
 def _foreground(image: Image.Image, threshold: int) -> np.ndarray:
@@ -255,7 +254,7 @@ def _foreground(image: Image.Image, threshold: int) -> np.ndarray:
         values = np.asarray(image)
         if image.mode == "F" and not np.isfinite(values).all():
             raise ValueError("it holds NaN or infinite values")
-        return values > (threshold if image.mode == "F" else 257 * threshold)
+        return values > (257 * threshold if values.max() > 255 and image.mode != "F" else threshold)
     if image.mode in ("1", "L"):
         return np.asarray(image.convert("L")) > threshold
     has_alpha = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info

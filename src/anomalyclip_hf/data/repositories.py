@@ -10,6 +10,7 @@ import datasets
 
 from .features import LABEL_NAMES, AnomalyImage, AnomalyMask
 from .indexing import ANOMALOUS_KIND, NORMAL_KIND
+from .masks import mask_turn
 from .tables import pick_columns, to_label
 
 _ORDER = ("image", "mask", "label", "class_name", "defect_type", "path")
@@ -40,7 +41,25 @@ def load_repository(name: str, options, *, streaming: bool = False, split: str |
             f"{name!r} could not be loaded as a datasets repository: {error}. Expected a data set's name with "
             "data_dir, a folder, a table, or a repository owner/name that can be reached"
         ) from error
-    return adapt_datasets(loaded, options, label=name)
+    parts = adapt_datasets(loaded, options, label=name)
+    license = None if os.path.isfile(name) else _stated_license(name, options.revision)
+    for part in parts.values():
+        part.info.license = part.info.license or license or ""
+    return parts
+
+
+def _stated_license(name: str, revision: str | None) -> str | None:
+    """The licence id on a repository's card; None where it states none or has no card."""
+    from huggingface_hub import DatasetCard, hf_hub_download
+
+    try:
+        path = os.path.join(name, "README.md")
+        if not os.path.isdir(name):
+            path = hf_hub_download(name, "README.md", repo_type="dataset", revision=revision)
+        stated = DatasetCard.load(path, ignore_metadata_errors=True).data.get("license")
+    except (OSError, ValueError):
+        return None
+    return stated if isinstance(stated, str) and stated != "unknown" else None
 
 
 def adapt_datasets(source: Any, options, data_dir=None, label: str = "the data set") -> dict[str, Any]:
@@ -126,6 +145,7 @@ def _adapt_stream(dataset, options, label: str):
 
 def _add_paths(dataset, data_dir):
     """Turn an image or mask column of plain paths into one of files; note the path of each image."""
+    images: list[str | None] = []
     for column in ("image", "mask"):
         feature = dataset.features.get(column)
         if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string"):
@@ -133,10 +153,24 @@ def _add_paths(dataset, data_dir):
             values = [os.path.join(root, value) if value else None for value in dataset[column]]
             if column == "image" and "path" not in dataset.features:
                 dataset = dataset.add_column("path", values)
-            dataset = dataset.remove_columns(column).add_column(column, values, feature=datasets.Image())
+            if column == "image":
+                images = values
+                cells: list[dict | None] = [{"bytes": None, "path": value} for value in values]
+                feature = AnomalyImage()
+            else:
+                pairs = zip(images or [None] * len(values), values, strict=True)
+                cells = [_mask_cell(image, mask) for image, mask in pairs]
+                feature = AnomalyMask()
+            dataset = dataset.remove_columns(column).add_column(column, cells, feature=feature)
         elif feature is not None and not isinstance(feature, datasets.Image) and feature != datasets.Value("null"):
             raise ValueError(f"column {column!r} is {feature}, expected datasets.Image or paths as strings")
     return dataset
+
+
+def _mask_cell(image: str | None, mask: str | None) -> dict | None:
+    if mask is None:
+        return None
+    return {"bytes": None, "path": mask, "turn": mask_turn(image, mask) if image else None}
 
 
 def _labels(dataset, options, label: str) -> tuple[list[int | None], list[str]]:

@@ -1,0 +1,114 @@
+"""`python -m anomalyclip_hf.data`: look at a data set, or export it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+FINE, PROBLEMS_FOUND, UNUSABLE = 0, 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0 fine, 1 problems under --strict, 2 unusable source."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return UNUSABLE
+
+
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that describe a source; `source_options` reads them. For every script that takes data."""
+    parser.add_argument("--data_dir", help="unpacked archive of a named data set, or where a table's paths start")
+    parser.add_argument("--kind", help="folder, tree, table, meta, datasets or synthetic instead of looking")
+    parser.add_argument("--class_names", nargs="+", metavar="NAME", help="only these classes")
+    parser.add_argument("--normal_kinds", nargs="*", metavar="NAME", help="folder names that mean normal")
+    parser.add_argument("--normal_labels", nargs="+", metavar="VALUE", help="label values that mean normal")
+    parser.add_argument("--mask_threshold", type=int, help="largest mask value that is background, 0 to 254")
+    parser.add_argument("--revision", help="revision of a repository on the Hub")
+    for name in ("image", "mask", "label", "class", "defect", "split"):
+        parser.add_argument(f"--{name}_column", help=f"column of the {name}")
+
+
+def source_options(parsed: argparse.Namespace):
+    """The `SourceOptions` of flags added by `add_source_arguments`."""
+    from .loading import SourceOptions
+
+    fields = {"image": "image", "mask": "mask", "label": "label", "class_name": "class", "defect_type": "defect"}
+    columns = {name: getattr(parsed, f"{flag}_column") for name, flag in {**fields, "split": "split"}.items()}
+    return SourceOptions(
+        class_names=None if parsed.class_names is None else tuple(parsed.class_names),
+        normal_kinds=None if parsed.normal_kinds is None else tuple(parsed.normal_kinds),
+        normal_labels=None if parsed.normal_labels is None else tuple(parsed.normal_labels),
+        mask_threshold=parsed.mask_threshold,
+        columns=columns,
+        revision=parsed.revision,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m anomalyclip_hf.data", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    look = commands.add_parser("inspect", help="report what a source holds and what is wrong with it")
+    look.add_argument("source", help="name, folder, table, meta.json, repository or synthetic")
+    look.add_argument("--split", default="all", help="one split, or all (default)")
+    look.add_argument("--strict", action="store_true", help="end with status 1 where there is any problem")
+    look.add_argument("--contact_sheet", metavar="PATH", help="write a sheet with masks outlined there")
+    look.add_argument("--limit", type=int, default=10, help="examples shown of each problem (default 10)")
+    look.add_argument("--num_workers", type=int, help="reading threads")
+    look.add_argument("--no_progress", action="store_true", help="show no bar")
+    add_source_arguments(look)
+    look.set_defaults(run=_inspect)
+    export = commands.add_parser("export", help="save or push a source as a datasets repository")
+    export.add_argument("source", help="as for inspect")
+    export.add_argument("out", help="folder to write, or owner/name with --push")
+    export.add_argument("--push", action="store_true", help="upload to the Hub instead of writing a folder")
+    export.add_argument("--public", action="store_true", help="with --push: make the repository public")
+    export.add_argument("--license", help="licence id, where you know it; never guessed")
+    export.add_argument("--overwrite", action="store_true", help="replace an existing folder")
+    add_source_arguments(export)
+    export.set_defaults(run=_export)
+    return parser
+
+
+def _inspect(parsed: argparse.Namespace) -> int:
+    from .inspect import inspect_source
+
+    report = inspect_source(
+        parsed.source,
+        parsed.data_dir,
+        parsed.split,
+        contact_sheet=parsed.contact_sheet,
+        progress=not parsed.no_progress,
+        num_workers=parsed.num_workers,
+        kind=parsed.kind,
+        options=source_options(parsed),
+    )
+    print(report.to_text(parsed.limit))
+    if parsed.contact_sheet:
+        print(f"contact sheet: {parsed.contact_sheet}")
+    return PROBLEMS_FOUND if parsed.strict and report.problems else FINE
+
+
+def _export(parsed: argparse.Namespace) -> int:
+    from .export import export_source
+
+    where = export_source(
+        parsed.source,
+        parsed.out,
+        parsed.data_dir,
+        push=parsed.push,
+        private=not parsed.public,
+        license=parsed.license,
+        overwrite=parsed.overwrite,
+        kind=parsed.kind,
+        options=source_options(parsed),
+    )
+    print(where)
+    return FINE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

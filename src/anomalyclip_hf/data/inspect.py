@@ -1,0 +1,309 @@
+"""A look at a data set before anything is run on it: what it holds, and everything that is wrong with it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from .indexing import Index, natural_key
+from .loading import SourceOptions, open_source, records_to_dataset
+from .masks import ImageReadError, MaskRule, open_image, orientation_of, read_image, read_mask
+
+# Every kind of problem there is, in the order of the report.
+PROBLEMS = {
+    "missing_file": "named by the index but not on disk",
+    "unreadable_image": "image cannot be read",
+    "unreadable_mask": "mask cannot be read",
+    "missing_mask": "anomalous image without a mask, though others have one",
+    "extra_mask": "mask without an image",
+    "shared_mask": "one mask for several images",
+    "size_differs": "mask and image differ in size",
+    "empty_mask": "anomalous image with an empty mask",
+    "mask_on_normal": "normal image with a mask that is not empty",
+    "duplicate_across_splits": "same file in several splits",
+    "duplicate_with_other_label": "same file, labeled both normal and anomalous",
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong: a key of `PROBLEMS`, the file, and what exactly."""
+
+    kind: str
+    path: str
+    detail: str = ""
+
+
+@dataclass
+class InspectionReport:
+    """What `inspect_source` found.
+
+    Args:
+        source (`str`): the source, as given.
+        form (`str`): what it was taken for.
+        counts: (split, class, defect type, label) -> number of images.
+        masked: the same keys -> number of images with a mask.
+        sizes, modes: (width, height) of upright images, and modes of image and mask files -> number of images.
+        problems (`list[Problem]`): everything wrong.
+        notes (`list[str]`): what is worth knowing but not wrong.
+    """
+
+    source: str
+    form: str
+    counts: Counter = field(default_factory=Counter)
+    masked: Counter = field(default_factory=Counter)
+    sizes: Counter = field(default_factory=Counter)
+    modes: Counter = field(default_factory=Counter)
+    mask_modes: Counter = field(default_factory=Counter)
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def num_images(self) -> int:
+        """Images of all splits."""
+        return sum(self.counts.values())
+
+    def to_text(self, limit: int = 10) -> str:
+        """The report as plain text.
+
+        Args:
+            limit (`int`): examples shown of each kind of problem.
+        """
+        lines = [f"{self.source}: {self.form}", f"{self.num_images} images", "", *self._table(), ""]
+        lines.append("sizes (w x h): " + _most((f"{w}x{h}", n) for (w, h), n in self.sizes.most_common()))
+        lines.append("image modes: " + _most(self.modes.most_common()))
+        lines.append("mask modes: " + (_most(self.mask_modes.most_common()) or "no masks"))
+        lines += [f"note: {note}" for note in self.notes]
+        by_kind = defaultdict(list)
+        for problem in self.problems:
+            by_kind[problem.kind].append(problem)
+        for kind, meaning in PROBLEMS.items():
+            if by_kind[kind]:
+                lines += ["", f"PROBLEM {kind}: {len(by_kind[kind])} x {meaning}"]
+                lines += [f"  {p.path}" + (f": {p.detail}" if p.detail else "") for p in by_kind[kind][:limit]]
+                lines += [f"  ... and {len(by_kind[kind]) - limit} more"] if len(by_kind[kind]) > limit else []
+        lines += ["", f"{len(self.problems)} problems" if self.problems else "no problems"]
+        return "\n".join(lines)
+
+    def _table(self) -> Iterator[str]:
+        widths = [max([len(title), *(len(key[i]) for key in self.counts)]) for i, title in enumerate(_TITLES)]
+        yield "  ".join(title.ljust(width) for title, width in zip(_TITLES, widths, strict=True)) + "  images  masks"
+        for key in sorted(self.counts, key=lambda key: tuple(natural_key(part) for part in key)):
+            cells = "  ".join(part.ljust(width) for part, width in zip(key, widths, strict=True))
+            yield f"{cells}  {self.counts[key]:6d}  {self.masked[key]:5d}"
+
+
+_TITLES = ("split", "class", "defect", "label")
+_LABEL_WORDS = {0: "normal", 1: "anomalous", None: "unknown"}
+
+
+def inspect_source(
+    source: Any,
+    data_dir: str | os.PathLike | None = None,
+    split: str = "all",
+    *,
+    contact_sheet: str | os.PathLike | None = None,
+    progress: bool = True,
+    num_workers: int | None = None,
+    kind: str | None = None,
+    options: SourceOptions | None = None,
+) -> InspectionReport:
+    """Read every file of a source once and report what is there and what is wrong.
+
+    Args:
+        source, data_dir, kind: as in `load_anomaly_dataset`.
+        split (`str`): one split, or "all".
+        contact_sheet (path, *optional*): write a sheet of samples with their masks outlined there (.png or .jpg).
+        progress (`bool`): show a bar.
+        num_workers (`int`, *optional*): reading threads; the machine's cores, at most 8, by default.
+        options (`SourceOptions`, *optional*): columns, normal kinds and the rest.
+
+    Raises:
+        FileNotFoundError, ValueError: the source is unusable, as in `load_anomaly_dataset`.
+    """
+    options = options or SourceOptions()
+    name = str(source) if isinstance(source, (str, os.PathLike)) else type(source).__name__
+    parts, report = _open(name, source, data_dir, split, options, kind)
+    seen: dict[str, list[tuple[str, int | None, str]]] = defaultdict(list)
+    mask_users: dict[str, list[str]] = defaultdict(list)
+    for part_name, dataset in parts.items():
+        for row, finding in _examine_all(part_name, dataset, progress, num_workers):
+            _note_row(report, part_name, row, finding)
+            if finding.digest:
+                seen[finding.digest].append((part_name, row["label"], row["path"]))
+            if row["mask"] is not None and row["mask"]["path"] and row["mask"]["bytes"] is None:
+                mask_users[row["mask"]["path"]].append(row["path"])
+    _compare_rows(report, seen, mask_users)
+    _note_labels(report)
+    if contact_sheet is not None:
+        from .contact_sheet import write_contact_sheet
+
+        write_contact_sheet(parts, contact_sheet)
+    return report
+
+
+@dataclass(frozen=True)
+class _Finding:
+    """What reading one sample told."""
+
+    digest: str = ""
+    size: tuple[int, int] | None = None
+    mode: str = ""
+    mask_mode: str = ""
+    problems: tuple[tuple[str, str], ...] = ()
+    ambiguous: bool = False
+
+
+def _open(name, source, data_dir, split, options, kind) -> tuple[dict[str, Any], InspectionReport]:
+    found = open_source(source, data_dir, options, kind=kind)
+    report = InspectionReport(name, "datasets source")
+    if isinstance(found, Index):
+        report.form = found.form
+        report.notes = list(found.notes)
+        report.problems = [Problem("missing_file", path) for path in found.missing]
+        report.problems += [Problem("extra_mask", os.path.join(found.root, path)) for path in found.extra_masks]
+        splits = list(dict.fromkeys(record.split for record in found.records))
+        records = {s: [record for record in found.records if record.split == s] for s in splits}
+        parts: dict[str, Any] = {s: records_to_dataset(found, records[s]) for s in splits if split in ("all", s)}
+    else:
+        splits = list(found)
+        parts = {s: dataset for s, dataset in found.items() if split in ("all", s)}
+    if not parts:
+        raise ValueError(f'split={split!r}, but {name} has {", ".join(splits)}; give one of these, or "all"')
+    if options.class_names:
+        parts = {s: _only(part, options.class_names) for s, part in parts.items()}
+        if not any(len(part) for part in parts.values()):
+            raise ValueError(f"class_names={list(options.class_names)}: {name} has no images of these")
+    return parts, report
+
+
+def _only(dataset, class_names):
+    return dataset.select([i for i, name in enumerate(dataset["class_name"]) if name in class_names])
+
+
+def raw_rows(dataset) -> Any:
+    """The data set with its pictures left undecoded: `{"bytes", "path"}` cells."""
+    import datasets
+
+    from .features import AnomalyMask
+
+    mask = dataset.features["mask"]
+    plain = AnomalyMask(decode=False, threshold=mask.threshold, jpeg_threshold=mask.jpeg_threshold)
+    return dataset.cast_column("image", datasets.Image(decode=False)).cast_column("mask", plain)
+
+
+def _examine_all(title: str, dataset, progress: bool, num_workers: int | None) -> Iterator[tuple[dict, _Finding]]:
+    from tqdm.auto import tqdm
+
+    rows = raw_rows(dataset)
+    feature = rows.features["mask"]
+    rule = MaskRule(feature.threshold, feature.jpeg_threshold)
+    workers = num_workers or min(8, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as pool, tqdm(total=len(rows), desc=title, disable=not progress) as bar:
+        for start in range(0, len(rows), 256):  # bounded, so that embedded images are not all held at once
+            chunk = [rows[index] for index in range(start, min(start + 256, len(rows)))]
+            for row, finding in zip(chunk, pool.map(lambda row: _examine(row, rule), chunk), strict=True):
+                bar.update()
+                yield row, finding
+
+
+def _examine(row: dict, rule: MaskRule) -> _Finding:
+    problems: list[tuple[str, str]] = []
+    digest, size, mode, mask_mode, ambiguous = "", None, "", "", False
+    try:
+        content = _content(row["image"])
+        digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+        opened = open_image({"bytes": content, "path": row["image"]["path"]})
+        mode, turned, stored = opened.mode, orientation_of(opened), opened.size
+        size = read_image(opened).size
+    except ImageReadError as error:
+        problems.append(("unreadable_image", str(error)))
+        turned, stored = 1, None
+    if row["mask"] is not None:
+        try:
+            drawn = open_image(row["mask"])
+            mask_mode = drawn.mode
+            ambiguous = turned != 1 and orientation_of(drawn) == 1 and drawn.size == stored and size == stored
+            problems += _mask_problems(read_mask(row["mask"], rule, row["mask"]["turn"]), size, row["label"])
+        except ImageReadError as error:
+            problems.append(("unreadable_mask", str(error)))
+    return _Finding(digest, size, mode, mask_mode, tuple(problems), ambiguous)
+
+
+def _mask_problems(mask, size: tuple[int, int] | None, label: int | None) -> Iterator[tuple[str, str]]:
+    if size is not None and mask.size != size:
+        yield "size_differs", f"mask {mask.width}x{mask.height}, image {size[0]}x{size[1]}"
+    empty = mask.getbbox() is None
+    if empty and label == 1:
+        yield "empty_mask", ""
+    if not empty and label == 0:
+        yield "mask_on_normal", f"{mask.histogram()[255]} pixels marked"
+
+
+def _content(cell: Mapping) -> bytes:
+    if cell["bytes"] is not None:
+        return cell["bytes"]
+    try:
+        with open(cell["path"], "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise ImageReadError(f"cannot read image {cell['path']}: {error.strerror or error}") from error
+
+
+def _note_row(report: InspectionReport, split: str, row: dict, finding: _Finding) -> None:
+    key = (split, row["class_name"], row["defect_type"] or "-", _LABEL_WORDS[row["label"]])
+    report.counts[key] += 1
+    report.masked[key] += row["mask"] is not None
+    if finding.size:
+        report.sizes[finding.size] += 1
+    if finding.mode:
+        report.modes[finding.mode] += 1
+    if finding.mask_mode:
+        report.mask_modes[finding.mask_mode] += 1
+    report.problems += [Problem(kind, row["path"], detail) for kind, detail in finding.problems]
+    if row["label"] == 1 and row["mask"] is None:
+        report.problems.append(Problem("missing_mask", row["path"]))
+    if finding.ambiguous:
+        done = "turned with it" if (row["mask"]["turn"] or 1) != 1 else "taken as upright"
+        report.notes.append(f"{row['path']} is rotated by EXIF, its mask is not: the mask is {done}")
+
+
+def _compare_rows(report: InspectionReport, seen: dict, mask_users: dict) -> None:
+    """Problems that take more than one sample to see."""
+    repeated = 0
+    for places in seen.values():
+        if len({split for split, _, _ in places}) > 1:
+            report.problems.append(Problem("duplicate_across_splits", places[0][2], f"also {places[-1][2]}"))
+        elif len(places) > 1:
+            repeated += len(places) - 1
+        if {0, 1} <= {label for _, label, _ in places}:
+            report.problems.append(Problem("duplicate_with_other_label", places[0][2], f"also {places[-1][2]}"))
+    if repeated:
+        report.notes.append(f"{repeated} images repeat another of the same split")
+    for mask, users in mask_users.items():
+        if len(users) > 1:
+            report.problems.append(Problem("shared_mask", mask, ", ".join(users[:4])))
+
+
+def _note_labels(report: InspectionReport) -> None:
+    if not any(report.masked.values()):
+        report.problems = [problem for problem in report.problems if problem.kind != "missing_mask"]
+        report.notes.append("no masks at all: pixels cannot be judged, and training has the image loss alone")
+    labels: Counter[str] = Counter()
+    for (_, _, _, word), number in report.counts.items():
+        labels[word] += number
+    if labels["unknown"]:
+        report.notes.append(f"{labels['unknown']} images without a label: good for prediction only")
+    elif not labels["normal"] or not labels["anomalous"]:
+        report.notes.append("every image has the same label: image-level AUROC and AP are undefined")
+
+
+def _most(pairs, limit: int = 6) -> str:
+    pairs = list(pairs)
+    text = ", ".join(f"{name} ({number})" for name, number in pairs[:limit])
+    return text + (f" and {len(pairs) - limit} more" if len(pairs) > limit else "")
