@@ -1,0 +1,323 @@
+"""How the model behaves: names, gradients, precision, caches, work left out, compilation, loading."""
+
+import copy
+from collections import Counter
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from anomalyclip_hf import AnomalyCLIPModel
+from conftest import make_tiny_clip
+
+LEARNED = {"prompt_learner.context", "prompt_learner.deep_prompts"}
+PIXELS = torch.randn(2, 3, 42, 42, generator=torch.Generator().manual_seed(0))
+
+
+def count_calls(module: torch.nn.Module) -> Counter:
+    calls: Counter = Counter()
+    module.register_forward_hook(lambda *_: calls.update(["forward"]))
+    return calls
+
+
+def test_parameters_carry_the_names_and_values_of_clip(tiny_clip_dir):
+    clip = make_tiny_clip()
+    model = AnomalyCLIPModel.from_pretrained(tiny_clip_dir)
+    ours = dict(model.named_parameters())
+    assert set(ours) == set(dict(clip.named_parameters())) | LEARNED
+    for name, parameter in clip.named_parameters():
+        assert torch.equal(ours[name], parameter), name
+
+
+def test_fresh_prompts_follow_the_paper(tiny_clip_dir):
+    torch.manual_seed(0)
+    learner = AnomalyCLIPModel.from_pretrained(tiny_clip_dir, prompt_length=40, deep_prompt_length=20).prompt_learner
+    assert learner.context.shape == (2, 40, 32) and learner.deep_prompts.shape == (2, 20, 32)
+    for parameter in (learner.context, learner.deep_prompts):
+        assert abs(parameter.mean()) < 0.002 and abs(parameter.std() - 0.02) < 0.002
+    assert not torch.equal(learner.context[0], learner.context[1])
+
+
+def test_same_seed_same_prompts(tiny_clip_dir):
+    models = []
+    for seed in (7, 7, 8):
+        torch.manual_seed(seed)
+        models.append(AnomalyCLIPModel.from_pretrained(tiny_clip_dir).prompt_learner.context)
+    assert torch.equal(models[0], models[1]) and not torch.equal(models[0], models[2])
+
+
+@pytest.mark.parametrize("source", ["init", "clip", "full"])
+def test_only_prompts_require_gradients(source, tiny_clip_dir, tiny_checkpoint, tiny_model):
+    model = {
+        "init": lambda: AnomalyCLIPModel(tiny_model.config),
+        "clip": lambda: AnomalyCLIPModel.from_pretrained(tiny_clip_dir),
+        "full": lambda: AnomalyCLIPModel.from_pretrained(tiny_checkpoint),
+    }[source]()
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == LEARNED
+
+
+def test_a_saved_model_gives_the_same_numbers(tiny_model, tiny_checkpoint):
+    loaded = AnomalyCLIPModel.from_pretrained(tiny_checkpoint)
+    with torch.no_grad():
+        for key, value in tiny_model(pixel_values=PIXELS).items():
+            assert_close(loaded(pixel_values=PIXELS)[key], value, rtol=0, atol=2e-6)
+        for name, value in tiny_model.state_dict().items():
+            assert torch.equal(loaded.state_dict()[name], value), name
+    assert loaded.config.feature_layers == [2, 4] and loaded.config.image_size == 42
+
+
+def test_incomplete_and_foreign_checkpoints_are_refused(tiny_clip_dir, tmp_path):
+    clip = make_tiny_clip()
+    weights = {k: v for k, v in clip.state_dict().items() if "vision_model.encoder.layers.2.mlp" not in k}
+    clip.save_pretrained(tmp_path / "part", state_dict=weights)
+    with pytest.raises(ValueError, match=r"lacks 4 weights .*vision_model.encoder.layers.2.mlp"):
+        AnomalyCLIPModel.from_pretrained(tmp_path / "part")
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match="model_type='bert', expected 'clip' or 'anomalyclip'"):
+        AnomalyCLIPModel.from_pretrained(tmp_path / "bert")
+
+
+def test_presets_at_loading(tiny_clip_dir):
+    released = AnomalyCLIPModel.from_pretrained(tiny_clip_dir, preset="released")
+    paper = AnomalyCLIPModel.from_pretrained(tiny_clip_dir, preset="paper")
+    assert released.config.feature_layers == [4] and paper.config.feature_layers == [1, 2, 3, 4]
+    assert released.config.dpam_layers == 3 and released.config.deep_prompt_depth == 3
+    assert released.config.base_model_name_or_path == tiny_clip_dir
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("way", ["from_pretrained", "to", "method"])
+def test_half_precision_keeps_prompts_and_results_in_float32(tiny_model, tiny_checkpoint, dtype, way):
+    with torch.no_grad():
+        expected = tiny_model(pixel_values=PIXELS)
+    if way == "from_pretrained":
+        model = AnomalyCLIPModel.from_pretrained(tiny_checkpoint, dtype=dtype)
+    elif way == "to":
+        model = copy.deepcopy(tiny_model).to(dtype)
+    else:
+        model = copy.deepcopy(tiny_model)
+        model = model.half() if dtype == torch.float16 else model.bfloat16()
+    assert model.dtype == dtype and model.visual_projection.weight.dtype == dtype
+    for name in LEARNED:
+        assert model.get_parameter(name).dtype == torch.float32
+        assert torch.equal(model.get_parameter(name), tiny_model.get_parameter(name)), "prompts were rounded"
+    labels, masks = torch.tensor([0, 1]), torch.zeros(2, 42, 42)
+    output = model(pixel_values=PIXELS, labels=labels, masks=masks)
+    assert {key: value.dtype for key, value in output.items() if value.dtype != torch.float32} == {}
+    assert_close(output.anomaly_maps, expected.anomaly_maps, rtol=0, atol=0.15)
+    assert_close(output.image_embeds, expected.image_embeds, rtol=0, atol=0.03)
+    output.loss.backward()
+    assert model.prompt_learner.context.grad.dtype == torch.float32
+    assert torch.isfinite(model.prompt_learner.context.grad).all()
+
+
+def test_a_half_precision_clip_gives_float32_prompts(tmp_path):
+    make_tiny_clip().half().save_pretrained(tmp_path)
+    model = AnomalyCLIPModel.from_pretrained(tmp_path)
+    assert model.prompt_learner.context.dtype == torch.float32
+    assert 0.015 < model.prompt_learner.context.std() < 0.025
+
+
+def test_softmax_is_float32_under_autocast(tiny_model):
+    with torch.no_grad():
+        expected = tiny_model(pixel_values=PIXELS)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = tiny_model(pixel_values=PIXELS)
+    assert output.logits.dtype == output.similarity_maps.dtype == torch.float32
+    assert_close(output.similarity_maps.sum(2), torch.ones(2, 2, 42, 42), rtol=0, atol=1e-6)
+    assert_close(output.logits, expected.logits, rtol=0, atol=0.5)
+
+
+def test_the_vision_tower_never_builds_a_graph(tiny_model):
+    states = []
+    tiny_model.vision_model.encoder.layers[1].register_forward_hook(lambda m, i, o: states.extend([i[0], *o]))
+    output = tiny_model(pixel_values=PIXELS.clone().requires_grad_())
+    assert states and not any(state is not None and state.requires_grad for state in states)
+    assert not output.image_embeds.requires_grad and not output.patch_embeds.requires_grad
+    assert output.logits.requires_grad
+    output.logits.sum().backward()
+    assert {name for name, p in tiny_model.named_parameters() if p.grad is not None} == LEARNED
+
+
+@pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
+def test_scoring_many_images_runs_the_text_tower_once(tiny_model, guard):
+    calls = count_calls(tiny_model.text_model)
+    with guard():
+        for _ in range(4):
+            tiny_model(pixel_values=PIXELS)
+    assert calls["forward"] == 1
+
+
+def test_training_runs_the_text_tower_every_time(tiny_model):
+    calls = count_calls(tiny_model.text_model)
+    with torch.no_grad():
+        tiny_model(pixel_values=PIXELS)
+    for _ in range(2):
+        tiny_model(pixel_values=PIXELS)
+    assert calls["forward"] == 3
+
+
+def _add_in_place(model):
+    with torch.no_grad():
+        model.prompt_learner.context.mul_(1.5)
+
+
+def _write_data(model):
+    model.prompt_learner.context.data[1, 0, 0] += 1
+
+
+def _write_deep_data(model):
+    model.prompt_learner.deep_prompts.data.mul_(2)
+
+
+def _load(model):
+    state = {name: value * 1.5 for name, value in model.prompt_learner.state_dict().items()}
+    model.prompt_learner.load_state_dict(state)
+
+
+def _replace_parameter(model):
+    model.prompt_learner.context = torch.nn.Parameter(model.prompt_learner.context.detach() * 3)
+
+
+def _change_ids(model):
+    model.config.prompt_token_ids[1][model.config.eos_positions[1]] = 5
+    model.config.prompt_token_ids[1][model.config.prompt_length + 2] = 98
+
+
+def _change_backbone(model):
+    with torch.no_grad():
+        model.text_projection.weight.mul_(torch.linspace(-1, 1, 16)[:, None])
+
+
+CHANGES = [_add_in_place, _write_data, _write_deep_data, _load, _replace_parameter, _change_ids, _change_backbone]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_kept_text_embeddings_notice_every_change(tiny_model, change):
+    with torch.no_grad():
+        before = tiny_model.get_text_features().clone()
+        change(tiny_model)
+        after = tiny_model.get_text_features()
+    assert (after - before).abs().max() > 1e-4
+    assert_close(after, tiny_model.get_text_features().detach(), rtol=0, atol=1e-6)  # with gradients: not kept
+
+
+def test_kept_text_embeddings_do_not_leak_into_training(tiny_model):
+    with torch.inference_mode():
+        tiny_model(pixel_values=PIXELS)
+    tiny_model(pixel_values=PIXELS, labels=torch.tensor([0, 1])).loss.backward()
+    assert tiny_model.prompt_learner.context.grad.abs().max() > 0
+
+
+def output_rows(module: torch.nn.Module, first=lambda output: output) -> list[int]:
+    rows: list[int] = []
+    module.register_forward_hook(lambda m, i, o: rows.append(first(o).shape[1]))
+    return rows
+
+
+def test_the_last_layer_does_no_work_that_nothing_uses(tiny_model):
+    """Original path of the last layer: class token alone; one q/k/v projection for both paths in every layer."""
+    layers = tiny_model.vision_model.encoder.layers
+    last, before = layers[-1], layers[-2]
+    rows = {
+        "last_mlp": output_rows(last.mlp),
+        "last_q": output_rows(last.self_attn.q_proj),
+        "last_v": output_rows(last.self_attn.v_proj),
+        "last_out": output_rows(last.self_attn.out_proj),
+        "mlp": output_rows(before.mlp),
+        "q": output_rows(before.self_attn.q_proj),
+        "out": output_rows(before.self_attn.out_proj),
+    }
+    with torch.no_grad():
+        tiny_model(pixel_values=PIXELS)
+    # 36 patches and the class token; out_proj first for the original path, then for the refined patches.
+    assert rows == {
+        "last_mlp": [1], "last_q": [1], "last_v": [37], "last_out": [1, 36], "mlp": [37], "q": [37], "out": [37, 36],
+    }  # fmt: skip
+
+
+def test_no_refined_path_past_the_last_feature_layer(tiny_model):
+    tiny_model.config.feature_layers = [2]
+    rows = output_rows(tiny_model.vision_model.encoder.layers[2].self_attn.out_proj)
+    with torch.no_grad():
+        tiny_model(pixel_values=PIXELS)
+    assert rows == [37]
+
+
+def test_kept_features_give_the_same_result(tiny_model):
+    labels, masks = torch.tensor([0, 1]), (torch.rand(2, 42, 42) > 0.5).float()
+    full = tiny_model(pixel_values=PIXELS, labels=labels, masks=masks)
+    image_embeds, patch_embeds = tiny_model.get_image_features(PIXELS)
+    calls = count_calls(tiny_model.vision_model)
+    kept = tiny_model(image_embeds=image_embeds, patch_embeds=patch_embeds, labels=labels, masks=masks)
+    assert calls["forward"] == 0
+    for key in full:
+        assert_close(kept[key], full[key], rtol=0, atol=0)
+
+
+def test_given_text_embeddings_are_used(tiny_model):
+    text = torch.nn.functional.normalize(torch.randn(2, 16), dim=-1)
+    calls = count_calls(tiny_model.text_model)
+    output = tiny_model(pixel_values=PIXELS, text_embeds=text)
+    assert calls["forward"] == 0
+    assert_close(output.logits, output.image_embeds @ text.T / 0.07)
+
+
+def test_images_without_masks_take_no_part_in_the_local_loss(tiny_model):
+    masks = torch.zeros(2, 42, 42)
+    masks[0, :20] = 1
+    masks[1] = -1
+    alone = tiny_model(pixel_values=PIXELS[:1], masks=masks[:1])
+    unknown = tiny_model(pixel_values=PIXELS, masks=masks, labels=torch.tensor([1, 1]))
+    assert_close(unknown.local_loss, alone.local_loss)
+    # A normal image without a mask has an empty one.
+    empty = torch.cat([masks[:1], torch.zeros(1, 42, 42)])
+    normal = tiny_model(pixel_values=PIXELS, masks=masks, labels=torch.tensor([1, 0]))
+    assert_close(normal.local_loss, tiny_model(pixel_values=PIXELS, masks=empty).local_loss)
+    assert tiny_model(pixel_values=PIXELS, masks=torch.full_like(masks, -1)).local_loss == 0
+
+
+def test_tuple_output(tiny_model):
+    with torch.no_grad():
+        output, values = tiny_model(pixel_values=PIXELS), tiny_model(pixel_values=PIXELS, return_dict=False)
+    assert isinstance(values, tuple) and torch.equal(values[0], output.logits) and len(values) == 6
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({}, "give pixel_values, or both"),
+        ({"pixel_values": torch.zeros(1, 3, 42, 40)}, "42x40 pixels but patch_size=7"),
+        ({"pixel_values": torch.zeros(1, 1, 42, 42)}, r"\(1, 1, 42, 42\), expected \(B, 3, H, W\)"),
+        ({"pixel_values": torch.zeros(3, 42, 42)}, r"\(3, 42, 42\), expected \(B, 3, H, W\)"),
+        ({"pixel_values": PIXELS, "labels": torch.zeros(3)}, r"labels has shape \(3,\), expected \(2,\)"),
+        ({"pixel_values": PIXELS, "masks": torch.zeros(2, 6, 6)}, r"masks has shape .*expected \(2, 42, 42\)"),
+    ],
+)
+def test_wrong_inputs_are_named(tiny_model, inputs, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_model(**inputs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("backend", "layers"), [("aot_eager", 3), ("inductor", 1)])
+def test_compiles_without_graph_breaks(backend, layers, tmp_path):
+    depth = {"num_hidden_layers": layers}
+    make_tiny_clip(text=depth, vision=depth).save_pretrained(tmp_path)
+    model = AnomalyCLIPModel.from_pretrained(tmp_path, image_size=42, preset="paper").eval()
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    with torch.no_grad():
+        expected, output = model(pixel_values=PIXELS), compiled(pixel_values=PIXELS)
+    for key in expected:
+        assert_close(output[key], expected[key], rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_training_compiles_without_graph_breaks(tiny_model):
+    inputs = {"pixel_values": PIXELS, "labels": torch.tensor([0, 1]), "masks": torch.zeros(2, 42, 42)}
+    tiny_model(**inputs).loss.backward()
+    expected = tiny_model.prompt_learner.context.grad.clone()
+    tiny_model.zero_grad()
+    torch.compile(tiny_model, fullgraph=True, backend="aot_eager")(**inputs).loss.backward()
+    assert_close(tiny_model.prompt_learner.context.grad, expected, rtol=1e-4, atol=1e-6)
