@@ -70,6 +70,16 @@ def test_order_and_processes_do_not_change_a_digit(kind):
     assert parts[0].merge(StreamingPixelMetrics(num_bins=4096)).num_images == 2
 
 
+@pytest.mark.parametrize("pixels", [1, 20_000, 10**9])
+def test_groups_of_images_do_not_change_a_digit(pixels, monkeypatch):
+    maps, masks = make_maps("probability")
+    expected = fill(maps, masks, num_bins=4096).compute()
+    monkeypatch.setattr("anomalyclip_hf.evaluation.streaming._GROUP_PIXELS", pixels)
+    streaming = StreamingPixelMetrics(num_bins=4096)
+    streaming.update(maps, masks)
+    assert streaming.compute() == expected
+
+
 def test_state_does_not_grow():
     maps, masks = make_maps("probability")
     streaming = StreamingPixelMetrics(num_bins=1024)

@@ -81,7 +81,7 @@ def test_contact_sheet_shows_every_column(tmp_path):
         pixels = np.asarray(sheet.convert("RGB"))
     assert (pixels == visualization.OUTLINE).all(axis=2)[:, 106:196].any()  # the truth, in its column
     predicted = pixels[:, 8 + 4 * 98 : 8 + 4 * 98 + 90]
-    inside = (predicted[:130] == 255).all(axis=2) & True
+    inside = (predicted[:130] == 255).all(axis=2)
     assert inside.any()
     assert [file.name for file in path.parent.iterdir()] == ["sheet.png"]
     visualization.contact_sheet(rows, path, cell_size=90)
