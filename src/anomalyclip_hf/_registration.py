@@ -1,9 +1,9 @@
 """Registration with transformers' Auto classes and pipelines, put off until transformers loads those modules."""
 
-import importlib
 import importlib.abc
-import importlib.util
+import importlib.machinery
 import sys
+import threading
 from collections.abc import Callable
 
 TASK = "zero-shot-anomaly-detection"
@@ -63,34 +63,32 @@ def _register_pipeline() -> None:
         )
 
 
-# (transformers' module, our module that the action imports) -> what to do once the first is loaded.
-RULES: dict[tuple[str, str], Callable[[], None]] = {
-    ("transformers.models.auto.configuration_auto", "configuration_anomalyclip"): _register_config,
-    ("transformers.models.auto.modeling_auto", "modeling_anomalyclip"): _register_model,
-    ("transformers.models.auto.processing_auto", "processing_anomalyclip"): _register_processor,
-    ("transformers.models.auto.image_processing_auto", "processing_anomalyclip"): _register_image_processor,
-    ("transformers.pipelines", "pipeline_anomalyclip"): _register_pipeline,
+# transformers' module -> what to do once it has been loaded.
+ACTIONS: dict[str, Callable[[], None]] = {
+    "transformers.models.auto.configuration_auto": _register_config,
+    "transformers.models.auto.modeling_auto": _register_model,
+    "transformers.models.auto.processing_auto": _register_processor,
+    "transformers.models.auto.image_processing_auto": _register_image_processor,
+    "transformers.pipelines": _register_pipeline,
 }
-_PACKAGE = __name__.rpartition(".")[0]
-_WATCHED = {name for theirs, ours in RULES for name in (theirs, f"{_PACKAGE}.{ours}")}
+_WATCHED = ("transformers.", f"{__name__.rpartition('.')[0]}.")
 
 
 class _AfterImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Runs registrations after a watched module has been executed; otherwise leaves importing as it is."""
+    """Runs actions once the outermost import of transformers' or our modules is over.
+
+    transformers' modules import one another in circles, so that an action taken in their midst would meet half of them.
+    """
 
     def __init__(self) -> None:
         self._loaders: dict[str, importlib.abc.Loader] = {}
-        self._finding: set[str] = set()
-        self._done = {name for name in _WATCHED if name in sys.modules}
+        self._pending = dict(ACTIONS)
+        self._depth = threading.local()
 
     def find_spec(self, fullname, path=None, target=None):
-        if fullname not in _WATCHED or fullname in self._finding:
+        if not self._pending or not fullname.startswith(_WATCHED):
             return None
-        self._finding.add(fullname)
-        try:
-            spec = importlib.util.find_spec(fullname)
-        finally:
-            self._finding.discard(fullname)
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is None or spec.loader is None:
             return None
         self._loaders[fullname] = spec.loader
@@ -101,29 +99,29 @@ class _AfterImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return self._loaders[spec.name].create_module(spec)
 
     def exec_module(self, module):
-        name = module.__spec__.name
-        loader = self._loaders.pop(name)
+        loader = self._loaders.pop(module.__spec__.name)
         module.__spec__.loader = module.__loader__ = loader
-        loader.exec_module(module)
-        self._done.add(name)
-        self.apply(name)
+        self._depth.value = getattr(self._depth, "value", 0) + 1
+        try:
+            loader.exec_module(module)
+        finally:
+            self._depth.value -= 1
+        if self._depth.value == 0:
+            self.run_pending()
 
-    def apply(self, changed: str | None = None) -> None:
-        """Run the rules that `changed` takes part in and whose modules are not in the midst of being imported."""
-        for (theirs, ours), action in RULES.items():
-            own = f"{_PACKAGE}.{ours}"
-            if changed in (None, theirs, own) and theirs in self._done:
-                # Importing our module may be what loaded theirs: then the rule runs when ours is done.
-                if own not in sys.modules or own in self._done:
-                    action()
+    def run_pending(self) -> None:
+        """Take the actions whose module is loaded, each once."""
+        for name in [name for name in self._pending if name in sys.modules]:
+            if (action := self._pending.pop(name, None)) is not None:
+                action()
 
 
 def register_with_transformers() -> None:
     """Register config, model, processor and pipeline: at once where transformers' part is loaded, else when it is.
 
-    Importing all of transformers' Auto modules here would double the time that `import anomalyclip_hf` takes.
+    Importing all of transformers' Auto modules here would take longer than importing transformers itself.
     """
     if not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
         finder = _AfterImport()
         sys.meta_path.insert(0, finder)
-        finder.apply()
+        finder.run_pending()
