@@ -116,11 +116,11 @@ def _row(row: dict) -> str:
 def measure_memory(dtype: str, batch: int) -> float:
     """Peak resident memory in GB of a process of its own that scores one batch."""
     code = (
-        "import resource, sys, torch; sys.path.insert(0, sys.argv[1]); import benchmark;"
+        "import sys, torch; sys.path.insert(0, sys.argv[1]); import benchmark;"
         "model = benchmark.build_model(getattr(torch, sys.argv[2]));"
         "torch.set_grad_enabled(False);"
         "model(pixel_values=torch.randn(int(sys.argv[3]), 3, 518, 518));"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
     )
     here = str(Path(__file__).parent)
     out = subprocess.run(

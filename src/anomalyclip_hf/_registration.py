@@ -77,7 +77,7 @@ _WATCHED = ("transformers.", f"{__name__.rpartition('.')[0]}.")
 class _AfterImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Runs actions once the outermost import of transformers' or our modules is over.
 
-    transformers' modules import one another in circles, so that an action taken in their midst would meet half of them.
+    transformers' modules import one another in circles: an action taken in their midst would meet half of them.
     """
 
     def __init__(self) -> None:
