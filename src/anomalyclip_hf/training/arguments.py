@@ -1,0 +1,118 @@
+"""Settings of a training run, with the authors' recipe as the default."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+# Named recipes: what a field is where the user says nothing. "authors": section 5 of the method, their train.py.
+RECIPES: dict[str, dict[str, Any]] = {
+    "authors": {
+        "epochs": 15,
+        "batch_size": 8,
+        "learning_rate": 1e-3,
+        "adam_beta1": 0.5,
+        "adam_beta2": 0.999,
+        "seed": 111,
+    },
+}
+CACHE_DTYPES = ("float32", "float16", "bfloat16")
+METRICS = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro", "loss")
+
+
+def option(default: Any, help: str) -> Any:
+    """A dataclass field with a help text for the command line."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class TrainingArguments:
+    """Settings of [`train_prompts`]. What is None comes from the recipe.
+
+    Raises:
+        ValueError: if a field is out of its range; the message names it.
+    """
+
+    output_dir: str = option("outputs/prompts", "Folder for prompts, checkpoints, log and curves.")
+    recipe: str = option("authors", "Named defaults of the fields below: 'authors' is the paper's recipe.")
+    epochs: int = option(None, "Passes over the training set (authors: 15).")
+    batch_size: int = option(None, "Images per optimizer step, over all processes together (authors: 8).")
+    learning_rate: float = option(None, "Of Adam, constant (authors: 1e-3).")
+    adam_beta1: float = option(None, "Authors: 0.5.")
+    adam_beta2: float = option(None, "Authors: 0.999.")
+    seed: int = option(None, "Of shuffling, fresh prompts and drawn anomalies (authors: 111).")
+    max_steps: int | None = option(None, "Stop after this many optimizer steps.")
+    gradient_accumulation_steps: int = option(1, "Parts into which each process splits its share of a batch.")
+    max_grad_norm: float | None = option(None, "Clip the gradient's norm; none by default.")
+    initial_prompts: str = option(
+        "model", "'model': the model's own (fresh for a CLIP checkpoint); 'fresh': drawn anew from the seed."
+    )
+    balanced: bool = option(False, "Draw normal and anomalous images equally often.")
+    synthetic_anomalies: bool = option(False, "Also draw an anomaly, with its mask, onto each normal image.")
+    no_cache: bool = option(False, "Run the vision tower on every image in every epoch.")
+    cache_dir: str | None = option(None, "Folder of kept features; below HF_HOME by default.")
+    cache_dtype: str = option("float16", "float16, bfloat16 or float32.")
+    cache_limit_gb: float | None = option(100.0, "Refuse to write more kept features than this.")
+    encode_batch_size: int = option(8, "Images per forward of the vision tower, in each process.")
+    num_workers: int = option(0, "Processes that decode images, per training process.")
+    metric: str = option("image_auroc", f"Chooses the best epoch on the validation set: {', '.join(METRICS)}.")
+    patience: int | None = option(None, "Stop after this many epochs without a better metric.")
+    save_steps: int | None = option(None, "Also write a checkpoint every so many steps (always after an epoch).")
+    keep_last: int = option(2, "Checkpoints kept, beside the best epoch's prompts.")
+    resume: bool = option(False, "Go on from the last checkpoint in output_dir, if there is one.")
+    overwrite: bool = option(False, "Discard checkpoints of an earlier run in output_dir.")
+    save_full: bool = option(False, "Save the whole model, not the prompts alone.")
+    mixed_precision: str | None = option(None, "no, bf16 or fp16; accelerate's own setting by default.")
+    cpu: bool = option(False, "Train on the CPU even if there is an accelerator.")
+    deterministic: bool = option(False, "Use deterministic algorithms only.")
+    report_to: str | None = option(None, "Tracker of accelerate, such as tensorboard; none by default.")
+    disable_tqdm: bool = option(False, "Show no progress bars.")
+
+    def __post_init__(self):
+        if self.recipe not in RECIPES:
+            raise ValueError(f"recipe={self.recipe!r} is unknown; expected one of {sorted(RECIPES)}")
+        for name, value in RECIPES[self.recipe].items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        self._check_numbers()
+        self._check_choices()
+
+    def _check_numbers(self) -> None:
+        for name in ("epochs", "batch_size", "gradient_accumulation_steps", "encode_batch_size", "keep_last"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}, expected 1 or more")
+        for name in ("max_steps", "patience", "save_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}, expected 1 or more, or nothing")
+        for name in ("learning_rate", "max_grad_norm", "cache_limit_gb"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}={value}, expected a number above 0")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}, expected a number in [0, 1)")
+        for name in ("seed", "num_workers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}, expected 0 or more")
+
+    def _check_choices(self) -> None:
+        choices = {
+            "cache_dtype": CACHE_DTYPES,
+            "metric": METRICS,
+            "initial_prompts": ("model", "fresh"),
+            "mixed_precision": (None, "no", "bf16", "fp16"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r}, expected one of {', '.join(map(str, allowed))}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, as saved beside the prompts."""
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> str:
+        """The same as JSON text, which `scripts/train.py` takes as a settings file."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"

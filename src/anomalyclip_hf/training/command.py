@@ -1,0 +1,175 @@
+"""The command line of training, used by `scripts/train.py`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .arguments import TrainingArguments, option
+
+SETTINGS_SUFFIXES = (".json", ".yaml", ".yml")
+
+
+@dataclass
+class TrainCommand(TrainingArguments):
+    """Everything `scripts/train.py` takes: the model and the data, and all of [`TrainingArguments`]."""
+
+    model: str = option(None, "CLIP or AnomalyCLIP checkpoint, folder or Hub repository; 'demo' is the embedded one.")
+    revision: str | None = option(None, "Revision of the checkpoint.")
+    preset: str | None = option(None, "Feature layers: 'released' ([24] of 24) or 'paper' ([6, 12, 18, 24]).")
+    image_size: int | None = option(None, "Side of the input in pixels (518 for ViT-L/14).")
+    dtype: str | None = option(None, "Of the backbone: float32, bfloat16 or float16; the checkpoint's by default.")
+    source: str = option(None, "Training data: a data set's name, folder, table, repository, or 'synthetic'.")
+    data_dir: str | None = option(None, "The unpacked archive of a named data set.")
+    train_split: str = option("train", "'test' to train on a test split, as the authors do.")
+    class_names: list[str] | None = option(None, "Train on these classes alone.")  # noqa: RUF009
+    source_options: str | None = option(None, "JSON with further arguments of load_anomaly_dataset.")
+    validation_source: str | None = option(None, "Data that choose the best epoch; never those trained on.")
+    validation_data_dir: str | None = option(None, "As data_dir.")
+    validation_split: str = option("test", "As train_split.")
+    validation_class_names: list[str] | None = option(None, "As class_names.")  # noqa: RUF009
+    validation_options: str | None = option(None, "As source_options.")
+    push_to_hub: str | None = option(None, "Hub repository that the learned prompts are sent to, when done.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("model", "source"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is missing; give --{name}")
+
+
+def parse_command(argv: Sequence[str] | None = None) -> TrainCommand:
+    """Read the command line; a first argument ending in .json or .yaml is a settings file that flags override.
+
+    Raises:
+        ValueError: if the file names an unknown setting.
+    """
+    from transformers import HfArgumentParser
+
+    rest = list(sys.argv[1:] if argv is None else argv)
+    parser: Any = HfArgumentParser(TrainCommand, description="Learn AnomalyCLIP's prompts on labelled images.")
+    if rest and rest[0].endswith(SETTINGS_SUFFIXES):
+        parser.set_defaults(**read_settings(rest.pop(0)))
+    return parser.parse_args_into_dataclasses(args=rest)[0]
+
+
+def read_settings(path: str) -> dict[str, Any]:
+    """Settings of a JSON or YAML file.
+
+    Raises:
+        ValueError: if it is no mapping, or names an unknown setting.
+    """
+    text = Path(path).read_text()
+    if path.endswith(".json"):
+        settings = json.loads(text)
+    else:
+        import yaml
+
+        settings = yaml.safe_load(text)
+    known = TrainCommand.__dataclass_fields__
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} holds a {type(settings).__name__}, expected names and values")
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        raise ValueError(f"{path} has the unknown settings {unknown}; known ones: {', '.join(known)}")
+    return settings
+
+
+def load_model(command: TrainCommand):
+    """Model and processor of a command.
+
+    Returns:
+        ([`AnomalyCLIPModel`], [`AnomalyCLIPProcessor`]).
+    """
+    from accelerate.utils import set_seed
+
+    from .. import AnomalyCLIPModel, AnomalyCLIPProcessor, demo_checkpoint
+
+    name = demo_checkpoint() if command.model == "demo" else command.model
+    overrides = {
+        key: value
+        for key in ("revision", "preset", "image_size", "dtype")
+        if (value := getattr(command, key)) is not None
+    }
+    set_seed(command.seed)  # fresh prompts are drawn while loading
+    model = AnomalyCLIPModel.from_pretrained(name, **overrides)
+    side = model.config.image_size
+    revision = {"revision": command.revision} if command.revision else {}
+    processor = AnomalyCLIPProcessor.from_pretrained(name, size={"height": side, "width": side}, **revision)
+    return model, processor
+
+
+def load_data(command: TrainCommand) -> tuple[Any, Any]:
+    """Training set and validation set (or None) of a command."""
+    train = _load(
+        command.source,
+        command.data_dir,
+        command.train_split,
+        command.class_names,
+        command.source_options,
+        training=True,
+    )
+    if command.validation_source is None:
+        return train, None
+    validation = _load(
+        command.validation_source,
+        command.validation_data_dir,
+        command.validation_split,
+        command.validation_class_names,
+        command.validation_options,
+        training=False,
+    )
+    return train, validation
+
+
+def _load(
+    source: str, data_dir: str | None, split: str, classes: list[str] | None, options: str | None, training: bool
+):
+    from ..data import load_anomaly_dataset
+
+    further = json.loads(options) if options else {}
+    if classes:
+        further["class_names"] = classes
+    if source == "synthetic":
+        return _draw(further, training)
+    return load_anomaly_dataset(source, data_dir=data_dir, split=split, **further)
+
+
+def _draw(options: dict[str, Any], training: bool):
+    """Drawn data have no splits: training draws the classes and defects that are not held out."""
+    from ..data.synthetic import DEFECTS, HELD_OUT_CLASSES, TRAIN_CLASSES, TRAIN_DEFECTS, draw_dataset
+
+    classes = tuple(options.pop("class_names", TRAIN_CLASSES if training else HELD_OUT_CLASSES))
+    defects = tuple(options.pop("defects", TRAIN_DEFECTS if training else DEFECTS))
+    return draw_dataset(options.pop("num_images", 256), classes=classes, defects=defects, **options)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; errors of settings and data are one line, without a traceback."""
+    from .step import NonFiniteLossError
+    from .trainer import train_prompts
+
+    try:
+        command = parse_command(argv)
+        model, processor = load_model(command)
+        train, validation = load_data(command)
+        result = train_prompts(model, processor, train, command, validation)
+    except (ValueError, OSError, NonFiniteLossError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if command.push_to_hub and _is_main_process():
+        model.push_prompts_to_hub(command.push_to_hub)
+    if _is_main_process():
+        print(json.dumps(result.summary, indent=2))
+        print(f"prompts, log and curves: {result.output_dir}")
+    return 0
+
+
+def _is_main_process() -> bool:
+    from accelerate import PartialState
+
+    return PartialState().is_main_process

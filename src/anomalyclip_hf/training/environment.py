@@ -1,0 +1,72 @@
+"""What a run needs of the machine: accelerate, deterministic algorithms, peak memory."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from .arguments import TrainingArguments
+
+
+def make_accelerator(args: TrainingArguments) -> Accelerator:
+    """The `Accelerator` of a run; what args leave open comes from `accelerate launch` or `accelerate config`.
+
+    Raises:
+        ValueError: if the tracker is unknown or not installed.
+    """
+    from accelerate import Accelerator
+    from accelerate.tracking import get_available_trackers
+
+    if args.report_to is not None:
+        available = [str(getattr(name, "value", name)) for name in get_available_trackers()]
+        if args.report_to not in available:
+            raise ValueError(
+                f"report_to={args.report_to!r} is not installed; installed trackers: {', '.join(available) or 'none'}"
+            )
+    return Accelerator(
+        mixed_precision=args.mixed_precision,
+        cpu=args.cpu,
+        log_with=args.report_to,
+        project_dir=args.output_dir,
+    )
+
+
+@contextmanager
+def deterministic_algorithms(enabled: bool) -> Iterator[None]:
+    """Allow deterministic algorithms only, within the block."""
+    if not enabled:
+        yield
+        return
+    before, benchmark = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.backends.cudnn.benchmark = benchmark
+
+
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """Peak memory of this process in GB, and of the GPU if there is one."""
+    found = {}
+    try:
+        import resource
+
+        # Kilobytes on Linux, bytes on macOS.
+        unit = 1 if sys.platform == "darwin" else 1024
+        found["peak_memory_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3)
+    except ImportError:  # Windows
+        pass
+    if device.type == "cuda":
+        found["peak_gpu_memory_gb"] = round(torch.cuda.max_memory_allocated(device) / 1e9, 3)
+    return found
