@@ -96,6 +96,7 @@ class AnomalyCLIPConfig(PreTrainedConfig):
             anomalous; set by calibration.
         vision_only (`bool`, defaults to `False`): the prompts are folded into two text embeddings and there is no text
             tower; such a model can't be trained.
+        prompts_only (`bool`, defaults to `False`): says of stored files that they hold prompts alone, and no backbone.
 
     Raises:
         ValueError: (huggingface_hub's `StrictDataclassError`, with both values named) if a field contradicts another.
@@ -123,8 +124,12 @@ class AnomalyCLIPConfig(PreTrainedConfig):
     image_threshold: float | int | None = None
     pixel_threshold: float | int | None = None
     vision_only: bool = False
+    prompts_only: bool = False
 
     def __post_init__(self, **kwargs):
+        if not __name__.startswith("transformers_modules."):
+            # The installed package's own pipeline is used, which needs no trust_remote_code.
+            kwargs.pop("custom_pipelines", None)
         preset = kwargs.pop("preset", None)
         self.text_config = _sub_config(self.text_config, CLIPTextConfig, DEFAULT_TEXT, "text_config")
         self.vision_config = _sub_config(self.vision_config, CLIPVisionConfig, DEFAULT_VISION, "vision_config")

@@ -272,7 +272,7 @@ class AnomalyCLIPPreTrainedModel(AnomalyCLIPHubMixin, PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     _no_split_modules = ["AnomalyCLIPVisionLayer", "CLIPEncoderLayer", "AnomalyCLIPVisionEmbeddings"]
-    _keep_in_fp32_modules_strict = ["prompt_learner"]
+    _keep_in_fp32_modules_strict = ["prompt_learner", "folded_text_embeds"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -304,6 +304,8 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
 
     def __init__(self, config: AnomalyCLIPConfig):
         super().__init__(config)
+        if config.prompts_only:
+            raise ValueError("this configuration is that of prompts alone; from_pretrained loads their base model too")
         text, vision = config.text_config, config.vision_config
         self.vision_model = AnomalyCLIPVisionModel._from_config(vision)
         self.visual_projection = nn.Linear(vision.hidden_size, config.projection_dim, bias=False)

@@ -42,6 +42,7 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
     _load_image_processor = True
     _load_feature_extractor = False
     _load_tokenizer = False
+    _load_video_processor = False
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
         if inputs is None:

@@ -128,6 +128,7 @@ class AnomalyCLIPProcessor(PilBackend):
     """
 
     valid_kwargs = AnomalyCLIPImagesKwargs
+    _auto_class = "AutoImageProcessor"  # saved with its code, so that it loads where this package isn't installed
     model_input_names = ["pixel_values", "masks"]
     resample = PILImageResampling.BICUBIC
     image_mean = OPENAI_CLIP_MEAN

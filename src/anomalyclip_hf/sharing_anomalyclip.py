@@ -1,0 +1,207 @@
+"""What sharing needs beside weights: whole files or none, the code that travels, the card, and uploads."""
+
+import importlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+# Files that travel with a checkpoint, so that it runs without this package.
+CODE_FILES = (
+    "configuration_anomalyclip.py",
+    "hub_anomalyclip.py",
+    "loss_anomalyclip.py",
+    "modeling_anomalyclip.py",
+    "pipeline_anomalyclip.py",
+    "processing_anomalyclip.py",
+    "prompts_anomalyclip.py",
+    "sharing_anomalyclip.py",
+)
+AUTO_MAP = {
+    "AutoConfig": "configuration_anomalyclip.AnomalyCLIPConfig",
+    "AutoModel": "modeling_anomalyclip.AnomalyCLIPModel",
+    "AutoImageProcessor": "processing_anomalyclip.AnomalyCLIPProcessor",
+    "AutoProcessor": "processing_anomalyclip.AnomalyCLIPProcessor",
+}
+CUSTOM_PIPELINES = {
+    "zero-shot-anomaly-detection": {
+        "impl": "pipeline_anomalyclip.ZeroShotAnomalyDetectionPipeline",
+        "pt": ["AutoModel"],
+        "type": "image",
+    }
+}
+WEIGHTS_PATTERN = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|prompts\.safetensors")
+PACKAGE = "anomalyclip_hf"
+SETTINGS_PAGE = "https://huggingface.co/settings/tokens"
+
+
+@contextmanager
+def staged_folder(folder: str | os.PathLike | None) -> Iterator[Path]:
+    """A hidden folder inside `folder`; when all went well, its files take their places, config.json last.
+
+    Args:
+        folder (`str` or `os.PathLike`, *optional*): made if absent; None = a temporary folder, deleted in the end.
+    """
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix="anomalyclip-") as temporary:
+            yield Path(temporary)
+        return
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file, expected a folder to save into")
+    existed = folder.is_dir()
+    stage = folder / f".saving-{uuid.uuid4().hex}"
+    stage.mkdir(parents=True)
+    try:
+        yield stage
+        files = sorted((path for path in stage.iterdir()), key=lambda path: (path.name == "config.json", path.name))
+        names = {path.name for path in files}
+        if any(WEIGHTS_PATTERN.fullmatch(name) for name in names):
+            for old in folder.iterdir():
+                if WEIGHTS_PATTERN.fullmatch(old.name) and old.name not in names:
+                    old.unlink()
+        for path in files:
+            os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+        if not existed and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def refuse_full_checkpoint(folder: str | os.PathLike) -> None:
+    """Keep prompts from being saved over a full checkpoint, whose config.json they would replace."""
+    for name in ("model.safetensors", "model.safetensors.index.json"):
+        if Path(folder, name).exists():
+            raise ValueError(f"{folder} holds a full checkpoint ({name}); save the prompts to another folder")
+
+
+def add_code(folder: Path, wanted: bool = True) -> None:
+    """Copy the code that travels beside a config.json and name its classes there; or unname them."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return
+    config = json.loads(path.read_text(encoding="utf-8"))
+    here = Path(__file__).parent
+    # A checkpoint that itself came with its code may have brought only part of the files.
+    files = [name for name in CODE_FILES if wanted and (here / name).is_file()]
+    for name in files:
+        shutil.copyfile(here / name, folder / name)
+    modules = {name.removesuffix(".py") for name in files}
+    config["auto_map"] = {auto: name for auto, name in AUTO_MAP.items() if name.split(".")[0] in modules}
+    config["custom_pipelines"] = CUSTOM_PIPELINES if "pipeline_anomalyclip" in modules else None
+    config = {key: value for key, value in config.items() if key not in ("auto_map", "custom_pipelines") or value}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def add_card(folder: Path, model: Any, card: Any = True, **facts: Any) -> None:
+    """Write README.md: the card given, or one made by the package where it is installed."""
+    if card is False or card is None:
+        return
+    if card is True:
+        try:
+            maker = importlib.import_module(f"{PACKAGE}.evaluation.model_card")
+        except ModuleNotFoundError:
+            return
+        card = maker.make_model_card(model, **facts)
+    (Path(folder) / "README.md").write_text(str(card), encoding="utf-8")
+
+
+def upload(
+    folder: str | os.PathLike,
+    repo_id: str,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    commit_message: str = "Upload model",
+    create_pr: bool = False,
+):
+    """Send a folder to the Hub in one commit; weights that are no longer part of it are deleted there.
+
+    Args:
+        folder (`str` or `os.PathLike`): everything in it is sent.
+        repo_id (`str`): made if absent.
+        private (`bool`, *optional*): of a new repository.
+        token (`str` or `bool`, *optional*): the one kept by `hf auth login` if absent.
+        revision (`str`, *optional*): branch, made if absent.
+        commit_message (`str`).
+        create_pr (`bool`): propose the change instead of making it.
+
+    Returns:
+        `huggingface_hub.CommitInfo`.
+
+    Raises:
+        OSError: (`PermissionError`, `FileNotFoundError`, `ConnectionError`) saying what to do.
+        ValueError: if `repo_id` is no name of a repository.
+    """
+    api = HfApi(token=token)
+    try:
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None and not revision.startswith("refs/"):
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        return api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            commit_message=commit_message,
+            revision=revision,
+            create_pr=create_pr,
+            delete_patterns=["model*.safetensors", "model.safetensors.index.json", "prompts.safetensors"],
+        )
+    except Exception as error:
+        if (explained := explain_hub_error(error, repo_id, api.endpoint)) is not None:
+            raise explained from error
+        raise
+
+
+def explain_hub_error(error: BaseException, repo_id: str, endpoint: str) -> Exception | None:
+    """What went wrong with the Hub and what to do; None if the error has another cause."""
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
+        causes.append(cause)
+    if isinstance(error, HFValidationError):
+        return ValueError(f"repo_id={repo_id!r} is no name of a repository, expected 'user/name': {error}")
+    for cause in causes:
+        if isinstance(cause, OfflineModeIsEnabled):
+            return ConnectionError(f"can't push to {repo_id}: HF_HUB_OFFLINE is set; unset it and push again")
+        if isinstance(cause, HfHubHTTPError):
+            return _explain_status(cause, repo_id)
+        if type(cause).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2", "requests"):
+            return ConnectionError(
+                f"can't push to {repo_id}: no connection to {endpoint} ({cause}); nothing was committed. Check the "
+                "network and push again"
+            )
+    return None
+
+
+def _explain_status(error: HfHubHTTPError, repo_id: str) -> OSError:
+    status = error.response.status_code if error.response is not None else 0
+    said = getattr(error, "server_message", None) or str(error)
+    advice: dict[int, tuple[type[OSError], str]] = {
+        401: (PermissionError, f"log in with `hf auth login`, or give token=... (made at {SETTINGS_PAGE})"),
+        403: (
+            PermissionError,
+            f"the token may not write to {repo_id.split('/')[0]!r}; make one that may at {SETTINGS_PAGE}",
+        ),
+        404: (
+            FileNotFoundError,
+            "check the name of the repository and of the revision, and that the token may see it",
+        ),
+        409: (OSError, "the repository changed or exists with other settings; look at it and push again"),
+        412: (OSError, "the repository changed meanwhile; push again"),
+        429: (OSError, "too many requests; wait some minutes and push again"),
+    }
+    kind, what = advice.get(status, (OSError, "nothing was committed"))
+    if status >= 500:
+        what = "the Hub has a problem of its own and nothing was committed; try again later (status.huggingface.co)"
+    return kind(f"can't push to {repo_id}: the Hub answered {status} ({said}). What to do: {what}")
+
+
+__all__ = ["upload"]
