@@ -19,6 +19,7 @@ from .loading import SourceOptions, open_source, records_to_dataset
 from .masks import MaskRule, fit_mask, open_image, orientation_of, read_image, read_mask
 
 SHARD_BYTES = 300 * 1024 * 1024
+ROWS_HELD, BYTES_HELD = 64, 64 * 1024 * 1024  # of pictures in memory at a time
 LICENSE_FILES = ("license", "license.txt", "license.md", "licence", "licence.txt", "readme.txt", "readme.md", "readme")
 UNKNOWN_LICENSE = "unknown"
 _SIGNATURE = "Images with anomaly labels and masks, written by `anomalyclip_hf`."
@@ -251,13 +252,13 @@ def _bytes_of(cell: Mapping) -> bytes:
         return file.read()
 
 
-def _chunks(rows: Any, count: int = 64, most: int = 64 * 1024 * 1024) -> Iterator[list[dict]]:
+def _chunks(rows: Any) -> Iterator[list[dict]]:
     held: list[dict] = []
     size = 0
     for row in rows:
         held.append(row)
         size += len(row["image"]["bytes"])
-        if len(held) >= count or size >= most:
+        if len(held) >= ROWS_HELD or size >= BYTES_HELD:
             yield held
             held, size = [], 0
     if held:

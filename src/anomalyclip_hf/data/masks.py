@@ -232,7 +232,15 @@ def _from_array(array: np.ndarray) -> Image.Image:
     if array.dtype == bool:
         array = array.astype(np.uint8) * 255
     elif array.dtype != np.uint8:
-        array = _to_8_bit(array)
+        try:
+            scaled = _to_8_bit(array)
+        except ValueError as error:
+            raise ImageReadError(f"cannot read an image from an array: {error}") from error
+        deep = np.uint16 if array.dtype == np.uint16 else np.int32
+        if array.ndim == 3:
+            array = scaled
+        else:  # kept as it is, since a mask of ones would be scaled to nothing
+            array = array.astype(np.float32 if np.issubdtype(array.dtype, np.floating) else deep)
     return Image.fromarray(array)
 
 

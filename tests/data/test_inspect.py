@@ -1,0 +1,164 @@
+"""Looking before running: every kind of problem is found, counted and named."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from picture_trees import write_mask, write_tree
+from PIL import Image
+
+from anomalyclip_hf.data.__main__ import main
+from anomalyclip_hf.data.contact_sheet import OUTLINE, outline_mask
+from anomalyclip_hf.data.inspect import PROBLEMS, inspect_source
+
+REAL = Path(__file__).parents[1] / "fixtures" / "real"
+
+
+def problems_of(report):
+    found = {}
+    for problem in report.problems:
+        found.setdefault(problem.kind, []).append(Path(problem.path).as_posix())
+    return {kind: sorted(path.split("/set/")[-1] for path in paths) for kind, paths in found.items()}
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """An MVTec-style tree with every trap in it."""
+    root = tmp_path / "set"
+    images = {
+        "nut/train/good/0.png": 1,
+        "nut/train/good/1.png": 2,
+        "nut/test/good/0.png": 3,
+        "nut/test/good/again.png": 2,  # also in train
+        "nut/test/good/marked.png": 4,
+        "nut/test/bent/fine.png": 5,
+        "nut/test/bent/lost.png": 6,
+        "nut/test/bent/blank.png": 7,
+        "nut/test/bent/size.png": 8,
+        "nut/test/bent/torn.png": 9,
+        "nut/test/bent/badmask.png": 10,
+        "nut/test/rust/twin.png": 11,
+        "nut/test/dirt/twin.png": 12,
+        "nut/test/dirt/same.png": 3,  # as test/good/0
+    }
+    truth = "nut/ground_truth"
+    masks = {f"{truth}/bent/{name}_mask.png": 5 for name in ("fine", "torn", "badmask", "orphan")}
+    masks |= {f"{truth}/bent/blank_mask.png": 0, f"{truth}/good/marked_mask.png": 4, f"{truth}/twin_mask.png": 2}
+    masks |= {f"{truth}/dirt/same_mask.png": 3}
+    write_tree(root, images, masks)
+    Image.new("L", (8, 8), 255).save(root / truth / "bent" / "size_mask.png")
+    torn = root / "nut/test/bent/torn.png"
+    torn.write_bytes(torn.read_bytes()[:45])
+    (root / truth / "bent" / "badmask_mask.png").write_bytes(b"oops")
+    return root
+
+
+EXPECTED = {
+    "unreadable_image": ["nut/test/bent/torn.png"],
+    "unreadable_mask": ["nut/test/bent/badmask.png"],
+    "missing_mask": ["nut/test/bent/lost.png"],
+    "extra_mask": ["nut/ground_truth/bent/orphan_mask.png"],
+    "shared_mask": ["nut/ground_truth/twin_mask.png"],
+    "size_differs": ["nut/test/bent/size.png"],
+    "empty_mask": ["nut/test/bent/blank.png"],
+    "mask_on_normal": ["nut/test/good/marked.png"],
+    "duplicate_across_splits": ["nut/test/good/again.png"],
+    "duplicate_with_other_label": ["nut/test/dirt/same.png"],
+}
+
+
+def test_every_problem_is_found(tree):
+    report = inspect_source(tree, progress=False)
+    assert problems_of(report) == EXPECTED
+    assert set(EXPECTED) | {"missing_file"} == set(PROBLEMS)
+    assert report.num_images == 14
+    assert report.counts["test", "nut", "bent", "anomalous"] == 6
+    assert report.counts["train", "nut", "good", "normal"] == 2
+    assert report.masked["test", "nut", "bent", "anomalous"] == 5
+    assert report.sizes == {(16, 12): 13}
+    assert report.modes == {"RGB": 14} and report.mask_modes == {"L": 8}
+    text = report.to_text()
+    assert "PROBLEM empty_mask: 1 x anomalous image with an empty mask" in text and "10 problems" in text
+
+
+def test_one_split_alone(tree):
+    report = inspect_source(tree, split="train", progress=False)
+    assert report.num_images == 2 and set(problems_of(report)) == {"extra_mask"}
+    with pytest.raises(ValueError, match=r"split='dev', but .* has test, train"):
+        inspect_source(tree, split="dev", progress=False)
+
+
+def test_missing_files_of_an_index_are_reported(tmp_path):
+    write_tree(tmp_path, {"a.png": 1}, text={"t.csv": "image,mask,label\na.png,,0\nb.png,,1\na.png,m.png,0\n"})
+    report = inspect_source(tmp_path / "t.csv", progress=False)
+    assert problems_of(report)["missing_file"] == ["b.png", "m.png"]
+
+
+def test_notes(tmp_path):
+    write_tree(tmp_path / "a", {"good/1.png": 1, "bad/2.png": 2, "bad/3.png": 2})
+    report = inspect_source(tmp_path / "a", progress=False)
+    assert not report.problems
+    assert "no masks at all" in " ".join(report.notes) and "1 images repeat another" in " ".join(report.notes)
+    write_tree(tmp_path / "b", {"1.png": 1})
+    assert "1 images without a label" in " ".join(inspect_source(tmp_path / "b", progress=False).notes)
+    write_tree(tmp_path / "mpdd", {"tubes/test/good/1.png": 1, "pipes/test/good/1.png": 1})
+    notes = " ".join(inspect_source("mpdd", tmp_path / "mpdd", progress=False).notes)
+    assert "1 images in pipes/ left out" in notes and "every image has the same label" in notes
+
+
+def test_rotation_that_cannot_be_told_is_noted(tmp_path):
+    write_tree(tmp_path, {"good/1.png": 1}, {"masks/2.png": 5})
+    (tmp_path / "bad").mkdir()
+    exif = Image.Exif()
+    exif[274] = 3
+    Image.new("RGB", (16, 12)).save(tmp_path / "bad" / "2.png", exif=exif)
+    (note,) = [n for n in inspect_source(tmp_path, progress=False).notes if "rotated" in n]
+    assert note.endswith("bad/2.png is rotated by EXIF, its mask is not: the mask is turned with it")
+
+
+def test_command_line(tree, tmp_path, capsys):
+    sheet = tmp_path / "sheets" / "sheet.png"
+    command = ["inspect", str(tree), "--no_progress", "--contact_sheet", str(sheet)]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert "test   nut    bent    anomalous       6      5" in shown and "10 problems" in shown
+    assert main([*command, "--strict"]) == 1
+    pixels = np.asarray(Image.open(sheet)).reshape(-1, 3)
+    assert (pixels == OUTLINE).all(-1).sum() > 100
+    assert main(["inspect", str(tmp_path / "nowhere")]) == 2
+    assert "there is no" in capsys.readouterr().err
+    assert main(["inspect", str(REAL / "pcb"), "--strict", "--no_progress"]) == 0
+    assert main(["inspect", str(REAL / "cookies"), "--strict", "--no_progress"]) == 1  # one defect has no mask
+    assert "PROBLEM missing_mask: 1 x" in capsys.readouterr().out
+    assert not list(sheet.parent.glob("tmp*"))
+
+
+def test_command_line_options_reach_the_source(tmp_path, capsys):
+    write_tree(tmp_path, {"a.png": 1, "b.png": 2}, text={"t.csv": "pic,is\na.png,ok!\nb.png,cut\n"})
+    flags = ["--image_column", "pic", "--label_column", "is", "--normal_labels", "ok!", "--class_names", "screw"]
+    assert main(["inspect", str(tmp_path / "t.csv"), "--no_progress", *flags]) == 0
+    shown = capsys.readouterr().out
+    assert "screw  anomaly  anomalous       1" in shown and "screw  good     normal          1" in shown
+
+
+def test_outline_lies_around_the_defect():
+    mask = np.zeros((9, 9), np.uint8)
+    mask[4, 4] = 255
+    drawn = np.asarray(outline_mask(Image.new("RGB", (9, 9)), Image.fromarray(mask), width=1))
+    ring = (drawn == OUTLINE).all(-1)
+    assert ring.sum() == 8 and ring[3:6, 3:6].sum() == 8 and not ring[4, 4]
+
+
+def test_a_failed_sheet_leaves_nothing(tmp_path, monkeypatch):
+    write_mask(tmp_path / "in" / "1.png", 1)
+
+    def fail(*_, **__):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    assert (
+        main(["inspect", str(tmp_path / "in"), "--no_progress", "--contact_sheet", str(tmp_path / "out/s.png")]) == 2
+    )
+    assert list((tmp_path / "out").iterdir()) == []
+    assert shutil.os.path.exists(tmp_path / "in")

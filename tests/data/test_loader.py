@@ -1,0 +1,88 @@
+"""Batches: order, unknown masks, workers and speed."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from picture_trees import number_of, write_picture, write_tree
+from PIL import Image
+
+from anomalyclip_hf.data import load_anomaly_dataset, make_loader, measure_loader
+from anomalyclip_hf.data.masks import ImageReadError
+from anomalyclip_hf.processing_anomalyclip import AnomalyCLIPProcessor
+
+PROCESSOR = AnomalyCLIPProcessor(size={"height": 28, "width": 28})
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    images = {f"good/{n}.png": n for n in range(1, 6)} | {f"bad/{n}.png": n for n in range(6, 11)}
+    write_tree(tmp_path / "set", images, {f"masks/{n}.png": n for n in range(6, 10)})
+    return load_anomaly_dataset(tmp_path / "set")
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_keep_the_order(dataset, num_workers):
+    batches = list(make_loader(dataset, PROCESSOR, 4, num_workers))
+    assert [len(batch["labels"]) for batch in batches] == [4, 4, 2]
+    assert [Path(path).stem for batch in batches for path in batch["path"]] == ["6", "7", "8", "9", "10", *"12345"]
+    assert torch.cat([batch["labels"] for batch in batches]).tolist() == [1] * 5 + [0] * 5
+    pixels = torch.cat([batch["pixel_values"] for batch in batches])
+    expected = PROCESSOR([row["image"] for row in dataset], return_tensors="pt")["pixel_values"]
+    assert torch.equal(pixels, expected)
+    assert batches[0]["original_sizes"] == [(12, 16)] * 4
+
+
+def test_masks_of_normal_images_are_known_and_empty(dataset):
+    (batch,) = make_loader(dataset, PROCESSOR, 10, keep_masks=True)
+    assert batch["has_mask"].tolist() == [True] * 4 + [False] + [True] * 5
+    assert batch["masks"][5:].abs().max() == 0
+    assert (batch["masks"][4] == -1).all()  # the processor's word for "unknown"
+    assert [None if m is None else int((np.asarray(m) > 0).sum()) for m in batch["original_masks"]] == [
+        6, 7, 8, 9, None, 0, 0, 0, 0, 0,
+    ]  # fmt: skip
+
+
+def test_streams_keep_the_order_too(dataset, tmp_path):
+    stream = load_anomaly_dataset(tmp_path / "set", streaming=True)
+    for num_workers in (0, 3):
+        labels = [batch["labels"].tolist() for batch in make_loader(stream, PROCESSOR, 4, num_workers)]
+        assert labels == [[1, 1, 1, 1], [1, 0, 0, 0], [0, 0]]
+
+
+def test_unlabeled_images(tmp_path):
+    write_picture(tmp_path / "1.png", 1)
+    (batch,) = make_loader(load_anomaly_dataset(tmp_path), PROCESSOR, 2)
+    assert batch["labels"].tolist() == [-1] and batch["has_mask"].tolist() == [False]
+
+
+def test_masks_of_another_scale_are_fitted_of_another_shape_refused(tmp_path):
+    write_tree(tmp_path, {"good/1.png": 1, "bad/2.png": 2})
+    (tmp_path / "masks").mkdir()
+    Image.new("L", (8, 6), 255).save(tmp_path / "masks" / "2.png")
+    batch = next(iter(make_loader(load_anomaly_dataset(tmp_path), PROCESSOR, 1, keep_masks=True)))
+    assert batch["original_masks"][0].size == (16, 12) and batch["masks"].min() == 1
+    Image.new("L", (6, 8), 255).save(tmp_path / "masks" / "2.png")
+    with pytest.raises(ImageReadError, match=r"bad/2\.png is 6x8 but its image is 16x12"):
+        next(iter(make_loader(load_anomaly_dataset(tmp_path), PROCESSOR, 1)))
+
+
+def test_a_sampler_decides_the_order(dataset):
+    batches = make_loader(dataset, PROCESSOR, 2, sampler=[9, 0])
+    assert [Path(path).stem for path in next(iter(batches))["path"]] == ["5", "6"]
+    with pytest.raises(ValueError, match="batch_size=0 must be 1 or more"):
+        make_loader(dataset, PROCESSOR, 0)
+
+
+def test_speed_is_measured_by_the_clock(dataset):
+    def processor(images, masks=None, return_tensors="pt"):
+        torch.zeros(1)
+        __import__("time").sleep(0.01 * len(images))
+        return {"pixel_values": torch.tensor([number_of(image) for image in images])}
+
+    speed = measure_loader(dataset, processor, seconds=0.3, batch_size=2)
+    assert speed.images >= 2 and speed.seconds >= 0.3  # the ten images are gone through more than once
+    assert 5 < speed.images_per_second <= 100
+    with pytest.raises(ValueError, match="empty"):
+        measure_loader(dataset.select([]), processor)
