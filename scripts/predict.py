@@ -1,0 +1,67 @@
+"""Score images: files or folders in; JSON lines and heat maps out.
+
+    python scripts/predict.py photos/ part.png --model MODEL --output_dir results
+
+Without --model the embedded demo is used, which is only good for trying things out. Exit status: 0 = every image was
+scored, 1 = some files could not be read (they are listed in skipped.jsonl), 2 = nothing could be done.
+"""
+
+import argparse
+import os
+import sys
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("inputs", nargs="+", help="image files, and folders to search through for images")
+    parser.add_argument("--model", help="folder or Hub repository (default: the embedded demo)")
+    parser.add_argument("--output_dir", default="predictions", help="folder for results (default: predictions)")
+    parser.add_argument("--batch_size", type=int, default=1)
+    parser.add_argument("--threshold", type=float, help="score from which an image is labeled anomalous")
+    parser.add_argument("--device", help="such as cpu or cuda:0 (default: an accelerator if there is one)")
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
+    parser.add_argument("--save_maps", nargs="?", const="png", choices=["png", "npy"], help="raw maps too")
+    parser.add_argument("--vmin", type=float, default=0.0, help="map value of the first color, for the whole run")
+    parser.add_argument("--vmax", type=float, default=1.0, help="map value of the last color, for the whole run")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    # Imported late, so that --help and wrong arguments answer at once.
+    from transformers import pipeline
+
+    import anomalyclip_hf
+    from anomalyclip_hf.evaluation.prediction import predict_files
+
+    model = args.model
+    if model is None:
+        model = anomalyclip_hf.demo_checkpoint()
+        print(
+            "No --model given: using the embedded demo, a small stand-in for trying things out, not for production.",
+            file=sys.stderr,
+        )
+    try:
+        detector = pipeline("zero-shot-anomaly-detection", model=model, device=args.device, dtype=args.dtype)
+        summary = predict_files(
+            args.inputs,
+            args.output_dir,
+            detector,
+            batch_size=args.batch_size,
+            threshold=args.threshold,
+            save_maps=args.save_maps,
+            vmin=args.vmin,
+            vmax=args.vmax,
+        )
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for entry in summary.skipped:
+        print(f"skipped {entry['path']}: {entry['error']}", file=sys.stderr)
+    where = f"; results in {os.path.join(args.output_dir, '')}" if summary.predictions else ""
+    print(f"{len(summary.predictions)} images scored, {len(summary.skipped)} inputs skipped{where}")
+    return summary.exit_status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

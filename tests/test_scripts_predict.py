@@ -1,0 +1,188 @@
+"""scripts/predict.py: what it writes, what it skips, how it exits."""
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import pipeline
+
+from anomalyclip_hf.evaluation.prediction import find_images, predict_files
+from anomalyclip_hf.evaluation.visualization import overlay
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "predict.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("predict_script", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def photos(tmp_path, make_image):
+    """Two folders with files of the same name, one deeper, of different sizes."""
+    files = {"a/000.png": (50, 40), "b/000.png": (30, 60), "b/deep/000.jpg": (64, 42), "b/deep/000.png": (44, 44)}
+    for seed, (name, size) in enumerate(files.items()):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        make_image(*size, seed=seed).save(path)
+    (tmp_path / "photos" / "notes.txt").write_text("no image")
+    (tmp_path / "photos" / ".hidden.png").write_bytes(b"no image")
+    return tmp_path / "photos"
+
+
+def read_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_folder_gives_scores_overlays_and_maps(script, photos, tiny_checkpoint, tmp_path, capsys):
+    before, out = snapshot(photos), tmp_path / "out"
+    arguments = [str(photos), "--model", tiny_checkpoint, "--output_dir", str(out), "--batch_size", "3", "--save_maps"]
+    assert script.main([*arguments, "--threshold", "0.5", "--device", "cpu"]) == 0
+    assert snapshot(photos) == before
+    assert "4 images scored, 0 inputs skipped" in capsys.readouterr().out
+
+    detector = pipeline("zero-shot-anomaly-detection", model=tiny_checkpoint)
+    records = read_lines(out / "predictions.jsonl")
+    assert [Path(r["path"]).relative_to(photos).as_posix() for r in records] == [
+        "a/000.png", "b/000.png", "b/deep/000.jpg", "b/deep/000.png",
+    ]  # fmt: skip
+    for record in records:
+        image = Image.open(record["path"])
+        expected = detector(image)
+        assert record["score"] == pytest.approx(expected["score"], abs=1e-5)
+        assert record["label"] == ("anomalous" if expected["score"] >= 0.5 else "normal")
+        raw = Image.open(out / record["map"])
+        assert raw.mode.startswith("I;16") and raw.size == image.size
+        values = np.asarray(raw) / 65535
+        np.testing.assert_allclose(values, expected["anomaly_map"], atol=2e-5)
+        picture = np.asarray(Image.open(out / record["overlay"]))
+        assert np.abs(picture.astype(int) - np.asarray(overlay(image, expected["anomaly_map"])).astype(int)).max() <= 1
+    assert {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()} == {
+        "predictions.jsonl",
+        "legend.png",
+        *(r["overlay"] for r in records),
+        *(r["map"] for r in records),
+    }
+
+
+def test_maps_as_arrays_and_no_label_without_a_threshold(script, photos, tiny_checkpoint, tmp_path):
+    out, photo = tmp_path / "out", str(photos / "a" / "000.png")
+    assert script.main([photo, "--model", tiny_checkpoint, "--output_dir", str(out), "--save_maps", "npy"]) == 0
+    (record,) = read_lines(out / "predictions.jsonl")
+    assert "label" not in record
+    array = np.load(out / record["map"])
+    assert array.dtype == np.float32 and array.shape == (40, 50)
+    np.testing.assert_array_equal(
+        array, pipeline("zero-shot-anomaly-detection", model=tiny_checkpoint)(photo)["anomaly_map"]
+    )
+
+
+def test_unreadable_files_are_reported_and_skipped(script, photos, tiny_checkpoint, tmp_path, capsys):
+    good = (photos / "a" / "000.png").read_bytes()
+    (photos / "a" / "cut.png").write_bytes(good[: len(good) // 2])
+    (photos / "a" / "empty.jpg").write_bytes(b"")
+    (photos / "a" / "text.png").write_text("hello")
+    out = tmp_path / "out"
+    arguments = [str(photos / "a"), str(tmp_path / "nowhere"), "--model", tiny_checkpoint, "--output_dir", str(out)]
+    assert script.main([*arguments, "--batch_size", "2"]) == 1
+    assert [r["path"] for r in read_lines(out / "predictions.jsonl")] == [str(photos / "a" / "000.png")]
+    skipped = {Path(r["path"]).name: r["error"] for r in read_lines(out / "skipped.jsonl")}
+    assert set(skipped) == {"cut.png", "empty.jpg", "text.png", "nowhere"}
+    assert "can't be read as an image" in skipped["cut.png"] and skipped["nowhere"] == "no such file or folder"
+    captured = capsys.readouterr()
+    assert "1 images scored, 4 inputs skipped" in captured.out and "skipped" in captured.err
+
+    for name in ("cut.png", "empty.jpg", "text.png"):
+        (photos / "a" / name).unlink()
+    assert script.main([str(photos / "a"), "--model", tiny_checkpoint, "--output_dir", str(out)]) == 0
+    assert not (out / "skipped.jsonl").exists()  # of the earlier run
+
+
+@pytest.mark.parametrize("arguments", [["{empty}"], ["{bad}"], ["{good}", "--model", "{empty}"]])
+def test_nothing_done_is_status_2(script, photos, tiny_checkpoint, tmp_path, arguments, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.png").write_text("hello")
+    places = {"empty": tmp_path / "empty", "bad": tmp_path / "bad.png", "good": photos}
+    filled = ["--model", tiny_checkpoint, *(argument.format(**places) for argument in arguments)]
+    assert script.main([*filled, "--output_dir", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.strip()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--batch_size", "0"], ["--threshold", "1.5"], ["--vmin", "1"]])
+def test_wrong_arguments_are_status_2(script, photos, tiny_checkpoint, tmp_path, arguments, capsys):
+    common = [str(photos), "--model", tiny_checkpoint, "--output_dir", str(tmp_path / "out")]
+    assert script.main([*common, *arguments]) == 2
+    assert arguments[0].strip("-") + "=" in capsys.readouterr().err
+
+
+def test_results_are_never_inputs_nor_the_other_way_round(photos, tiny_checkpoint):
+    detector = pipeline("zero-shot-anomaly-detection", model=tiny_checkpoint)
+    before = snapshot(photos)
+    for _ in range(2):  # the second run meets the results of the first inside the folder it searches
+        summary = predict_files([photos], photos / "results", detector, progress=False, save_maps="png")
+        assert len(summary.predictions) == 4 and not summary.skipped
+    after = snapshot(photos)
+    assert {path: after[path] for path in before} == before
+    for source, out in (
+        (photos / "results" / "legend.png", photos / "results"),
+        (photos, photos),
+        (photos / "a", photos),
+    ):
+        with pytest.raises(ValueError, match="lies in the output folder"):
+            predict_files([source], out, detector, progress=False)
+    with pytest.raises(ValueError, match=r"holds images of its own \(000.png\)"):
+        predict_files([photos], photos / "a", detector, progress=False)
+    assert snapshot(photos) == after
+
+
+def test_names_never_collide(tmp_path, make_image):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        for name in ("000.png", "000.PNG", "000.jpg"):
+            make_image(8, 8).save(tmp_path / folder / name)
+    one, two = tmp_path / "one", tmp_path / "two"
+    files, skipped = find_images([one, two, one / "000.png", two / "000.jpg"])
+    names = [name.lower() for _, name in files]
+    assert len(files) == len(set(names)) == 6 and not skipped
+    assert {path for path, _ in files} == set(one.iterdir()) | set(two.iterdir())
+
+
+def test_nothing_half_written_when_interrupted(photos, tmp_path):
+    def detector(images, **kwargs):
+        if images[0].size == (30, 60):
+            raise KeyboardInterrupt
+        return [{"score": 0.5, "anomaly_map": np.zeros(image.size[::-1], np.float32)} for image in images]
+
+    with pytest.raises(KeyboardInterrupt):
+        predict_files([photos], tmp_path / "out", detector, progress=False)
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert [path.name for path in files] == ["000.png.png"]
+    Image.open(files[0]).load()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs names that are not text")
+def test_odd_file_names(tmp_path, make_image):
+    def detector(images, **kwargs):
+        return [{"score": 0.5, "anomaly_map": np.zeros(image.size[::-1], np.float32)} for image in images]
+
+    (tmp_path / "in").mkdir()
+    odd = [b"caf\xe9.png", "müll \n x.png".encode()]
+    for name in odd:
+        with open(os.path.join(os.fsencode(tmp_path / "in"), name), "wb") as file:
+            make_image(9, 7).save(file, format="png")
+    summary = predict_files([tmp_path / "in"], tmp_path / "out", detector, progress=False)
+    assert len(summary.predictions) == 2 and not summary.skipped
+    lines = (tmp_path / "out" / "predictions.jsonl").read_text(encoding="utf-8", errors="surrogateescape")
+    assert len(lines.splitlines()) == 2
