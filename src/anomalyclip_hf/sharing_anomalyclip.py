@@ -149,7 +149,7 @@ def upload(
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         return api.upload_folder(
             repo_id=repo_id,
-            folder_path=folder,
+            folder_path=str(folder),
             commit_message=commit_message,
             revision=revision,
             create_pr=create_pr,

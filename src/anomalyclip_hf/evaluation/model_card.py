@@ -1,0 +1,191 @@
+"""Model cards: what a checkpoint is, how it was trained, how well it does, how to use it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult, ModelCard
+
+TEMPLATE = Path(__file__).parent.parent / "assets" / "model_card.md"
+TAGS = ["anomaly-detection", "zero-shot", "clip", "anomalyclip"]
+# Image in, map out, and no candidate labels, which zero-shot-image-classification would ask for.
+PIPELINE_TAG = "image-segmentation"
+ARXIV = "https://arxiv.org/abs/2310.18961"
+
+# metric of an evaluation -> (metric id, name); others are not shown.
+METRICS = {
+    "image_auroc": ("roc_auc", "image AUROC"),
+    "image_ap": ("average_precision", "image AP"),
+    "pixel_auroc": ("roc_auc", "pixel AUROC"),
+    "pixel_aupro": ("aupro", "pixel AUPRO"),
+    "aupro": ("aupro", "pixel AUPRO"),
+}
+# field of a training record -> what the card calls it; other fields keep their names.
+TRAINING_NAMES = {
+    "dataset": "data",
+    "dataset_license": "license of the data",
+    "learning_rate": "learning rate",
+    "batch_size": "batch size",
+    "num_images": "images",
+}
+
+
+def make_model_card(
+    model: Any,
+    results: str | os.PathLike | Mapping[str, Any] | None = None,
+    training: str | os.PathLike | Mapping[str, Any] | None = None,
+    repo_id: str | None = None,
+    license: str | None = None,
+    prompts_file: str | os.PathLike | None = None,
+    base: str | None = None,
+) -> ModelCard:
+    """Write the card of a model, with its results as `model-index` metadata.
+
+    Args:
+        model ([`AnomalyCLIPModel`]).
+        results (path or `dict`, *optional*): the evaluator's `results.json`: `{"datasets": {name: {"title": ..., "mean":
+            {"image_auroc": ..., ...}}}}`, values in [0, 1]; or with `methods`, the first of which is taken.
+        training (path or `dict`, *optional*): what to say of the training, such as `{"dataset": "MVTec AD, test split",
+            "dataset_license": "CC BY-NC-SA 4.0", "dataset_id": "user/name", "epochs": 15, "seed": 111}`. `dataset_id`,
+            a data set on the Hub, goes into the metadata.
+        repo_id (`str`, *optional*): repository or folder, for the code shown.
+        license (`str`, *optional*): of the checkpoint, one of the Hub's, such as `"mit"`.
+        prompts_file (path, *optional*): the file of prompts alone, whose checksum the card names.
+        base (`str`, *optional*): base model; the configuration's if absent.
+
+    Raises:
+        ValueError: if results or training can't be read; the field is named.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    config = model.config
+    base = base or config.base_model_name_or_path
+    evaluated = _read(results, "results").get("datasets", {})
+    if not isinstance(evaluated, Mapping):
+        raise ValueError(f"results['datasets'] is a {type(evaluated).__name__}, expected name -> results")
+    means = {name: _mean(name, entry) for name, entry in evaluated.items()}
+    recorded = dict(_read(training, "training"))
+    kind = "vision-only" if config.vision_only else "prompts" if prompts_file is not None else "full"
+    name = (repo_id or "").rstrip("/").split("/")[-1] or "AnomalyCLIP"
+    on_hub = base is not None and not os.path.isabs(base) and not base.startswith("anomalyclip_hf/")
+    relation = {"base_model_relation": "adapter" if kind == "prompts" else "finetune"} if on_hub else {}
+    dataset_ids = recorded.pop("dataset_id", None)
+    data = ModelCardData(
+        base_model=base if on_hub else None,
+        datasets=dataset_ids,
+        eval_results=_eval_results(means) or None,
+        library_name="transformers",
+        license=license,
+        model_name=name,
+        pipeline_tag=PIPELINE_TAG,
+        tags=TAGS,
+        **relation,
+    )
+    shown = {METRICS[key][1]: key for mean in means.values() for key in METRICS if key in mean[1]}
+    metrics = [name for name in dict.fromkeys(name for _, name in METRICS.values()) if name in shown]
+    return ModelCard.from_template(
+        data,
+        template_str=TEMPLATE.read_text(encoding="utf-8"),
+        title=name if name.lower().startswith("anomalyclip") else f"{name}: AnomalyCLIP",
+        kind=kind,
+        facts=list(_facts(config, model, base, prompts_file).items()),
+        repo_id=repo_id or "user/name",
+        results=[
+            {"name": title, "values": [_percent(mean.get(shown[metric])) for metric in metrics]}
+            for title, mean in means.values()
+        ],
+        metrics=metrics,
+        training=[(TRAINING_NAMES.get(key, key), value) for key, value in recorded.items() if value is not None],
+        image_threshold=config.image_threshold,
+        pixel_threshold=config.pixel_threshold,
+        patch_size=config.vision_config.patch_size,
+        image_size=config.image_size,
+    )
+
+
+def prompts_checksum(model: Any) -> str:
+    """SHA-256 of the learned values (float32, little endian): words, then deep prompts; folded embeddings if none."""
+    learner = getattr(model, "prompt_learner", None)
+    tensors = [model.folded_text_embeds] if learner is None else [learner.context, learner.deep_prompts]
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().astype("<f4").tobytes())
+    return digest.hexdigest()
+
+
+def _facts(config: Any, model: Any, base: str | None, prompts_file: str | os.PathLike | None) -> dict[str, str]:
+    revision = f" at revision `{config.base_model_revision}`" if config.base_model_revision else ""
+    facts = {"method": f"[AnomalyCLIP]({ARXIV}), Zhou et al., ICLR 2024"}
+    if base:
+        facts["base model"] = f"`{base if not os.path.isabs(base) else os.path.basename(base)}`{revision}"
+    facts["input"] = f"{config.image_size} x {config.image_size} pixels"
+    facts["feature layers"] = f"{config.feature_layers} of {config.vision_config.num_hidden_layers}"
+    facts["refined layers (DPAM)"] = f"the last {config.dpam_layers}, {config.dpam_attention} attention"
+    facts["prompts"] = (
+        f"{config.prompt_length} learned words each; deep prompts of {config.deep_prompt_length} tokens in "
+        f"{config.deep_prompt_depth - 1} text layers"
+    )
+    if prompts_file is not None:
+        facts["SHA-256 of prompts.safetensors"] = f"`{hashlib.sha256(Path(prompts_file).read_bytes()).hexdigest()}`"
+    facts["SHA-256 of the learned values"] = f"`{prompts_checksum(model)}`"
+    return facts
+
+
+def _read(source: str | os.PathLike | Mapping[str, Any] | None, name: str) -> Mapping[str, Any]:
+    if source is None or isinstance(source, Mapping):
+        return source or {}
+    try:
+        value = json.loads(Path(source).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name}={os.fspath(source)!r} can't be read as JSON ({error})") from error
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name}={os.fspath(source)!r} holds a {type(value).__name__}, expected an object")
+    return value
+
+
+def _mean(name: str, entry: Any) -> tuple[str, dict[str, float]]:
+    """Title and finite means of one data set."""
+    if not isinstance(entry, Mapping):
+        raise ValueError(f"results['datasets'][{name!r}] is a {type(entry).__name__}, expected an object")
+    methods = entry.get("methods")
+    main = next(iter(methods.values())) if isinstance(methods, Mapping) and methods else entry
+    mean = main.get("mean") or {}
+    finite = {key: float(mean[key]) for key in METRICS if _is_number(mean.get(key)) and math.isfinite(mean[key])}
+    return str(entry.get("title") or name), finite
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _eval_results(means: Mapping[str, tuple[str, dict[str, float]]]) -> list[EvalResult]:
+    from huggingface_hub import EvalResult
+
+    return [
+        EvalResult(
+            task_type=PIPELINE_TAG,
+            task_name="Zero-shot anomaly detection",
+            dataset_type=re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-"),
+            dataset_name=title,
+            metric_type=METRICS[key][0],
+            metric_name=METRICS[key][1],
+            metric_value=round(value, 4),
+        )
+        for name, (title, mean) in means.items()
+        for key, value in mean.items()
+    ]
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+__all__ = ["make_model_card", "prompts_checksum"]
