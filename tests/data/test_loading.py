@@ -1,6 +1,7 @@
 """Own data of every kind through the one door."""
 
 import json
+import shutil
 from pathlib import Path
 
 import datasets
@@ -346,3 +347,18 @@ def test_sources_that_are_nothing(source, message, tmp_path, monkeypatch):
         load_anomaly_dataset(source)
     with pytest.raises(ValueError, match="kind='guess' must be one of folder"):
         load_anomaly_dataset(source, kind="guess")
+
+
+def test_hidden_labels_are_unknown():
+    hidden = hub_like().remove_columns("quality").add_column("label", [-1, 1, 0])
+    labels = load_anomaly_dataset(hidden, mask_column="gt")["label"]
+    assert list(labels) == [None, 1, 0]
+
+
+def test_a_loaded_set_survives_saving_and_parallel_maps(folder, tmp_path):
+    dataset = load_anomaly_dataset(folder)
+    assert dataset.map(lambda row: {"w": row["image"].width}, num_proc=2)["w"][:] == [16] * 6
+    assert dataset.with_format("torch")[0]["image"].shape == (3, 12, 16)
+    dataset.save_to_disk(tmp_path / "saved")
+    shutil.rmtree(folder / "masks")  # the files are inside now
+    assert summary(load_anomaly_dataset(tmp_path / "saved")) == FOLDER

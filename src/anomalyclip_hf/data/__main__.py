@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
+
+from .arguments import add_source_arguments, source_arguments
 
 FINE, PROBLEMS_FOUND, UNUSABLE = 0, 1, 2
 
@@ -19,33 +22,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return UNUSABLE
 
 
-def add_source_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that describe a source; `source_options` reads them. For every script that takes data."""
-    parser.add_argument("--data_dir", help="unpacked archive of a named data set, or where a table's paths start")
-    parser.add_argument("--kind", help="folder, tree, table, meta, datasets or synthetic instead of looking")
-    parser.add_argument("--class_names", nargs="+", metavar="NAME", help="only these classes")
-    parser.add_argument("--normal_kinds", nargs="*", metavar="NAME", help="folder names that mean normal")
-    parser.add_argument("--normal_labels", nargs="+", metavar="VALUE", help="label values that mean normal")
-    parser.add_argument("--mask_threshold", type=int, help="largest mask value that is background, 0 to 254")
-    parser.add_argument("--revision", help="revision of a repository on the Hub")
-    for name in ("image", "mask", "label", "class", "defect", "split"):
-        parser.add_argument(f"--{name}_column", help=f"column of the {name}")
+def _source(parsed: argparse.Namespace) -> dict[str, Any]:
+    from .loading import make_options
 
-
-def source_options(parsed: argparse.Namespace):
-    """The `SourceOptions` of flags added by `add_source_arguments`."""
-    from .loading import SourceOptions
-
-    fields = {"image": "image", "mask": "mask", "label": "label", "class_name": "class", "defect_type": "defect"}
-    columns = {name: getattr(parsed, f"{flag}_column") for name, flag in {**fields, "split": "split"}.items()}
-    return SourceOptions(
-        class_names=None if parsed.class_names is None else tuple(parsed.class_names),
-        normal_kinds=None if parsed.normal_kinds is None else tuple(parsed.normal_kinds),
-        normal_labels=None if parsed.normal_labels is None else tuple(parsed.normal_labels),
-        mask_threshold=parsed.mask_threshold,
-        columns=columns,
-        revision=parsed.revision,
-    )
+    given = source_arguments(parsed)
+    kind = given.pop("kind", None)
+    return {"kind": kind, "options": make_options(**given)}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -83,8 +65,7 @@ def _inspect(parsed: argparse.Namespace) -> int:
         contact_sheet=parsed.contact_sheet,
         progress=not parsed.no_progress,
         num_workers=parsed.num_workers,
-        kind=parsed.kind,
-        options=source_options(parsed),
+        **_source(parsed),
     )
     print(report.to_text(parsed.limit))
     if parsed.contact_sheet:
@@ -103,8 +84,7 @@ def _export(parsed: argparse.Namespace) -> int:
         private=not parsed.public,
         license=parsed.license,
         overwrite=parsed.overwrite,
-        kind=parsed.kind,
-        options=source_options(parsed),
+        **_source(parsed),
     )
     print(where)
     return FINE

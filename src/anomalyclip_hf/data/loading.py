@@ -47,6 +47,38 @@ class SourceOptions:
         return MaskRule(self.mask_threshold, self.mask_threshold)
 
 
+def make_options(
+    *,
+    class_names: str | Sequence[str] | None = None,
+    image_column: str | None = None,
+    mask_column: str | None = None,
+    label_column: str | None = None,
+    class_column: str | None = None,
+    defect_column: str | None = None,
+    split_column: str | None = None,
+    normal_labels: Sequence[Any] | None = None,
+    normal_kinds: Sequence[str] | None = None,
+    mask_threshold: int | None = None,
+    **more: Any,
+) -> SourceOptions:
+    """Put the arguments of `load_anomaly_dataset` into one parcel, for `inspect_source` and `export_source`."""
+    return SourceOptions(
+        class_names=(class_names,) if isinstance(class_names, str) else _tuple(class_names),
+        normal_kinds=_tuple(normal_kinds),
+        normal_labels=_tuple(normal_labels),
+        mask_threshold=mask_threshold,
+        columns={
+            "image": image_column,
+            "mask": mask_column,
+            "label": label_column,
+            "class_name": class_column,
+            "defect_type": defect_column,
+            "split": split_column,
+        },
+        **more,
+    )
+
+
 def load_anomaly_dataset(
     source: Any,
     data_dir: str | os.PathLike | None = None,
@@ -95,25 +127,23 @@ def load_anomaly_dataset(
         FileNotFoundError: the source or `data_dir` does not exist.
         ValueError: nothing usable was found; the message lists what was looked for and what is there.
     """
-    options = SourceOptions(
-        class_names=(class_names,) if isinstance(class_names, str) else _tuple(class_names),
-        normal_kinds=_tuple(normal_kinds),
-        normal_labels=_tuple(normal_labels),
+    options = make_options(
+        class_names=class_names,
+        image_column=image_column,
+        mask_column=mask_column,
+        label_column=label_column,
+        class_column=class_column,
+        defect_column=defect_column,
+        split_column=split_column,
+        normal_labels=normal_labels,
+        normal_kinds=normal_kinds,
         mask_threshold=mask_threshold,
-        columns={
-            "image": image_column,
-            "mask": mask_column,
-            "label": label_column,
-            "class_name": class_column,
-            "defect_type": defect_column,
-            "split": split_column,
-        },
         revision=revision,
-        seed=seed,
         num_images=num_images,
         size=size,
+        seed=seed,
     )
-    found = open_source(source, data_dir, options, kind=kind, streaming=streaming, split=split)
+    found = open_source(source, data_dir, options, kind=kind, streaming=streaming)
     if isinstance(found, Index):
         if found.missing:
             raise ValueError(
@@ -134,11 +164,10 @@ def open_source(
     *,
     kind: str | None = None,
     streaming: bool = False,
-    split: str | None = None,
 ) -> Index | dict[str, Any]:
     """Find out what a source is: an `Index` of files, or the splits of a `datasets` source in the one schema.
 
-    Args as in `load_anomaly_dataset`, whose errors it raises; `split` only saves loading the others from the Hub.
+    Args as in `load_anomaly_dataset`, whose errors it raises.
     """
     options = options or SourceOptions()
     if kind is not None and kind not in KINDS:
@@ -168,7 +197,7 @@ def open_source(
         )
     from .repositories import load_repository
 
-    return load_repository(name, options, streaming=streaming, split=split)
+    return load_repository(name, options, streaming=streaming)
 
 
 def index_named(layout: DatasetLayout, data_dir: str | os.PathLike | None, options: SourceOptions) -> Index:

@@ -16,14 +16,13 @@ from .tables import pick_columns, to_label
 _ORDER = ("image", "mask", "label", "class_name", "defect_type", "path")
 
 
-def load_repository(name: str, options, *, streaming: bool = False, split: str | None = None) -> dict[str, Any]:
+def load_repository(name: str, options, *, streaming: bool = False) -> dict[str, Any]:
     """Load a saved folder, a local repository or one on the Hub (the latter only because the user named it).
 
     Args:
         name (`str`): folder, .parquet or .arrow file, or owner/name.
         options (`SourceOptions`): columns, revision and the rest.
         streaming (`bool`): do not download first.
-        split (`str`, *optional*): the only split wanted; all by default.
     """
     if os.path.isdir(name) and any(os.path.isfile(os.path.join(name, f)) for f in ("dataset_dict.json", "state.json")):
         from . import features  # noqa: F401  (a saved set may carry our column types)

@@ -25,6 +25,7 @@ COLUMN_ALIASES: dict[str, tuple[str, ...]] = {
 _ZERO = ("0", "0.0", "false", "normal", "good", "ok", "negative", "no")
 _ONE = ("1", "1.0", "true", "anomaly", "anomalous", "abnormal", "defect", "defective", "bad", "positive", "yes", "ng")
 _NONE = ("", "none", "null", "nan", "na", "n/a")
+_UNLABELED = ("-1", *_NONE)  # -1: what `datasets` writes for a hidden label
 
 
 def read_rows(path: str) -> list[dict]:
@@ -89,14 +90,14 @@ def to_label(value, normal_values: tuple[str, ...] | None, where: str) -> int | 
     """
     text = "" if value is None else str(value).strip()
     if normal_values is not None:
-        if text.casefold() in _NONE and text not in normal_values:
+        if text.casefold() in _UNLABELED and text not in normal_values:
             return None
         return int(text.casefold() not in {str(value).casefold() for value in normal_values})
     if text.casefold() in _ZERO:
         return 0
     if text.casefold() in _ONE:
         return 1
-    if text.casefold() in _NONE:
+    if text.casefold() in _UNLABELED:
         return None
     raise ValueError(
         f"{where}: label {value!r} is neither normal ({', '.join(_ZERO[:6])}) nor anomalous ({', '.join(_ONE[:6])}); "

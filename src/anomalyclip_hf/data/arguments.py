@@ -1,0 +1,28 @@
+"""The flags that describe a source, for every script that takes data."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+_COLUMNS = ("image_column", "mask_column", "label_column", "class_column", "defect_column", "split_column")
+_NAMES = ("kind", "class_names", "normal_kinds", "normal_labels", "mask_threshold", "revision")
+
+
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--data_dir`, `--kind`, the columns and the rest; `source_arguments` reads them back."""
+    parser.add_argument("--data_dir", help="unpacked archive of a named data set, or where a table's paths start")
+    parser.add_argument("--kind", help="folder, tree, table, meta, datasets or synthetic instead of looking")
+    parser.add_argument("--class_names", nargs="+", metavar="NAME", help="only these classes")
+    parser.add_argument("--normal_kinds", nargs="*", metavar="NAME", help="folder names that mean normal")
+    parser.add_argument("--normal_labels", nargs="+", metavar="VALUE", help="label values that mean normal")
+    parser.add_argument("--mask_threshold", type=int, help="largest mask value that is background, 0 to 254")
+    parser.add_argument("--revision", help="revision of a repository on the Hub")
+    for name in _COLUMNS:
+        parser.add_argument(f"--{name}", metavar="COLUMN", help=f"name of the {name.replace('_', ' ')}")
+
+
+def source_arguments(parsed: argparse.Namespace) -> dict[str, Any]:
+    """Those flags as arguments of `load_anomaly_dataset`, beside the source and `data_dir`; absent ones left out."""
+    given = {name: getattr(parsed, name) for name in (*_NAMES, *_COLUMNS)}
+    return {name: value for name, value in given.items() if value is not None}
