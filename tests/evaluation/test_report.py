@@ -52,6 +52,7 @@ def make_result():
     }
     scores = {"score": [0.1, 0.9, 0.4], "label": [0, 1, 1], "class_name": ["bolt", "bolt", "nut<b>"]}
     entry = {"classes": classes, "mean": {"image_auroc": 0.912345}, "published": {"image_auroc": 0.9}}
+    entry |= {"methods": {"ours": {"image_auroc": 0.9}, "CLIP": {"image_auroc": 0.75}}}
     entry |= {"curves": {"bolt": curves, "nut<b>": {}}, "scores": scores}
     return {"settings": {"model": "a & b", "layers": [24]}, "datasets": {"tiny": entry}}
 
@@ -73,6 +74,7 @@ def test_report_is_whole_and_needs_no_network(tmp_path):
     assert cells["bolt"][1] == "91.2"
     assert cells["nut<b>"][1] == "–" and "no normal image: all 3" in text  # escaped, with its reason
     assert cells["mean"][1] == "91.2" and cells["published"][1] == "90.0" and cells["difference"][1] == "+1.2"
+    assert cells["CLIP"][1] == "75.0" and cells["CLIP"][-1] == "–"
     assert cells["model"] == ["model", "a & b"]
     assert any("nut/<i>.png" in part and "score 0.250" in part for part in checker.texts)
 

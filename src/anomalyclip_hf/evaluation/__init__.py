@@ -1,1 +1,37 @@
 """Evaluation: metrics, the evaluator, calibration, pictures and reports."""
+
+from __future__ import annotations
+
+import importlib
+
+_WHERE = {
+    "calibrate": "thresholds",
+    "save_thresholds": "thresholds",
+    "calibrate_from_labels": "calibration",
+    "calibrate_from_normal": "calibration",
+    "calibrate_pixels_from_labels": "calibration",
+    "calibrate_pixels_from_normal": "calibration",
+    "contact_sheet": "visualization",
+    "fit_scale": "visualization",
+    "image_metrics": "metrics",
+    "overlay": "visualization",
+    "pixel_metrics": "metrics",
+    "plot_curves": "plots",
+    "plot_metric_curves": "plots",
+    "plot_score_histograms": "plots",
+    "Sample": "visualization",
+    "StreamingPixelMetrics": "streaming",
+    "UndefinedMetricWarning": "ranking",
+    "write_report": "report",
+}
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name: str):
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
+
+
+def __dir__():
+    return __all__

@@ -141,18 +141,21 @@ def calibrate_pixels_from_normal(
         pixel_rate: share of an image's pixels that may be marked, in [0, 1).
         false_alarm_rate, confidence: as in `calibrate_from_normal`.
     """
-    if not 0.0 <= pixel_rate < 1.0:
-        raise ValueError(f"pixel_rate={pixel_rate} but a share in [0, 1) is expected")
     if len(maps) == 0:
         raise ValueError("no map given: at least one normal image is needed")
-    levels = []
-    for index, anomaly_map in enumerate(maps):
-        values = to_numpy(anomaly_map).ravel()
-        check_finite(values.min(), values.max(), f"maps[{index}]")
-        # A threshold above the (m + 1)-th largest value marks at most m pixels.
-        place = len(values) - 1 - int(pixel_rate * len(values))
-        levels.append(float(np.partition(values, place)[place]))
+    levels = [pixel_level(one, pixel_rate, f"maps[{index}]") for index, one in enumerate(maps)]
     return calibrate_from_normal(levels, false_alarm_rate, confidence)
+
+
+def pixel_level(anomaly_map: Any, pixel_rate: float, name: str = "anomaly_map") -> float:
+    """Level of a map such that any threshold above it marks at most `pixel_rate` of the pixels."""
+    if not 0.0 <= pixel_rate < 1.0:
+        raise ValueError(f"pixel_rate={pixel_rate} but a share in [0, 1) is expected")
+    values = to_numpy(anomaly_map).ravel()
+    check_finite(values.min(), values.max(), name)
+    # The (m + 1)-th largest value: above it lie at most m pixels.
+    place = len(values) - 1 - int(pixel_rate * len(values))
+    return float(np.partition(values, place)[place])
 
 
 def calibrate_from_labels(

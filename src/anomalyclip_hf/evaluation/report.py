@@ -45,6 +45,7 @@ def write_report(
     Args:
         result: `{"settings": {name: value}, "datasets": {name: entry}}`. An entry holds `classes` (class name to a
             dict of metrics in [0, 1], with `reasons` for NaN), and may hold `mean` and `published` (metric to value),
+            `methods` (title to means, for comparison),
             `curves` (class name to `{"roc" | "pr" | "pro": (x, y)}`) and `scores` (`{"score": ..., "label": ...,
             "class_name": ...}`, each `(N,)`). Missing metrics are left out of the table.
         path: HTML file to write.
@@ -97,6 +98,9 @@ def _dataset_section(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     if mean and published:
         footer.append(("published", [format_percent(published.get(key)) for key in metrics]))
         footer.append(("difference", [_difference(mean.get(key), published.get(key)) for key in metrics]))
+    comparison = [
+        (one, [format_percent(means.get(key)) for key in metrics]) for one, means in entry.get("methods", {}).items()
+    ]
     reasons = {why for values in classes.values() for why in values.get("reasons", {}).values()}
     plots = []
     scores, curves = entry.get("scores"), entry.get("curves")
@@ -117,6 +121,7 @@ def _dataset_section(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
         "body": body,
         "footer": footer,
         "reasons": sorted(reasons),
+        "comparison": comparison,
         "plots": plots,
     }
 
@@ -229,6 +234,17 @@ tfoot td { border-top: 1px solid #b8b8c0; } tfoot tr:first-child td { font-weigh
 <p class="note">In percent; the mean is over the classes that have a value.
 {% for why in dataset.reasons %} – undefined: {{ why }}.
 {% endfor %}</p>
+{% if dataset.comparison %}
+<h3>Methods on the same backbone, mean over classes</h3>
+<div class="scroll"><table>
+<thead><tr><th scope="col">method</th>
+{% for text in dataset.headings %}<th scope="col">{{ text }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for name, cells in dataset.comparison %}
+<tr><td>{{ name }}</td>{% for text in cells %}<td>{{ text }}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody></table></div>
+{% endif %}
 {% for text, data in dataset.plots %}
 <h3>{{ text }}</h3>
 <img class="plot" src="{{ data }}" alt="{{ text }}, {{ dataset.name }}">

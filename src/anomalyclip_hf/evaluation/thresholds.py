@@ -1,0 +1,113 @@
+"""Thresholds of a model: scored from normal or labelled images, kept in its configuration."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from ..data.loader import make_loader
+from .calibration import calibrate_from_labels, calibrate_from_normal, calibrate_from_ranking, pixel_level
+from .files import atomic_path
+from .streaming import StreamingPixelMetrics
+
+
+@torch.no_grad()
+def calibrate(
+    model: Any,
+    processor: Any,
+    dataset: Any,
+    method: str = "normal",
+    *,
+    false_alarm_rate: float = 0.05,
+    confidence: float = 0.95,
+    pixel_rate: float = 0.01,
+    objective: str = "f1",
+    recall: float | None = None,
+    batch_size: int = 8,
+    num_workers: int = 0,
+    show_progress: bool = True,
+) -> dict[str, Any]:
+    """Choose `image_threshold` and `pixel_threshold` and put them into `model.config`.
+
+    They then travel with the prompts, and the pipeline gives `label` and `mask`. Maps are judged at the model's input
+    size, smoothed as the processor does it.
+
+    Args:
+        model: an [`AnomalyCLIPModel`].
+        processor: its processor.
+        dataset: from `load_anomaly_dataset`; images like those to come, none of them from the test set.
+        method: `"normal"`: from its normal images alone, see `calibrate_from_normal`; `"labels"`: from all labelled
+            ones, see `calibrate_from_labels`.
+        false_alarm_rate, confidence, pixel_rate: for `"normal"`, see `calibrate_pixels_from_normal`.
+        objective, recall: for `"labels"`.
+        batch_size, num_workers: of the loader.
+
+    Returns:
+        `{"image": ..., "pixel": ...}` as plain numbers; `"pixel"` is None where labels come without a mask.
+
+    Raises:
+        ValueError: no normal image, or one class only for `"labels"`.
+    """
+    if method not in ("normal", "labels"):
+        raise ValueError(f"method={method!r}, expected 'normal' or 'labels'")
+    wanted = (0,) if method == "normal" else (0, 1)
+    chosen = [index for index, label in enumerate(dataset["label"]) if label in wanted]
+    if not chosen:
+        raise ValueError(f"the data set has {len(dataset)} images but none with label {' or '.join(map(str, wanted))}")
+    loader = make_loader(dataset, processor, batch_size, num_workers, sampler=chosen)
+    scores: list[float] = []
+    labels: list[int] = []
+    levels: list[float] = []
+    pixels = StreamingPixelMetrics()
+    model.eval()
+    for batch in tqdm(loader, desc="calibration", unit="batch", disable=not show_progress):
+        results = processor.post_process_anomaly_detection(model(batch["pixel_values"].to(model.device)))
+        maps = [result["anomaly_map"].float().cpu().numpy() for result in results]
+        scores += [result["score"] for result in results]
+        labels += batch["labels"].tolist()
+        if method == "normal":
+            levels += [pixel_level(one, pixel_rate) for one in maps]
+            continue
+        known = np.flatnonzero(batch["has_mask"].numpy())
+        if len(known):
+            pixels.update([maps[place] for place in known], [batch["masks"][place] for place in known])
+    image: Any
+    pixel: Any
+    if method == "normal":
+        image = calibrate_from_normal(scores, false_alarm_rate, confidence)
+        pixel = calibrate_from_normal(levels, false_alarm_rate, confidence)
+    else:
+        image = calibrate_from_labels(scores, labels, objective, recall)
+        has_masks = pixels.num_images > 0 and pixels.num_regions > 0
+        pixel = calibrate_from_ranking(pixels.ranking(), objective, recall) if has_masks else None
+    # Scores are probabilities; just above the highest of them can be just above 1.
+    model.config.image_threshold = min(image.threshold, 1.0)
+    model.config.pixel_threshold = None if pixel is None else min(pixel.threshold, 1.0)
+    return {"image": image.to_dict(), "pixel": None if pixel is None else pixel.to_dict()}
+
+
+def save_thresholds(
+    checkpoint: str | os.PathLike, image_threshold: float | None, pixel_threshold: float | None
+) -> None:
+    """Write thresholds into the `config.json` of a checkpoint folder (prompts alone or a full one), nothing else.
+
+    Raises:
+        FileNotFoundError: there is no `config.json`.
+        ValueError: a threshold outside [0, 1].
+    """
+    path = Path(checkpoint) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: give the folder of a saved checkpoint, not a repository")
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for name, value in (("image_threshold", image_threshold), ("pixel_threshold", pixel_threshold)):
+        if value is not None and not 0.0 <= value <= 1.0:
+            raise ValueError(f"{name}={value}, expected a score in [0, 1] or None")
+        config[name] = value
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

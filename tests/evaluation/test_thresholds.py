@@ -1,0 +1,70 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from evaluation_tools import make_tree
+
+from anomalyclip_hf import AnomalyCLIPConfig
+from anomalyclip_hf.data import load_anomaly_dataset
+from anomalyclip_hf.evaluation import calibrate, save_thresholds
+from anomalyclip_hf.pipeline_anomalyclip import ZeroShotAnomalyDetectionPipeline
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    return load_anomaly_dataset(str(make_tree(tmp_path / "tree", ("part",), good=22, bad=6)))
+
+
+def test_normal_images_set_both_thresholds(tiny_model, tiny_processor, dataset):
+    found = calibrate(tiny_model, tiny_processor, dataset, false_alarm_rate=0.1, confidence=0.9, show_progress=False)
+    assert found["image"]["num_samples"] == found["pixel"]["num_samples"] == 22
+    assert found["image"]["is_guaranteed"] and tiny_model.config.image_threshold == found["image"]["threshold"]
+    pipeline = ZeroShotAnomalyDetectionPipeline(model=tiny_model, image_processor=tiny_processor)
+    normal = [row["image"] for row in dataset if row["label"] == 0]
+    results = pipeline(normal)
+    # 22 images, 10% at 90%: the highest score is the bound, so none of them is called anomalous.
+    assert {result["label"] for result in results} == {"normal"}
+    assert max(np.asarray(result["mask"]).mean() for result in results) < 0.02
+
+
+def test_labels_set_the_threshold_of_the_best_f1(tiny_model, tiny_processor, dataset):
+    found = calibrate(tiny_model, tiny_processor, dataset, "labels", show_progress=False)
+    assert (found["image"]["num_normal"], found["image"]["num_anomalous"]) == (22, 6)
+    assert found["image"]["f1"] >= 2 * 6 / (28 + 6)  # calling all anomalous reaches as much
+    assert 0 < found["pixel"]["threshold"] < 1 and found["pixel"]["num_anomalous"] > 100
+    options = {"objective": "recall", "recall": 1.0, "show_progress": False}
+    high = calibrate(tiny_model, tiny_processor, dataset, "labels", **options)
+    assert high["image"]["recall"] == high["pixel"]["recall"] == 1.0
+
+
+def test_what_cannot_be_calibrated_is_refused(tiny_model, tiny_processor, dataset):
+    bad = dataset.filter(lambda row: row["label"] == 1)
+    with pytest.raises(ValueError, match="none with label 0"):
+        calibrate(tiny_model, tiny_processor, bad, show_progress=False)
+    with pytest.raises(ValueError, match="no normal image"):
+        calibrate(tiny_model, tiny_processor, bad, "labels", show_progress=False)
+    with pytest.raises(ValueError, match="method='guess'"):
+        calibrate(tiny_model, tiny_processor, dataset, "guess")
+
+
+def test_thresholds_are_stored_with_the_checkpoint(tiny_model, tmp_path):
+    checkpoint = tmp_path / "model"
+    tiny_model.save_pretrained(checkpoint)
+    before = json.loads((checkpoint / "config.json").read_text())
+    save_thresholds(checkpoint, 0.25, None)
+    after = json.loads((checkpoint / "config.json").read_text())
+    assert after == {**before, "image_threshold": 0.25, "pixel_threshold": None}
+    with pytest.raises(ValueError, match=r"pixel_threshold=1\.5"):
+        save_thresholds(checkpoint, 0.5, 1.5)
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+        save_thresholds(tmp_path, 0.5, 0.5)
+    stored = AnomalyCLIPConfig.from_pretrained(checkpoint)
+    assert (stored.image_threshold, stored.pixel_threshold) == (0.25, None)
+
+
+@pytest.mark.filterwarnings("ignore:3 normal samples are too few")
+def test_calibration_leaves_no_gradient(tiny_model, tiny_processor, dataset):
+    calibrate(tiny_model, tiny_processor, dataset.select(range(3)), show_progress=False)
+    assert all(parameter.grad is None for parameter in tiny_model.parameters())
+    assert torch.is_grad_enabled()
