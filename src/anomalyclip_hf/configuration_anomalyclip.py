@@ -99,7 +99,8 @@ class AnomalyCLIPConfig(PreTrainedConfig):
         prompts_only (`bool`, defaults to `False`): says of stored files that they hold prompts alone, and no backbone.
 
     Raises:
-        ValueError: (huggingface_hub's `StrictDataclassError`, with both values named) if a field contradicts another.
+        ValueError: if a field contradicts another, with both values named. (A wrong type is huggingface_hub's
+            `StrictDataclassFieldValidationError`.)
     """
 
     model_type = "anomalyclip"
@@ -145,6 +146,10 @@ class AnomalyCLIPConfig(PreTrainedConfig):
             self.image_size = max(518 // patch, 1) * patch if isinstance(patch, int) and patch > 0 else 518
         if self.prompt_token_ids is None:
             self.prompt_token_ids = self._default_prompt_token_ids()
+        # Here a contradiction is a plain ValueError; `@strict`, which checks again later, would wrap it.
+        self.validate_bounds()
+        self.validate_vision()
+        self.validate_prompts()
         super().__post_init__(**kwargs)
 
     def _default_prompt_token_ids(self) -> list[list[int]]:
@@ -201,6 +206,8 @@ class AnomalyCLIPConfig(PreTrainedConfig):
         if self.dpam_attention not in ("vv", "qq", "kk"):
             raise ValueError(f"dpam_attention={self.dpam_attention!r}, expected 'vv', 'qq' or 'kk'")
         layers = self.feature_layers
+        if any(not isinstance(layer, int) for layer in layers):
+            raise ValueError(f"feature_layers={layers}, expected a list of whole numbers")
         if not layers or any(not 1 <= layer <= depth for layer in layers):
             raise ValueError(f"feature_layers={layers} but the vision tower has {depth} layers; count them from 1")
         if layers != sorted(set(layers)):

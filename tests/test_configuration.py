@@ -1,0 +1,155 @@
+"""Configuration: the paper's values by default, scaled elsewhere, and contradictions named."""
+
+import json
+
+import pytest
+from huggingface_hub.errors import StrictDataclassError
+
+from anomalyclip_hf import AnomalyCLIPConfig
+from anomalyclip_hf.configuration_anomalyclip import feature_layers_of_preset
+from conftest import TINY_TEXT, TINY_VISION
+
+
+def tiny(text=None, vision=None, **fields) -> AnomalyCLIPConfig:
+    fields = {"image_size": 42, **fields}
+    return AnomalyCLIPConfig(
+        text_config={**TINY_TEXT, **(text or {})}, vision_config={**TINY_VISION, **(vision or {})}, **fields
+    )
+
+
+def test_defaults_are_those_of_the_paper():
+    config = AnomalyCLIPConfig()
+    assert (config.prompt_length, config.deep_prompt_depth, config.deep_prompt_length) == (12, 9, 4)
+    assert (config.dpam_layers, config.dpam_attention, config.feature_layers) == (19, "vv", [24])
+    assert (config.temperature, config.image_size, config.projection_dim) == (0.07, 518, 768)
+    assert (config.image_threshold, config.pixel_threshold) == (None, None)
+    vision, text = config.vision_config, config.text_config
+    assert (vision.hidden_size, vision.num_hidden_layers, vision.patch_size, vision.image_size) == (1024, 24, 14, 336)
+    assert (text.hidden_size, text.num_hidden_layers, text.vocab_size) == (768, 12, 49408)
+    assert config.grid_size == (37, 37)
+
+
+def test_default_prompts_are_those_of_the_authors(load_golden):
+    assert AnomalyCLIPConfig().prompt_token_ids == load_golden("native_last_layer").tensors["input_ids"].tolist()
+    assert AnomalyCLIPConfig().eos_positions == [15, 16]
+    short = AnomalyCLIPConfig(prompt_length=3)
+    assert short.prompt_token_ids[1][:9] == [49406, 343, 343, 343, 13568, 14115, 269, 49407, 0]
+
+
+@pytest.mark.parametrize(
+    ("preset", "depth", "layers"),
+    [
+        ("released", 24, [24]),
+        ("paper", 24, [6, 12, 18, 24]),
+        ("released", 12, [12]),
+        ("paper", 12, [3, 6, 9, 12]),
+        ("paper", 32, [8, 16, 24, 32]),
+        ("paper", 6, [2, 3, 4, 6]),
+        ("paper", 2, [1, 2]),
+        ("paper", 1, [1]),
+    ],
+)
+def test_presets(preset, depth, layers):
+    assert feature_layers_of_preset(preset, depth) == layers
+    assert tiny(vision={"num_hidden_layers": depth}, preset=preset).feature_layers == layers
+
+
+def test_explicit_layers_win_over_the_preset_and_it_is_not_stored():
+    config = tiny(preset="paper", feature_layers=[2])
+    assert config.feature_layers == [2] and "preset" not in config.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("depth", "patch", "dpam", "size"), [(24, 14, 19, 518), (12, 16, 10, 512), (12, 32, 10, 512), (32, 14, 25, 518)]
+)
+def test_defaults_scale_to_other_backbones(depth, patch, dpam, size):
+    config = AnomalyCLIPConfig(vision_config={"num_hidden_layers": depth, "patch_size": patch, "image_size": 224})
+    assert (config.dpam_layers, config.image_size, config.feature_layers) == (dpam, size, [depth])
+
+
+def test_round_trip_through_json(tmp_path):
+    config = tiny(feature_layers=[1, 3], image_threshold=0.25, pixel_threshold=0.5, dpam_attention="qq")
+    config.save_pretrained(tmp_path)
+    loaded = AnomalyCLIPConfig.from_pretrained(tmp_path)
+    assert loaded.to_dict() == config.to_dict()
+    stored = json.loads((tmp_path / "config.json").read_text())
+    assert stored["model_type"] == "anomalyclip" and stored["feature_layers"] == [1, 3]
+    assert stored["image_threshold"] == 0.25 and stored["vision_config"]["num_hidden_layers"] == 4
+
+
+def test_configurations_do_not_share_lists():
+    first, second = tiny(), tiny()
+    first.feature_layers.append(99)
+    first.prompt_token_ids[0][0] = 1
+    assert second.feature_layers == [4] and second.prompt_token_ids[0][0] == 97
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"feature_layers": [30]}, r"feature_layers=\[30\] but the vision tower has 4 layers"),
+        ({"feature_layers": [0, 1]}, r"feature_layers=\[0, 1\] but"),
+        ({"feature_layers": []}, r"feature_layers=\[\]"),
+        ({"feature_layers": [3, 1]}, r"\[3, 1\], expected each layer once, in rising order"),
+        ({"feature_layers": [2, 2]}, r"\[2, 2\], expected each layer once"),
+        ({"dpam_layers": 5}, "dpam_layers=5 but the vision tower has 4 layers"),
+        ({"dpam_layers": -1}, "dpam_layers=-1"),
+        ({"dpam_attention": "qk"}, "dpam_attention='qk', expected 'vv', 'qq' or 'kk'"),
+        ({"image_size": 40}, "image_size=40 but patch_size=7; give a multiple of 7 such as 35"),
+        ({"image_size": 0}, "image_size=0"),
+        ({"temperature": 0.0}, "temperature=0.0, expected a number above 0"),
+        ({"temperature": float("nan")}, "temperature=nan"),
+        ({"image_threshold": 1.5}, r"image_threshold=1.5, expected a score in \[0, 1\]"),
+        ({"pixel_threshold": -0.1}, "pixel_threshold=-0.1"),
+        ({"prompt_length": 0}, "prompt_length=0, expected at least 1"),
+        ({"prompt_length": 76}, "prompt_length=76 puts the end of text at position 77 but the text tower has 77"),
+        ({"deep_prompt_depth": 0}, "deep_prompt_depth=0 but the text tower has 4 layers"),
+        ({"deep_prompt_depth": 5}, "deep_prompt_depth=5 but the text tower has 4 layers"),
+        ({"deep_prompt_length": 13}, "deep_prompt_length=13 but the shorter prompt ends at position 13"),
+        ({"prompt_token_ids": [[97, 98]]}, r"prompt_token_ids has rows of \[2\] ids, expected 2 equal rows"),
+        ({"prompt_token_ids": [[97, 0, 98]] * 2}, "prompt_length=12 but prompt_token_ids end at position 2"),
+        ({"prompt_token_ids": [[97] + [0] * 12 + [4, 200]] * 2}, "reach 200 but the vocabulary has 99"),
+        ({"preset": "best"}, r"preset='best' is unknown; expected one of \['paper', 'released'\]"),
+        ({"projection_dim": 0}, "projection_dim=0"),
+        ({"text": {"hidden_size": 10**7}}, "text_config.hidden_size=10000000 is outside"),
+        ({"vision": {"num_hidden_layers": 10**6}}, "vision_config.num_hidden_layers=1000000 is outside"),
+        ({"text": {"hidden_size": 16384, "num_hidden_layers": 256}}, "parameters, more than"),
+    ],
+)
+def test_contradictions_are_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        tiny(**fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt_length": "12"},
+        {"temperature": "hot"},
+        {"dpam_attention": 3},
+        {"feature_layers": "last"},
+        {"feature_layers": ["1"]},
+        {"image_size": 42.5},
+        {"dpam_layers": "all"},
+        {"deep_prompt_depth": 2.5},
+        {"prompt_token_ids": "object"},
+    ],
+)
+def test_wrong_types_are_refused(fields):
+    with pytest.raises((TypeError, ValueError, StrictDataclassError), match=next(iter(fields))):
+        tiny(**fields)
+
+
+def test_contradictions_in_stored_files_are_named(tmp_path):
+    tiny().save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**stored, "dpam_layers": 50}))
+    with pytest.raises(ValueError, match="dpam_layers=50 but the vision tower has 4 layers"):
+        AnomalyCLIPConfig.from_pretrained(tmp_path)
+
+
+def test_contradictions_made_later_are_found_when_saving(tmp_path):
+    config = tiny()
+    config.feature_layers = [9]
+    with pytest.raises(StrictDataclassError, match=r"feature_layers=\[9\] but the vision tower has 4 layers"):
+        config.save_pretrained(tmp_path)

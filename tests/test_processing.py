@@ -1,0 +1,248 @@
+"""The processor: the authors' preprocessing for every kind of image, masks, smoothing, results."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+from torch.testing import assert_close
+
+from anomalyclip_hf import AnomalyCLIPProcessor
+from anomalyclip_hf.processing_anomalyclip import gaussian_smooth, to_pil_image
+
+MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
+STD = np.array([0.26862954, 0.26130258, 0.27577711])
+RNG = np.random.default_rng(0)
+RGB = RNG.integers(0, 256, (30, 44, 3), dtype=np.uint8)
+GRAY = RNG.integers(0, 256, (30, 44), dtype=np.uint8)
+DEEP = RNG.integers(0, 65536, (30, 44), dtype=np.uint16)
+UNIT = RNG.random((30, 44)).astype(np.float32)
+
+
+def explicit(rgb: Image.Image, size=(42, 42)) -> np.ndarray:
+    """PIL's bicubic filter, then CLIP's mean and standard deviation, in float64."""
+    resized = rgb.resize(size[::-1], Image.Resampling.BICUBIC)
+    return ((np.asarray(resized) / 255.0 - MEAN) / STD).transpose(2, 0, 1)
+
+
+def gray(array) -> Image.Image:
+    return Image.fromarray(np.asarray(array, np.uint8)).convert("RGB")
+
+
+def rotated_by_exif() -> Image.Image:
+    image = Image.fromarray(RGB)
+    image.getexif()[274] = 6  # to be turned by 90 degrees clockwise
+    return image
+
+
+RGBA = Image.fromarray(np.dstack([RGB, GRAY]))
+PALETTE = Image.fromarray(RGB).quantize(16)
+BITS = Image.fromarray(GRAY > 127)
+DEEP_AS_8 = np.rint(DEEP / 257)
+UNIT_AS_8 = np.rint(UNIT * 255)
+
+IMAGES = {
+    "rgb": (Image.fromarray(RGB), Image.fromarray(RGB)),
+    "gray": (Image.fromarray(GRAY), gray(GRAY)),
+    "gray_alpha": (Image.fromarray(GRAY).convert("LA"), gray(GRAY)),
+    "palette": (PALETTE, PALETTE.convert("RGB")),
+    "rgba": (RGBA, Image.fromarray(RGB)),
+    "bits": (BITS, gray((GRAY > 127) * 255)),
+    "cmyk": (Image.fromarray(RGB).convert("CMYK"), Image.fromarray(RGB).convert("CMYK").convert("RGB")),
+    "16_bit": (Image.fromarray(DEEP), gray(DEEP_AS_8)),
+    "32_bit": (Image.fromarray(DEEP.astype(np.int32)), gray(DEEP_AS_8)),
+    "float": (Image.fromarray(UNIT), gray(UNIT_AS_8)),
+    "exif": (rotated_by_exif(), Image.fromarray(np.rot90(RGB, -1).copy())),
+    "array_hwc": (RGB, Image.fromarray(RGB)),
+    "array_chw": (RGB.transpose(2, 0, 1), Image.fromarray(RGB)),
+    "array_hw": (GRAY, gray(GRAY)),
+    "array_hw1": (GRAY[..., None], gray(GRAY)),
+    "array_1hw": (GRAY[None], gray(GRAY)),
+    "array_rgba": (np.dstack([RGB, GRAY]), Image.fromarray(RGB)),
+    "array_bool": (GRAY > 127, gray((GRAY > 127) * 255)),
+    "array_uint16": (DEEP, gray(DEEP_AS_8)),
+    "array_int64": (GRAY.astype(np.int64), gray(GRAY)),
+    "array_float": (UNIT, gray(UNIT_AS_8)),
+    "array_float64": (UNIT.astype(np.float64), gray(UNIT_AS_8)),
+    "tensor_chw": (torch.from_numpy(RGB).permute(2, 0, 1), Image.fromarray(RGB)),
+    "tensor_float": (torch.from_numpy(UNIT), gray(UNIT_AS_8)),
+    "tensor_strided": (torch.from_numpy(RGB)[::2, 1:], Image.fromarray(RGB[::2, 1:])),
+}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_pixel_values_equal_the_authors_preprocessing(tiny_processor, name):
+    image, rgb = IMAGES[name]
+    pixel_values = tiny_processor(image, return_tensors="pt")["pixel_values"]
+    assert pixel_values.shape == (1, 3, 42, 42) and pixel_values.dtype == torch.float32
+    np.testing.assert_allclose(pixel_values[0].numpy(), explicit(rgb), rtol=0, atol=2e-6)
+
+
+def test_a_batch_of_all_kinds_at_once(tiny_processor):
+    images, expected = zip(*IMAGES.values(), strict=True)
+    pixel_values = tiny_processor(list(images), return_tensors="np")["pixel_values"]
+    np.testing.assert_allclose(pixel_values, np.stack([explicit(rgb) for rgb in expected]), rtol=0, atol=2e-6)
+    stack = np.stack([RGB, RGB[::-1]])
+    pixel_values = tiny_processor(stack, return_tensors="np")["pixel_values"]
+    np.testing.assert_allclose(pixel_values[1], explicit(Image.fromarray(RGB[::-1])), rtol=0, atol=2e-6)
+
+
+def test_default_size_is_518():
+    pixel_values = AnomalyCLIPProcessor()(Image.fromarray(RGB), return_tensors="np")["pixel_values"]
+    np.testing.assert_allclose(pixel_values[0], explicit(Image.fromarray(RGB), (518, 518)), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.full((4, 4), np.nan, np.float32), "nan"),
+        (np.full((4, 4), 1.5), r"floats from 1.5 to 1.5, expected \[0, 1\]"),
+        (np.full((4, 4), -1), "integers from -1 to -1"),
+        (np.full((4, 4), 70000), "70000"),
+        (Image.fromarray(np.full((4, 4), np.nan, np.float32)), "nan"),
+        (np.zeros((0, 4, 3), np.uint8), r"shape \(0, 4, 3\)"),
+        (np.zeros((4, 0), np.uint8), r"shape \(4, 0\)"),
+        (np.zeros((5, 6, 2), np.uint8), r"shape \(5, 6, 2\)"),
+        (np.zeros(4, np.uint8), r"shape \(4,\)"),
+        (np.zeros((4, 4), complex), "dtype complex128"),
+        (np.zeros((4, 4), object), "dtype object"),
+    ],
+)
+def test_odd_images_are_refused(tiny_processor, image, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        tiny_processor([RGB, image])
+    assert "images[1]" in str(caught.value)
+
+
+def test_empty_lists_and_non_images_are_refused(tiny_processor):
+    with pytest.raises(ValueError, match="images is empty"):
+        tiny_processor([])
+    with pytest.raises(ValueError, match="it is empty"):
+        tiny_processor(Image.new("RGB", (0, 0)))
+    for odd in ("photo.jpg", 3, None):
+        with pytest.raises(TypeError, match="expected a PIL image, an array or a tensor"):
+            tiny_processor([odd])
+
+
+MASK = np.zeros((30, 44), np.uint8)
+MASK[5:17, 20:40] = 255
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        Image.fromarray(MASK),
+        Image.fromarray(MASK > 0),
+        MASK,
+        MASK > 0,
+        MASK // 255,
+        (MASK // 255).astype(np.float32),
+        (MASK // 255).astype(np.int64),
+        torch.from_numpy(MASK // 255),
+        MASK.astype(np.uint16) * 257,
+        Image.fromarray(np.dstack([MASK] * 3)),
+    ],
+)
+def test_masks_of_every_kind(tiny_processor, mask):
+    resized = Image.fromarray(MASK).resize((42, 42), Image.Resampling.BILINEAR)
+    expected = (np.asarray(resized) > 127.5).astype(np.float32)
+    assert 0 < expected.sum() < expected.size
+    masks = tiny_processor(RGB, masks=mask, return_tensors="pt")["masks"]
+    assert masks.dtype == torch.float32 and torch.equal(masks[0], torch.from_numpy(expected))
+
+
+def test_missing_masks_and_wrong_counts(tiny_processor):
+    masks = tiny_processor([RGB, RGB], masks=[None, MASK], return_tensors="pt")["masks"]
+    assert torch.equal(masks[0], torch.full((42, 42), -1.0)) and set(masks[1].unique().tolist()) == {0, 1}
+    with pytest.raises(ValueError, match="masks has 1 entries for 2 images"):
+        tiny_processor([RGB, RGB], masks=[MASK])
+    with pytest.raises(ValueError, match=r"masks\[1\] is 40x30 pixels but its image is 44x30"):
+        tiny_processor([RGB, RGB], masks=[MASK, MASK[:, :40]])
+    turned = tiny_processor(rotated_by_exif(), masks=np.rot90(MASK, -1).copy(), return_tensors="pt")["masks"]
+    assert turned.sum() > 0
+
+
+@pytest.mark.parametrize("sigma", [0.5, 1.0, 4.0, 11.3])
+@pytest.mark.parametrize("shape", [(42, 28), (3, 5), (1, 1), (1, 9), (7, 2)])
+def test_smoothing_equals_scipy(shape, sigma):
+    """Maps smaller than the filter's radius too."""
+    maps = RNG.random((2, *shape)).astype(np.float32)
+    expected = np.stack([gaussian_filter(one.astype(np.float64), sigma) for one in maps])
+    np.testing.assert_allclose(gaussian_smooth(torch.from_numpy(maps), sigma).numpy(), expected, rtol=0, atol=2e-6)
+
+
+def test_no_smoothing_and_wrong_sigma():
+    maps = torch.rand(1, 4, 4)
+    assert torch.equal(gaussian_smooth(maps, 0), maps)
+    with pytest.raises(ValueError, match=r"sigma=-1, expected 0 or more"):
+        gaussian_smooth(maps, -1)
+
+
+def test_results_by_hand(tiny_processor):
+    maps = torch.rand(2, 42, 42, generator=torch.Generator().manual_seed(0))
+    outputs = {"logits": torch.tensor([[0.0, 0.0], [1.0, 3.0]]), "anomaly_maps": maps}
+    results = tiny_processor.post_process_anomaly_detection(
+        outputs, target_sizes=[(60, 20), (42, 42)], image_threshold=0.6, pixel_threshold=0.5
+    )
+    assert [r["score"] for r in results] == pytest.approx([0.5, 1 / (1 + np.exp(-2))])
+    assert [r["label"] for r in results] == ["normal", "anomalous"]
+    smooth = torch.from_numpy(np.stack([gaussian_filter(m, 4.0) for m in maps.numpy()]))
+    assert_close(results[1]["anomaly_map"], smooth[1], rtol=0, atol=1e-5)
+    larger = torch.nn.functional.interpolate(smooth[:1, None], size=(60, 20), mode="bilinear")[0, 0]
+    assert_close(results[0]["anomaly_map"], larger, rtol=0, atol=1e-5)
+    assert torch.equal(results[0]["mask"], results[0]["anomaly_map"] >= 0.5) and results[0]["mask"].dtype == torch.bool
+    plain = tiny_processor.post_process_anomaly_detection(outputs, sigma=0)
+    assert torch.equal(plain[0]["anomaly_map"], maps[0]) and set(plain[0]) == {"score", "anomaly_map"}
+    with pytest.raises(ValueError, match="target_sizes has 1 entries for 2 images"):
+        tiny_processor.post_process_anomaly_detection(outputs, target_sizes=[(1, 1)])
+
+
+def test_the_threshold_itself_counts_as_anomalous(tiny_processor):
+    outputs = {"logits": torch.zeros(1, 2), "anomaly_maps": torch.full((1, 42, 42), 0.5)}
+    result = tiny_processor.post_process_anomaly_detection(outputs, sigma=0, image_threshold=0.5, pixel_threshold=0.5)
+    assert result[0]["label"] == "anomalous" and result[0]["mask"].all()
+
+
+def test_half_precision_outputs_give_float32_maps(tiny_processor):
+    outputs = {"logits": torch.zeros(1, 2).bfloat16(), "anomaly_maps": torch.rand(1, 42, 42).bfloat16()}
+    assert tiny_processor.post_process_anomaly_detection(outputs)[0]["anomaly_map"].dtype == torch.float32
+
+
+def test_saved_and_loaded(tiny_processor, tmp_path):
+    AnomalyCLIPProcessor(size={"height": 28, "width": 42}, sigma=1.5).save_pretrained(tmp_path)
+    loaded = AnomalyCLIPProcessor.from_pretrained(tmp_path)
+    assert loaded.size == {"height": 28, "width": 42} and loaded.sigma == 1.5
+    pixel_values = loaded(RGB, return_tensors="np")["pixel_values"]
+    np.testing.assert_allclose(pixel_values[0], explicit(Image.fromarray(RGB), (28, 42)), rtol=0, atol=2e-6)
+    assert AnomalyCLIPProcessor.from_pretrained(tmp_path, sigma=0.0).sigma == 0.0
+
+
+def test_from_a_clip_folder(tiny_clip_dir, tmp_path):
+    """CLIP's colors are kept, its crop to a small square is not."""
+    processor = AnomalyCLIPProcessor.from_pretrained(tiny_clip_dir)
+    assert processor.size == {"height": 518, "width": 518}  # 518 = 74 x 7
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip", "vision_config": {"patch_size": 32}}))
+    stored = {"image_processor_type": "CLIPImageProcessor", "do_center_crop": True, "size": {"shortest_edge": 224}}
+    stored |= {"crop_size": {"height": 224, "width": 224}, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.25] * 3}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(stored))
+    processor = AnomalyCLIPProcessor.from_pretrained(tmp_path)
+    assert processor.size == {"height": 512, "width": 512}
+    pixel_values = processor(RGB, return_tensors="np")["pixel_values"]
+    resized = Image.fromarray(RGB).resize((512, 512), Image.Resampling.BICUBIC)
+    expected = (np.asarray(resized) / 255.0 - 0.5) / 0.25
+    np.testing.assert_allclose(pixel_values[0], expected.transpose(2, 0, 1), rtol=0, atol=2e-6)
+    given = AnomalyCLIPProcessor.from_pretrained(tmp_path, size={"height": 64, "width": 64})
+    assert given.size == {"height": 64, "width": 64}
+
+
+def test_inputs_are_left_as_they_were(tiny_processor):
+    array, image = RGB.copy(), rotated_by_exif()
+    tiny_processor([array, image, UNIT])
+    assert np.array_equal(array, RGB) and image.size == (44, 30) and image.getexif()[274] == 6
+
+
+def test_to_pil_image_names_the_image():
+    with pytest.raises(ValueError, match=r"left\.png has shape"):
+        to_pil_image(np.zeros((2, 2, 7), np.uint8), "left.png")
