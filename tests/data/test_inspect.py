@@ -1,6 +1,8 @@
 """Looking before running: every kind of problem is found, counted and named."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -162,3 +164,19 @@ def test_a_failed_sheet_leaves_nothing(tmp_path, monkeypatch):
     )
     assert list((tmp_path / "out").iterdir()) == []
     assert shutil.os.path.exists(tmp_path / "in")
+
+
+def test_as_a_program():
+    """`python -m` finds the module through the package's import hook, which main() alone does not see."""
+    command = [
+        sys.executable,
+        "-m",
+        "anomalyclip_hf.data",
+        "inspect",
+        str(REAL / "cookies"),
+        "--strict",
+        "--no_progress",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stderr
+    assert "PROBLEM missing_mask: 1 x" in done.stdout
