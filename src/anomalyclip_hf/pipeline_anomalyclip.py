@@ -47,6 +47,8 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
         if inputs is None:
             raise ValueError("inputs is None, expected a path, URL, PIL image or array, or a list of them")
+        if isinstance(inputs, list | tuple):
+            return super().__call__(list(inputs), **kwargs) if inputs else []
         if _is_column(inputs):
             return list(super().__call__((inputs[index] for index in range(len(inputs))), **kwargs))
         return super().__call__(inputs, **kwargs)

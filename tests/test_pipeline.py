@@ -1,0 +1,205 @@
+"""One call from an image to a score and a heat map, for every kind of input."""
+
+import functools
+import http.server
+import threading
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import pipeline
+
+from anomalyclip_hf import AnomalyCLIPModel, AnomalyCLIPProcessor, ZeroShotAnomalyDetectionPipeline
+from anomalyclip_hf.pipeline_anomalyclip import read_image
+
+TASK = "zero-shot-anomaly-detection"
+SIZES = [(50, 40), (30, 60), (42, 42), (64, 20), (21, 33)]
+
+
+@pytest.fixture(scope="module")
+def detector(tiny_checkpoint):
+    return pipeline(TASK, model=tiny_checkpoint, device="cpu")
+
+
+@pytest.fixture
+def images(make_image):
+    return [make_image(*size, seed=seed) for seed, size in enumerate(SIZES)]
+
+
+@pytest.fixture
+def expected(images, tiny_checkpoint):
+    """Model and processor called by hand."""
+    model = AnomalyCLIPModel.from_pretrained(tiny_checkpoint)
+    processor = AnomalyCLIPProcessor.from_pretrained(tiny_checkpoint)
+    results = []
+    for image in images:
+        with torch.no_grad():
+            output = model(**processor(image, return_tensors="pt"))
+        size = [(image.height, image.width)]
+        results += processor.post_process_anomaly_detection(output, target_sizes=size)
+    return results
+
+
+def assert_same(results, expected, atol=1e-5):
+    results = list(results)
+    assert len(results) == len(expected)
+    for result, wanted in zip(results, expected, strict=True):
+        assert isinstance(result["score"], float) and result["score"] == pytest.approx(wanted["score"], abs=atol)
+        assert isinstance(result["anomaly_map"], np.ndarray) and result["anomaly_map"].dtype == np.float32
+        np.testing.assert_allclose(result["anomaly_map"], wanted["anomaly_map"].numpy(), rtol=0, atol=atol)
+
+
+def test_one_image(detector, images, expected):
+    result = detector(images[0])
+    assert set(result) == {"score", "anomaly_map"} and result["anomaly_map"].shape == (40, 50)
+    assert_same([result], expected[:1])
+    assert len({round(wanted["score"], 4) for wanted in expected}) > 1
+
+
+@pytest.mark.parametrize("kind", ["list", "tuple", "generator", "paths", "arrays", "column", "dataset", "tensors"])
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_every_kind_of_input_in_batches(detector, images, expected, tmp_path, kind, batch_size):
+    def save(image, index):
+        image.save(tmp_path / f"{index}.png")
+        return str(tmp_path / f"{index}.png")
+
+    features = datasets.Features(image=datasets.Image())
+    inputs = {
+        "list": lambda: images,
+        "tuple": lambda: tuple(images),
+        "generator": lambda: (image for image in images),
+        "paths": lambda: [save(image, index) for index, image in enumerate(images)],
+        "arrays": lambda: [np.asarray(image) for image in images],
+        "tensors": lambda: [torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1) for image in images],
+        "column": lambda: datasets.Dataset.from_dict({"image": images}, datasets.Features(image=datasets.Image()))[
+            "image"
+        ],
+        "dataset": lambda: torch.utils.data.Subset(images, range(len(images))),
+    }[kind]()
+    assert_same(detector(inputs, batch_size=batch_size), expected)
+
+
+def test_path_objects_and_single_arrays(detector, images, expected, tmp_path):
+    images[1].save(tmp_path / "a b ü.png")
+    assert_same([detector(tmp_path / "a b ü.png")], expected[1:2])
+    assert_same([detector(np.asarray(images[1]))], expected[1:2])
+
+
+def test_url(detector, images, expected, tmp_path):
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    images[0].save(tmp_path / "photo.png")
+    (tmp_path / "page.png").write_text("<html>no image</html>")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(tmp_path)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        base = f"http://127.0.0.1:{server.server_address[1]}"
+        assert_same([detector(f"{base}/photo.png")], expected[:1])
+        assert_same(detector([f"{base}/photo.png"], timeout=10.0), expected[:1])
+        for name in ("page.png", "missing.png"):
+            with pytest.raises(ValueError, match=rf"{name}: can't be read as an image"):
+                detector(f"{base}/{name}")
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_thresholds_give_labels_and_masks(detector, images, expected):
+    score, anomaly_map = expected[0]["score"], expected[0]["anomaly_map"].numpy()
+    middle = float(np.median(anomaly_map))
+    above = detector(images[0], image_threshold=score - 1e-3, pixel_threshold=middle)
+    assert above["label"] == "anomalous" and above["mask"].dtype == bool and above["mask"].shape == (40, 50)
+    np.testing.assert_array_equal(above["mask"], above["anomaly_map"] >= middle)
+    assert 0 < above["mask"].sum() < above["mask"].size
+    below = detector(images[0], image_threshold=score + 1e-3)
+    assert below["label"] == "normal" and "mask" not in below
+
+
+def test_thresholds_of_the_configuration(tiny_checkpoint, images, expected):
+    score = expected[0]["score"]
+    model = AnomalyCLIPModel.from_pretrained(tiny_checkpoint, image_threshold=score - 1e-3, pixel_threshold=1.0)
+    own = pipeline(TASK, model=model, image_processor=AnomalyCLIPProcessor.from_pretrained(tiny_checkpoint))
+    result = own(images[0])
+    assert result["label"] == "anomalous" and not result["mask"].any()
+    assert own(images[0], image_threshold=1.0)["label"] == "normal"  # of the call: wins
+    assert own(images[0], image_threshold=0.0, pixel_threshold=0.0)["mask"].all()
+
+
+def test_smoothing_can_be_set(detector, images):
+    rough, smooth = detector(images[2], sigma=0)["anomaly_map"], detector(images[2], sigma=20)["anomaly_map"]
+    assert smooth.std() < 0.5 * rough.std()
+
+
+def test_scoring_a_list_runs_the_text_tower_once(tiny_checkpoint, images):
+    own = pipeline(TASK, model=tiny_checkpoint)
+    calls = []
+    own.model.text_model.register_forward_hook(lambda *_: calls.append(1))
+    own(images, batch_size=2)
+    assert len(calls) == 1
+
+
+def test_half_precision(tiny_checkpoint, images, expected):
+    own = pipeline(TASK, model=tiny_checkpoint, dtype=torch.bfloat16)
+    assert own.model.dtype == torch.bfloat16 and own.model.prompt_learner.context.dtype == torch.float32
+    assert_same(own(images, batch_size=5), expected, atol=0.15)
+
+
+def test_gray_and_16_bit_files(detector, tmp_path):
+    gray = np.random.default_rng(0).integers(0, 256, (33, 27), dtype=np.uint8)
+    Image.fromarray(gray).save(tmp_path / "8.png")
+    Image.fromarray(gray.astype(np.uint16) * 257).save(tmp_path / "16.png")
+    results = detector([str(tmp_path / "8.png"), str(tmp_path / "16.png")])
+    np.testing.assert_array_equal(results[0]["anomaly_map"], results[1]["anomaly_map"])
+    assert results[0]["anomaly_map"].shape == (33, 27)
+
+
+def test_rotated_photographs_give_upright_maps(detector, make_image, tmp_path):
+    image = make_image(50, 40)
+    image.getexif()[274] = 6
+    image.save(tmp_path / "photo.jpg", exif=image.getexif(), quality=95)
+    assert detector(str(tmp_path / "photo.jpg"))["anomaly_map"].shape == (50, 40)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n"])
+def test_unreadable_files_are_named(detector, tmp_path, content):
+    (tmp_path / "bad.png").write_bytes(content)
+    with pytest.raises(ValueError, match=r"bad\.png: can't be read as an image"):
+        detector(str(tmp_path / "bad.png"))
+
+
+def test_truncated_and_missing_files_are_named(detector, make_image, tmp_path):
+    make_image().save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:200])
+    for name in ("cut.png", "missing.png"):
+        with pytest.raises(ValueError, match=rf"{name}: can't be read as an image"):
+            detector([str(tmp_path / name)])
+    with pytest.raises(ValueError, match="can't be read as an image"):
+        detector(str(tmp_path))
+
+
+def test_odd_calls_are_refused(detector):
+    with pytest.raises(ValueError, match="inputs is None"):
+        detector(None)
+    with pytest.raises(TypeError, match=r"unknown arguments \['thresold'\]; known are sigma"):
+        detector(np.zeros((9, 9), np.uint8), thresold=0.5)
+    with pytest.raises(TypeError, match="expected a PIL image"):
+        detector(3.5)
+    assert detector([]) == [] and detector(()) == []
+
+
+def test_a_saved_pipeline_loads_again(detector, images, expected, tmp_path):
+    detector.save_pretrained(tmp_path)
+    loaded = pipeline(TASK, model=str(tmp_path))
+    assert isinstance(loaded, ZeroShotAnomalyDetectionPipeline)
+    assert_same(loaded(images), expected)
+
+
+def test_read_image_closes_its_file(make_image, tmp_path):
+    make_image().save(tmp_path / "a.png")
+    image = read_image(tmp_path / "a.png")
+    (tmp_path / "a.png").unlink()
+    assert image.getpixel((0, 0)) == make_image().getpixel((0, 0))
