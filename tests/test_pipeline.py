@@ -65,7 +65,6 @@ def test_every_kind_of_input_in_batches(detector, images, expected, tmp_path, ki
         image.save(tmp_path / f"{index}.png")
         return str(tmp_path / f"{index}.png")
 
-    features = datasets.Features(image=datasets.Image())
     inputs = {
         "list": lambda: images,
         "tuple": lambda: tuple(images),
