@@ -1,0 +1,265 @@
+"""The command line of `scripts/evaluate.py`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .baselines import BASELINES, OWN, parse_ablations
+from .evaluator import EvaluationSettings
+
+# The drawn test set that the embedded default is judged on: classes and a defect that training never saw.
+HELD_OUT: dict[str, Any] = {"num_images": 400, "seed": 2026, "difficulty": 0.5, "size": 128}
+CALIBRATIONS = ("normal", "f1", "recall")
+
+
+def option(default: Any, help: str) -> Any:
+    """A dataclass field with a help text for the command line."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class EvaluateCommand:
+    """Everything `scripts/evaluate.py` takes."""
+
+    model: str = option(None, "CLIP or AnomalyCLIP checkpoint, folder or Hub repository; 'demo' is the embedded one.")
+    revision: str | None = option(None, "Revision of the checkpoint.")
+    prompts: str | None = option(None, "Folder or repository of learned prompts to put on the model.")
+    preset: str | None = option(None, "Feature layers: 'released' ([24] of 24) or 'paper' ([6, 12, 18, 24]).")
+    image_size: int | None = option(None, "Side of the input in pixels (518 for ViT-L/14).")
+    dtype: str | None = option(None, "Of the backbone: float32, bfloat16 or float16; the checkpoint's by default.")
+    sources: list[str] | None = option(None, "NAME=FOLDER of data sets or own data, a folder, or 'synthetic'.")  # noqa: RUF009
+    source: str | None = option(None, "One source instead: a data set's name, folder, table or repository.")
+    data_dir: str | None = option(None, "The unpacked archive of the data set named by source.")
+    split: str = option("test", "Split that is judged.")
+    class_names: list[str] | None = option(None, "Judge these classes alone.")  # noqa: RUF009
+    source_options: str | None = option(None, "JSON with further arguments of load_anomaly_dataset, for all sources.")
+    baselines: bool = option(False, f"Also judge CLIP without learning: {', '.join(BASELINES)}.")
+    ablations: list[str] | None = option(  # noqa: RUF009
+        None, "Also judge parts: dpam=off qq kk vv, layers=6,12,18,24, layers=paper, deep_prompts=off; all if bare."
+    )
+    tokenizer: str | None = option(None, "Where the backbone's tokenizer lies; looked for beside it by default.")
+    output_dir: str = option("outputs/evaluation", "Folder for results.json, results.md, scores, report and maps.")
+    resume: bool = option(False, "Take up an interrupted run in output_dir.")
+    batch_size: int = option(8, "Images per forward, in each process.")
+    num_workers: int = option(0, "Processes that decode images, per evaluating process.")
+    sigma: float | None = option(
+        None, "Smoothing of maps in pixels at the input size; the processor's own by default."
+    )
+    map_size: str | None = option(None, "Judge pixels at 'original' size, or at so many pixels square.")
+    exact: bool = option(False, "Judge pixels from whole maps, not from counts (within 1e-4).")
+    fpr_limit: float = option(0.3, "Highest false-positive rate of AUPRO.")
+    save_maps: str | None = option(None, "Keep the maps: 'png' (16 bit) or 'npy'.")
+    save_every: int = option(50, "Batches between two saves of progress.")
+    num_pictures: int = option(6, "Samples, misses and false alarms of each data set in the report.")
+    calibrate: str | None = option(None, "Choose thresholds first: 'normal' (from normal images), 'f1' or 'recall'.")
+    calibration_source: str | None = option(None, "As one of sources; the first of them by default.")
+    calibration_split: str | None = option(None, "'train' for normal, 'test' otherwise, by default.")
+    false_alarm_rate: float = option(0.05, "Of new normal images, for 'normal'.")
+    confidence: float = option(0.95, "That this rate is kept, for 'normal'.")
+    recall: float | None = option(None, "Wanted recall in (0, 1], for 'recall'.")
+    save_thresholds: str | None = option(None, "Folder of a checkpoint to write them into, or a new one for prompts.")
+    cpu: bool = option(False, "Use the CPU even if there is an accelerator.")
+    disable_tqdm: bool = option(False, "Show no progress bars.")
+
+    def __post_init__(self):
+        if not self.model:
+            raise ValueError("model is missing; give --model")
+        if not self.sources and not self.source:
+            raise ValueError("sources is missing; give --sources NAME=FOLDER ..., or --source with --data_dir")
+        if self.sources and self.source:
+            raise ValueError(f"sources={self.sources} and source={self.source!r}; give one of the two")
+        if self.calibrate is not None and self.calibrate not in CALIBRATIONS:
+            raise ValueError(f"calibrate={self.calibrate!r}, expected one of {', '.join(CALIBRATIONS)}")
+        if (self.calibrate == "recall") != (self.recall is not None):
+            raise ValueError(f"calibrate={self.calibrate!r} with recall={self.recall}: give both or neither")
+        if self.save_thresholds and not self.calibrate:
+            raise ValueError("save_thresholds needs --calibrate, which chooses them")
+
+    def settings(self) -> EvaluationSettings:
+        """Those of the evaluator."""
+        size: Any = int(self.map_size) if self.map_size and self.map_size.isdecimal() else self.map_size
+        return EvaluationSettings(
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            sigma=self.sigma,
+            map_size=size,
+            exact=True if self.exact else None,
+            fpr_limit=self.fpr_limit,
+            save_maps=self.save_maps,
+            save_every=self.save_every,
+        )
+
+
+def parse_command(argv: Sequence[str] | None = None) -> EvaluateCommand:
+    """Read the command line."""
+    from transformers import HfArgumentParser
+
+    parser: Any = HfArgumentParser(
+        EvaluateCommand, description="Judge AnomalyCLIP; with `accelerate launch` in several processes."
+    )
+    for action in parser._actions:
+        if action.dest == "ablations":
+            action.nargs = "*"
+    return parser.parse_args_into_dataclasses(args=list(sys.argv[1:] if argv is None else argv))[0]
+
+
+def load_model(command: EvaluateCommand) -> tuple[Any, Any]:
+    """Model and processor of a command."""
+    from .. import AnomalyCLIPModel, AnomalyCLIPProcessor, demo_checkpoint
+
+    name = demo_checkpoint() if command.model == "demo" else command.model
+    overrides = {
+        key: value
+        for key in ("revision", "preset", "image_size", "dtype")
+        if (value := getattr(command, key)) is not None
+    }
+    model = AnomalyCLIPModel.from_pretrained(name, **overrides)
+    if command.prompts:
+        model.load_prompts(command.prompts)
+    side = model.config.image_size
+    revision = {"revision": command.revision} if command.revision else {}
+    processor = AnomalyCLIPProcessor.from_pretrained(name, size={"height": side, "width": side}, **revision)
+    return model, processor
+
+
+def load_source(text: str, split: str = "test", data_dir: str | None = None, **options: Any) -> tuple[str, Any]:
+    """Load one data set of the command line.
+
+    Args:
+        text (`str`): `NAME=FOLDER` (a data set of `LAYOUTS` and its unpacked archive, or own data under a name), what
+            `load_anomaly_dataset` takes, or `synthetic`: the drawings of classes held out from training.
+        split, data_dir, **options: as in `load_anomaly_dataset`; for `synthetic` those of `draw_dataset`.
+
+    Returns:
+        its name and the data set.
+    """
+    from ..data import find_layout, load_anomaly_dataset
+
+    if text == "synthetic":
+        from ..data.synthetic import DEFECTS, HELD_OUT_CLASSES, draw_dataset
+
+        classes = tuple(options.pop("class_names", None) or HELD_OUT_CLASSES)
+        return text, draw_dataset(classes=classes, defects=DEFECTS, **{**HELD_OUT, **options})
+    name, given, folder = text.partition("=")
+    if not given:
+        layout = find_layout(text) if data_dir is not None else None
+        named = layout.name if layout is not None else Path(text).name or text
+        return named, load_anomaly_dataset(text, data_dir=data_dir, split=split, **options)
+    if not name or not folder:
+        raise ValueError(f"{text!r}: expected NAME=FOLDER")
+    if find_layout(name) is not None:
+        return name, load_anomaly_dataset(name, data_dir=folder, split=split, **options)
+    return name, load_anomaly_dataset(folder, split=split, **options)
+
+
+def load_sources(command: EvaluateCommand) -> dict[str, Any]:
+    """All data sets of a command by name."""
+    options = json.loads(command.source_options) if command.source_options else {}
+    if command.class_names:
+        options["class_names"] = command.class_names
+    texts = command.sources or [str(command.source)]
+    found = {}
+    for text in texts:
+        name, dataset = load_source(text, command.split, command.data_dir, **options)
+        if name in found:
+            raise ValueError(f"two sources are named {name!r}: write NAME=FOLDER with different names")
+        found[name] = dataset
+    return found
+
+
+def choose_thresholds(command: EvaluateCommand, model: Any, processor: Any) -> dict[str, Any]:
+    """Set the model's thresholds from the calibration data, and store them if asked to."""
+    from .thresholds import calibrate, save_thresholds
+
+    source = command.calibration_source or (command.sources or [str(command.source)])[0]
+    normal = command.calibrate == "normal"
+    split = command.calibration_split or ("train" if normal else "test")
+    # Never the drawings that are judged.
+    options = {"seed": HELD_OUT["seed"] + 1} if source == "synthetic" else {}
+    name, dataset = load_source(source, split, command.data_dir, **options)
+    wanted: dict[str, Any] = {"method": "normal" if normal else "labels"}
+    if normal:
+        wanted |= {"false_alarm_rate": command.false_alarm_rate, "confidence": command.confidence}
+    else:
+        wanted |= {"objective": command.calibrate, "recall": command.recall}
+    found = calibrate(
+        model,
+        processor,
+        dataset,
+        batch_size=command.batch_size,
+        num_workers=command.num_workers,
+        show_progress=not command.disable_tqdm,
+        **wanted,
+    )
+    if command.save_thresholds and _is_main_process():
+        if Path(command.save_thresholds, "config.json").is_file():
+            save_thresholds(command.save_thresholds, model.config.image_threshold, model.config.pixel_threshold)
+        else:
+            model.save_prompts(command.save_thresholds, processor=processor)
+    return {"source": name, "split": split, **wanted, **found}
+
+
+def run(command: EvaluateCommand) -> dict[str, Any]:
+    """Do what a command says; every process gets the result."""
+    from accelerate import Accelerator
+    from transformers import AutoTokenizer
+
+    from .evaluator import evaluate_sources
+
+    accelerator = Accelerator(cpu=command.cpu)
+    settings = command.settings()
+    model, processor = load_model(command)
+    model.to(accelerator.device)
+    sources = load_sources(command)
+    methods = [OWN, *(BASELINES if command.baselines else ())]
+    if command.ablations is not None:
+        methods += parse_ablations(command.ablations, model)
+    thresholds = choose_thresholds(command, model, processor) if command.calibrate else None
+    result = evaluate_sources(
+        model,
+        processor,
+        sources,
+        methods=methods,
+        tokenizer=AutoTokenizer.from_pretrained(command.tokenizer) if command.tokenizer else None,
+        accelerator=accelerator,
+        output_dir=command.output_dir,
+        resume=command.resume,
+        show_progress=not command.disable_tqdm,
+        num_pictures=command.num_pictures,
+        thresholds=thresholds,
+        **vars(settings),
+    )
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; errors of settings and data are one line, without a traceback."""
+    from .results import short_table
+
+    try:
+        command = parse_command(argv)
+        result = run(command)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if _is_main_process():
+        print(short_table(result))
+        for name, entry in result["datasets"].items():
+            if at := entry.get("at_image_threshold"):
+                shares = ", ".join(
+                    f"{key} {100 * at[key]:.1f}%" for key in ("recall", "false_alarm_rate") if key in at
+                )
+                print(f"\n{name} at image_threshold {at['threshold']:.4f}: {shares}")
+        print(f"\nresults, scores and report: {command.output_dir}")
+    return 0
+
+
+def _is_main_process() -> bool:
+    from accelerate import PartialState
+
+    return PartialState().is_main_process
