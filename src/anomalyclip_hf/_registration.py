@@ -1,5 +1,6 @@
 """Registration with transformers' Auto classes and pipelines, put off until transformers loads those modules."""
 
+import contextlib
 import importlib.abc
 import importlib.machinery
 import sys
@@ -74,14 +75,31 @@ ACTIONS: dict[str, Callable[[], None]] = {
 _WATCHED = ("transformers.", f"{__name__.rpartition('.')[0]}.")
 
 
-class _AfterImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+class _Watched:
+    """A module's own loader, which reports when the module's execution begins and ends."""
+
+    def __init__(self, loader, finder: "_AfterImport") -> None:
+        self._loader, self._finder = loader, finder
+
+    def __getattr__(self, name: str):  # get_code for `python -m`, get_source for tracebacks, ...
+        return getattr(self._loader, name)
+
+    def create_module(self, spec):
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module) -> None:
+        module.__spec__.loader = module.__loader__ = self._loader
+        with self._finder.importing():
+            self._loader.exec_module(module)
+
+
+class _AfterImport(importlib.abc.MetaPathFinder):
     """Runs actions once the outermost import of transformers' or our modules is over.
 
     transformers' modules import one another in circles: an action taken in their midst would meet half of them.
     """
 
     def __init__(self) -> None:
-        self._loaders: dict[str, importlib.abc.Loader] = {}
         self._pending = dict(ACTIONS)
         self._depth = threading.local()
 
@@ -89,21 +107,16 @@ class _AfterImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         if not self._pending or not fullname.startswith(_WATCHED):
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
-        if spec is None or spec.loader is None:
-            return None
-        self._loaders[fullname] = spec.loader
-        spec.loader = self
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Watched(spec.loader, self)  # type: ignore[assignment]
         return spec
 
-    def create_module(self, spec):
-        return self._loaders[spec.name].create_module(spec)
-
-    def exec_module(self, module):
-        loader = self._loaders.pop(module.__spec__.name)
-        module.__spec__.loader = module.__loader__ = loader
+    @contextlib.contextmanager
+    def importing(self):
+        """Around the execution of a module; after the outermost, pending actions are taken."""
         self._depth.value = getattr(self._depth, "value", 0) + 1
         try:
-            loader.exec_module(module)
+            yield
         finally:
             self._depth.value -= 1
         if self._depth.value == 0:
