@@ -9,11 +9,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
+from transformers.utils import logging
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from .arguments import TrainingArguments
+
+logger = logging.get_logger(__name__)
 
 
 def make_accelerator(args: TrainingArguments) -> Accelerator:
@@ -31,12 +34,20 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
             raise ValueError(
                 f"report_to={args.report_to!r} is not installed; installed trackers: {', '.join(available) or 'none'}"
             )
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=args.mixed_precision,
         cpu=args.cpu,
         log_with=args.report_to,
         project_dir=args.output_dir,
     )
+    # `accelerate launch --cpu --num_processes 2` sets an address but starts one process, unless mpirun is used.
+    launched = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
+    if launched and "MASTER_ADDR" in os.environ and accelerator.num_processes == 1:
+        logger.warning(
+            "accelerate was asked for several processes on the CPU but started one, as it does without mpirun; use "
+            "`accelerate launch --multi_gpu --num_processes N scripts/train.py --cpu ...`, which needs no GPU"
+        )
+    return accelerator
 
 
 @contextmanager

@@ -328,9 +328,17 @@ def _fill(path, header, model, processor, samples, accelerator, batch_size, num_
             if batch["indices"]:
                 with accelerator.autocast():
                     image, patch = model.get_image_features(batch["pixel_values"].to(model.device))
+                _check_finite(samples, batch["indices"], image, patch)
                 writer.write(batch["indices"], image, patch, batch["masks"])
             writer.mark(batch["unreadable"], UNREADABLE)
             bar.update(len(part))
+
+
+def _check_finite(samples: TrainingSamples, indices: list[int], image: Tensor, patch: Tensor) -> None:
+    good = torch.isfinite(image).all(dim=1) & torch.isfinite(patch.flatten(1)).all(dim=1)
+    if not good.all():
+        names = ", ".join(samples.paths[indices[row]] for row in torch.nonzero(~good).flatten().tolist())
+        raise ValueError(f"the features of {names} are not finite; try another dtype or mixed_precision")
 
 
 class _RowWriter:

@@ -154,12 +154,17 @@ class PromptTrainer:
             finally:
                 # Take accelerate's wrappers off again, so that the caller's model is as it was.
                 self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
+                self.model.freeze_backbone()
 
     # Preparation
 
     @property
     def checkpoints(self) -> Path:
         return self.output_dir / "checkpoints"
+
+    @property
+    def saves_prompts_alone(self) -> bool:
+        return not self.args.save_full and self.model.config.base_model_name_or_path is not None
 
     def _claim_output_dir(self) -> None:
         found, args = list_checkpoints(self.checkpoints), self.args
@@ -168,6 +173,14 @@ class PromptTrainer:
                 f"{self.output_dir} holds checkpoints of an earlier run, such as {found[-1].name}: set resume to go "
                 "on from there, overwrite to discard them, or another output_dir"
             )
+        # What would fail when saving after hours should fail now.
+        if self.saves_prompts_alone and (self.output_dir / "model.safetensors").exists():
+            raise FileExistsError(
+                f"{self.output_dir} holds a full checkpoint (model.safetensors), which prompts alone must not "
+                "overwrite: give another output_dir, or save_full"
+            )
+        if not self.saves_prompts_alone and not args.save_full and self.accelerator.is_main_process:
+            logger.warning("nothing names the backbone of this model, so it will be saved whole")
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self.output_dir.mkdir(parents=True, exist_ok=True)
@@ -188,9 +201,9 @@ class PromptTrainer:
             self.validation_source, readable = self._open_source(self.validation)
             self.validation_members = np.flatnonzero(readable)
         # A deep prompt of depth 1 has no elements and gets no gradient.
-        learned = [p for p in self.model.parameters() if p.requires_grad and p.numel()]
-        for parameter in self.model.parameters():
-            parameter.requires_grad_(any(parameter is p for p in learned))
+        self.model.freeze_backbone()
+        learned = [p.requires_grad_(p.numel() > 0) for p in self.model.parameters() if p.requires_grad]
+        learned = [p for p in learned if p.requires_grad]
         adam = torch.optim.Adam(learned, lr=args.learning_rate, betas=(args.adam_beta1, args.adam_beta2))
         self.wrapped, self.optimizer = accelerator.prepare(self.model, adam)
         if args.report_to:
@@ -443,11 +456,11 @@ class PromptTrainer:
         return TrainingResult(self.output_dir, history, state.best_epoch, state.best_metric, summary)
 
     def _save_output(self, summary: dict[str, Any]) -> None:
-        if self.args.save_full or not hasattr(self.model, "save_prompts"):
-            self.model.save_pretrained(self.output_dir)
+        if self.saves_prompts_alone:
+            self.model.save_prompts(self.output_dir, processor=self.processor)
         else:
-            self.model.save_prompts(self.output_dir)
-        self.processor.save_pretrained(self.output_dir)
+            self.model.save_pretrained(self.output_dir)
+            self.processor.save_pretrained(self.output_dir)
         with atomic_path(self.output_dir / SUMMARY_NAME) as temporary:
             temporary.write_text(json.dumps(summary, indent=2) + "\n")
         plot_training(self.output_dir)

@@ -1,0 +1,150 @@
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from anomalyclip_hf.training import FeatureCache, TrainingSamples
+from anomalyclip_hf.training import feature_cache as module
+
+
+@pytest.fixture
+def build(tiny_model, tiny_processor, tmp_path):
+    def run(dataset, model=tiny_model, **options):
+        samples = TrainingSamples(dataset)
+        options = {"cache_dir": tmp_path / "cache", "dtype": "float32", "show_progress": False, **options}
+        return FeatureCache.build(model, tiny_processor, samples, **options)
+
+    return run
+
+
+@pytest.fixture
+def encoded(tiny_model, monkeypatch):
+    """Numbers of images that went through the vision tower, one entry per call."""
+    counts = []
+    original = tiny_model.get_image_features
+    monkeypatch.setattr(tiny_model, "get_image_features", lambda x: counts.append(len(x)) or original(x))
+    return counts
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0), ("float16", 1e-3), ("bfloat16", 8e-3)])
+def test_keeps_what_the_model_computes(build, dataset, tiny_model, tiny_processor, dtype, tolerance):
+    cache = build(dataset, dtype=dtype, batch_size=10)
+    rows = [7, 0, 3]
+    samples = [dataset[row] for row in rows]
+    inputs = tiny_processor([s["image"] for s in samples], masks=[s["mask"] for s in samples], return_tensors="pt")
+    inputs_all = tiny_processor([s["image"] for s in dataset], return_tensors="pt")
+    image, patch = tiny_model.get_image_features(inputs_all["pixel_values"])
+    batch = cache.read(rows)
+    assert batch["patch_embeds"].dtype == getattr(torch, dtype)
+    torch.testing.assert_close(batch["image_embeds"].float(), image[rows], atol=tolerance, rtol=0)
+    torch.testing.assert_close(batch["patch_embeds"].float(), patch[rows], atol=tolerance, rtol=0)
+    assert torch.equal(batch["masks"], inputs["masks"])
+    assert batch["masks"][1].eq(-1).all() and batch["masks"][0].sum() > 0
+
+
+def test_is_computed_once(build, dataset, encoded):
+    build(dataset, batch_size=4)
+    assert encoded == [4, 4, 2]
+    build(dataset)
+    assert sum(encoded) == 10
+
+
+def test_other_settings_have_a_cache_of_their_own(build, dataset, tiny_model, encoded):
+    first = build(dataset)
+    tiny_model.config.dpam_attention = "qq"
+    other = build(dataset)
+    assert other.path != first.path and sum(encoded) == 20
+    with torch.no_grad():
+        tiny_model.visual_projection.weight.mul_(1.5)
+    assert build(dataset).path not in (first.path, other.path)
+
+
+def test_a_changed_image_makes_it_stale(build, rows, dataset, encoded):
+    first = build(dataset).read([0])["patch_embeds"]
+    Image.new("RGB", (48, 48), (200, 30, 30)).save(rows[0]["path"])
+    changed = build(dataset)
+    assert sum(encoded) == 20
+    assert not torch.allclose(changed.read([0])["patch_embeds"], first)
+    assert len(list(changed.path.parent.iterdir())) == 1
+
+
+@pytest.mark.parametrize("name", ["patch_embeds.bin", "masks.bin", "header.json"])
+def test_a_truncated_file_is_noticed_and_rebuilt(build, dataset, encoded, name):
+    cache = build(dataset)
+    expected = cache.read([2])
+    path = cache.path / name
+    os.truncate(path, path.stat().st_size - 5)
+    with pytest.raises(module.CacheError):
+        FeatureCache(cache.path)
+    again = build(dataset)
+    assert sum(encoded) == 20
+    assert torch.equal(again.read([2])["patch_embeds"], expected["patch_embeds"])
+
+
+def test_an_edited_header_is_noticed(build, dataset):
+    cache = build(dataset)
+    header = json.loads((cache.path / "header.json").read_text())
+    header["mask_size"] = [21, 21]
+    (cache.path / "header.json").write_text(json.dumps(header))
+    with pytest.raises(module.CacheError, match="checksum"):
+        FeatureCache(cache.path)
+
+
+def test_building_goes_on_where_it_stopped(build, dataset, encoded, monkeypatch):
+    original = module._RowWriter.write
+    calls = []
+
+    def write(self, *args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        original(self, *args)
+
+    monkeypatch.setattr(module._RowWriter, "write", write)
+    with pytest.raises(KeyboardInterrupt):
+        build(dataset, batch_size=2)
+    monkeypatch.setattr(module._RowWriter, "write", original)
+    encoded.clear()
+    cache = build(dataset, batch_size=2)
+    assert sum(encoded) == 6
+    assert torch.isfinite(cache.read(range(10))["patch_embeds"]).all()
+    assert (cache.read(range(10))["patch_embeds"].norm(dim=-1) > 0.99).all()
+
+
+def test_size_is_announced_and_limited(build, dataset, tmp_path, caplog, monkeypatch):
+    with pytest.raises(ValueError, match=r"features would take .* GB, more than cache_limit_gb=1e-06; raise"):
+        build(dataset, limit_gb=1e-6)
+    assert not (tmp_path / "cache").exists()
+    announced = []
+    monkeypatch.setattr(module.logger, "warning", announced.append)
+    cache = build(dataset)
+    on_disk = sum((cache.path / name).stat().st_size for name in os.listdir(cache.path) if name.endswith(".bin"))
+    assert cache.nbytes == on_disk
+    assert announced[0].startswith(f"keeping features of 10 images: {on_disk / 1e9:.2f} GB in")
+
+
+def test_an_unreadable_image_is_named_and_left_out(build, make_rows, to_dataset, monkeypatch):
+    rows = make_rows("bad")
+    with open(rows[4]["path"], "wb") as file:
+        file.write(b"no picture")
+    said = []
+    monkeypatch.setattr(module.logger, "warning", said.append)
+    cache = build(to_dataset(rows))
+    assert np.flatnonzero(~cache.readable).tolist() == [4]
+    assert rows[4]["path"] in said[-1] and "1 of 10 images can't be read" in said[-1]
+
+
+def test_features_that_are_not_finite_are_refused(build, rows, dataset, tiny_model, monkeypatch):
+    original = tiny_model.get_image_features
+
+    def broken(pixel_values):
+        image, patch = original(pixel_values)
+        patch[1] = float("nan")
+        return image, patch
+
+    monkeypatch.setattr(tiny_model, "get_image_features", broken)
+    with pytest.raises(ValueError, match=r"001\.png are not finite"):
+        build(dataset)

@@ -1,0 +1,319 @@
+import copy
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from anomalyclip_hf import AnomalyCLIPModel, AnomalyCLIPProcessor
+from anomalyclip_hf.training import NonFiniteLossError, TrainingArguments, train_prompts
+from anomalyclip_hf.training import trainer as module
+from anomalyclip_hf.training.checkpoint import get_rng_state, join_state, set_rng_state, split_state
+from anomalyclip_hf.training.history import read_log
+
+
+@pytest.fixture
+def run(tiny_model, tiny_processor, dataset, make_args):
+    """Function `(**fields of TrainingArguments)` -> result and the trained copy of the tiny model."""
+
+    def go(data=None, validation=None, **fields):
+        model = copy.deepcopy(tiny_model)
+        result = train_prompts(
+            model, tiny_processor, dataset if data is None else data, make_args(**fields), validation
+        )
+        return result, model
+
+    return go
+
+
+def losses(result):
+    rows = [row for row in read_log(result.output_dir) if row["kind"] == "step"]
+    return np.array([[row["global_loss"], row["local_loss"]] for row in rows])
+
+
+def prompts(model):
+    return torch.cat([p.detach().flatten() for p in model.prompt_learner.parameters()])
+
+
+def test_the_default_is_the_authors_recipe():
+    args = TrainingArguments()
+    assert (args.epochs, args.batch_size, args.learning_rate, args.seed) == (15, 8, 1e-3, 111)
+    assert (args.adam_beta1, args.adam_beta2, args.max_grad_norm, args.balanced) == (0.5, 0.999, None, False)
+    assert TrainingArguments(epochs=3).batch_size == 8
+    with pytest.raises(ValueError, match="recipe='mine' is unknown"):
+        TrainingArguments(recipe="mine")
+
+
+@pytest.mark.parametrize(
+    "field",
+    [{"batch_size": 0}, {"learning_rate": -1.0}, {"adam_beta1": 1.0}, {"cache_dtype": "int8"}, {"metric": "f1"}],
+)
+def test_settings_out_of_range_are_named(field):
+    (name,) = field
+    with pytest.raises(ValueError, match=f"{name}="):
+        TrainingArguments(**field)
+
+
+def test_cached_and_uncached_losses_agree_over_20_steps(run, tmp_path):
+    kept, first = run(output_dir=str(tmp_path / "a"), epochs=10, max_steps=20)
+    seen, second = run(output_dir=str(tmp_path / "b"), epochs=10, max_steps=20, no_cache=True)
+    assert losses(kept).shape == (20, 2)
+    np.testing.assert_allclose(losses(kept), losses(seen), atol=1e-4)
+    torch.testing.assert_close(prompts(first), prompts(second), atol=1e-4, rtol=1e-3)
+
+
+def test_learns_and_leaves_the_backbone_alone(run, tiny_model):
+    result, model = run(epochs=25, learning_rate=3e-3)
+    course = losses(result).sum(axis=1)
+    assert course[-3:].mean() < 0.8 * course[:3].mean()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, tiny_model.state_dict()[name]) != name.startswith("prompt_learner.")
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == {
+        "prompt_learner.context",
+        "prompt_learner.deep_prompts",
+    }
+
+
+def test_the_output_holds_prompts_log_curves_and_settings(run, dataset, tiny_clip_dir):
+    result, model = run()
+    names = {path.name for path in result.output_dir.iterdir()}
+    assert {"training_log.jsonl", "training_summary.json", "training_arguments.json", "training_curves.png"} <= names
+    assert "model.safetensors" not in names
+    loaded = AnomalyCLIPModel.from_pretrained(str(result.output_dir))
+    assert torch.equal(prompts(loaded), prompts(model))
+    assert AnomalyCLIPProcessor.from_pretrained(str(result.output_dir)).size["height"] == 42
+    summary = json.loads((result.output_dir / "training_summary.json").read_text())
+    assert (summary["steps"], summary["images"], summary["epochs"]) == (6, 20, 2)
+    assert summary["images_per_second"] > 0 and summary["peak_memory_gb"] > 0
+    assert Image.open(result.output_dir / "training_curves.png").size[0] > 300
+    assert TrainingArguments(**json.loads((result.output_dir / "training_arguments.json").read_text())).epochs == 2
+
+
+def test_checkpoints_leave_out_the_backbone_and_old_ones_go(run):
+    result, _ = run(epochs=4, save_steps=1, keep_last=3)
+    kept = sorted(path.name for path in (result.output_dir / "checkpoints").iterdir())
+    assert kept == ["step-00000010", "step-00000011", "step-00000012"]
+    folder = result.output_dir / "checkpoints" / kept[-1]
+    assert set(load_file(folder / "prompts.safetensors")) == {"prompt_learner.context", "prompt_learner.deep_prompts"}
+    assert {path.suffix for path in folder.iterdir()} == {".safetensors", ".json"}
+
+
+@pytest.mark.parametrize("stop", [1, 4, 5])
+def test_a_run_cut_off_goes_on_bit_for_bit(run, tmp_path, monkeypatch, stop):
+    whole, expected = run(output_dir=str(tmp_path / "whole"), balanced=True)
+    original = module.training_step
+    steps = []
+
+    def cut(*args, **kwargs):
+        if len(steps) == stop:
+            raise KeyboardInterrupt
+        steps.append(1)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(module, "training_step", cut)
+    with pytest.raises(KeyboardInterrupt):
+        run(save_steps=2, balanced=True)
+    monkeypatch.setattr(module, "training_step", original)
+    result, model = run(save_steps=2, balanced=True, resume=True)
+    assert torch.equal(prompts(model), prompts(expected))
+    assert losses(result).tolist() == losses(whole).tolist()
+
+
+def test_max_steps_can_be_extended(run, tmp_path):
+    _, expected = run(output_dir=str(tmp_path / "whole"), epochs=3)
+    short, _ = run(epochs=3, max_steps=4)
+    assert short.summary["steps"] == 4
+    longer, model = run(epochs=3, resume=True)
+    assert longer.summary["steps"] == 9
+    assert torch.equal(prompts(model), prompts(expected))
+    assert [row["epoch"] for row in longer.history] == [1, 2, 3]
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(run, tmp_path):
+    _, expected = run(output_dir=str(tmp_path / "whole"))
+    result, _ = run(save_steps=1)
+    last = result.output_dir / "checkpoints" / "step-00000006"
+    (last / "optimizer.safetensors").write_bytes(b"")
+    _, model = run(resume=True)
+    assert torch.equal(prompts(model), prompts(expected))
+    for folder in (result.output_dir / "checkpoints").iterdir():
+        (folder / "state.json").write_text("{")
+    with pytest.raises(ValueError, match="none of the checkpoints"):
+        run(resume=True)
+
+
+def test_earlier_runs_are_not_overwritten_unasked(run):
+    run(epochs=1)
+    with pytest.raises(FileExistsError, match="set resume to go on from there, overwrite to discard"):
+        run(epochs=1)
+    result, _ = run(epochs=1, overwrite=True)
+    assert result.summary["steps"] == 3
+
+
+def test_going_on_with_other_settings_is_refused(run, rows, to_dataset):
+    run(epochs=1)
+    with pytest.raises(ValueError, match=r"learning_rate was 0.001 and is 0.01"):
+        run(resume=True, learning_rate=0.01)
+    with pytest.raises(ValueError, match="training images was"):
+        run(data=to_dataset(rows[:8]), resume=True)
+
+
+def test_the_best_epoch_is_kept(run, validation_dataset, tiny_model, monkeypatch):
+    values, seen = iter([0.5, 0.9, 0.9, 0.7]), []
+    original = module.validate
+
+    def scripted(model, *args, **kwargs):
+        seen.append(prompts(model))
+        return {**original(model, *args, **kwargs), "pixel_auroc": next(values)}
+
+    monkeypatch.setattr(module, "validate", scripted)
+    result, model = run(validation=validation_dataset, epochs=4, metric="pixel_auroc")
+    assert (result.best_epoch, result.best_metric) == (2, 0.9)
+    assert torch.equal(prompts(model), seen[1])
+    assert torch.equal(prompts(AnomalyCLIPModel.from_pretrained(str(result.output_dir))), seen[1])
+    assert [path.name for path in (result.output_dir / "checkpoints").glob("best*")] == ["best-epoch-0002"]
+
+
+@pytest.mark.parametrize(("metric", "values", "epochs"), [("image_auroc", [0.8, 0.7, 0.8], 3), ("loss", [3, 4, 5], 3)])
+def test_patience_stops_early(run, validation_dataset, monkeypatch, metric, values, epochs):
+    found = iter(values)
+    monkeypatch.setattr(module, "validate", lambda *args, **kwargs: {metric: float(next(found))})
+    result, _ = run(validation=validation_dataset, epochs=9, metric=metric, patience=2)
+    assert len(result.history) == epochs and result.best_epoch == 1
+    assert "no better" in result.summary["stopped"]
+
+
+def test_patience_needs_a_validation_set(run):
+    with pytest.raises(ValueError, match="patience=2 but there is no validation set"):
+        run(patience=2)
+
+
+def test_validation_agrees_with_metrics_of_the_model(run, validation_dataset, tiny_processor):
+    from anomalyclip_hf.evaluation.metrics import image_auroc, pixel_auroc
+
+    result, model = run(validation=validation_dataset, epochs=1)
+    samples = list(validation_dataset)
+    inputs = tiny_processor([s["image"] for s in samples], masks=[s["mask"] for s in samples], return_tensors="pt")
+    labels = [s["label"] for s in samples]
+    with torch.no_grad():
+        output = model(**inputs, labels=torch.tensor(labels))
+    found = result.history[0]["validation"]
+    maps = [r["anomaly_map"] for r in tiny_processor.post_process_anomaly_detection(output)]
+    assert found["image_auroc"] == pytest.approx(image_auroc(output.logits.softmax(-1)[:, 1].numpy(), labels))
+    assert found["pixel_auroc"] == pytest.approx(pixel_auroc(maps, list(inputs["masks"].clamp(min=0))), abs=1e-4)
+    assert found["loss"] == pytest.approx(output.loss.item(), abs=1e-4)
+    assert found["classes"].keys() == {"nut"}
+
+
+def test_without_masks_the_image_loss_trains_alone(run, rows, to_dataset):
+    result, _ = run(data=to_dataset([{**row, "mask": None} for row in rows]), epochs=1)
+    assert losses(result)[:, 1].tolist() == [0, 0, 0] and (losses(result)[:, 0] > 0).all()
+
+
+def test_some_masks_missing_cached_and_uncached_agree(run, rows, to_dataset, tmp_path):
+    rows[1]["mask"] = rows[7]["mask"] = None
+    data = to_dataset(rows)
+    kept, _ = run(data=data, output_dir=str(tmp_path / "a"))
+    seen, _ = run(data=data, output_dir=str(tmp_path / "b"), no_cache=True, gradient_accumulation_steps=2)
+    np.testing.assert_allclose(losses(kept), losses(seen), atol=1e-4)
+
+
+def test_normal_images_alone_train_with_drawn_anomalies(run, rows, to_dataset):
+    result, _ = run(data=to_dataset([row for row in rows if not row["label"]]), synthetic_anomalies=True)
+    assert result.summary["training_images"] == 10 and (losses(result)[:, 1] > 0).all()
+    # Nothing is drawn again: the features were kept.
+    again, _ = run(
+        data=to_dataset([row for row in rows if not row["label"]]), synthetic_anomalies=True, overwrite=True
+    )
+    assert losses(again).tolist() == losses(result).tolist()
+
+
+def test_fresh_prompts_come_from_the_seed(run, tmp_path):
+    runs = [
+        run(output_dir=str(tmp_path / str(i)), initial_prompts="fresh", max_steps=1, seed=seed)[1]
+        for i, seed in enumerate((1, 1, 2))
+    ]
+    assert torch.equal(prompts(runs[0]), prompts(runs[1]))
+    assert not torch.equal(prompts(runs[0]), prompts(runs[2]))
+    assert prompts(runs[0]).std().item() == pytest.approx(0.02, rel=0.15)
+
+
+def test_nan_names_the_batch_and_keeps_the_last_good_prompts(run, tmp_path, monkeypatch, tiny_model):
+    original = module.CachedBatches.__call__
+    calls = []
+
+    def poisoned(self, indices):
+        calls.append(indices)
+        batch = original(self, indices)
+        if len(calls) == 3:
+            batch["image_embeds"][0, 0] = float("nan")
+        return batch
+
+    monkeypatch.setattr(module.CachedBatches, "__call__", poisoned)
+    with pytest.raises(NonFiniteLossError) as caught:
+        run()
+    text = str(caught.value)
+    assert "step 3 (epoch 1): global_loss=nan" in text and "features of the batch are not finite" in text
+    assert all(f"{index:03d}.png" in text for index in calls[2])
+    monkeypatch.setattr(module.CachedBatches, "__call__", original)
+    _, good = run(output_dir=str(tmp_path / "good"), max_steps=2)
+    kept = load_file(tmp_path / "out" / "checkpoints" / "step-00000002" / "prompts.safetensors")
+    assert torch.equal(kept["prompt_learner.context"], good.prompt_learner.context)
+
+
+def test_too_high_a_learning_rate_is_said(run):
+    with pytest.raises(NonFiniteLossError, match="Try a lower learning_rate"):
+        run(learning_rate=1e30)
+
+
+def test_deterministic_is_undone_afterwards(run):
+    result, _ = run(deterministic=True, epochs=1)
+    assert math.isfinite(result.history[0]["loss"])
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_tensorboard(run):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    result, _ = run(report_to="tensorboard", epochs=1)
+    (folder,) = {
+        path.parent for path in result.output_dir.rglob("events.out*") if path.parent.name == "anomalyclip_hf"
+    }
+    events = EventAccumulator(str(folder)).Reload()
+    logged = [event.value for event in events.Scalars("train/local_loss")]
+    np.testing.assert_allclose(logged, losses(result)[:, 1], rtol=1e-5)
+
+
+def test_an_unknown_tracker_is_refused(run):
+    with pytest.raises(ValueError, match="report_to='nothing' is not installed"):
+        run(report_to="nothing")
+
+
+def test_a_processor_of_another_size_is_refused(tiny_model, dataset, make_args):
+    with pytest.raises(ValueError, match="56x56 pixels but the model's image_size is 42"):
+        train_prompts(tiny_model, AnomalyCLIPProcessor(size={"height": 56, "width": 56}), dataset, make_args())
+
+
+def test_optimizer_state_survives_being_parted():
+    parameter = torch.nn.Parameter(torch.ones(3))
+    adam = torch.optim.Adam([parameter], lr=0.1, betas=(0.5, 0.999))
+    parameter.grad = torch.tensor([1.0, 2.0, 3.0])
+    adam.step()
+    tensors, numbers = split_state(adam.state_dict())
+    joined = join_state(tensors, json.loads(json.dumps(numbers)))
+    assert torch.equal(joined["state"][0]["exp_avg"], adam.state_dict()["state"][0]["exp_avg"])
+    assert joined["param_groups"] == adam.state_dict()["param_groups"]
+
+
+def test_random_numbers_go_on():
+    import random
+
+    random.gauss(0, 1)
+    state = get_rng_state()
+    first = (torch.rand(2).tolist(), np.random.rand(2).tolist(), random.random(), random.gauss(0, 1))
+    set_rng_state(state)
+    assert first == (torch.rand(2).tolist(), np.random.rand(2).tolist(), random.random(), random.gauss(0, 1))
