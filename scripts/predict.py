@@ -37,10 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     model = args.model
     if model is None:
         model = anomalyclip_hf.demo_checkpoint()
-        print(
-            "No --model given: using the embedded demo, a small stand-in for trying things out, not for production.",
-            file=sys.stderr,
-        )
+        print("No --model given: using the embedded demo.", file=sys.stderr)  # the pipeline says what it is
     try:
         detector = pipeline("zero-shot-anomaly-detection", model=model, device=args.device, dtype=args.dtype)
         summary = predict_files(

@@ -10,8 +10,11 @@ import torch
 from PIL import Image
 from transformers.image_utils import load_image
 from transformers.pipelines import Pipeline
+from transformers.utils import logging
 
 from .processing_anomalyclip import to_pil_image
+
+logger = logging.get_logger(__name__)
 
 
 class ZeroShotAnomalyDetectionPipeline(Pipeline):

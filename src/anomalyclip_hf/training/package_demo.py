@@ -78,6 +78,8 @@ def _write(model: Any, processor: Any, clip_dir: Path, output_dir: Path, figures
     processor.save_pretrained(staged)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(clip_dir / name, staged / name)
+    for code in staged.glob("*.py"):  # the package itself is at hand
+        code.unlink()
     halve_weights(staged / "model.safetensors")
     facts = json.loads((clip_dir / "pretraining.json").read_text())
     facts["prompts"] = figures
