@@ -47,6 +47,11 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
     _load_tokenizer = False
     _load_video_processor = False
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if notice := getattr(self.model.config, "notice", None):
+            logger.warning(notice)
+
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
         if inputs is None:
             raise ValueError("inputs is None, expected a path, URL, PIL image or array, or a list of them")
