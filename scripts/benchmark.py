@@ -1,8 +1,9 @@
-#!/usr/bin/env python
-"""Time this package against a plain two-path forward, in one run, as ratios.
+"""Time this package against a plain two-path forward and itself, in one run, as ratios.
 
-Random weights of ViT-L/14@336 size at 518 px; the plain forward computes both paths with full attention matrices in
-float32, image by image where asked, the way the authors' program does.
+    python scripts/benchmark.py --parts import forward memory metrics loader training
+
+Random weights of ViT-L/14@336 size at 518 px. The plain forward computes both paths for every token with full attention
+matrices in float32, the way the authors' program does.
 """
 
 import argparse
@@ -11,15 +12,20 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import anomalyclip_hf
 from anomalyclip_hf.modeling_anomalyclip import AnomalyCLIPModel
+
+SIDE = 518
 
 
 @torch.no_grad()
@@ -76,100 +82,152 @@ def seconds(run: Callable[[], object], repeats: int) -> float:
     return statistics.median(times)
 
 
+@torch.no_grad()
 def measure_forward(batch_sizes: list[int], repeats: int) -> list[dict]:
-    """Plain float32, ours in float32 and in bfloat16, alternating, with the largest difference of the results."""
+    """Plain float32, ours in float32 and in bfloat16, with the largest difference of the results."""
     models = {"float32": build_model(torch.float32), "bfloat16": build_model(torch.bfloat16)}
     models["bfloat16"].load_state_dict(models["float32"].state_dict())
+    text_embeds = models["float32"].get_text_features()
     rows = []
     for batch in batch_sizes:
-        pixel_values = torch.randn(batch, 3, 518, 518)
-        with torch.no_grad():
-            text_embeds = models["float32"].get_text_features()
-            plain_logits, plain_maps = plain_forward(models["float32"], pixel_values, text_embeds)
-            plain = seconds(lambda x=pixel_values, t=text_embeds: plain_forward(models["float32"], x, t), repeats)
-            for name, model in models.items():
-                ours = seconds(lambda x=pixel_values, m=model: m(pixel_values=x), repeats)
-                output = model(pixel_values=pixel_values)
-                rows.append(
-                    {
-                        "batch": batch,
-                        "dtype": name,
-                        "plain_s": plain,
-                        "ours_s": ours,
-                        "ratio": ours / plain,
-                        "images_per_s": batch / ours,
-                        "max_map_difference": (output.anomaly_maps - plain_maps).abs().max().item(),
-                        "max_logit_difference": (output.logits - plain_logits).abs().max().item(),
-                    }
-                )
-                print(_row(rows[-1]), flush=True)
+        pixels = torch.randn(batch, 3, SIDE, SIDE)
+        plain_logits, plain_maps = plain_forward(models["float32"], pixels, text_embeds)
+        plain = seconds(lambda x=pixels: plain_forward(models["float32"], x, text_embeds), repeats)
+        for name, model in models.items():
+            ours = seconds(lambda x=pixels, m=model: m(pixel_values=x), repeats)
+            output = model(pixel_values=pixels)
+            row = {
+                "batch": batch,
+                "dtype": name,
+                "plain_s": plain,
+                "ours_s": ours,
+                "ratio": ours / plain,
+                "max_map_difference": (output.anomaly_maps - plain_maps).abs().max().item(),
+                "max_logit_difference": (output.logits - plain_logits).abs().max().item(),
+            }
+            rows.append(row)
+            report("forward", row)
     return rows
 
 
-def _row(row: dict) -> str:
-    return (
-        f"batch {row['batch']}  {row['dtype']:8}  plain {row['plain_s']:.2f} s  ours {row['ours_s']:.2f} s  "
-        f"ratio {row['ratio']:.3f}  map difference {row['max_map_difference']:.1e}"
-    )
-
-
-def measure_memory(dtype: str, batch: int) -> float:
-    """Peak resident memory in GB of a process of its own that scores one batch."""
+def measure_memory(batch_sizes: list[int], repeats: int) -> list[dict]:
+    """Peak resident memory of processes of their own that score one batch, in GB."""
     code = (
         "import sys, torch; sys.path.insert(0, sys.argv[1]); import benchmark;"
-        "model = benchmark.build_model(getattr(torch, sys.argv[2]));"
-        "torch.set_grad_enabled(False);"
+        "model = benchmark.build_model(getattr(torch, sys.argv[2])); torch.set_grad_enabled(False);"
         "model(pixel_values=torch.randn(int(sys.argv[3]), 3, 518, 518));"
         "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
     )
-    here = str(Path(__file__).parent)
-    out = subprocess.run(
-        [sys.executable, "-c", code, here, dtype, str(batch)], capture_output=True, text=True, check=True
-    )
-    return int(out.stdout.split()[-1]) / 1e6
+    rows = []
+    for dtype in ("float32", "bfloat16"):
+        for batch in batch_sizes:
+            kilobytes = run_python(code, str(Path(__file__).parent), dtype, str(batch)).split()[-1]
+            rows.append({"dtype": dtype, "batch": batch, "peak_gb": int(kilobytes) * 1024 / 1e9})
+            report("memory", rows[-1])
+    return rows
 
 
-def measure_import(repeats: int = 7) -> dict:
-    """Median seconds of `import transformers` and of `import anomalyclip_hf` after it, each in fresh processes."""
+def measure_import(batch_sizes: list[int], repeats: int) -> dict:
+    """Median seconds of `import transformers` and of `import anomalyclip_hf` after it, in fresh processes."""
     code = (
         "import time; a = time.perf_counter(); import transformers; b = time.perf_counter();"
         "import anomalyclip_hf; c = time.perf_counter(); print(b - a, c - b)"
     )
-    runs = [
-        [float(x) for x in subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split()]
-        for _ in range(repeats)
-    ]
+    runs = [[float(x) for x in run_python(code).split()] for _ in range(2 * repeats + 1)]
     first, second = (statistics.median(column) for column in zip(*runs, strict=True))
-    return {"import_transformers_s": first, "import_anomalyclip_hf_adds_s": second}
+    return report("import", {"transformers_s": first, "anomalyclip_hf_adds_s": second})
 
 
-PARTS = ("forward", "memory", "import")
+def measure_metrics(batch_sizes: list[int], repeats: int) -> dict:
+    """All pixel metrics on 40 maps of 518x518: exact, and streaming with its largest difference from exact."""
+    from scipy.ndimage import gaussian_filter
+
+    from anomalyclip_hf.evaluation import StreamingPixelMetrics, pixel_metrics
+
+    generator = np.random.default_rng(0)
+    noise = generator.standard_normal((40, SIDE, SIDE), dtype=np.float32)
+    smooth = np.stack([gaussian_filter(layer, 12) for layer in noise])
+    masks = smooth > np.quantile(smooth, 0.97)
+    maps = 1 / (1 + np.exp(-(20 * smooth + noise))).astype(np.float32)
+
+    def streamed() -> dict:
+        metric = StreamingPixelMetrics()
+        metric.update(maps, masks)
+        return metric.compute()
+
+    exact, fast = pixel_metrics(maps, masks), streamed()
+    names = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro")
+    row = {
+        "exact_s": seconds(lambda: pixel_metrics(maps, masks), repeats),
+        "streaming_s": seconds(streamed, repeats),
+        "largest_difference": max(abs(exact[name] - fast[name]) for name in names),
+    }
+    return report("metrics", row)
+
+
+@torch.no_grad()
+def measure_loader(batch_sizes: list[int], repeats: int) -> dict:
+    """Images per second of decoding and preprocessing beside those of the bfloat16 encoder."""
+    from anomalyclip_hf import AnomalyCLIPProcessor, load_anomaly_dataset
+    from anomalyclip_hf.data import measure_loader as loader_speed
+
+    model, pixels = build_model(torch.bfloat16), torch.randn(4, 3, SIDE, SIDE)
+    row: dict = {"encoder_images_per_s": 4 / seconds(lambda: model.get_image_features(pixels), repeats)}
+    del model
+    generator = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "good").mkdir()
+        Path(folder, "defect").mkdir()
+        for index in range(32):
+            coarse = generator.integers(0, 256, (24, 24, 3), dtype=np.uint8)
+            image = Image.fromarray(coarse).resize((900, 900), Image.Resampling.BICUBIC)
+            image.save(Path(folder, ("good", "defect")[index % 2], f"{index:03}.jpg"), quality=92)
+        dataset = load_anomaly_dataset(folder, split="all")
+        for workers in (0, 1):
+            speed = loader_speed(dataset, AnomalyCLIPProcessor(), num_workers=workers, seconds=5.0)
+            row[f"loader_{workers}_workers_images_per_s"] = speed.images_per_second
+    return report("loader", row)
+
+
+def run_python(code: str, *arguments: str) -> str:
+    """Output of a fresh Python process."""
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return done.stdout
+
+
+def report(part: str, row: dict) -> dict:
+    """Print a result as it comes."""
+    cells = (f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items())
+    print(f"{part:8}", "  ".join(cells), flush=True)
+    return row
+
+
+PARTS = {
+    "import": measure_import,
+    "forward": measure_forward,
+    "memory": measure_memory,
+    "metrics": measure_metrics,
+    "loader": measure_loader,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--batch_sizes", nargs="+", type=int, default=[1, 4])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmark.json"))
     arguments = parser.parse_args()
 
     results: dict = {"torch": torch.__version__, "threads": torch.get_num_threads(), "cpus": os.cpu_count()}
-    if "import" in arguments.parts:
-        results["import"] = measure_import()
-        print(results["import"], flush=True)
-    if "forward" in arguments.parts:
-        results["forward"] = measure_forward(arguments.batch_sizes, arguments.repeats)
-    if "memory" in arguments.parts:
-        results["peak_memory_gb"] = {}
-        for dtype in ("float32", "bfloat16"):
-            for batch in arguments.batch_sizes:
-                results["peak_memory_gb"][f"{dtype}, batch {batch}"] = measure_memory(dtype, batch)
-                print(dtype, batch, results["peak_memory_gb"][f"{dtype}, batch {batch}"], "GB", flush=True)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = arguments.output.with_suffix(".tmp")
-    temporary.write_text(json.dumps(results, indent=2) + "\n")
-    temporary.replace(arguments.output)
+    for part in arguments.parts:
+        results[part] = PARTS[part](arguments.batch_sizes, arguments.repeats)
+        temporary = arguments.output.with_suffix(".tmp")
+        temporary.write_text(json.dumps(results, indent=2) + "\n")
+        temporary.replace(arguments.output)
     print(f"written to {arguments.output}")
 
 
