@@ -2,8 +2,8 @@
 
     python scripts/benchmark.py --parts import forward memory metrics loader training
 
-Random weights of ViT-L/14@336 size at 518 px. The plain forward computes both paths for every token with full attention
-matrices in float32, the way the authors' program does.
+Random weights of ViT-L/14@336 size at 518 px. The plain forward computes both paths for every token with full
+attention matrices in float32, the way the authors' program does.
 """
 
 import argparse
@@ -173,7 +173,6 @@ def measure_loader(batch_sizes: list[int], repeats: int) -> dict:
 
     model, pixels = build_model(torch.bfloat16), torch.randn(4, 3, SIDE, SIDE)
     row: dict = {"encoder_images_per_s": 4 / seconds(lambda: model.get_image_features(pixels), repeats)}
-    del model
     generator = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "good").mkdir()
