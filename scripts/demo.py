@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-REAL = ROOT / "tests" / "fixtures" / "real"  # a few small photographs, with their licences beside them
+REAL = ROOT / "tests" / "fixtures" / "photos"  # small photographs, with their licences beside them
 JUDGED_ON = {"seed": 2026, "size": 128, "difficulty": 0.5}
 
 
