@@ -11,7 +11,12 @@ _WHERE = {
     "calibrate_from_normal": "calibration",
     "calibrate_pixels_from_labels": "calibration",
     "calibrate_pixels_from_normal": "calibration",
+    "BASELINES": "baselines",
+    "MethodScorer": "baselines",
     "contact_sheet": "visualization",
+    "evaluate_model": "evaluator",
+    "evaluate_sources": "evaluator",
+    "EvaluationSettings": "evaluator",
     "fit_scale": "visualization",
     "image_metrics": "metrics",
     "overlay": "visualization",
@@ -21,8 +26,10 @@ _WHERE = {
     "plot_score_histograms": "plots",
     "Sample": "visualization",
     "StreamingPixelMetrics": "streaming",
+    "to_markdown": "results",
     "UndefinedMetricWarning": "ranking",
     "write_report": "report",
+    "write_results": "results",
 }
 __all__ = sorted(_WHERE)
 

@@ -1,0 +1,139 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from evaluation_tools import make_tree
+from test_baselines import make_tokenizer
+
+from anomalyclip_hf import AnomalyCLIPModel
+from anomalyclip_hf.evaluation.command import HELD_OUT, load_source, main, parse_command
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_one_command_judges_everything(tiny_checkpoint, tmp_path, capsys):
+    tree, out, words = make_tree(tmp_path / "tree", ("bottle",)), tmp_path / "out", tmp_path / "words"
+    make_tokenizer().save_pretrained(words)
+    line = ["--model", tiny_checkpoint, "--sources", f"mvtec={tree}", f"mine={tree}", "synthetic", "--cpu"]
+    line += ["--output_dir", str(out), "--disable_tqdm", "--tokenizer", str(words), "--source_options", "{}"]
+    line += ["--class_names", "bottle", "--baselines", "--ablations", "dpam=off", "qq", "layers=2,4"]
+    assert main([word for word in line if word != "synthetic"]) == 0
+    printed = capsys.readouterr().out
+    rows = [row.split("|")[1:3] for row in printed.splitlines() if row.startswith("|")]
+    methods = ["AnomalyCLIP", "CLIP, two plain prompts", "CLIP-AC, templates", "CLIP, state words x templates"]
+    methods += ["without DPAM", "DPAM q-q", "layers 2, 4"]
+    assert [cell.strip() for name, cell in rows if name.strip() == "mine"] == methods
+    assert "paper (trained on visa)" in printed and str(out) in printed
+    names = {"results.json", "results.md", "scores.parquet", "report.html", "samples.png", "progress"}
+    assert {path.name for path in out.iterdir()} == names
+    stored = json.loads((out / "results.json").read_text())
+    assert list(stored["datasets"]) == ["mvtec", "mine"]
+    first, second = (entry["mean"] for entry in stored["datasets"].values())
+    assert first == second
+
+
+def test_synthetic_is_the_fixed_held_out_set(tiny_checkpoint, tmp_path, capsys):
+    from anomalyclip_hf.data.synthetic import DEFECTS, HELD_OUT_CLASSES, draw_dataset
+
+    name, found = load_source("synthetic", num_images=6)
+    expected = draw_dataset(6, classes=HELD_OUT_CLASSES, defects=DEFECTS, seed=2026, difficulty=0.5, size=128)
+    assert name == "synthetic" and HELD_OUT["num_images"] == 400
+    assert list(found["path"]) == list(expected["path"]) and found[3]["image"] == expected[3]["image"]
+    line = ["--model", tiny_checkpoint, "--source", "synthetic", "--source_options", '{"num_images": 12}', "--cpu"]
+    assert main([*line, "--disable_tqdm", "--output_dir", str(tmp_path), "--num_pictures", "1"]) == 0
+    entry = json.loads((tmp_path / "results.json").read_text())["datasets"]["synthetic"]
+    assert entry["num_images"] == 12 and "| synthetic |" in capsys.readouterr().out
+
+
+def test_thresholds_travel_with_the_prompts(tiny_checkpoint, tiny_clip_dir, tmp_path, capsys):
+    tree, prompts = make_tree(tmp_path / "tree", ("bottle",), good=8), tmp_path / "prompts"
+    line = ["--model", tiny_checkpoint, "--sources", f"mine={tree}", "--cpu", "--disable_tqdm", "--num_pictures", "1"]
+    line += ["--output_dir", str(tmp_path / "out"), "--save_thresholds", str(prompts)]
+    assert main([*line, "--calibrate", "f1"]) == 0
+    assert "mine at image_threshold" in capsys.readouterr().out
+    stored = json.loads((tmp_path / "out" / "results.json").read_text())
+    config = AnomalyCLIPModel.from_pretrained(prompts).config
+    assert config.image_threshold == stored["thresholds"]["image"]["threshold"]
+    assert config.pixel_threshold == stored["thresholds"]["pixel"]["threshold"]
+    at = stored["datasets"]["mine"]["at_image_threshold"]
+    assert at["recall"] == stored["thresholds"]["image"]["recall"]
+    assert at["false_alarm_rate"] == stored["thresholds"]["image"]["false_alarm_rate"]
+    again = [*line, "--calibrate", "recall", "--recall", "1.0"]
+    assert main(again) == 0
+    assert (
+        AnomalyCLIPModel.from_pretrained(prompts).config.image_threshold < config.image_threshold or at["recall"] == 1
+    )
+    learned = AnomalyCLIPModel.from_pretrained(prompts).prompt_learner.context
+    assert (learned == AnomalyCLIPModel.from_pretrained(tiny_checkpoint).prompt_learner.context).all()
+
+
+def test_sources_of_the_command_line(tmp_path):
+    tree = make_tree(tmp_path / "tree", ("bottle", "grid"))
+    name, found = load_source(f"mvtec={tree}", class_names=["grid"])
+    assert name == "mvtec" and set(found["class_name"]) == {"grid"}
+    assert load_source(f"mine={tree}")[0] == "mine" and load_source(str(tree))[0] == "tree"
+    assert load_source("MVTec-AD", data_dir=str(tree))[0] == "mvtec"
+    with pytest.raises(ValueError, match="expected NAME=FOLDER"):
+        load_source("mvtec=")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["--sources", "x"], "--model"),
+        (["--model", "demo"], "--sources"),
+        (["--model", "demo", "--source", "x", "--sources", "y"], "one of the two"),
+        (["--model", "demo", "--source", "x", "--calibrate", "recall"], "recall=None"),
+        (["--model", "demo", "--source", "x", "--calibrate", "best"], "calibrate='best'"),
+        (["--model", "demo", "--source", "x", "--save_thresholds", "d"], "needs --calibrate"),
+    ],
+)
+def test_contradictions_are_one_line(line, message, capsys):
+    assert main(line) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+def test_missing_data_is_one_line(tiny_checkpoint, tmp_path, capsys):
+    assert main(["--model", tiny_checkpoint, "--sources", f"mine={tmp_path / 'nowhere'}", "--cpu"]) == 1
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_bare_ablations_are_all_of_them():
+    assert parse_command(["--model", "m", "--source", "s"]).ablations is None
+    assert parse_command(["--model", "m", "--source", "s", "--ablations"]).ablations == []
+    command = parse_command(["--model", "m", "--source", "s", "--map_size", "256", "--exact"])
+    assert command.settings().map_size == 256 and command.settings().exact is True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("exact", [True, False])
+def test_two_processes_give_exactly_the_numbers_of_one(tiny_checkpoint, tmp_path, exact):
+    # 7 images a class in batches of 2: the last batch is ragged, and the processes get 2 batches each.
+    tree = make_tree(tmp_path / "tree", ("bottle", "grid"))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
+    script = ["scripts/evaluate.py", "--model", tiny_checkpoint, "--sources", f"mine={tree}", "--cpu"]
+    script += ["--batch_size", "2", "--disable_tqdm", "--ablations", "dpam=off", "--num_pictures", "1"]
+    script += ["--exact"] if exact else ["--save_maps", "npy", "--map_size", "32"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_processes", "2", "--main_process_port", "0"]
+    assert main([*script[1:], "--output_dir", str(tmp_path / "one")]) == 0
+    done = subprocess.run(
+        [*launch, *script, "--output_dir", str(tmp_path / "two")],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("| mine") == 2  # printed once
+    one, two = (json.loads((tmp_path / folder / "results.json").read_text()) for folder in ("one", "two"))
+    assert one["datasets"] == two["datasets"]
+    assert one["datasets"]["mine"]["classes"]["grid"]["num_images"] == 7
+    scores = [(tmp_path / folder / "scores.parquet").read_bytes() for folder in ("one", "two")]
+    assert scores[0] == scores[1]
+    if not exact:
+        assert len(list((tmp_path / "two" / "maps").rglob("*.npy"))) == 14
