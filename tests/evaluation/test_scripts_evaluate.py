@@ -107,6 +107,8 @@ def test_bare_ablations_are_all_of_them():
     assert parse_command(["--model", "m", "--source", "s", "--ablations"]).ablations == []
     command = parse_command(["--model", "m", "--source", "s", "--map_size", "256", "--exact"])
     assert command.settings().map_size == 256 and command.settings().exact is True
+    assert parse_command(["--model", "m", "--source", "s"]).settings().exact is None
+    assert parse_command(["--model", "m", "--source", "s", "--exact", "false"]).settings().exact is False
 
 
 @pytest.mark.slow
@@ -117,7 +119,7 @@ def test_two_processes_give_exactly_the_numbers_of_one(tiny_checkpoint, tmp_path
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
     script = ["scripts/evaluate.py", "--model", tiny_checkpoint, "--sources", f"mine={tree}", "--cpu"]
     script += ["--batch_size", "2", "--disable_tqdm", "--ablations", "dpam=off", "--num_pictures", "1"]
-    script += ["--exact"] if exact else ["--save_maps", "npy", "--map_size", "32"]
+    script += ["--exact"] if exact else ["--exact", "false", "--save_maps", "npy", "--map_size", "32"]
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_processes", "2", "--main_process_port", "0"]
     assert main([*script[1:], "--output_dir", str(tmp_path / "one")]) == 0
@@ -133,6 +135,7 @@ def test_two_processes_give_exactly_the_numbers_of_one(tiny_checkpoint, tmp_path
     one, two = (json.loads((tmp_path / folder / "results.json").read_text()) for folder in ("one", "two"))
     assert one["datasets"] == two["datasets"]
     assert one["datasets"]["mine"]["classes"]["grid"]["num_images"] == 7
+    assert ("max_error" in one["datasets"]["mine"]["classes"]["grid"]) is not exact  # of counts alone
     scores = [(tmp_path / folder / "scores.parquet").read_bytes() for folder in ("one", "two")]
     assert scores[0] == scores[1]
     if not exact:

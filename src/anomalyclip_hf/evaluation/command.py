@@ -51,7 +51,9 @@ class EvaluateCommand:
         None, "Smoothing of maps in pixels at the input size; the processor's own by default."
     )
     map_size: str | None = option(None, "Judge pixels at 'original' size, or at so many pixels square.")
-    exact: bool = option(False, "Judge pixels from whole maps, not from counts (within 1e-4).")
+    exact: bool | None = option(
+        None, "Judge pixels from whole maps, or (false) from counts within 1e-4; small classes exactly by default."
+    )
     fpr_limit: float = option(0.3, "Highest false-positive rate of AUPRO.")
     save_maps: str | None = option(None, "Keep the maps: 'png' (16 bit) or 'npy'.")
     save_every: int = option(50, "Batches between two saves of progress.")
@@ -88,7 +90,7 @@ class EvaluateCommand:
             num_workers=self.num_workers,
             sigma=self.sigma,
             map_size=size,
-            exact=True if self.exact else None,
+            exact=self.exact,
             fpr_limit=self.fpr_limit,
             save_maps=self.save_maps,
             save_every=self.save_every,
@@ -105,6 +107,8 @@ def parse_command(argv: Sequence[str] | None = None) -> EvaluateCommand:
     for action in parser._actions:
         if action.dest == "ablations":
             action.nargs = "*"
+        elif action.dest == "exact":
+            action.nargs, action.const = "?", True
     return parser.parse_args_into_dataclasses(args=list(sys.argv[1:] if argv is None else argv))[0]
 
 
