@@ -154,6 +154,8 @@ class AnomalyCLIPConfig(PreTrainedConfig):
 
     def _default_prompt_token_ids(self) -> list[list[int]]:
         text = self.text_config
+        if isinstance(self.prompt_length, int) and self.prompt_length > UPPER_BOUNDS["max_position_embeddings"]:
+            raise ValueError(f"prompt_length={self.prompt_length}, more than any text tower has positions")
         if text.vocab_size == CLIP_VOCAB_SIZE:
             words = ([CLIP_OBJECT, CLIP_PERIOD], [CLIP_DAMAGED, CLIP_OBJECT, CLIP_PERIOD])
             return encode_prompts(words, self.prompt_length, CLIP_BOS, CLIP_PLACEHOLDER, CLIP_EOS)

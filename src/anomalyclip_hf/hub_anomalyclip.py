@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,7 +124,11 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
         name = os.fspath(pretrained_model_name_or_path)
         overrides = {k: kwargs.pop(k) for k in list(kwargs) if k in CONFIG_FIELDS or k == "preset"}
         hub = {k: kwargs[k] for k in HUB_ARGUMENTS if k in kwargs}
+        if overrides.get("base_model_name_or_path") is not None:
+            overrides["base_model_name_or_path"] = os.fspath(overrides["base_model_name_or_path"])
         raw, _ = PreTrainedConfig.get_config_dict(name, **hub)
+        if not raw:
+            raise OSError(f"{name} has no config.json, so it is no checkpoint; check the path")
         check_raw_config(raw, name)
         if kwargs.pop("use_safetensors", True) is False:
             raise ValueError("use_safetensors=False: pickled weights can run code and are never loaded; convert them")
@@ -140,6 +145,7 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
         )
         _check_complete(info, name, fresh=raw.get("model_type") == "clip")
         model.freeze_backbone()
+        model._loaded_from = (portable_base_name(name), commit_of(name, hub))
         return (model, info) if wants_info else model
 
     @classmethod
@@ -151,7 +157,7 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
         prompts = read_prompts(name, config, **hub)
         # 2. Their base model, with the same sizes.
         if given := overrides.get("base_model_name_or_path"):
-            base, revision = os.fspath(given), overrides.get("base_model_revision")
+            base, revision = given, overrides.get("base_model_revision")
         else:
             base, revision = locate_base(raw.get("base_model_name_or_path"), name), raw.get("base_model_revision")
         revision = revision if not os.path.isdir(base) else None
@@ -170,9 +176,10 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
         fields = fields if base_raw.get("model_type") == "clip" else {}
         wants_info = kwargs.pop("output_loading_info", False)
         kwargs = {k: v for k, v in kwargs.items() if k not in PROMPTS_REPOSITORY_ARGUMENTS}
-        model, info = cls.from_pretrained(
-            base, *model_args, revision=revision, output_loading_info=True, **fields, **kwargs
-        )
+        with _no_load_report():  # it would call the prompts random, which they are for a moment only
+            model, info = cls.from_pretrained(
+                base, *model_args, revision=revision, output_loading_info=True, **fields, **kwargs
+            )
         # 3. The prompts put on it, if its weights are the right ones.
         model.load_prompts(prompts)
         model.config.base_model_name_or_path = portable_base_name(base)
@@ -192,13 +199,12 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
         """
         _refuse_vision_only(self.config, "it has no prompts to take out")
         config = copy.deepcopy(self.config)
-        loaded_from = getattr(self, "name_or_path", "") or None
-        known = loaded_from and portable_base_name(loaded_from)
+        loaded_from, commit = getattr(self, "_loaded_from", (None, None))
         if base_model_name_or_path is not None:
             config.base_model_name_or_path = portable_base_name(os.fspath(base_model_name_or_path))
             config.base_model_revision = base_model_revision
-        elif config.base_model_name_or_path is None or known in KNOWN_BASES:
-            config.base_model_name_or_path, config.base_model_revision = known, None
+        elif config.base_model_name_or_path is None or loaded_from in KNOWN_BASES:
+            config.base_model_name_or_path, config.base_model_revision = loaded_from, commit
         else:
             config.base_model_name_or_path = portable_base_name(config.base_model_name_or_path)
         learned = {key: getattr(self.prompt_learner, key).detach().clone() for key in PROMPT_KEYS}
@@ -279,7 +285,8 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
             processor ([`AnomalyCLIPProcessor`], *optional*): one for the model's input size if absent.
             base_model_name_or_path, base_model_revision (`str`, *optional*): name the backbone otherwise than the
                 configuration does.
-            card (`bool` or `ModelCard`, defaults to `True`): the README.md to write; False = leave as it is.
+            card (`bool`, `dict` or `ModelCard`, defaults to `True`): the README.md to write. False = none; a dict,
+                such as `{"training": ..., "results": ...}`, is told to [`make_model_card`].
             save_code (`bool`, defaults to `True`): add the code that `trust_remote_code=True` runs (about 80 KB).
 
         Raises:
@@ -299,11 +306,13 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
             config.save_pretrained(stage)
             (processor or self._default_processor()).save_pretrained(stage)
             add_code(stage, save_code)
-            add_card(stage, self, card, prompts_file=stage / PROMPTS_NAME, base=config.base_model_name_or_path)
+            facts = {"prompts_file": stage / PROMPTS_NAME, "base": config.base_model_name_or_path}
+            add_card(stage, self, card, repo_id=os.fspath(save_directory), **facts)
 
     def _default_processor(self) -> AnomalyCLIPProcessor:
         size = {"height": self.config.image_size, "width": self.config.image_size}
-        for name in (getattr(self, "name_or_path", None), self.config.base_model_name_or_path):
+        loaded_from, _ = getattr(self, "_loaded_from", (None, None))
+        for name in (loaded_from, self.config.base_model_name_or_path):
             try:
                 return AnomalyCLIPProcessor.from_pretrained(locate_base(name, "."), local_files_only=True, size=size)
             except (OSError, ValueError):
@@ -326,7 +335,7 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
             repo_id (`str`): such as `"me/anomalyclip-prompts"`; made if absent.
             processor, base_model_name_or_path, base_model_revision, card, save_code: as in
                 [`~AnomalyCLIPModel.save_prompts`]. The base model must be on the Hub too.
-            **upload_kwargs: `private`, `token`, `revision`, `commit_message`, `create_pr`.
+            **upload_kwargs: `private`, `token`, `revision`, `commit_message`, `create_pr`, `dry_run`.
 
         Raises:
             ValueError: if the base model is a local folder, which nobody else has.
@@ -340,6 +349,8 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
             )
         upload_kwargs.setdefault("commit_message", "Upload prompts")
         with staged_folder(None) as folder:
+            if card is True or isinstance(card, dict):
+                card = {"repo_id": repo_id, **({} if card is True else card)}
             self.save_prompts(folder, processor, base_model_name_or_path, base_model_revision, card, save_code)
             return upload(folder, repo_id, **upload_kwargs)
 
@@ -374,7 +385,7 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
             processor ([`AnomalyCLIPProcessor`], *optional*): one for the model's input size if absent.
             card, save_code: as in [`~AnomalyCLIPModel.save_prompts`].
             max_shard_size (`int` or `str`): as in `PreTrainedModel.save_pretrained`.
-            **upload_kwargs: `private`, `token`, `revision`, `commit_message`, `create_pr`.
+            **upload_kwargs: `private`, `token`, `revision`, `commit_message`, `create_pr`, `dry_run`.
 
         Raises:
             OSError: (`PermissionError`, `FileNotFoundError`, `ConnectionError`) if the Hub refuses; says what to do.
@@ -383,7 +394,8 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
         with staged_folder(None) as folder:
             self.save_pretrained(folder, save_code=save_code, max_shard_size=max_shard_size)
             (processor or self._default_processor()).save_pretrained(folder)
-            add_card(folder, self, card)
+            add_code(folder, save_code)
+            add_card(folder, self, card, repo_id=repo_id)
             return upload(folder, repo_id, **upload_kwargs)
 
     @torch.no_grad()
@@ -402,6 +414,17 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
         model.folded_text_embeds = nn.Buffer(self.get_text_features().clone())
         model.load_state_dict({**weights, "folded_text_embeds": model.folded_text_embeds})
         return model.eval() if not self.training else model
+
+
+@contextmanager
+def _no_load_report():
+    report = logging.get_logger("transformers.modeling_utils")
+    level = report.level
+    report.setLevel("ERROR")
+    try:
+        yield
+    finally:
+        report.setLevel(level)
 
 
 def check_raw_config(raw: dict, name: str) -> None:

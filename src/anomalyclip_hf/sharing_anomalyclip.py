@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
 # Files that travel with a checkpoint, so that it runs without this package.
@@ -85,33 +85,45 @@ def refuse_full_checkpoint(folder: str | os.PathLike) -> None:
 
 
 def add_code(folder: Path, wanted: bool = True) -> None:
-    """Copy the code that travels beside a config.json and name its classes there; or unname them."""
-    path = folder / "config.json"
-    if not path.is_file():
-        return
-    config = json.loads(path.read_text(encoding="utf-8"))
+    """Copy the code that travels beside a config.json and name its classes there; or take both out."""
     here = Path(__file__).parent
     # A checkpoint that itself came with its code may have brought only part of the files.
     files = [name for name in CODE_FILES if wanted and (here / name).is_file()]
-    for name in files:
-        shutil.copyfile(here / name, folder / name)
+    for name in CODE_FILES:
+        if name in files:
+            shutil.copyfile(here / name, folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
     modules = {name.removesuffix(".py") for name in files}
-    config["auto_map"] = {auto: name for auto, name in AUTO_MAP.items() if name.split(".")[0] in modules}
-    config["custom_pipelines"] = CUSTOM_PIPELINES if "pipeline_anomalyclip" in modules else None
-    config = {key: value for key, value in config.items() if key not in ("auto_map", "custom_pipelines") or value}
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    auto_map = {auto: name for auto, name in AUTO_MAP.items() if name.split(".")[0] in modules}
+    pipelines = CUSTOM_PIPELINES if "pipeline_anomalyclip" in modules else None
+    _set_fields(folder / "config.json", auto_map=auto_map, custom_pipelines=pipelines)
+    images = {auto: name for auto, name in auto_map.items() if auto == "AutoImageProcessor"}
+    _set_fields(folder / "preprocessor_config.json", auto_map=images)
+
+
+def _set_fields(path: Path, **fields: Any) -> None:
+    """Set fields of a JSON file, if it is there; what is empty is taken out."""
+    if path.is_file():
+        stored = {**json.loads(path.read_text(encoding="utf-8")), **fields}
+        stored = {key: value for key, value in stored.items() if key not in fields or value}
+        path.write_text(json.dumps(stored, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def add_card(folder: Path, model: Any, card: Any = True, **facts: Any) -> None:
-    """Write README.md: the card given, or one made by the package where it is installed."""
+    """Write README.md: the card given, or one that the package makes, where it is installed.
+
+    Args:
+        card (`bool`, `dict` or `ModelCard`): False = none; a dict adds to what is told to `make_model_card`.
+    """
     if card is False or card is None:
         return
-    if card is True:
+    if card is True or isinstance(card, dict):
         try:
             maker = importlib.import_module(f"{PACKAGE}.evaluation.model_card")
         except ModuleNotFoundError:
             return
-        card = maker.make_model_card(model, **facts)
+        card = maker.make_model_card(model, **{**facts, **(card if isinstance(card, dict) else {})})
     (Path(folder) / "README.md").write_text(str(card), encoding="utf-8")
 
 
@@ -123,6 +135,7 @@ def upload(
     revision: str | None = None,
     commit_message: str = "Upload model",
     create_pr: bool = False,
+    dry_run: bool = False,
 ):
     """Send a folder to the Hub in one commit; weights that are no longer part of it are deleted there.
 
@@ -134,31 +147,44 @@ def upload(
         revision (`str`, *optional*): branch, made if absent.
         commit_message (`str`).
         create_pr (`bool`): propose the change instead of making it.
+        dry_run (`bool`): send nothing, and make no contact.
 
     Returns:
-        `huggingface_hub.CommitInfo`.
+        `huggingface_hub.CommitInfo`; with `dry_run`, what would be sent: `{path: bytes}`.
 
     Raises:
         OSError: (`PermissionError`, `FileNotFoundError`, `ConnectionError`) saying what to do.
         ValueError: if `repo_id` is no name of a repository.
     """
+    if dry_run:
+        return list_upload(folder)
     api = HfApi(token=token)
     try:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None and not revision.startswith("refs/"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        return api.upload_folder(
-            repo_id=repo_id,
-            folder_path=str(folder),
-            commit_message=commit_message,
-            revision=revision,
-            create_pr=create_pr,
-            delete_patterns=["model*.safetensors", "model.safetensors.index.json", "prompts.safetensors"],
+        operations = _operations(api, Path(folder), repo_id, None if create_pr else revision)
+        return api.create_commit(
+            repo_id, operations, commit_message=commit_message, revision=revision, create_pr=create_pr
         )
     except Exception as error:
         if (explained := explain_hub_error(error, repo_id, api.endpoint)) is not None:
             raise explained from error
         raise
+
+
+def list_upload(folder: str | os.PathLike) -> dict[str, int]:
+    """What [`upload`] sends of a folder: path in the repository and size in bytes."""
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
+def _operations(api: HfApi, folder: Path, repo_id: str, revision: str | None) -> list:
+    files = list_upload(folder)
+    additions = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(folder / name)) for name in files]
+    there = api.list_repo_files(repo_id, revision=revision)
+    stale = [name for name in there if WEIGHTS_PATTERN.fullmatch(name) and name not in files]
+    return [*additions, *(CommitOperationDelete(path_in_repo=name) for name in stale)]
 
 
 def explain_hub_error(error: BaseException, repo_id: str, endpoint: str) -> Exception | None:
@@ -175,8 +201,8 @@ def explain_hub_error(error: BaseException, repo_id: str, endpoint: str) -> Exce
             return _explain_status(cause, repo_id)
         if type(cause).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2", "requests"):
             return ConnectionError(
-                f"can't push to {repo_id}: no connection to {endpoint} ({cause}); nothing was committed. Check the "
-                "network and push again"
+                f"can't push to {repo_id}: the connection to {endpoint} failed ({cause}). Check the "
+                "network and push again; what arrived already is not sent twice"
             )
     return None
 
@@ -204,4 +230,4 @@ def _explain_status(error: HfHubHTTPError, repo_id: str) -> OSError:
     return kind(f"can't push to {repo_id}: the Hub answered {status} ({said}). What to do: {what}")
 
 
-__all__ = ["upload"]
+__all__ = ["list_upload", "upload"]

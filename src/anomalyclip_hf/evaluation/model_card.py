@@ -25,9 +25,9 @@ METRICS = {
     "image_auroc": ("roc_auc", "image AUROC"),
     "image_ap": ("average_precision", "image AP"),
     "pixel_auroc": ("roc_auc", "pixel AUROC"),
-    "pixel_aupro": ("aupro", "pixel AUPRO"),
     "aupro": ("aupro", "pixel AUPRO"),
 }
+ALIASES = {"pixel_aupro": "aupro"}
 # field of a training record -> what the card calls it; other fields keep their names.
 TRAINING_NAMES = {
     "dataset": "data",
@@ -51,11 +51,11 @@ def make_model_card(
 
     Args:
         model ([`AnomalyCLIPModel`]).
-        results (path or `dict`, *optional*): the evaluator's `results.json`: `{"datasets": {name: {"title": ..., "mean":
-            {"image_auroc": ..., ...}}}}`, values in [0, 1]; or with `methods`, the first of which is taken.
-        training (path or `dict`, *optional*): what to say of the training, such as `{"dataset": "MVTec AD, test split",
-            "dataset_license": "CC BY-NC-SA 4.0", "dataset_id": "user/name", "epochs": 15, "seed": 111}`. `dataset_id`,
-            a data set on the Hub, goes into the metadata.
+        results (path or `dict`, *optional*): the evaluator's `results.json`: `{"datasets": {name: {"title": ...,
+            "mean": {"image_auroc": ..., ...}}}}`, values in [0, 1]; or with `methods`, the first of which is taken.
+        training (path or `dict`, *optional*): what to say of the training, such as `{"dataset": "MVTec AD, test
+            split", "dataset_license": "CC BY-NC-SA 4.0", "dataset_id": "user/name", "epochs": 15, "seed": 111}`.
+            `dataset_id`, a data set on the Hub, goes into the metadata.
         repo_id (`str`, *optional*): repository or folder, for the code shown.
         license (`str`, *optional*): of the checkpoint, one of the Hub's, such as `"mit"`.
         prompts_file (path, *optional*): the file of prompts alone, whose checksum the card names.
@@ -76,7 +76,9 @@ def make_model_card(
     kind = "vision-only" if config.vision_only else "prompts" if prompts_file is not None else "full"
     name = (repo_id or "").rstrip("/").split("/")[-1] or "AnomalyCLIP"
     on_hub = base is not None and not os.path.isabs(base) and not base.startswith("anomalyclip_hf/")
-    relation = {"base_model_relation": "adapter" if kind == "prompts" else "finetune"} if on_hub else {}
+    relation: dict[str, Any] = (
+        {"base_model_relation": "adapter" if kind == "prompts" else "finetune"} if on_hub else {}
+    )
     dataset_ids = recorded.pop("dataset_id", None)
     data = ModelCardData(
         base_model=base if on_hub else None,
@@ -89,8 +91,7 @@ def make_model_card(
         tags=TAGS,
         **relation,
     )
-    shown = {METRICS[key][1]: key for mean in means.values() for key in METRICS if key in mean[1]}
-    metrics = [name for name in dict.fromkeys(name for _, name in METRICS.values()) if name in shown]
+    shown = [key for key in METRICS if any(key in mean for _, mean in means.values())]
     return ModelCard.from_template(
         data,
         template_str=TEMPLATE.read_text(encoding="utf-8"),
@@ -99,10 +100,9 @@ def make_model_card(
         facts=list(_facts(config, model, base, prompts_file).items()),
         repo_id=repo_id or "user/name",
         results=[
-            {"name": title, "values": [_percent(mean.get(shown[metric])) for metric in metrics]}
-            for title, mean in means.values()
+            {"name": title, "values": [_percent(mean.get(key)) for key in shown]} for title, mean in means.values()
         ],
-        metrics=metrics,
+        metrics=[METRICS[key][1] for key in shown],
         training=[(TRAINING_NAMES.get(key, key), value) for key, value in recorded.items() if value is not None],
         image_threshold=config.image_threshold,
         pixel_threshold=config.pixel_threshold,
@@ -157,7 +157,7 @@ def _mean(name: str, entry: Any) -> tuple[str, dict[str, float]]:
         raise ValueError(f"results['datasets'][{name!r}] is a {type(entry).__name__}, expected an object")
     methods = entry.get("methods")
     main = next(iter(methods.values())) if isinstance(methods, Mapping) and methods else entry
-    mean = main.get("mean") or {}
+    mean = {ALIASES.get(key, key): value for key, value in (main.get("mean") or {}).items()}
     finite = {key: float(mean[key]) for key in METRICS if _is_number(mean.get(key)) and math.isfinite(mean[key])}
     return str(entry.get("title") or name), finite
 

@@ -1,0 +1,178 @@
+"""Checkpoints where this package isn't installed (trust_remote_code), and a round trip over HTTP between processes."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+
+import anomalyclip_hf
+from anomalyclip_hf import AnomalyCLIPModel
+from anomalyclip_hf.sharing_anomalyclip import AUTO_MAP, CODE_FILES, CUSTOM_PIPELINES
+from conftest import randomize
+from hub_server import TOKEN, LocalHub
+
+SOURCE = Path(anomalyclip_hf.__file__).parent
+
+PUSH = """
+import sys, torch
+from anomalyclip_hf import AnomalyCLIPModel, AnomalyCLIPProcessor
+model = AnomalyCLIPModel.from_pretrained("openai/tiny", image_size=42, feature_layers=[2, 4], pixel_threshold=0.25)
+torch.manual_seed(3)
+torch.nn.init.normal_(model.prompt_learner.context)
+processor = AnomalyCLIPProcessor(size={"height": 42, "width": 42}, sigma=2.0)
+model.push_prompts_to_hub("me/prompts", processor)
+model.push_to_hub("me/full", processor, private=True)
+print(model.config.base_model_revision)
+"""
+
+LOAD = """
+import importlib.util, json, sys
+assert importlib.util.find_spec("anomalyclip_hf") is None
+from PIL import Image
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor, pipeline
+trust = {"trust_remote_code": True}
+image = Image.radial_gradient("L").resize((50, 40)).convert("RGB")
+found = {}
+for name in sys.argv[1:]:
+    processor = AutoProcessor.from_pretrained(name, **trust)
+    assert type(processor).__name__ == type(AutoImageProcessor.from_pretrained(name, **trust)).__name__
+    model = AutoModel.from_pretrained(name, **trust)
+    detector = pipeline(model=name, **trust)
+    result = detector(image)
+    found[name] = {
+        "config": type(AutoConfig.from_pretrained(name, **trust)).__name__,
+        "size": processor.size["height"], "sigma": processor.sigma, "task": detector.task,
+        "score": result["score"], "shape": list(result["anomaly_map"].shape),
+        "map": float(result["anomaly_map"].mean()), "mask": float(result["mask"].mean()),
+        "module": type(model).__module__.split(".")[0], "base": model.config.base_model_name_or_path,
+        "direct": model(**processor(image, return_tensors="pt")).logits.softmax(-1)[0, 1].item(),
+    }
+    if not model.config.vision_only:
+        model.load_prompts(name)
+print(json.dumps(found))
+"""
+
+
+def run(code: str, *arguments: str, package: bool = True, **environment: str) -> str:
+    """Run code in a new process; without the package, site-packages are read but not the links in it (-S)."""
+    env = {**os.environ, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", **environment}
+    if not package:
+        env["PYTHONPATH"] = sysconfig.get_paths()["purelib"]
+    command = [sys.executable, *([] if package else ["-S"]), "-c", code, *arguments]
+    done = subprocess.run(
+        command, env=env, cwd=environment["HF_HOME"], capture_output=True, text=True, timeout=300, input=""
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.strip().splitlines()[-1]
+
+
+def without_package() -> bool:
+    """Whether `-S` hides the package here; not so if it was installed as a copy."""
+    return not Path(sysconfig.get_paths()["purelib"], "anomalyclip_hf").exists()
+
+
+needs_hiding = pytest.mark.skipif(not without_package(), reason="the package is installed as a copy in site-packages")
+
+
+def imports(name: str) -> tuple[set[str], set[str]]:
+    """(files, packages) that a travelling file imports, everywhere in it."""
+    files, packages = set(), set()
+    for node in ast.walk(ast.parse((SOURCE / name).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            packages |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level in (0, 1) and node.module, f"{name}: `from . import x` does not travel"
+            (files if node.level else packages).add(node.module if node.level else node.module.split(".")[0])
+    return files, packages
+
+
+def test_travelling_files_import_one_another_and_what_transformers_needs():
+    allowed = {*sys.stdlib_module_names, "torch", "transformers", "numpy", "PIL", "safetensors", "huggingface_hub"}
+    reached, queue = set(), [*{reference.split(".")[0] for reference in AUTO_MAP.values()}, "pipeline_anomalyclip"]
+    while queue:
+        name = queue.pop()
+        if name not in reached:
+            reached.add(name)
+            files, packages = imports(f"{name}.py")
+            assert not packages - allowed, f"{name} imports {packages - allowed}"
+            queue += files
+    assert sorted(f"{name}.py" for name in reached) == sorted(CODE_FILES)
+
+
+def test_named_classes_exist():
+    pipelines = [entry["impl"] for entry in CUSTOM_PIPELINES.values()]
+    for reference in [*AUTO_MAP.values(), *pipelines]:
+        module, name = reference.split(".")
+        classes = [
+            n.name for n in ast.parse((SOURCE / f"{module}.py").read_text()).body if isinstance(n, ast.ClassDef)
+        ]
+        assert name in classes
+
+
+@pytest.mark.slow
+@needs_hiding
+def test_local_folders_without_the_package(tiny_model, tiny_processor, tmp_path):
+    tiny_model.config.pixel_threshold = 0.25
+    folders = {name: str(tmp_path / name) for name in ("full", "prompts", "vision")}
+    tiny_model.save_pretrained(folders["full"])
+    tiny_model.save_prompts(folders["prompts"], tiny_processor)
+    tiny_model.to_vision_only().save_pretrained(folders["vision"])
+    for name in ("full", "vision"):
+        tiny_processor.save_pretrained(folders[name])
+
+    found = json.loads(run(LOAD, *folders.values(), package=False, HF_HOME=str(tmp_path)))
+
+    from PIL import Image
+
+    image = Image.radial_gradient("L").resize((50, 40)).convert("RGB")
+    with torch.no_grad():
+        expected = tiny_model(**tiny_processor(image, return_tensors="pt")).logits.softmax(-1)[0, 1].item()
+    for folder in folders.values():
+        one = found[folder]
+        assert one["score"] == pytest.approx(expected, abs=1e-6) and one["direct"] == pytest.approx(expected, abs=1e-6)
+        assert one["shape"] == [40, 50] and one["size"] == 42 and one["sigma"] == 4.0
+        assert one["module"] == "transformers_modules" and one["config"] == "AnomalyCLIPConfig"
+        assert one["task"] == "zero-shot-anomaly-detection" and 0 <= one["mask"] <= 1
+
+
+@pytest.mark.slow
+@needs_hiding
+def test_round_trip_over_http(tiny_clip_dir, tmp_path):
+    homes = {name: tmp_path / name for name in ("pusher", "loader")}
+    for home in homes.values():
+        home.mkdir()
+    with LocalHub() as hub:
+        hub.create("openai/tiny")
+        base = hub.commit("openai/tiny", "main", {p.name: p.read_bytes() for p in Path(tiny_clip_dir).iterdir()})
+        online = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN}
+        assert run(PUSH, HF_HOME=str(homes["pusher"]), **online) == base
+        # Later commits of the base model do not matter: prompts remember the revision.
+        other = AnomalyCLIPModel.from_pretrained(tiny_clip_dir, image_size=42)
+        randomize(other, seed=9).save_pretrained(tmp_path / "other")
+        changed = {p.name: p.read_bytes() for p in (tmp_path / "other").iterdir()}
+        later = {**hub.files("openai/tiny"), "model.safetensors": changed["model.safetensors"]}
+        hub.commit("openai/tiny", "main", later)
+
+        found = run(LOAD, "me/prompts", "me/full", package=False, HF_HOME=str(homes["loader"]), **online)
+        # Weights went by upload and redirect, and the base model came at its revision.
+        assert {"PUT", "GET"} <= {method for method, path in hub.requests if path.startswith("/lfs/")}
+        assert ("GET", f"/openai/tiny/resolve/{base}/config.json") in hub.requests
+        config = json.loads(hub.files("me/prompts")["config.json"])
+        assert (config["base_model_name_or_path"], config["base_model_revision"]) == ("openai/tiny", base)
+        assert hub.repos["me/full"]["private"] and not hub.repos["me/prompts"]["private"]
+        assert "model.safetensors" not in hub.files("me/prompts") and "README.md" in hub.files("me/prompts")
+
+    prompts, full = json.loads(found)["me/prompts"], json.loads(found)["me/full"]
+    assert prompts["score"] == pytest.approx(full["score"], abs=1e-6)
+    assert prompts["map"] == pytest.approx(full["map"], abs=1e-6) and prompts["base"] == "openai/tiny"
+    assert prompts["sigma"] == 2.0 and prompts["size"] == 42
+
+    offline = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1", "HF_TOKEN": TOKEN}
+    again = run(LOAD, "me/prompts", "me/full", package=False, HF_HOME=str(homes["loader"]), **offline)
+    assert json.loads(again) == json.loads(found)
