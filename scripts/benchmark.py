@@ -188,6 +188,17 @@ def measure_loader(batch_sizes: list[int], repeats: int) -> dict:
     return report("loader", row)
 
 
+def measure_training(batch_sizes: list[int], repeats: int) -> dict:
+    """An epoch of training on kept features against one without, and how far their losses differ over 20 steps."""
+    from benchmark_training import compare_training
+
+    model = build_model(torch.float32)
+    processor = anomalyclip_hf.AnomalyCLIPProcessor()
+    timed = compare_training(model, processor, images=8, batch_size=8, epochs=1)
+    steps = compare_training(model, processor, images=2, batch_size=1, epochs=10)
+    return report("training", {**timed, "largest_loss_difference_20_steps": steps["max_loss_difference"]})
+
+
 def run_python(code: str, *arguments: str) -> str:
     """Output of a fresh Python process."""
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
@@ -209,6 +220,7 @@ PARTS = {
     "memory": measure_memory,
     "metrics": measure_metrics,
     "loader": measure_loader,
+    "training": measure_training,
 }
 
 
