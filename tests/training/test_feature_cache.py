@@ -134,7 +134,16 @@ def test_an_unreadable_image_is_named_and_left_out(build, make_rows, to_dataset,
     monkeypatch.setattr(module.logger, "warning", said.append)
     cache = build(to_dataset(rows))
     assert np.flatnonzero(~cache.readable).tolist() == [4]
-    assert rows[4]["path"] in said[-1] and "1 of 10 images can't be read" in said[-1]
+    assert "1 of 10 images could not be read and are left out" in said[-1] and rows[4]["path"] in said[-1]
+
+
+def test_a_mask_of_another_size_is_left_out_with_the_reason(build, rows, to_dataset, monkeypatch):
+    Image.new("L", (20, 30), 255).save(rows[3]["mask"])
+    said = []
+    monkeypatch.setattr(module.logger, "warning", said.append)
+    cache = build(to_dataset(rows))
+    assert np.flatnonzero(~cache.readable).tolist() == [3]
+    assert any("003.png: masks[0] is 20x30 pixels but its image is 48x48" in text for text in said)
 
 
 def test_features_that_are_not_finite_are_refused(build, rows, dataset, tiny_model, monkeypatch):

@@ -217,7 +217,9 @@ def test_some_masks_missing_cached_and_uncached_agree(run, rows, to_dataset, tmp
     rows[1]["mask"] = rows[7]["mask"] = None
     data = to_dataset(rows)
     kept, _ = run(data=data, output_dir=str(tmp_path / "a"))
-    seen, _ = run(data=data, output_dir=str(tmp_path / "b"), no_cache=True, gradient_accumulation_steps=2)
+    seen, _ = run(
+        data=data, output_dir=str(tmp_path / "b"), no_cache=True, gradient_accumulation_steps=2, num_workers=1
+    )
     np.testing.assert_allclose(losses(kept), losses(seen), atol=1e-4)
 
 
@@ -267,6 +269,40 @@ def test_nan_names_the_batch_and_keeps_the_last_good_prompts(run, tmp_path, monk
 def test_too_high_a_learning_rate_is_said(run):
     with pytest.raises(NonFiniteLossError, match="Try a lower learning_rate"):
         run(learning_rate=1e30)
+
+
+def test_unreadable_images_are_counted(run, rows, to_dataset):
+    with open(rows[2]["path"], "wb") as file:
+        file.write(b"no picture")
+    result, _ = run(data=to_dataset(rows), epochs=1)
+    assert (result.summary["training_images"], result.summary["unreadable_images"]) == (9, 1)
+    with pytest.raises(ValueError, match=r"002\.png can't be read"):
+        run(data=to_dataset(rows), epochs=1, no_cache=True, overwrite=True)
+
+
+def test_bfloat16_autocast_follows_float32(run, tmp_path):
+    from accelerate.state import AcceleratorState
+
+    exact, _ = run(output_dir=str(tmp_path / "exact"), epochs=1)
+    AcceleratorState._reset_state()
+    try:
+        rough, model = run(epochs=1, mixed_precision="bf16")
+    finally:
+        AcceleratorState._reset_state()
+    assert losses(rough).tolist() != losses(exact).tolist()
+    np.testing.assert_allclose(losses(rough), losses(exact), rtol=0.05)
+    assert model.prompt_learner.context.dtype == torch.float32
+    # accelerate's wrapper is off again.
+    with torch.no_grad():
+        assert not hasattr(model, "_original_forward")
+
+
+def test_a_depth_of_one_has_no_deep_prompts_to_train(tiny_clip_dir, tiny_processor, dataset, make_args):
+    model = AnomalyCLIPModel.from_pretrained(tiny_clip_dir, image_size=42, deep_prompt_depth=1)
+    before = model.prompt_learner.context.detach().clone()
+    train_prompts(model, tiny_processor, dataset, make_args(epochs=1))
+    assert model.prompt_learner.deep_prompts.numel() == 0
+    assert not torch.equal(model.prompt_learner.context, before)
 
 
 def test_deterministic_is_undone_afterwards(run):

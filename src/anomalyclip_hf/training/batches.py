@@ -29,7 +29,11 @@ class ImageBatches:
     def __call__(self, indices: np.ndarray) -> dict[str, Any]:
         loaded = [self.samples.load(int(index)) for index in indices]
         masks = [mask for _, mask in loaded] if self.with_masks else None
-        prepared = self.processor([image for image, _ in loaded], masks=masks, return_tensors="pt")
+        try:
+            prepared = self.processor([image for image, _ in loaded], masks=masks, return_tensors="pt")
+        except (ValueError, TypeError) as error:
+            names = ", ".join(self.samples.paths[index] for index in indices)
+            raise ValueError(f"{error} (of the images {names})") from error
         return {**prepared, "labels": torch.from_numpy(self.samples.labels[indices])}
 
 
@@ -50,7 +54,7 @@ class CachedBatches:
 
 
 class EncodedBatches:
-    """What the cache is built from: `pixel_values` and packed `masks` of readable images, `unreadable` ones named."""
+    """What the cache is built from: `pixel_values` and packed `masks` of readable images, reasons for the others."""
 
     def __init__(self, samples: TrainingSamples, processor: Any):
         self.samples, self.processor = samples, processor
@@ -62,8 +66,8 @@ class EncodedBatches:
             try:
                 image, mask = self.samples.load(index)
                 prepared = self.processor([image], masks=None if mask is None else [mask], return_tensors="np")
-            except (OSError, ValueError, TypeError):
-                result["unreadable"].append(index)
+            except (OSError, ValueError, TypeError) as error:
+                result["unreadable"].append((index, str(error)))
                 continue
             pixels.append(prepared["pixel_values"])
             result["indices"].append(index)

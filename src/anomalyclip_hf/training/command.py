@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -131,7 +132,10 @@ def _load(
 ):
     from ..data import load_anomaly_dataset
 
-    further = json.loads(options) if options else {}
+    try:
+        further = json.loads(options) if options else {}
+    except ValueError as error:
+        raise ValueError(f"the options {options!r} of {source} are no JSON: {error}") from error
     if classes:
         further["class_names"] = classes
     if source == "synthetic":
@@ -156,6 +160,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command = parse_command(argv)
         model, processor = load_model(command)
+        base = model.config.base_model_name_or_path
+        if command.push_to_hub and (base is None or os.path.isabs(base)):
+            raise ValueError(
+                f"push_to_hub={command.push_to_hub!r} but the backbone is {base!r}, which nobody else has"
+            )
         train, validation = load_data(command)
         result = train_prompts(model, processor, train, command, validation)
     except (ValueError, OSError, NonFiniteLossError) as error:

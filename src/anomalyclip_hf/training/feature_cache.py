@@ -59,7 +59,7 @@ def fingerprint_backbone(model) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         if name.startswith(("vision_model.", "visual_projection.")):
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
@@ -207,7 +207,9 @@ class FeatureCache:
             raise ValueError(f"{samples.name}: none of {len(self)} images can be read, such as {samples.paths[0]}")
         if len(unreadable):
             names = ", ".join(samples.paths[i] for i in unreadable[:5]) + (" ..." if len(unreadable) > 5 else "")
-            logger.warning(f"{samples.name}: {len(unreadable)} of {len(self)} images can't be read, left out: {names}")
+            logger.warning(
+                f"{samples.name}: {len(unreadable)} of {len(self)} images could not be read and are left out: {names}"
+            )
         return self
 
 
@@ -330,7 +332,9 @@ def _fill(path, header, model, processor, samples, accelerator, batch_size, num_
                     image, patch = model.get_image_features(batch["pixel_values"].to(model.device))
                 _check_finite(samples, batch["indices"], image, patch)
                 writer.write(batch["indices"], image, patch, batch["masks"])
-            writer.mark(batch["unreadable"], UNREADABLE)
+            for index, reason in batch["unreadable"]:
+                logger.warning(f"left out: {samples.paths[index]}: {reason}")
+            writer.mark([index for index, _ in batch["unreadable"]], UNREADABLE)
             bar.update(len(part))
 
 

@@ -76,7 +76,7 @@ class TrainingSamples:
         return cells
 
     def _check_labels(self) -> None:
-        wrong = [i for i, label in enumerate(self._labels) if label is None or int(label) not in (0, 1)]
+        wrong = [i for i, label in enumerate(self._labels) if label not in (0, 1)]
         if wrong:
             raise ValueError(
                 f"{self.name}: {len(wrong)} of {len(self)} labels are neither 0 (normal) nor 1 (anomalous), such as "

@@ -186,6 +186,9 @@ class PromptTrainer:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             if args.overwrite and not args.resume:
                 shutil.rmtree(self.checkpoints, ignore_errors=True)
+                # What an earlier run left must not be taken for this one's.
+                for name in ("prompts.safetensors", SUMMARY_NAME, PICTURE_NAME):
+                    (self.output_dir / name).unlink(missing_ok=True)
             with atomic_path(self.output_dir / ARGUMENTS_NAME) as temporary:
                 temporary.write_text(args.to_json())
         self.accelerator.wait_for_everyone()
@@ -243,7 +246,7 @@ class PromptTrainer:
         settings = self._settings()
         restored = load_last_checkpoint(self.checkpoints, self.model, self.optimizer) if self.args.resume else None
         if restored is None:
-            if self.args.resume:
+            if self.args.resume and self.accelerator.is_main_process:
                 logger.warning(f"{self.checkpoints} holds no checkpoint: starting from the beginning")
             self.state = TrainingState(settings=settings)
         else:
@@ -255,7 +258,8 @@ class PromptTrainer:
                 set_rng_state(rng[self.accelerator.process_index])
             if scaler is not None and self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(scaler)
-            logger.warning(f"going on from step {self.state.global_step} (epoch {self.state.epoch + 1})")
+            if self.accelerator.is_main_process:
+                logger.warning(f"going on from step {self.state.global_step} (epoch {self.state.epoch + 1})")
         if self.accelerator.is_main_process:
             self.log = TrainingLog(self.output_dir, self.state.global_step, self.state.epoch)
 
