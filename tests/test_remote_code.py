@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import anomalyclip_hf
-from anomalyclip_hf import AnomalyCLIPModel
 from anomalyclip_hf.sharing_anomalyclip import AUTO_MAP, CODE_FILES, CUSTOM_PIPELINES
-from conftest import randomize
+from conftest import make_tiny_clip
 from hub_server import TOKEN, LocalHub
 
 SOURCE = Path(anomalyclip_hf.__file__).parent
@@ -117,49 +117,25 @@ def test_named_classes_exist():
 
 @pytest.mark.slow
 @needs_hiding
-def test_local_folders_without_the_package(tiny_model, tiny_processor, tmp_path):
-    tiny_model.config.pixel_threshold = 0.25
-    folders = {name: str(tmp_path / name) for name in ("full", "prompts", "vision")}
-    tiny_model.save_pretrained(folders["full"])
-    tiny_model.save_prompts(folders["prompts"], tiny_processor)
-    tiny_model.to_vision_only().save_pretrained(folders["vision"])
-    for name in ("full", "vision"):
-        tiny_processor.save_pretrained(folders[name])
-
-    found = json.loads(run(LOAD, *folders.values(), package=False, HF_HOME=str(tmp_path)))
-
-    from PIL import Image
-
-    image = Image.radial_gradient("L").resize((50, 40)).convert("RGB")
-    with torch.no_grad():
-        expected = tiny_model(**tiny_processor(image, return_tensors="pt")).logits.softmax(-1)[0, 1].item()
-    for folder in folders.values():
-        one = found[folder]
-        assert one["score"] == pytest.approx(expected, abs=1e-6) and one["direct"] == pytest.approx(expected, abs=1e-6)
-        assert one["shape"] == [40, 50] and one["size"] == 42 and one["sigma"] == 4.0
-        assert one["module"] == "transformers_modules" and one["config"] == "AnomalyCLIPConfig"
-        assert one["task"] == "zero-shot-anomaly-detection" and 0 <= one["mask"] <= 1
-
-
-@pytest.mark.slow
-@needs_hiding
-def test_round_trip_over_http(tiny_clip_dir, tmp_path):
+def test_round_trip(tiny_clip_dir, tiny_model, tiny_processor, tmp_path):
+    """Push in one process; load in a second, with an empty cache and without the package; a third time offline."""
     homes = {name: tmp_path / name for name in ("pusher", "loader")}
+    folders = {name: str(tmp_path / name) for name in ("full", "prompts", "vision")}
     for home in homes.values():
         home.mkdir()
+    save_locally(tiny_model, tiny_processor, folders)
     with LocalHub() as hub:
         hub.create("openai/tiny")
         base = hub.commit("openai/tiny", "main", {p.name: p.read_bytes() for p in Path(tiny_clip_dir).iterdir()})
         online = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN}
         assert run(PUSH, HF_HOME=str(homes["pusher"]), **online) == base
         # Later commits of the base model do not matter: prompts remember the revision.
-        other = AnomalyCLIPModel.from_pretrained(tiny_clip_dir, image_size=42)
-        randomize(other, seed=9).save_pretrained(tmp_path / "other")
-        changed = {p.name: p.read_bytes() for p in (tmp_path / "other").iterdir()}
-        later = {**hub.files("openai/tiny"), "model.safetensors": changed["model.safetensors"]}
-        hub.commit("openai/tiny", "main", later)
+        make_tiny_clip(seed=9).save_pretrained(tmp_path / "other")
+        hub.commit("openai/tiny", "main", {p.name: p.read_bytes() for p in (tmp_path / "other").iterdir()})
 
-        found = run(LOAD, "me/prompts", "me/full", package=False, HF_HOME=str(homes["loader"]), **online)
+        names = ["me/prompts", "me/full"]
+        loader = {"package": False, "HF_HOME": str(homes["loader"])}
+        found = json.loads(run(LOAD, *names, *folders.values(), **loader, **online))
         # Weights went by upload and redirect, and the base model came at its revision.
         assert {"PUT", "GET"} <= {method for method, path in hub.requests if path.startswith("/lfs/")}
         assert ("GET", f"/openai/tiny/resolve/{base}/config.json") in hub.requests
@@ -168,11 +144,34 @@ def test_round_trip_over_http(tiny_clip_dir, tmp_path):
         assert hub.repos["me/full"]["private"] and not hub.repos["me/prompts"]["private"]
         assert "model.safetensors" not in hub.files("me/prompts") and "README.md" in hub.files("me/prompts")
 
-    prompts, full = json.loads(found)["me/prompts"], json.loads(found)["me/full"]
+    check_local(found, folders, tiny_model, tiny_processor)
+    prompts, full = found["me/prompts"], found["me/full"]
     assert prompts["score"] == pytest.approx(full["score"], abs=1e-6)
     assert prompts["map"] == pytest.approx(full["map"], abs=1e-6) and prompts["base"] == "openai/tiny"
     assert prompts["sigma"] == 2.0 and prompts["size"] == 42
 
     offline = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1", "HF_TOKEN": TOKEN}
-    again = run(LOAD, "me/prompts", "me/full", package=False, HF_HOME=str(homes["loader"]), **offline)
-    assert json.loads(again) == json.loads(found)
+    again = json.loads(run(LOAD, *names, **loader, **offline))
+    assert again["me/full"]["score"] == pytest.approx(full["score"], abs=1e-6)
+    assert again["me/prompts"]["score"] == pytest.approx(full["score"], abs=1e-6)
+
+
+def save_locally(model, processor, folders):
+    model.config.pixel_threshold = 0.25
+    model.save_pretrained(folders["full"])
+    model.save_prompts(folders["prompts"], processor)
+    model.to_vision_only().save_pretrained(folders["vision"])
+    for name in ("full", "vision"):
+        processor.save_pretrained(folders[name])
+
+
+def check_local(found, folders, model, processor):
+    image = Image.radial_gradient("L").resize((50, 40)).convert("RGB")
+    with torch.no_grad():
+        expected = model(**processor(image, return_tensors="pt")).logits.softmax(-1)[0, 1].item()
+    for folder in folders.values():
+        one = found[folder]
+        assert one["score"] == pytest.approx(expected, abs=1e-6) and one["direct"] == pytest.approx(expected, abs=1e-6)
+        assert one["shape"] == [40, 50] and one["size"] == 42 and one["sigma"] == 4.0
+        assert one["module"] == "transformers_modules" and one["config"] == "AnomalyCLIPConfig"
+        assert one["task"] == "zero-shot-anomaly-detection" and 0 <= one["mask"] <= 1

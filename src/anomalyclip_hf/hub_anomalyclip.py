@@ -418,13 +418,15 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
 
 @contextmanager
 def _no_load_report():
+    def errors_only(record):
+        return record.levelno >= logging.ERROR
+
     report = logging.get_logger("transformers.modeling_utils")
-    level = report.level
-    report.setLevel("ERROR")
+    report.addFilter(errors_only)
     try:
         yield
     finally:
-        report.setLevel(level)
+        report.removeFilter(errors_only)
 
 
 def check_raw_config(raw: dict, name: str) -> None:
