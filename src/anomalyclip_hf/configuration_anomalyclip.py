@@ -141,7 +141,10 @@ class AnomalyCLIPConfig(PreTrainedConfig):
             self.dpam_layers = round(depth * 19 / 24)
         if preset is not None and self.feature_layers is None:
             self.feature_layers = feature_layers_of_preset(preset, depth)
-        self.feature_layers = list(self.feature_layers) if self.feature_layers is not None else [depth]
+        self.feature_layers = [depth] if self.feature_layers is None else self.feature_layers
+        if not isinstance(self.feature_layers, list | tuple):
+            raise ValueError(f"feature_layers={self.feature_layers!r}, expected a list of layer numbers")
+        self.feature_layers = list(self.feature_layers)
         if self.image_size is None:
             self.image_size = max(518 // patch, 1) * patch if isinstance(patch, int) and patch > 0 else 518
         if self.prompt_token_ids is None:
@@ -219,7 +222,7 @@ class AnomalyCLIPConfig(PreTrainedConfig):
                 f"image_size={self.image_size} but patch_size={patch}; give a multiple of {patch} such as "
                 f"{max(self.image_size // patch, 1) * patch}"
             )
-        if not self.temperature > 0:
+        if not 0 < self.temperature < float("inf"):
             raise ValueError(f"temperature={self.temperature}, expected a number above 0")
         for name in ("image_threshold", "pixel_threshold"):
             value = getattr(self, name)
@@ -236,6 +239,9 @@ class AnomalyCLIPConfig(PreTrainedConfig):
                 f"deep_prompt_depth={self.deep_prompt_depth} but the text tower has {depth} layers; give 1..{depth}"
             )
         ids = self.prompt_token_ids
+        rows_are_lists = isinstance(ids, list | tuple) and all(isinstance(row, list | tuple) for row in ids)
+        if not rows_are_lists or not all(type(number) is int for row in ids for number in row):
+            raise ValueError(f"prompt_token_ids={str(ids)[:60]}, expected two lists of token numbers")
         if len(ids) != 2 or len(ids[0]) != len(ids[1]) or not ids[0]:
             raise ValueError(f"prompt_token_ids has rows of {[len(row) for row in ids]} ids, expected 2 equal rows")
         if min(map(min, ids)) < 0 or max(map(max, ids)) >= self.text_config.vocab_size:

@@ -146,6 +146,7 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
         _check_complete(info, name, fresh=raw.get("model_type") == "clip")
         model.freeze_backbone()
         model._loaded_from = (portable_base_name(name), commit_of(name, hub))
+        model._processor_source = (name, hub)
         return (model, info) if wants_info else model
 
     @classmethod
@@ -184,6 +185,7 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
         model.load_prompts(prompts)
         model.config.base_model_name_or_path = portable_base_name(base)
         model.config.base_model_revision = revision
+        model._processor_source = (name, hub)
         info["missing_keys"] = {key for key in info["missing_keys"] if not key.startswith("prompt_learner.")}
         return (model, info) if wants_info else model
 
@@ -311,10 +313,12 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
 
     def _default_processor(self) -> AnomalyCLIPProcessor:
         size = {"height": self.config.image_size, "width": self.config.image_size}
-        loaded_from, _ = getattr(self, "_loaded_from", (None, None))
-        for name in (loaded_from, self.config.base_model_name_or_path):
+        name, hub = getattr(self, "_processor_source", (None, {}))
+        sources = [(name, hub)] if name else []
+        sources.append((self.config.base_model_name_or_path, {"local_files_only": True}))
+        for name, hub in sources:
             try:
-                return AnomalyCLIPProcessor.from_pretrained(locate_base(name, "."), local_files_only=True, size=size)
+                return AnomalyCLIPProcessor.from_pretrained(locate_base(name, "."), **hub, size=size)
             except (OSError, ValueError):
                 continue
         return AnomalyCLIPProcessor(size=size)

@@ -320,6 +320,14 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
         self.post_init()
         self.freeze_backbone()
 
+    def _apply(self, fn, recurse=True):
+        """Keep folded prompts in float32, as learned ones are, when the backbone is cast."""
+        folded = self.folded_text_embeds if self.config.vision_only else None
+        super()._apply(fn, recurse)
+        if folded is not None and self.folded_text_embeds.dtype != folded.dtype:
+            self.folded_text_embeds = folded.to(self.folded_text_embeds.device)
+        return self
+
     def freeze_backbone(self) -> None:
         """Let gradients reach the prompts alone."""
         for name, parameter in self.named_parameters():
@@ -420,7 +428,7 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
 
         # 3. Similarities, in float32 also under autocast.
         with torch.autocast(device_type=image_embeds.device.type, enabled=False):
-            image_embeds, patch_embeds = image_embeds.float(), patch_embeds.float()
+            image_embeds, patch_embeds, text_embeds = image_embeds.float(), patch_embeds.float(), text_embeds.float()
             temperature, patch = self.config.temperature, self.config.vision_config.patch_size
             logits = image_embeds @ text_embeds.T / temperature
             grid = (size[0] // patch, size[1] // patch)

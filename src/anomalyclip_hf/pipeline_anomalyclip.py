@@ -1,6 +1,8 @@
 """Pipeline: one call from an image to a score and a heat map."""
 
+import io
 import os
+import urllib.request
 from collections.abc import Iterator
 from types import GeneratorType
 from typing import Any
@@ -8,11 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers.image_utils import load_image
 from transformers.pipelines import Pipeline
 from transformers.utils import logging
 
-from .processing_anomalyclip import to_pil_image
+from .processing_anomalyclip import AnomalyCLIPProcessor, to_pil_image
 
 logger = logging.get_logger(__name__)
 
@@ -42,13 +43,16 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
     """
 
     _load_processor = False
-    _load_image_processor = True
+    _load_image_processor = False
     _load_feature_extractor = False
     _load_tokenizer = False
     _load_video_processor = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        # Found here and not by the base class, which would take CLIP's own processor for a plain CLIP checkpoint.
+        if not isinstance(self.image_processor, AnomalyCLIPProcessor):
+            self.image_processor = _find_processor(self.model, self.image_processor)
         if notice := getattr(self.model.config, "notice", None):
             logger.warning(notice)
 
@@ -58,7 +62,9 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         if isinstance(inputs, list | tuple):
             return super().__call__(list(inputs), **kwargs) if inputs else []
         if _is_column(inputs):
-            return list(super().__call__((inputs[index] for index in range(len(inputs))), **kwargs))
+            indexed = hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__")
+            images = (inputs[i] for i in range(len(inputs))) if indexed else iter(inputs)
+            return list(super().__call__((image for image in images), **kwargs))
         return super().__call__(inputs, **kwargs)
 
     def _sanitize_parameters(
@@ -113,9 +119,8 @@ def read_image(image: Any, timeout: float | None = None) -> Image.Image:
     if isinstance(image, str | os.PathLike):
         name = os.fspath(image)
         try:
-            if name.startswith(("http://", "https://", "data:")):
-                return to_pil_image(load_image(name, timeout))
-            with Image.open(name) as opened:
+            remote = name.startswith(("http://", "https://", "data:"))
+            with _fetch(name, timeout) if remote else Image.open(name) as opened:
                 opened.load()
                 return to_pil_image(opened, name)
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
@@ -123,12 +128,26 @@ def read_image(image: Any, timeout: float | None = None) -> Image.Image:
     return to_pil_image(image)
 
 
+def _fetch(url: str, timeout: float | None) -> Image.Image:
+    """Open an image by its URL, at its own bit depth."""
+    with urllib.request.urlopen(url, timeout=timeout) as response:
+        return Image.open(io.BytesIO(response.read()))
+
+
+def _find_processor(model: Any, name: Any) -> AnomalyCLIPProcessor:
+    """The processor named by the user, or the one stored with the model, or one that fits the model's input."""
+    if name is not None:
+        name = name if isinstance(name, str | os.PathLike) else model.name_or_path
+        return AnomalyCLIPProcessor.from_pretrained(name)
+    return model._default_processor()
+
+
 def _is_column(inputs: Any) -> bool:
     """A `datasets` column or another sized sequence that is neither an image nor a list, path or torch dataset."""
     known = (str, os.PathLike, list, tuple, dict, Image.Image, np.ndarray, torch.Tensor, GeneratorType, Iterator)
     if isinstance(inputs, (*known, torch.utils.data.Dataset)):
         return False
-    return hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__")
+    return hasattr(inputs, "__iter__") or (hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__"))
 
 
 __all__ = ["ZeroShotAnomalyDetectionPipeline", "read_image"]

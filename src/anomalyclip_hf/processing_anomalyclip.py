@@ -152,7 +152,7 @@ class AnomalyCLIPProcessor(PilBackend):
         hub = {
             k: v
             for k, v in kwargs.items()
-            if k in ("cache_dir", "force_download", "local_files_only", "token", "revision")
+            if k in ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
         }
         try:
             stored, _ = cls.get_image_processor_dict(pretrained_model_name_or_path, **hub)
@@ -177,8 +177,9 @@ class AnomalyCLIPProcessor(PilBackend):
 
         Args:
             images: one image or a list of them, of any kind that [`to_pil_image`] takes.
-            masks (*optional*): one mask or a list of them, of the same kinds; above half of the full range =
-                anomalous. None in the list: the image has none, and its row is filled with -1.
+            masks (*optional*): one mask or a list of them, of the same kinds. Anomalous is what is
+                not black: above 0 in any colour, or above 0.5 in floats. None in the list: the image has no mask, and
+                its row is filled with -1.
             return_tensors (`str`, *optional*): `"pt"` or `"np"`.
 
         Returns:
@@ -227,7 +228,7 @@ class AnomalyCLIPProcessor(PilBackend):
         width, height = (size.width, size.height) if settings["do_resize"] else image_size
         if mask is None:
             return np.full((height, width), UNKNOWN_MASK, dtype=np.float32)
-        mask = to_pil_image(_binary_to_bool(mask), f"masks[{index}]").convert("L")
+        mask = _binary_mask(mask, f"masks[{index}]")
         if mask.size != image_size:
             raise ValueError(
                 f"masks[{index}] is {mask.width}x{mask.height} pixels but its image is {image_size[0]}x{image_size[1]}"
@@ -235,6 +236,7 @@ class AnomalyCLIPProcessor(PilBackend):
         resized = mask.resize((width, height), resample=PILImageResampling.BILINEAR)
         return (np.asarray(resized) > 127.5).astype(np.float32)
 
+    @torch.no_grad()
     def post_process_anomaly_detection(
         self,
         outputs,
@@ -292,13 +294,23 @@ def _as_list(value) -> list:
     return [value]
 
 
-def _binary_to_bool(mask):
-    """Masks as arrays of 0 and 1 mean 0 and 1, whatever their dtype."""
-    if isinstance(mask, Tensor):
-        mask = mask.detach().cpu().numpy()
-    if isinstance(mask, np.ndarray) and mask.dtype != bool and mask.size and mask.min() >= 0 and mask.max() <= 1:
-        return mask > 0.5
-    return mask
+def _binary_mask(mask, name: str) -> Image.Image:
+    """A mask of any kind as an 8-bit image of 0 and 255, made binary before it is resized, as the authors do."""
+    if isinstance(mask, Image.Image):
+        mask = ImageOps.exif_transpose(mask)
+        plain = mask.mode in ("L", "1", "F", "I") or mask.mode.startswith("I;16")
+        mask = np.asarray(mask if plain else mask.convert("RGB"))
+    elif isinstance(mask, Tensor):
+        mask = mask.detach().cpu().float().numpy() if mask.is_floating_point() else mask.detach().cpu().numpy()
+    if not isinstance(mask, np.ndarray):
+        raise TypeError(f"{name} is a {type(mask).__name__}, expected a PIL image, an array or a tensor")
+    mask = _channels_last(mask, name)
+    if np.isnan(mask).any():
+        raise ValueError(f"{name} holds NaN, expected 0 where normal and more where anomalous")
+    inside = mask > (0.5 if np.issubdtype(mask.dtype, np.floating) and mask.max() <= 1 else 0)
+    if inside.ndim == 3:
+        inside = inside[..., :3].any(axis=-1)
+    return Image.fromarray(inside.astype(np.uint8) * 255)
 
 
 __all__ = ["AnomalyCLIPProcessor", "gaussian_smooth", "to_pil_image"]
