@@ -202,3 +202,27 @@ def test_read_image_closes_its_file(make_image, tmp_path):
     image = read_image(tmp_path / "a.png")
     (tmp_path / "a.png").unlink()
     assert image.getpixel((0, 0)) == make_image().getpixel((0, 0))
+
+
+def test_any_checkpoint_brings_its_processor(tiny_clip_dir, tmp_path):
+    """A plain CLIP folder, a folder without processor settings, and a model object all work."""
+    image = Image.fromarray(np.full((20, 30, 3), 90, np.uint8))
+    plain = pipeline(TASK, model=tiny_clip_dir, device="cpu")
+    assert plain.image_processor.size["height"] == plain.model.config.image_size == 518
+    model = AnomalyCLIPModel.from_pretrained(tiny_clip_dir, image_size=42)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").unlink(missing_ok=True)
+    for source in (str(tmp_path), model):
+        detector = pipeline(TASK, model=source, device="cpu")
+        assert detector.image_processor.size["height"] == 42
+        assert detector(image)["anomaly_map"].shape == (20, 30)
+
+
+def test_a_stream_of_images(detector, images, expected):
+    stream = datasets.Dataset.from_dict({"image": images}).to_iterable_dataset()
+    assert_same(detector(stream["image"]), expected)
+
+
+def test_a_url_that_fails_is_named():
+    with pytest.raises(ValueError, match=r"http://127.0.0.1:9/none.png: can't be read"):
+        read_image("http://127.0.0.1:9/none.png", timeout=2)

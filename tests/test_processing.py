@@ -246,3 +246,33 @@ def test_inputs_are_left_as_they_were(tiny_processor):
 def test_to_pil_image_names_the_image():
     with pytest.raises(ValueError, match=r"left\.png has shape"):
         to_pil_image(np.zeros((2, 2, 7), np.uint8), "left.png")
+
+
+@pytest.mark.parametrize("kind", ["zero_one", "palette", "grey", "red", "uint16", "bool", "float"])
+def test_masks_of_any_values_are_binary_before_they_are_resized(kind):
+    """What is not black is anomalous, whatever the value: as the authors read masks."""
+    inside = np.zeros((28, 28), bool)
+    inside[7:21, 7:21] = True
+    plain = inside.astype(np.uint8)
+    palette = Image.fromarray(plain, mode="P") if kind == "palette" else None
+    if palette is not None:
+        palette.putpalette([0, 0, 0, 128, 0, 0])
+    mask = {
+        "zero_one": Image.fromarray(plain),
+        "palette": palette,
+        "grey": Image.fromarray(plain * 100),
+        "red": Image.fromarray(np.stack([plain * 255, plain * 0, plain * 0], axis=-1)),
+        "uint16": Image.fromarray(plain.astype(np.uint16)),
+        "bool": inside,
+        "float": inside.astype(np.float32),
+    }[kind]
+    processor = AnomalyCLIPProcessor(size={"height": 28, "width": 28})
+    found = processor(Image.new("RGB", (28, 28)), masks=mask, return_tensors="pt")["masks"][0]
+    np.testing.assert_array_equal(found.numpy(), inside.astype(np.float32))
+
+
+def test_results_hold_no_graph():
+    maps = torch.rand(1, 8, 8, requires_grad=True)
+    outputs = {"anomaly_maps": maps * 1, "logits": torch.zeros(1, 2, requires_grad=True) * 1}
+    result = AnomalyCLIPProcessor(size={"height": 8, "width": 8}).post_process_anomaly_detection(outputs)[0]
+    assert not result["anomaly_map"].requires_grad and result["score"] == 0.5

@@ -27,6 +27,7 @@ from .prompts_anomalyclip import (
     check_same_backbone,
     check_same_sizes,
     locate_base,
+    override_config,
     portable_base_name,
     prompts_config,
     read_prompts,
@@ -471,9 +472,7 @@ def _resolve_config(raw: dict, name: str, hub: dict, overrides: dict) -> Anomaly
     if kind == "clip":
         return config_from_clip(CLIPConfig.from_dict(raw), name, hub, **overrides)
     if kind == "anomalyclip":
-        if overrides.get("preset") is not None:
-            raw = {key: value for key, value in raw.items() if key != "feature_layers"}
-        return AnomalyCLIPConfig.from_dict({**raw, **overrides})
+        return override_config(raw, overrides)
     raise ValueError(f"{name} has model_type={kind!r}, expected 'clip' or 'anomalyclip'")
 
 

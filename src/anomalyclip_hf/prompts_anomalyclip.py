@@ -236,7 +236,14 @@ def prompts_config(raw: dict[str, Any], name: str, overrides: dict[str, Any] | N
         raise ValueError(f"{name} is vision-only: its prompts are folded and can't be taken out; use the full one")
     if missing := [key for key in ("text_config", "vision_config", "projection_dim") if key not in raw]:
         raise ValueError(f"config.json of {name} lacks {', '.join(missing)}; save the prompts again with save_prompts")
-    return AnomalyCLIPConfig.from_dict({**raw, **(overrides or {})})
+    return override_config(raw, overrides or {})
+
+
+def override_config(raw: dict[str, Any], overrides: dict[str, Any]) -> AnomalyCLIPConfig:
+    """A stored configuration with what the user says instead; a preset replaces the stored feature layers."""
+    if overrides.get("preset") is not None:
+        raw = {key: value for key, value in raw.items() if key != "feature_layers"}
+    return AnomalyCLIPConfig.from_dict({**raw, **overrides})
 
 
 def _file_of_weights(name: str, hub: dict[str, Any]) -> str:
