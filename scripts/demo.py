@@ -6,6 +6,7 @@ The embedded model is a stand-in of a few million parameters, made from drawings
 """
 
 import argparse
+import statistics
 import subprocess
 import sys
 import time
@@ -16,14 +17,14 @@ REAL = ROOT / "tests" / "fixtures" / "photos"  # small photographs, with their l
 JUDGED_ON = {"seed": 2026, "size": 128, "difficulty": 0.5}
 
 
-def learn_prompts(output_dir: Path, num_images: int, epochs: int) -> None:
+def learn_prompts(output_dir: Path, num_images: int, epochs: int, seed: int) -> None:
     """Run scripts/train.py through accelerate, as a user would: training classes only, kept features."""
     options = f'{{"num_images": {num_images}, "size": 128, "seed": 7, "difficulty": 0.5}}'
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
     command += ["--mixed_precision", "no", "--dynamo_backend", "no", str(ROOT / "scripts" / "train.py")]
     command += ["--model", "demo", "--source", "synthetic", "--source_options", options, "--initial_prompts", "fresh"]
     command += ["--epochs", str(epochs), "--output_dir", str(output_dir), "--overwrite", "--disable_tqdm"]
-    command += ["--cache_dir", str(output_dir.parent / "cache")]
+    command += ["--seed", str(seed), "--cache_dir", str(output_dir.parent / "cache")]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
@@ -45,13 +46,17 @@ def judge(prompts: Path, num_images: int):
     return model, processor, sets, results
 
 
-def print_table(sets: dict, results: dict) -> None:
-    """One line per data set, in percent."""
+def print_table(sets: dict, runs: list[dict]) -> None:
+    """One line per data set, in percent; mean and standard deviation where there are several seeds."""
     metrics = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO"}
     print(f"\n{'':24} {'images':>6} " + " ".join(f"{title:>12}" for title in metrics.values()))
-    for name, result in results.items():
-        cells = " ".join(f"{100 * result['mean'][metric]:12.1f}" for metric in metrics)
-        print(f"{name:24} {len(sets[name]):6} {cells}")
+    for name, dataset in sets.items():
+        cells = []
+        for metric in metrics:
+            values = [100 * results[name]["mean"][metric] for results in runs]
+            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+            cells.append(f"{f'{statistics.mean(values):.1f}{spread}':>12}")
+        print(f"{name:24} {len(dataset):6} {' '.join(cells)}")
 
 
 def draw_picture(model, processor, sets: dict, path: Path, per_set: int) -> None:
@@ -83,16 +88,20 @@ def main() -> None:
     parser.add_argument("--train_images", type=int, default=800)
     parser.add_argument("--test_images", type=int, default=320)
     parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[111], help="several give mean and spread")
     parser.add_argument("--rows", type=int, default=3, help="anomalous images of each data set in the picture")
     args = parser.parse_args()
 
     start = time.perf_counter()
     print("The embedded model is a small stand-in made from drawings: for trying things out, not for production.")
     print(f"learning prompts on {args.train_images} drawings of classes that are not judged", flush=True)
-    prompts = args.output_dir / "prompts"
-    learn_prompts(prompts, args.train_images, args.epochs)
-    model, processor, sets, results = judge(prompts, args.test_images)
-    print_table(sets, results)
+    runs = []
+    for seed in args.seeds:
+        prompts = args.output_dir / f"prompts-{seed}"
+        learn_prompts(prompts, args.train_images, args.epochs, seed)
+        model, processor, sets, results = judge(prompts, args.test_images)
+        runs.append(results)
+    print_table(sets, runs)
     picture = args.output_dir / "heatmaps.png"
     draw_picture(model, processor, sets, picture, args.rows)
     print(f"\npicture: {picture}\nprompts: {prompts}\n{time.perf_counter() - start:.0f} s in all")
