@@ -18,8 +18,8 @@ NOTICE = (
     "things out, not for production. Use prompts on a real CLIP for real work."
 )
 # Drawings that prompts are learned on and judged on. Judging is on classes and a defect that nothing else saw.
-LEARN_ON = {"num_images": 1600, "size": 128, "seed": 7, "difficulty": 0.5}
-JUDGE_ON = {"num_images": 400, "size": 128, "seed": 2026, "difficulty": 0.5}
+LEARN_ON: dict[str, Any] = {"num_images": 1600, "size": 128, "seed": 7, "difficulty": 0.5}
+JUDGE_ON: dict[str, Any] = {"num_images": 400, "size": 128, "seed": 2026, "difficulty": 0.5}
 
 
 def package_demo(clip_dir: Path, output_dir: Path, work_dir: Path, epochs: int = 15) -> dict[str, Any]:
