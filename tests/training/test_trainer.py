@@ -186,6 +186,22 @@ def test_patience_stops_early(run, validation_dataset, monkeypatch, metric, valu
     assert "no better" in result.summary["stopped"]
 
 
+def test_resuming_a_run_that_stopped_early_changes_nothing(run, validation_dataset, monkeypatch):
+    found = iter([0.8, 0.7, 0.9, 0.95])
+    monkeypatch.setattr(module, "validate", lambda *args, **kwargs: {"image_auroc": next(found)})
+    _, expected = run(validation=validation_dataset, epochs=4, patience=1)
+    again, model = run(validation=validation_dataset, epochs=4, patience=1, resume=True)
+    assert (len(again.history), again.best_epoch, again.summary["stopped"]) == (
+        2,
+        1,
+        "no better image_auroc in 1 epochs",
+    )
+    assert torch.equal(prompts(model), prompts(expected))
+    # With more patience, it goes on where it stopped.
+    longer, _ = run(validation=validation_dataset, epochs=4, patience=2, resume=True)
+    assert (len(longer.history), longer.best_epoch, "stopped" in longer.summary) == (4, 4, False)
+
+
 def test_patience_needs_a_validation_set(run):
     with pytest.raises(ValueError, match="patience=2 but there is no validation set"):
         run(patience=2)

@@ -253,7 +253,9 @@ class PromptTrainer:
             self.state, rng, scaler = restored
             _check_settings(self.state.settings, settings)
             self.state.settings = settings
-            self.state.stopped = None
+            patience = self.args.patience
+            if patience is None or self.state.epochs_without_improvement < patience:
+                self.state.stopped = None
             if len(rng) == self.accelerator.num_processes:
                 set_rng_state(rng[self.accelerator.process_index])
             if scaler is not None and self.accelerator.scaler is not None:
