@@ -1,6 +1,6 @@
 """Pretrain the small CLIP that the package ships as its embedded default, on drawn images alone.
 
-python scripts/pretrain_demo.py --output runs/pretrain --minutes 72     # two CPU cores; add --resume to go on
+python scripts/pretrain_demo.py --output runs/pretrain --minutes 76     # two CPU cores; add --resume to go on
 """
 
 import argparse

@@ -90,6 +90,7 @@ def pretraining_loss(
     masks: Tensor,
     logit_scale: Tensor,
     settings: PretrainSettings,
+    pair_weight: float = 1.0,
 ) -> tuple[Tensor, dict[str, float]]:
     """The three terms.
 
@@ -125,7 +126,7 @@ def pretraining_loss(
         both = nn.functional.log_softmax(similarity, 1) + nn.functional.log_softmax(similarity, 0)
         contrastive = -(both * same / same.sum(1, keepdim=True)).sum(1).mean() / 2
     loss = (
-        pair_loss
+        pair_weight * pair_loss
         + settings.dense_weight * dense
         + settings.dice_weight * dice
         + settings.contrastive_weight * contrastive
@@ -223,8 +224,10 @@ class Pretrainer:
         image_embeds, patch_embeds, text_embeds = (
             nn.functional.normalize(embeds.float(), dim=-1) for embeds in (image_embeds, patch_embeds, text_embeds)
         )
+        late = self.done >= settings.late_share
+        weight = settings.late_pair_weight if late else settings.pair_weight
         loss, parts = pretraining_loss(
-            image_embeds, patch_embeds, text_embeds, index, generic, masks, self.model.logit_scale, settings
+            image_embeds, patch_embeds, text_embeds, index, generic, masks, self.model.logit_scale, settings, weight
         )
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)

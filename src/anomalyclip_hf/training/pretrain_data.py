@@ -37,15 +37,16 @@ class PretrainSettings:
         shards: (images, difficulty, seed) of each set of drawings, drawn when its turn comes.
         draw_size (pixels): side of a drawing; zooming takes its room from it.
         learning_rate, weight_decay: of Muon (matrices) and AdamW (the rest).
+        pair_weight, late_pair_weight: of the image's pair term, before and after `late_share` of the time.
         decay: of the running mean of the weights, which is what is saved.
     """
 
-    minutes: float = 72.0
+    minutes: float = 76.0
     batch_size: int = 64
     first_batch_size: int = 128
     image_size: int = 120
     first_size: int = 80
-    first_share: float = 0.45
+    first_share: float = 0.43
     patch_size: int = 10
     depth: int = 6
     width: int = 192
@@ -65,6 +66,9 @@ class PretrainSettings:
     weight_decay: float = 0.05
     decay: float = 0.998
     contrastive_weight: float = 0.1
+    pair_weight: float = 1.0
+    late_pair_weight: float = 2.5
+    late_share: float = 0.55
     dense_weight: float = 1.0
     dice_weight: float = 0.5
     positive_weight: float = 3.0
