@@ -68,6 +68,17 @@ def test_anomalous_images_alone_need_masks(rows, to_dataset):
         check_training_set(TrainingSamples(to_dataset([{**row, "mask": None} for row in anomalous])))
 
 
+def test_what_a_loss_or_the_balance_needs_must_be_there(rows, to_dataset):
+    anomalous = TrainingSamples(to_dataset([row for row in rows if row["label"]]))
+    unmasked = TrainingSamples(to_dataset([{**row, "mask": None} for row in rows]))
+    with pytest.raises(ValueError, match="balanced=True but train_dataset has 5 anomalous images and no normal one"):
+        check_training_set(anomalous, balanced=True)
+    with pytest.raises(ValueError, match="local_loss_weight=0 leaves the masks out"):
+        check_training_set(anomalous, loss_weights=(1, 0))
+    with pytest.raises(ValueError, match="global_loss_weight=0 but no anomalous image of train_dataset has a mask"):
+        check_training_set(unmasked, loss_weights=(0, 1))
+
+
 def test_a_normal_image_with_a_mask_is_a_contradiction(rows, to_dataset):
     rows[1]["label"] = rows[5]["label"] = 0
     with pytest.raises(ValueError, match=r"2 images have label 0.*001\.png.*005\.png.*correct the label"):

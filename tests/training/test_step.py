@@ -82,6 +82,18 @@ def test_without_masks_there_is_the_image_loss_alone(tiny_model, accelerator):
     assert losses.loss == pytest.approx(expected, abs=1e-6)
 
 
+def test_weights_scale_the_losses_and_0_leaves_one_out(tiny_model, accelerator):
+    batch = make_batch()
+    learner = tiny_model.prompt_learner
+    output = tiny_model(**batch)
+    expected = torch.autograd.grad(0.5 * output.local_loss, learner.context)[0]
+    before = learner.context.detach().clone()
+    sgd = torch.optim.SGD([learner.context], lr=1.0)
+    losses = training_step(tiny_model, batch, sgd, accelerator, global_loss_weight=0, local_loss_weight=0.5)
+    assert losses == pytest.approx((0, 0.5 * output.local_loss.item()), abs=1e-6)
+    torch.testing.assert_close(before - learner.context.detach(), expected, atol=1e-6, rtol=1e-3)
+
+
 def test_a_nan_stops_before_the_prompts_are_touched(tiny_model, accelerator):
     before = copy.deepcopy(tiny_model.prompt_learner.state_dict())
     batch = make_batch()

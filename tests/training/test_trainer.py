@@ -49,12 +49,54 @@ def test_the_default_is_the_authors_recipe():
 
 @pytest.mark.parametrize(
     "field",
-    [{"batch_size": 0}, {"learning_rate": -1.0}, {"adam_beta1": 1.0}, {"cache_dtype": "int8"}, {"metric": "f1"}],
+    [
+        {"batch_size": 0},
+        {"learning_rate": -1.0},
+        {"adam_beta1": 1.0},
+        {"cache_dtype": "int8"},
+        {"metric": "f1"},
+        {"global_loss_weight": -1.0},
+        {"local_loss_weight": math.nan},
+    ],
 )
 def test_settings_out_of_range_are_named(field):
     (name,) = field
     with pytest.raises(ValueError, match=f"{name}="):
         TrainingArguments(**field)
+
+
+def test_a_loss_is_left_out_by_its_weight(run, validation_dataset, tmp_path):
+    both, _ = run(validation=validation_dataset, output_dir=str(tmp_path / "both"), max_steps=1)
+    alone, _ = run(validation=validation_dataset, output_dir=str(tmp_path / "alone"), global_loss_weight=0.0)
+    assert losses(alone)[:, 0].tolist() == [0] * 6 and losses(alone)[0, 1] == losses(both)[0, 1]
+    found = alone.history[-1]["validation"]
+    assert found["global_loss"] == 0 and found["loss"] == found["local_loss"] > 0
+    with pytest.raises(ValueError, match="global_loss_weight=0 and local_loss_weight=0 leave nothing"):
+        run(global_loss_weight=0.0, local_loss_weight=0.0)
+    with pytest.raises(ValueError, match=r"global_loss_weight was 0\.0 and is 1\.0"):
+        run(validation=validation_dataset, output_dir=str(tmp_path / "alone"), resume=True)
+
+
+@pytest.mark.parametrize(("label", "kind"), [(0, "normal"), (1, "anomalous")])
+def test_a_kind_without_a_readable_image_is_refused(run, rows, to_dataset, label, kind):
+    for row in rows:
+        if row["label"] == label:
+            with open(row["path"], "wb") as file:
+                file.write(b"no picture")
+    with pytest.raises(ValueError, match=rf"5 readable \w+ images and no {kind} one"):
+        run(data=to_dataset(rows), balanced=True)
+
+
+def test_the_card_tells_of_the_training(run, dataset):
+    dataset.info.description, dataset.info.homepage, dataset.info.license = "Plates", "https://x.org", "cc-by-4.0"
+    result, _ = run(data=dataset, epochs=1, local_loss_weight=0.5)
+    card = (result.output_dir / "README.md").read_text()
+    section = card.split("## Training\n")[1].split("\n## ")[0]
+    for line in ("data:** Plates", "license of the data:** cc-by-4.0", "classes:** plate", "images:** 10"):
+        assert f"- **{line}\n" in section
+    for line in ("recipe:** authors", "epochs:** 1", "seed:** 111", "weight of the local loss:** 0.5"):
+        assert f"- **{line}\n" in section
+    assert "best epoch" not in section and "global" not in section
 
 
 def test_cached_and_uncached_losses_agree_over_20_steps(run, tmp_path):

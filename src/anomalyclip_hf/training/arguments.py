@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +47,8 @@ class TrainingArguments:
     max_steps: int | None = option(None, "Stop after this many optimizer steps.")
     gradient_accumulation_steps: int = option(1, "Parts into which each process splits its share of a batch.")
     max_grad_norm: float | None = option(None, "Clip the gradient's norm; none by default.")
+    global_loss_weight: float = option(1.0, "Factor on the image loss, the paper's first term; 0: without it.")
+    local_loss_weight: float = option(1.0, "Factor on the loss of maps, the paper's second term; 0: without it.")
     initial_prompts: str = option(
         "model", "'model': the model's own (fresh for a CLIP checkpoint); 'fresh': drawn anew from the seed."
     )
@@ -94,6 +97,11 @@ class TrainingArguments:
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}, expected a number in [0, 1)")
+        for name in ("global_loss_weight", "local_loss_weight"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ValueError(f"{name}={getattr(self, name)}, expected a finite number, 0 or more")
+        if self.global_loss_weight == self.local_loss_weight == 0:
+            raise ValueError("global_loss_weight=0 and local_loss_weight=0 leave nothing to learn; raise one of them")
         for name in ("seed", "num_workers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}, expected 0 or more")

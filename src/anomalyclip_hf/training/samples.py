@@ -109,6 +109,11 @@ class TrainingSamples:
         """Which samples take part in the local loss, `(N,)` bool."""
         return (self.has_mask | (self.labels == 0)) & self.uses_masks
 
+    @property
+    def source(self) -> Any:
+        """The user's own data set, also where anomalies are drawn onto it."""
+        return self.dataset
+
     def outline(self) -> str:
         """Digest of names, labels and presence of masks: the same on another machine."""
         names = [os.path.basename(path) for path in self.paths]
@@ -179,6 +184,10 @@ class SyntheticSamples(TrainingSamples):
         self.paths = own.paths + [f"{own.paths[i]} (with a drawn anomaly)" for i in dataset.normal]
         self.class_names = own.class_names + [own.class_names[i] for i in dataset.normal]
 
+    @property
+    def source(self) -> Any:
+        return self._own.dataset
+
     def fingerprint(self) -> str:
         """As of the user's data, with what decides the drawings."""
         from .. import __version__
@@ -187,32 +196,30 @@ class SyntheticSamples(TrainingSamples):
         return _digest([self._own.fingerprint(), "drawn", __version__, dataset.seed, dataset.max_side])
 
 
-def check_training_set(samples: TrainingSamples, synthetic: bool = False) -> list[str]:
+def check_training_set(
+    samples: TrainingSamples,
+    synthetic: bool = False,
+    balanced: bool = False,
+    loss_weights: tuple[float, float] = (1.0, 1.0),
+) -> list[str]:
     """Refuse sets that nothing can be learned from, and contradictions between labels and masks.
 
     Args:
         samples ([`TrainingSamples`]).
         synthetic (`bool`): anomalies are drawn onto the normal images.
+        balanced (`bool`): both kinds are drawn equally often.
+        loss_weights (`tuple` of two `float`): of the global and of the local loss; 0 = it is left out.
 
     Returns:
         warnings, for sets that can be used with care.
 
     Raises:
-        ValueError: if there are only normal images, only anomalous ones without masks, or a normal image has a
-            non-empty mask.
+        ValueError: if there are only normal images, only anomalous ones without masks, only one kind for a balanced
+            sampler, nothing for the losses that are left, or a normal image has a non-empty mask.
     """
+    check_kinds(samples, np.arange(len(samples)), synthetic, balanced, loss_weights)
     normal, anomalous = int((samples.labels == 0).sum()), int((samples.labels == 1).sum())
     warnings = []
-    if anomalous == 0 and not synthetic:
-        raise ValueError(
-            f"{samples.name} has {normal} normal images and no anomalous one, so there is nothing to tell apart: "
-            "train on a split with both (train_split=test, as the authors do), or set synthetic_anomalies"
-        )
-    if normal == 0 and not samples.uses_masks:
-        raise ValueError(
-            f"{samples.name} has {anomalous} anomalous images, no normal one and no mask, so there is nothing to tell "
-            "apart: add normal images or masks"
-        )
     if normal == 0:
         warnings.append(
             f"{samples.name} has only anomalous images: image scores learn nothing from it, maps learn from its masks"
@@ -227,6 +234,49 @@ def check_training_set(samples: TrainingSamples, synthetic: bool = False) -> lis
         )
     _check_masks_of_normal(samples)
     return warnings
+
+
+def check_kinds(
+    samples: TrainingSamples,
+    members: np.ndarray,
+    synthetic: bool = False,
+    balanced: bool = False,
+    loss_weights: tuple[float, float] = (1.0, 1.0),
+) -> None:
+    """Refuse images that nothing can be learned from.
+
+    Args:
+        samples, synthetic, balanced, loss_weights: as of [`check_training_set`].
+        members (`np.ndarray` of shape `(K,)`, int): the images that count, such as the readable ones.
+
+    Raises:
+        ValueError: if a kind of images or the masks that training needs are missing.
+    """
+    labels, masked = samples.labels[members], samples.has_mask[members]
+    normal, anomalous = int((labels == 0).sum()), int((labels == 1).sum())
+    masks_count = bool((masked & (labels == 1)).any() or synthetic) and loss_weights[1] > 0
+    which = "readable " if len(members) < len(samples) else ""
+    if anomalous == 0 and not synthetic:
+        raise ValueError(
+            f"{samples.name} has {normal} {which}normal images and no anomalous one, so there is nothing to tell "
+            "apart: train on a split with both (train_split=test, as the authors do), or set synthetic_anomalies"
+        )
+    if normal == 0 and balanced:
+        raise ValueError(
+            f"balanced=True but {samples.name} has {anomalous} {which}anomalous images and no normal one, so there is "
+            "nothing to balance: add normal images, or train without balanced"
+        )
+    if normal == 0 and not masks_count:
+        what = "no mask" if loss_weights[1] > 0 else "local_loss_weight=0 leaves the masks out"
+        raise ValueError(
+            f"{samples.name} has {anomalous} {which}anomalous images, no normal one and {what}, so there is nothing "
+            "to tell apart: add normal images or masks"
+        )
+    if loss_weights[0] == 0 and not masks_count:
+        raise ValueError(
+            f"global_loss_weight=0 but no {which}anomalous image of {samples.name} has a mask for the local loss: add "
+            "masks, or raise global_loss_weight"
+        )
 
 
 def _check_masks_of_normal(samples: TrainingSamples) -> None:

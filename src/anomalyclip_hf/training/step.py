@@ -32,7 +32,7 @@ class BatchTotals(NamedTuple):
 
 
 class StepLosses(NamedTuple):
-    """Losses of one batch over all processes: cross entropy, and 4 x (focal + both dice)."""
+    """Losses of one batch over all processes: cross entropy, and 4 x (focal + both dice), each times its weight."""
 
     global_loss: float
     local_loss: float
@@ -62,6 +62,8 @@ def training_step(
     max_grad_norm: float | None = None,
     sync: bool = True,
     padding: bool = False,
+    global_loss_weight: float = 1.0,
+    local_loss_weight: float = 1.0,
 ) -> StepLosses:
     """Forward, backward and, at the end of a batch, clip and step: L = CE + 4 (focal + dice) (equation 4).
 
@@ -79,6 +81,8 @@ def training_step(
         max_grad_norm (`float`, above 0, *optional*): clips the gradient's norm.
         sync (`bool`): this is the last part of the batch: exchange gradients and step.
         padding (`bool`): the batch holds no image of this process's share and counts for nothing.
+        global_loss_weight, local_loss_weight (`float`, 0 or more): factors on the two terms; 1 is the paper, 0 leaves
+            the term out.
 
     Returns:
         [`StepLosses`]: this part's contributions, summed over processes; over all parts they add up to the losses.
@@ -95,9 +99,9 @@ def training_step(
 
     with contextlib.nullcontext() if sync else accelerator.no_sync(model):
         output = model(**inputs)
-        global_loss = output.global_loss * (images / max(totals.images, 1))
+        global_loss = output.global_loss * (global_loss_weight * images / max(totals.images, 1))
         local_loss = output.local_loss if output.local_loss is not None else global_loss.new_zeros(())
-        local_loss = local_loss * (known / max(totals.masks, 1))
+        local_loss = local_loss * (local_loss_weight * known / max(totals.masks, 1))
         losses = StepLosses(*accelerator.reduce(torch.stack([global_loss, local_loss]).detach(), "sum").tolist())
         if not torch.isfinite(torch.tensor(losses)).all():
             optimizer.zero_grad()

@@ -33,39 +33,27 @@ from .checkpoint import (
     set_rng_state,
     write_folder,
 )
-from .environment import deterministic_algorithms, make_accelerator, peak_memory
-from .feature_cache import FeatureCache, fingerprint_backbone
+from .environment import deterministic_algorithms, make_accelerator
+from .feature_cache import FeatureCache
 from .history import PICTURE_NAME, TrainingLog, plot_training, read_log
+from .record import describe_training, summarize_run
 from .sampler import epoch_order, split_batch
 from .samples import (
     SyntheticAnomalies,
     SyntheticSamples,
     TrainingSamples,
+    check_kinds,
     check_metric,
     check_training_set,
     check_validation_set,
 )
+from .settings import check_model, check_settings, fixed_settings
 from .step import BatchTotals, NonFiniteLossError, StepLosses, training_step
 from .validation import validate
 
 logger = logging.get_logger(__name__)
 
 SUMMARY_NAME, ARGUMENTS_NAME = "training_summary.json", "training_arguments.json"
-# A run can only be taken up again with the same ones.
-FIXED = (
-    "batch_size",
-    "learning_rate",
-    "adam_beta1",
-    "adam_beta2",
-    "seed",
-    "max_grad_norm",
-    "initial_prompts",
-    "balanced",
-    "synthetic_anomalies",
-    "no_cache",
-    "cache_dtype",
-    "metric",
-)
 
 
 @dataclass
@@ -77,6 +65,7 @@ class TrainingResult:
         history (`list[dict]`): one entry per epoch: losses, and the validation's metrics.
         best_epoch (`int`, *optional*), best_metric (`float`, *optional*): with a validation set; counted from 1.
         summary (`dict`): time, images per second, memory and the rest of `training_summary.json`.
+        card_facts (`dict`): what the card says of the training, as `make_model_card` takes it.
     """
 
     output_dir: Path
@@ -84,6 +73,7 @@ class TrainingResult:
     best_epoch: int | None = None
     best_metric: float | None = None
     summary: dict[str, Any] = field(default_factory=dict)
+    card_facts: dict[str, Any] = field(default_factory=dict)
 
 
 def train_prompts(
@@ -123,10 +113,12 @@ class PromptTrainer:
         self.args: TrainingArguments = args or TrainingArguments()
         self.model, self.processor = model, processor
         self.output_dir = Path(self.args.output_dir)
-        _check_model(model, processor)
+        check_model(model, processor)
         self.accelerator = accelerator or make_accelerator(self.args)
         self.samples = TrainingSamples(train_dataset)
-        notices = check_training_set(self.samples, self.args.synthetic_anomalies)
+        self.loss_weights = (self.args.global_loss_weight, self.args.local_loss_weight)
+        balanced = self.args.balanced
+        notices = check_training_set(self.samples, self.args.synthetic_anomalies, balanced, self.loss_weights)
         if self.args.synthetic_anomalies:
             self.samples = SyntheticSamples(SyntheticAnomalies(self.samples, self.args.seed))
         self.validation: TrainingSamples | None = None
@@ -200,6 +192,7 @@ class PromptTrainer:
             draw_fresh_prompts(self.model, args.seed)
         self.source, readable = self._open_source(self.samples)
         self.members = np.flatnonzero(readable)
+        check_kinds(self.samples, self.members, balanced=args.balanced, loss_weights=self.loss_weights)
         if self.validation is not None:
             self.validation_source, readable = self._open_source(self.validation)
             self.validation_members = np.flatnonzero(readable)
@@ -231,19 +224,8 @@ class PromptTrainer:
         )
         return CachedBatches(samples, cache, samples.uses_masks), cache.readable
 
-    def _settings(self) -> dict[str, Any]:
-        config = self.model.config
-        settings = {name: getattr(self.args, name) for name in FIXED}
-        settings |= {name: getattr(config, name) for name in ("feature_layers", "dpam_layers", "dpam_attention")}
-        settings["mixed_precision"] = str(self.accelerator.mixed_precision)
-        settings["backbone"] = fingerprint_backbone(self.model)
-        settings["training images"] = self.samples.outline()
-        settings["validation images"] = self.validation.outline() if self.validation is not None else None
-        settings["number of processes"] = self.accelerator.num_processes
-        return json.loads(json.dumps(settings))
-
     def _restore(self) -> None:
-        settings = self._settings()
+        settings = fixed_settings(self.args, self.model, self.accelerator, self.samples, self.validation)
         restored = load_last_checkpoint(self.checkpoints, self.model, self.optimizer) if self.args.resume else None
         if restored is None:
             if self.args.resume and self.accelerator.is_main_process:
@@ -251,7 +233,7 @@ class PromptTrainer:
             self.state = TrainingState(settings=settings)
         else:
             self.state, rng, scaler = restored
-            _check_settings(self.state.settings, settings)
+            check_settings(self.state.settings, settings)
             self.state.settings = settings
             patience = self.args.patience
             if patience is None or self.state.epochs_without_improvement < patience:
@@ -319,6 +301,8 @@ class PromptTrainer:
                     max_grad_norm=self.args.max_grad_norm,
                     sync=number == len(parts) - 1,
                     padding=len(part) == 0,
+                    global_loss_weight=self.args.global_loss_weight,
+                    local_loss_weight=self.args.local_loss_weight,
                 )
         except NonFiniteLossError as error:
             raise NonFiniteLossError(self._explain(error, indices, batch)) from error
@@ -396,6 +380,7 @@ class PromptTrainer:
                 batch_size=self.args.encode_batch_size,
                 num_workers=self.args.num_workers,
                 show_progress=not self.args.disable_tqdm,
+                loss_weights=self.loss_weights,
             )
         return row
 
@@ -451,46 +436,27 @@ class PromptTrainer:
         accelerator.wait_for_everyone()
         if state.best_epoch is not None:
             load_prompt_tensors(self.model, load_file(self._best_folder() / "prompts.safetensors"))
-        summary = self._summarize()
+        metric = self.args.metric if self.validation is not None else None
+        summary = summarize_run(state, accelerator, len(self.samples), len(self.members), metric)
+        facts = describe_training(self.samples, self.args, state, len(self.members))
         accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
         if accelerator.is_main_process:
-            self._save_output(summary)
+            self._save_output(summary, facts)
         accelerator.wait_for_everyone()
         if self.args.report_to:
             accelerator.end_training()
         history = [row for row in read_log(self.output_dir) if row["kind"] == "epoch"]
-        return TrainingResult(self.output_dir, history, state.best_epoch, state.best_metric, summary)
+        return TrainingResult(self.output_dir, history, state.best_epoch, state.best_metric, summary, facts)
 
-    def _save_output(self, summary: dict[str, Any]) -> None:
+    def _save_output(self, summary: dict[str, Any], facts: dict[str, Any]) -> None:
         if self.saves_prompts_alone:
-            self.model.save_prompts(self.output_dir, processor=self.processor)
+            self.model.save_prompts(self.output_dir, processor=self.processor, card={"training": facts})
         else:
             self.model.save_pretrained(self.output_dir)
             self.processor.save_pretrained(self.output_dir)
         with atomic_path(self.output_dir / SUMMARY_NAME) as temporary:
             temporary.write_text(json.dumps(summary, indent=2) + "\n")
         plot_training(self.output_dir)
-
-    def _summarize(self) -> dict[str, Any]:
-        state = self.state
-        summary = {
-            "epochs": state.epoch,
-            "steps": state.global_step,
-            "images": state.images,
-            "seconds": round(state.seconds, 3),
-            "images_per_second": round(state.images / max(state.seconds, 1e-9), 2),
-            "num_processes": self.accelerator.num_processes,
-            "device": str(self.accelerator.device),
-            **peak_memory(self.accelerator.device),
-            "training_images": len(self.members),
-            "unreadable_images": len(self.samples) - len(self.members),
-            "metric": self.args.metric if self.validation is not None else None,
-            "best_epoch": state.best_epoch,
-            "best_metric": state.best_metric,
-            "stopped": state.stopped,
-            "curves": PICTURE_NAME,
-        }
-        return {key: value for key, value in summary.items() if value is not None}
 
 
 @torch.no_grad()
@@ -499,30 +465,6 @@ def draw_fresh_prompts(model, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for parameter in (model.prompt_learner.context, model.prompt_learner.deep_prompts):
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
-
-
-def _check_model(model, processor) -> None:
-    if model.config.vision_only:
-        raise ValueError("this is a vision-only model: its prompts are folded and can't be trained; load the full one")
-    size, side = (processor.size["height"], processor.size["width"]), model.config.image_size
-    if tuple(size) != (side, side):
-        raise ValueError(
-            f"the processor makes images of {size[0]}x{size[1]} pixels but the model's image_size is {side}; load "
-            "both from the same checkpoint with the same image_size"
-        )
-
-
-def _check_settings(old: dict[str, Any], new: dict[str, Any]) -> None:
-    for name in sorted(set(old) | set(new)):
-        if old.get(name) == new.get(name):
-            continue
-        if name == "number of processes":
-            logger.warning(f"{name} was {old.get(name)} and is {new.get(name)}: results may differ in the last digits")
-            continue
-        raise ValueError(
-            f"can't go on from this checkpoint: {name} was {old.get(name)!r} and is {new.get(name)!r}; restore it, or "
-            "start anew with overwrite"
-        )
 
 
 def _loggable(values: dict[str, Any]) -> dict[str, Any]:

@@ -38,6 +38,7 @@ def validate(
     batch_size: int = 8,
     num_workers: int = 0,
     show_progress: bool = True,
+    loss_weights: tuple[float, float] = (1.0, 1.0),
 ) -> dict[str, Any]:
     """Judge the current prompts: metrics per class, then their mean over classes (section 7), and the losses.
 
@@ -47,6 +48,7 @@ def validate(
         samples ([`TrainingSamples`]), members (`(K,)` int): which of them are judged.
         accelerator (`Accelerator`): its processes share the work, and all answer the same.
         sigma (`float`, pixels at the model's input size): smoothing of maps.
+        loss_weights (`tuple` of two `float`): of the global and of the local loss, as in training.
 
     Returns:
         the mean of each defined metric over classes (None where no class defines it), `global_loss`, `local_loss`,
@@ -78,7 +80,8 @@ def validate(
                 _add_pixels(pixels, output, batch, sigma)
                 bar.update(len(part) * accelerator.num_processes)
             found[name] = {"scores": scores, "labels": samples.labels[own].tolist(), "pixels": pixels.state_dict()}
-    return _summarize(_gather(found, losses, accelerator))
+    joined, losses = _gather(found, losses, accelerator)
+    return _summarize(joined, losses, loss_weights)
 
 
 def _forward(model, batch: dict[str, Any], accelerator: Accelerator):
@@ -128,8 +131,7 @@ def _gather(
     return joined, np.sum([part for _, part in everything], axis=0)
 
 
-def _summarize(gathered: tuple[dict[str, dict], np.ndarray]) -> dict[str, Any]:
-    joined, losses = gathered
+def _summarize(joined: dict[str, dict], losses: np.ndarray, weights: tuple[float, float]) -> dict[str, Any]:
     classes: dict[str, dict[str, float | None]] = {}
     with warnings.catch_warnings():
         # A class of one kind leaves metrics undefined; they are None in the result.
@@ -145,7 +147,7 @@ def _summarize(gathered: tuple[dict[str, dict], np.ndarray]) -> dict[str, Any]:
     for key in IMAGE_METRICS + PIXEL_METRICS:
         defined = [value for values in classes.values() if (value := values.get(key)) is not None]
         result[key] = float(np.mean(defined)) if defined else None
-    result["global_loss"] = losses[0] / max(losses[1], 1)
-    result["local_loss"] = losses[2] / max(losses[3], 1)
+    result["global_loss"] = weights[0] * losses[0] / max(losses[1], 1)
+    result["local_loss"] = weights[1] * losses[2] / max(losses[3], 1)
     result["loss"] = result["global_loss"] + result["local_loss"]
     return {**{k: float(v) if v is not None else None for k, v in result.items()}, "classes": classes}
