@@ -6,6 +6,14 @@ import yaml
 from anomalyclip_hf.training.command import main, parse_command, read_settings
 
 
+@pytest.fixture
+def table(rows, tmp_path):
+    path = tmp_path / "table.csv"
+    lines = ["image,mask,label"] + [f"{row['path']},{row['mask'] or ''},{row['label']}" for row in rows]
+    path.write_text("\n".join(lines))
+    return path
+
+
 def test_flags_and_settings_files_agree(tmp_path):
     flags = parse_command(["--model", "m", "--source", "s", "--epochs", "3", "--class_names", "a", "b", "--balanced"])
     settings = {"model": "m", "source": "s", "epochs": 3, "class_names": ["a", "b"], "balanced": True}
@@ -30,10 +38,39 @@ def test_errors_are_one_line(tiny_clip_dir, tmp_path, capsys):
     assert "nowhere" in capsys.readouterr().err
 
 
-def test_training_from_the_command_line(tiny_clip_dir, rows, tmp_path, capsys):
-    table = tmp_path / "table.csv"
-    lines = ["image,mask,label"] + [f"{row['path']},{row['mask'] or ''},{row['label']}" for row in rows]
-    table.write_text("\n".join(lines))
+def test_a_push_that_must_fail_is_refused_before_the_training(tiny_clip_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("anomalyclip_hf.training.trainer.train_prompts", lambda *args: pytest.fail("was trained"))
+    command = ["--model", tiny_clip_dir, "--image_size", "42", "--source", "synthetic", "--push_to_hub"]
+    assert main([*command, "me/prompts"]) == 1
+    assert f"the local folder '{tiny_clip_dir}', which nobody else has" in capsys.readouterr().err
+    assert main([*command, "not a name"]) == 1
+    assert "error: push_to_hub='not a name', expected a repository such as" in capsys.readouterr().err
+
+
+def test_a_push_that_fails_is_one_line_and_says_where_prompts_are(table, tiny_clip_dir, tmp_path, capsys, monkeypatch):
+    command = ["--model", tiny_clip_dir, "--image_size", "42", "--source", str(table), "--train_split", "test"]
+    command += ["--epochs", "1", "--output_dir", str(tmp_path / "out"), "--cache_dir", str(tmp_path / "cache")]
+    command += ["--cpu", "--disable_tqdm", "--push_to_hub", "me/prompts"]
+    calls = []
+
+    def push(self, repo_id, processor=None, card=True, dry_run=False):
+        calls.append((repo_id, processor.size["height"], card, dry_run))
+        if not dry_run:
+            raise PermissionError("can't push to me/prompts: log in")
+
+    monkeypatch.setattr("anomalyclip_hf.AnomalyCLIPModel.push_prompts_to_hub", push)
+    assert main(command) == 1
+    shown = capsys.readouterr()
+    assert "error: can't push to me/prompts: log in\n" in shown.err and "Traceback" not in shown.err
+    assert f"prompts, log and curves: {tmp_path / 'out'}" in shown.out
+    assert (tmp_path / "out" / "prompts.safetensors").is_file()
+    first, last = calls
+    assert first == ("me/prompts", 42, False, True) and last[:2] == ("me/prompts", 42) and not last[3]
+    facts = last[2]["training"]
+    assert (facts["dataset"], facts["split"], facts["epochs"], facts["num_images"]) == ("table.csv", "test", 1, 10)
+
+
+def test_training_from_the_command_line(tiny_clip_dir, table, tmp_path, capsys):
     out = tmp_path / "out"
     command = ["--model", tiny_clip_dir, "--image_size", "42", "--source", str(table), "--train_split", "test"]
     command += ["--epochs", "1", "--output_dir", str(out), "--cache_dir", str(tmp_path / "cache"), "--cpu"]

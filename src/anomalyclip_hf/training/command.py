@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -160,22 +159,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command = parse_command(argv)
         model, processor = load_model(command)
-        base = model.config.base_model_name_or_path
-        if command.push_to_hub and (base is None or os.path.isabs(base)):
-            raise ValueError(
-                f"push_to_hub={command.push_to_hub!r} but the backbone is {base!r}, which nobody else has"
-            )
+        if command.push_to_hub:
+            check_push(command.push_to_hub, model, processor)
         train, validation = load_data(command)
         result = train_prompts(model, processor, train, command, validation)
+        if _is_main_process():
+            print(json.dumps(result.summary, indent=2))
+            print(f"prompts, log and curves: {result.output_dir}")
+            if command.push_to_hub:
+                card = {"training": result.card_facts}
+                model.push_prompts_to_hub(command.push_to_hub, processor=processor, card=card)
     except (ValueError, OSError, NonFiniteLossError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if command.push_to_hub and _is_main_process():
-        model.push_prompts_to_hub(command.push_to_hub)
-    if _is_main_process():
-        print(json.dumps(result.summary, indent=2))
-        print(f"prompts, log and curves: {result.output_dir}")
     return 0
+
+
+def check_push(repo_id: str, model, processor) -> None:
+    """Find out before the training, and without contact, whether its prompts can be shared.
+
+    Raises:
+        ValueError: if `repo_id` is no name of a repository, or others can't have the backbone.
+    """
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"push_to_hub={repo_id!r}, expected a repository such as 'user/name': {error}") from error
+    try:
+        model.push_prompts_to_hub(repo_id, processor=processor, card=False, dry_run=True)
+    except ValueError as error:
+        raise ValueError(f"push_to_hub={repo_id!r}: {error}") from error
 
 
 def _is_main_process() -> bool:
