@@ -4,6 +4,7 @@ python scripts/pretrain_demo.py --output runs/pretrain --minutes 76     # two CP
 """
 
 import argparse
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers import CLIPModel, CLIPTokenizer, logging
 from anomalyclip_hf import AnomalyCLIPModel
 from anomalyclip_hf.data.synthetic import DEFECTS, HELD_OUT_CLASSES, draw_arrays
 from anomalyclip_hf.evaluation.metrics import aupro, image_auroc, pixel_auroc
+from anomalyclip_hf.training.package_demo import package_demo
 from anomalyclip_hf.training.pretrain import Pretrainer, normalize
 from anomalyclip_hf.training.pretrain_data import PretrainSettings, save_json
 
@@ -53,12 +55,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--judge-minutes", type=float, default=10.0, help="how often to judge held-out classes")
+    parser.add_argument("--package", type=Path, help="no training: turn the weights in --output into this folder")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     options = parser.parse_args()
 
     torch.set_num_threads(options.threads)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    if options.package:
+        print(json.dumps(package_demo(options.output / "clip", options.package, options.output / "package"), indent=1))
+        return
     settings = PretrainSettings(minutes=options.minutes, seed=options.seed)
     pretrainer = Pretrainer(options.output, settings, HeldOutJudge(320, settings.image_size))
     if options.resume and not pretrainer.resume():

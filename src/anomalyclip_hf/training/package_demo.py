@@ -22,7 +22,7 @@ LEARN_ON: dict[str, Any] = {"num_images": 1600, "size": 128, "seed": 7, "difficu
 JUDGE_ON: dict[str, Any] = {"num_images": 400, "size": 128, "seed": 2026, "difficulty": 0.5}
 
 
-def package_demo(clip_dir: Path, output_dir: Path, work_dir: Path, epochs: int = 15) -> dict[str, Any]:
+def package_demo(clip_dir: Path, output_dir: Path, work_dir: Path, epochs: int = 6) -> dict[str, Any]:
     """Learn prompts for a small pretrained CLIP, judge them on held-out drawings, and write the embedded default.
 
     Args:
