@@ -1,6 +1,7 @@
 """Pretrain the small CLIP that the package ships as its embedded default, on drawn images alone.
 
-python scripts/pretrain_demo.py --output runs/pretrain --minutes 76     # two CPU cores; add --resume to go on
+python scripts/pretrain_demo.py --output runs/pretrain --minutes 99     # two CPU cores; add --resume to go on
+python scripts/pretrain_demo.py --output runs/pretrain --package src/anomalyclip_hf/assets/demo    # learn its prompts
 """
 
 import argparse

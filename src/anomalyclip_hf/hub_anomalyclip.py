@@ -315,7 +315,7 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
     def _default_processor(self) -> AnomalyCLIPProcessor:
         size = {"height": self.config.image_size, "width": self.config.image_size}
         name, hub = getattr(self, "_processor_source", (None, {}))
-        sources = [(name, hub)] if name else []
+        sources: list[tuple[str | None, dict]] = [(name, hub)] if name else []
         sources.append((self.config.base_model_name_or_path, {"local_files_only": True}))
         for name, hub in sources:
             try:

@@ -325,7 +325,7 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
         folded = self.folded_text_embeds if self.config.vision_only else None
         super()._apply(fn, recurse)
         if folded is not None and self.folded_text_embeds.dtype != folded.dtype:
-            self.folded_text_embeds = folded.to(self.folded_text_embeds.device)
+            self.folded_text_embeds = folded.to(self.folded_text_embeds.device)  # type: ignore[assignment]
         return self
 
     def freeze_backbone(self) -> None:

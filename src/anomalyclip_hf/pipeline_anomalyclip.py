@@ -51,8 +51,9 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # Found here and not by the base class, which would take CLIP's own processor for a plain CLIP checkpoint.
-        if not isinstance(self.image_processor, AnomalyCLIPProcessor):
-            self.image_processor = _find_processor(self.model, self.image_processor)
+        given: Any = kwargs.get("image_processor")
+        is_ours = isinstance(given, AnomalyCLIPProcessor)
+        self.image_processor: Any = given if is_ours else _find_processor(self.model, given)
         if notice := getattr(self.model.config, "notice", None):
             logger.warning(notice)
 
