@@ -153,10 +153,57 @@ def test_names_never_collide(tmp_path, make_image):
         for name in ("000.png", "000.PNG", "000.jpg"):
             make_image(8, 8).save(tmp_path / folder / name)
     one, two = tmp_path / "one", tmp_path / "two"
-    files, skipped = find_images([one, two, one / "000.png", two / "000.jpg"])
+    files, skipped, _ = find_images([one, two, one / "000.png", two / "000.jpg"])
     names = [name.lower() for _, name in files]
     assert len(files) == len(set(names)) == 6 and not skipped
     assert {path for path, _ in files} == set(one.iterdir()) | set(two.iterdir())
+
+
+def test_masks_are_no_photographs(script, tiny_checkpoint, tmp_path, capsys):
+    cookies, out = Path(__file__).parent / "fixtures" / "photos" / "cookies", tmp_path / "out"
+    files, skipped, left_out = find_images([cookies])
+    assert {path.parent.name for path, _ in files} == {"good", "defect"} and not skipped
+    assert len(files) == 24 and sorted(left_out) == sorted((cookies / "masks").iterdir()) and len(left_out) == 12
+    mask = left_out[0]
+    files, _, left_out = find_images([cookies / "defect", cookies, mask])  # named explicitly
+    assert len(files) == 25 and (mask, mask.name) in files and len(left_out) == 11 and mask not in left_out
+    assert len(find_images([cookies / "masks"])[0]) == 12
+
+    for name in ("part/good/000.png", "part/ground_truth/cut/000.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        Image.new("RGB", (20, 20)).save(tmp_path / name)
+    line = [str(tmp_path / "part"), "--model", tiny_checkpoint, "--output_dir", str(out)]
+    assert script.main(line) == 0
+    assert "1 images scored, 0 inputs skipped, 1 files in folders of masks left out" in capsys.readouterr().out
+
+
+def test_the_doors_of_evaluation_are_open_too(script, photos, tiny_checkpoint, tmp_path, capsys):
+    table, out = tmp_path / "parts.csv", tmp_path / "out"
+    table.write_text("picture,state\na/000.png,ok\nb/deep/000.jpg,broken\n")
+    (photos / "b" / "000.png").write_text("not in the table")
+    flags = [
+        "--data_dir",
+        str(photos),
+        "--image_column",
+        "picture",
+        "--label_column",
+        "state",
+        "--normal_labels",
+        "ok",
+    ]
+    line = ["--source", str(table), *flags, "--model", tiny_checkpoint, "--output_dir", str(out)]
+    assert script.main(line) == 0
+    records = read_lines(out / "predictions.jsonl")
+    assert {Path(record["path"]) for record in records} == {photos / "a" / "000.png", photos / "b/deep/000.jpg"}
+    assert {record["overlay"] for record in records} == {"overlays/a/000.png.png", "overlays/b/deep/000.jpg.png"}
+    detector = pipeline("zero-shot-anomaly-detection", model=tiny_checkpoint)
+    for record in records:
+        assert record["score"] == pytest.approx(detector(record["path"])["score"], abs=1e-5)
+    for wrong in ([], [str(photos), "--source", str(table)], [str(photos), "--image_column", "x"]):
+        with pytest.raises(SystemExit):
+            script.parse_args(wrong)
+    assert script.main(["--source", str(tmp_path / "nowhere.csv"), "--model", tiny_checkpoint]) == 2
+    assert "nowhere.csv" in capsys.readouterr().err
 
 
 def test_nothing_half_written_when_interrupted(photos, tmp_path):

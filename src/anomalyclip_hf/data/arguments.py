@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection
 from typing import Any
 
 _COLUMNS = ("image_column", "mask_column", "label_column", "class_column", "defect_column", "split_column")
 _NAMES = ("kind", "class_names", "normal_kinds", "normal_labels", "mask_threshold", "revision")
 
 
-def add_source_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--data_dir`, `--kind`, the columns and the rest; `source_arguments` reads them back."""
-    parser.add_argument("--data_dir", help="unpacked archive of a named data set, or where a table's paths start")
-    parser.add_argument("--kind", help="folder, tree, table, meta, datasets or synthetic instead of looking")
-    parser.add_argument("--class_names", nargs="+", metavar="NAME", help="only these classes")
-    parser.add_argument("--normal_kinds", nargs="*", metavar="NAME", help="folder names that mean normal")
-    parser.add_argument("--normal_labels", nargs="+", metavar="VALUE", help="label values that mean normal")
-    parser.add_argument("--mask_threshold", type=int, help="largest mask value that is background, 0 to 254")
-    parser.add_argument("--revision", help="revision of a repository on the Hub")
+def add_source_arguments(parser: argparse._ActionsContainer, skip: Collection[str] = ()) -> None:
+    """Add `--data_dir`, `--kind`, the columns and the rest; `source_arguments` reads them back.
+
+    Args:
+        parser: a parser or a group of one.
+        skip: names that the parser has already, or shall not have.
+    """
+
+    def add(name: str, **settings: Any) -> None:
+        if name not in skip:
+            parser.add_argument(f"--{name}", **settings)
+
+    add("data_dir", help="unpacked archive of a named data set, or where a table's paths start")
+    add("kind", help="folder, tree, table, meta, datasets or synthetic instead of looking")
+    add("class_names", nargs="+", metavar="NAME", help="only these classes")
+    add("normal_kinds", nargs="*", metavar="NAME", help="folder names that mean normal")
+    add("normal_labels", nargs="+", metavar="VALUE", help="label values that mean normal")
+    add("mask_threshold", type=int, help="largest mask value that is background, 0 to 254")
+    add("revision", help="revision of a repository on the Hub")
     for name in _COLUMNS:
-        parser.add_argument(f"--{name}", metavar="COLUMN", help=f"name of the {name.replace('_', ' ')}")
+        add(name, metavar="COLUMN", help=f"name of the {name.replace('_', ' ')}")
 
 
 def source_arguments(parsed: argparse.Namespace) -> dict[str, Any]:
     """Those flags as arguments of `load_anomaly_dataset`, beside the source and `data_dir`; absent ones left out."""
-    given = {name: getattr(parsed, name) for name in (*_NAMES, *_COLUMNS)}
+    given = {name: getattr(parsed, name, None) for name in (*_NAMES, *_COLUMNS)}
     return {name: value for name, value in given.items() if value is not None}

@@ -12,7 +12,10 @@ from functools import lru_cache
 from .layout_types import SPLITS, DatasetLayout, Variant
 from .masks import ImageReadError, MaskRule, read_mask
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm", ".jp2")
+IMAGE_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".tif", ".tiff"),
+    *(".webp", ".gif", ".pgm", ".ppm", ".pnm", ".jp2"),
+)
 NORMAL_KIND, ANOMALOUS_KIND = "good", "anomaly"
 _NAMES = ("class_name", "split", "kind", "group", "stem")
 

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from ..data.loader import collate_samples, make_loader
 from .baselines import OWN, MethodScorer
-from .files import atomic_path
+from .files import MAP_FORMATS, save_map
 from .progress import Progress, run_key, safe_name
 from .results import add_paper, add_rates, describe_model, mean_over_classes, versions, write_results
 from .tally import ClassTally
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from ..processing_anomalyclip import AnomalyCLIPProcessor
 
 COLUMNS = ("image", "mask", "label", "class_name", "defect_type", "path")
-MAP_FORMATS = ("png", "npy")
 EXACT_PIXELS = 2**22
 
 
@@ -369,17 +368,6 @@ def _make_sample(scorer: MethodScorer, processor: Any, row: dict[str, Any], sett
         str(part) for part in (row["class_name"], row["defect_type"], Path(str(row["path"])).name) if part
     )
     return Sample(row["image"], maps[name][0], row["mask"], row["label"], scores[name][0], title)
-
-
-def save_map(anomaly_map: np.ndarray, path: Path) -> None:
-    """Write a map in [0, 1] as 16-bit PNG or as float32 `.npy`, by the path's suffix."""
-    with atomic_path(path) as temporary:
-        if path.suffix == ".npy":
-            with open(temporary, "wb") as file:
-                np.save(file, anomaly_map.astype(np.float32))
-        else:
-            levels = np.rint(np.clip(anomaly_map, 0.0, 1.0) * 65535.0).astype(np.uint16)
-            Image.fromarray(levels).save(temporary)
 
 
 def map_name(index: int, row: Mapping[str, Any], suffix: str | None) -> str:

@@ -6,6 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
+MAP_FORMATS = ("png", "npy")
+
 
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
@@ -30,3 +35,13 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def save_map(anomaly_map: np.ndarray, path: str | os.PathLike) -> None:
+    """Write a map in [0, 1] as 16-bit PNG (65535 is 1.0) or as float32 `.npy`, by the path's suffix."""
+    with atomic_path(path) as temporary:
+        if temporary.suffix == ".npy":
+            np.save(temporary, anomaly_map.astype(np.float32), allow_pickle=False)
+        else:
+            levels = np.rint(np.clip(anomaly_map, 0.0, 1.0) * 65535.0).astype(np.uint16)
+            Image.fromarray(levels).save(temporary)

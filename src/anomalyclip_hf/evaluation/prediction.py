@@ -1,38 +1,39 @@
-"""Scoring files and folders of images: one JSON line and one heat map for each, unreadable ones reported."""
+"""Scoring files, folders and data sets: one JSON line and one heat map for each image, unreadable ones reported."""
 
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
 
+from ..data.indexing import IMAGE_SUFFIXES
+from ..data.layout_types import MASK_FOLDERS
 from ..pipeline_anomalyclip import read_image
-from .files import atomic_path
+from .files import MAP_FORMATS, atomic_path, save_map
 from .visualization import colorize, overlay
 
-IMAGE_SUFFIXES = frozenset(
-    (".bmp", ".gif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp")
-)
-MAP_FORMATS = ("npy", "png")
 PREDICTIONS, SKIPPED, LEGEND = "predictions.jsonl", "skipped.jsonl", "legend.png"
 
 
 @dataclass
 class PredictionSummary:
-    """What [`predict_files`] did.
+    """What [`predict_files`] or [`predict_dataset`] did.
 
     Args:
         predictions (`list[dict]`): the lines of predictions.jsonl.
         skipped (`list[dict]`): `path` and `error` of each input that could not be used.
+        left_out (`list[Path]`): images in mask folders of the folders given, which are no photographs.
     """
 
     predictions: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[dict[str, str]] = field(default_factory=list)
+    left_out: list[Path] = field(default_factory=list)
 
     @property
     def exit_status(self) -> int:
@@ -40,18 +41,27 @@ class PredictionSummary:
         return 2 if not self.predictions else 1 if self.skipped else 0
 
 
+class _Item(NamedTuple):
+    """An image to score: its path in the records, the name of its results, and what reads it."""
+
+    path: str
+    name: str
+    read: Callable[[], Image.Image]
+
+
 def find_images(
     inputs: Iterable[str | os.PathLike], output_dir: str | os.PathLike | None = None
-) -> tuple[list[tuple[Path, str]], list[dict[str, str]]]:
+) -> tuple[list[tuple[Path, str]], list[dict[str, str]], list[Path]]:
     """List image files, each once, with a name for its results that no other has.
 
     Args:
         inputs: files, taken whatever they are called, and folders, searched through for image extensions. Hidden files
-            and folders are left out.
+            and folders are left out, and so are folders of masks below them (`MASK_FOLDERS`).
         output_dir (*optional*): where results go; left out of the search, so that they are never taken for inputs.
 
     Returns:
-        pairs of path and name (relative to the folder given, such as "cut/000.png"), and the inputs that hold nothing.
+        pairs of path and name (relative to the folder given, such as "cut/000.png"), the inputs that hold nothing, and
+        the images in folders of masks.
 
     Raises:
         ValueError: if an input lies in output_dir, or output_dir holds images of its own.
@@ -60,13 +70,18 @@ def find_images(
     found: dict[Path, tuple[Path, str]] = {}
     taken: set[str] = set()
     skipped: list[dict[str, str]] = []
+    masks: list[Path] = []
     sources = [Path(source) for source in inputs]
     _check_apart(sources, output)
     for source in sources:
         if source.is_dir():
-            files = [(path, path.relative_to(source).as_posix()) for path in _walk(source, output, skipped)]
+            paths = list(_walk(source, output, skipped))
+            files = [(path, path.relative_to(source).as_posix()) for path in paths if not _is_mask(path, source)]
+            own_masks = [path for path in paths if _is_mask(path, source)]
+            masks += own_masks
             if not files:
-                skipped.append({"path": str(source), "error": "the folder holds no image files"})
+                beside = f" beside {len(own_masks)} in folders of masks" if own_masks else ""
+                skipped.append({"path": str(source), "error": f"the folder holds no image files{beside}"})
         elif source.exists():
             files = [(source, source.name)]
         else:
@@ -75,7 +90,12 @@ def find_images(
         for path, name in files:
             if path.resolve() not in found:
                 found[path.resolve()] = (path, _unique(name, taken))
-    return list(found.values()), skipped
+    left_out = {path.resolve(): path for path in masks if path.resolve() not in found}
+    return list(found.values()), skipped, list(left_out.values())
+
+
+def _is_mask(path: Path, source: Path) -> bool:
+    return any(part.lower() in MASK_FOLDERS for part in path.relative_to(source).parts[:-1])
 
 
 def _check_apart(sources: list[Path], output: Path | None) -> None:
@@ -142,6 +162,65 @@ def predict_files(
     Raises:
         ValueError: if an argument is out of range, or an input lies in the output folder.
     """
+    files, skipped, left_out = find_images(inputs, output_dir)
+    items = [_Item(str(path), name, partial(read_image, path)) for path, name in files]
+    summary = PredictionSummary(skipped=skipped, left_out=left_out)
+    settings: dict[str, Any] = {
+        "batch_size": batch_size,
+        "threshold": threshold,
+        "save_maps": save_maps,
+        "progress": progress,
+    }
+    return _predict(items, Path(output_dir), detector, summary, **settings, vmin=vmin, vmax=vmax, alpha=alpha)
+
+
+def predict_dataset(
+    dataset: Any, output_dir: str | os.PathLike, detector: Callable[..., Any], **settings: Any
+) -> PredictionSummary:
+    """Score the images of a data set, as [`predict_files`] does those of folders.
+
+    Args:
+        dataset (`datasets.Dataset`): from `load_anomaly_dataset`; its masks are not read.
+        output_dir, detector, **settings: as in [`predict_files`].
+
+    Raises:
+        ValueError: if an argument is out of range, or an image lies in the output folder.
+    """
+    output, taken = Path(output_dir), set[str]()
+    paths = [str(path) for path in dataset["path"]]
+    _check_apart([Path(path) for path in paths if os.path.exists(path)], output.resolve())
+    images = dataset.select_columns(["image"])
+    items = [
+        _Item(path, _unique(name, taken), partial(lambda place: images[place]["image"], index))
+        for index, (path, name) in enumerate(zip(paths, _relative_names(paths), strict=True))
+    ]
+    return _predict(items, output, detector, PredictionSummary(), **settings)
+
+
+def _relative_names(paths: Sequence[str]) -> list[str]:
+    """The paths from the folder that all of them lie in; safe to write below another folder, whatever they hold."""
+    split = [[p for p in Path(path.replace("://", "/")).parts if p not in ("/", "\\", "..")] for path in paths]
+    folders = [parts[:-1] for parts in split]
+    shared = 0
+    while folders and all(len(parts) > shared and parts[shared] == folders[0][shared] for parts in folders):
+        shared += 1
+    return ["/".join(parts[shared:]) or "image" for parts in split]
+
+
+def _predict(
+    items: Sequence[_Item],
+    output: Path,
+    detector: Callable[..., Any],
+    summary: PredictionSummary,
+    *,
+    batch_size: int = 1,
+    threshold: float | None = None,
+    save_maps: str | None = None,
+    vmin: float = 0.0,
+    vmax: float = 1.0,
+    alpha: float = 0.5,
+    progress: bool = True,
+) -> PredictionSummary:
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}, expected 1 or more")
     if threshold is not None and not 0 <= threshold <= 1:
@@ -150,28 +229,25 @@ def predict_files(
         raise ValueError(f"save_maps={save_maps!r}, expected one of {MAP_FORMATS}")
     if not vmin < vmax:
         raise ValueError(f"vmin={vmin}, vmax={vmax}, expected vmin < vmax")
-    output = Path(output_dir)
-    files, skipped = find_images(inputs, output)
-    summary = PredictionSummary(skipped=skipped)
     settings = {"image_threshold": threshold} if threshold is not None else {}
-    with tqdm(total=len(files), unit="image", disable=not progress) as bar:
-        for start in range(0, len(files), batch_size):
-            batch = _read(files[start : start + batch_size], summary.skipped)
-            images = [image for _, _, image in batch]
+    with tqdm(total=len(items), unit="image", disable=not progress) as bar:
+        for start in range(0, len(items), batch_size):
+            batch = _read(items[start : start + batch_size], summary.skipped)
+            images = [image for _, image in batch]
             results = detector(images, batch_size=batch_size, **settings) if images else []
-            for (path, name, image), result in zip(batch, results, strict=True):
-                record = {"path": str(path), "score": result["score"]}
+            for (item, image), result in zip(batch, results, strict=True):
+                record = {"path": item.path, "score": result["score"]}
                 if "label" in result:
                     record["label"] = result["label"]
                 picture = overlay(image, result["anomaly_map"], vmin, vmax, alpha)
-                with atomic_path(output / "overlays" / f"{name}.png") as temporary:
+                with atomic_path(output / "overlays" / f"{item.name}.png") as temporary:
                     picture.save(temporary)
-                record["overlay"] = f"overlays/{name}.png"
+                record["overlay"] = f"overlays/{item.name}.png"
                 if save_maps is not None:
-                    record["map"] = f"maps/{name}.{save_maps}"
-                    _save_map(result["anomaly_map"], output / record["map"])
+                    record["map"] = f"maps/{item.name}.{save_maps}"
+                    save_map(result["anomaly_map"], output / record["map"])
                 summary.predictions.append(record)
-            bar.update(min(batch_size, len(files) - start))
+            bar.update(min(batch_size, len(items) - start))
     if summary.predictions:
         with atomic_path(output / LEGEND) as temporary:
             draw_legend(vmin, vmax).save(temporary)
@@ -181,23 +257,14 @@ def predict_files(
     return summary
 
 
-def _read(files: Sequence[tuple[Path, str]], skipped: list[dict[str, str]]) -> list[tuple[Path, str, Image.Image]]:
+def _read(items: Sequence[_Item], skipped: list[dict[str, str]]) -> list[tuple[_Item, Image.Image]]:
     readable = []
-    for path, name in files:
+    for item in items:
         try:
-            readable.append((path, name, read_image(path)))
+            readable.append((item, item.read()))
         except (ValueError, MemoryError) as error:
-            skipped.append({"path": str(path), "error": str(error)})
+            skipped.append({"path": item.path, "error": str(error)})
     return readable
-
-
-def _save_map(anomaly_map: np.ndarray, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        if path.suffix == ".npy":
-            np.save(temporary, anomaly_map.astype(np.float32), allow_pickle=False)
-        else:
-            levels = np.rint(np.clip(anomaly_map, 0, 1) * 65535).astype(np.uint16)
-            Image.fromarray(levels).save(temporary)
 
 
 def _write_lines(path: Path, records: list[dict]) -> None:
@@ -221,4 +288,4 @@ def draw_legend(vmin: float, vmax: float, width: int = 320) -> Image.Image:
     return legend
 
 
-__all__ = ["PredictionSummary", "draw_legend", "find_images", "predict_files"]
+__all__ = ["PredictionSummary", "draw_legend", "find_images", "predict_dataset", "predict_files"]
