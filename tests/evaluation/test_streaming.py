@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -90,6 +94,39 @@ def test_state_does_not_grow():
     once = fill(maps, masks, num_bins=1024).compute()
     again = streaming.compute()
     assert all(again[name] == pytest.approx(once[name], abs=1e-12) for name in NAMES)
+
+
+STREAM = """
+import numpy as np
+from scipy import ndimage
+from anomalyclip_hf.evaluation.streaming import StreamingPixelMetrics
+
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+
+rng = np.random.default_rng(0)
+scores = ndimage.gaussian_filter(rng.random((518, 518)), 3).astype(np.float32)
+mask = np.zeros((518, 518), bool)
+mask[100:160, 200:300] = True
+streaming, seen = StreamingPixelMetrics(), []
+for index in range(1, 401):
+    streaming.update([np.roll(scores, 7 * index, axis=1)], [mask])
+    if index in (100, 400):
+        seen.append(peak())
+values = streaming.compute()
+print(*seen, peak(), values["num_images"], values["num_regions"])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux to tell the peak of memory")
+def test_memory_does_not_grow_with_the_images():
+    """VisA's 2,162 images fit into 2 GB: 400 of 518x518 need what 100 need, and far less (kept, they'd be 0.5 GB)."""
+    done = subprocess.run([sys.executable, "-c", STREAM], capture_output=True, text=True, check=True)
+    at_100, at_400, at_end, images, regions = map(int, done.stdout.split())  # kB
+    assert images == regions == 400
+    assert at_400 - at_100 < 8 * 1024  # 300 maps alone would be 320 MB
+    assert at_end < 2 * 1024**2
 
 
 def test_keys_keep_the_order_and_the_value():
