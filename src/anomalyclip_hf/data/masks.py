@@ -2,7 +2,7 @@
 
 `read_image` gives an 8-bit RGB image, `read_mask` a mask of 0 and 255.
 Both take a path, bytes, a binary file, the `{"bytes", "path"}` of a `datasets.Image` column, an array or a PIL image,
-and name the file when it cannot be read. Nothing here imports more than numpy and PIL.
+and name the file when it cannot be read. Importing this needs numpy and PIL only.
 """
 
 from __future__ import annotations
@@ -246,15 +246,9 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 def _to_8_bit(values: np.ndarray) -> np.ndarray:
     """Scale to 0 .. 255: uint16 by its full range, other integers too unless all are below 256, floats from [0, 1]."""
-    low, high = float(values.min()), float(values.max())
-    is_float = np.issubdtype(values.dtype, np.floating)
-    most = 1.0 if is_float else 65535.0
-    if not (low >= 0 and high <= most):  # also true of NaN
-        raise ValueError(f"its values run from {low:g} to {high:g}, expected 0 to {most:g} without NaN; rescale it")
-    if is_float:
-        return np.rint(values * 255.0).astype(np.uint8)
-    wide = values.dtype == np.uint16 or high > 255
-    return ((values.astype(np.uint32) + 128) // 257 if wide else values).astype(np.uint8)
+    from ..processing_anomalyclip import _to_uint8  # here, since it imports torch, which few images need
+
+    return _to_uint8(values, "the image")
 
 
 def _foreground(image: Image.Image, threshold: int) -> np.ndarray:
