@@ -105,6 +105,39 @@ def test_a_run_that_was_cut_off_goes_on(tiny_model, tiny_processor, dataset, tmp
     assert len(calls) == 25 and comparable(other) != comparable(whole)
 
 
+def test_unreadable_files_leave_the_rest_as_it_is(tiny_model, tiny_processor, tmp_path, monkeypatch):
+    tree = make_tree(tmp_path / "mvtec")
+    whole = load_anomaly_dataset("mvtec", data_dir=tree)
+    rest = whole.select([i for i in range(14) if i not in (2, 4, 5)])
+    Image.new("L", (10, 90)).save(tree / "bottle/ground_truth/scratch/001_mask.png")  # of another picture
+    for name in ("test/good/002.png", "ground_truth/scratch/002_mask.png"):
+        (tree / "bottle" / name).write_bytes(b"")
+    options = {**SETTINGS, "batch_size": 1, "exact": False, "num_bins": 2**12}
+    expected = evaluate_model(tiny_model, tiny_processor, rest, **options)
+    score, calls = MethodScorer.score, []
+
+    def counted(self, *args):
+        calls.append(args)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return score(self, *args)
+
+    monkeypatch.setattr(MethodScorer, "score", counted)
+    options |= {"output_dir": tmp_path / "out", "save_every": 1}
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_model(tiny_model, tiny_processor, whole, **options)
+    for _ in range(2):  # the second time from the finished classes
+        found = evaluate_model(tiny_model, tiny_processor, whole, resume=True, num_workers=1, **options)
+        assert found["classes"] == expected["classes"] and found["num_images"] == 11
+        assert [one["path"] for one in found["unreadable"]] == [whole["path"][i] for i in (2, 4, 5)]
+        assert all(word in found["notes"][0] for word in ("3 of 14", "it is empty (0 bytes)", "mask of", "10x90"))
+    assert len(calls) == 12  # 11 images and the one cut off
+    for file in tree.rglob("*.png"):
+        file.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"none of its 14 images can be read; the first: .*000\.png"):
+        evaluate_model(tiny_model, tiny_processor, whole, **SETTINGS)
+
+
 def test_a_damaged_tally_is_judged_anew(tiny_model, tiny_processor, dataset, tmp_path):
     whole = evaluate_model(tiny_model, tiny_processor, dataset, output_dir=tmp_path, **SETTINGS)
     folder = tmp_path / "progress" / "data"

@@ -53,8 +53,12 @@ def test_thresholds_travel_with_the_prompts(tiny_checkpoint, tiny_clip_dir, tmp_
     line = ["--model", tiny_checkpoint, "--sources", f"mine={tree}", "--cpu", "--disable_tqdm", "--num_pictures", "1"]
     line += ["--output_dir", str(tmp_path / "out"), "--save_thresholds", str(prompts)]
     assert main([*line, "--calibrate", "f1"]) == 0
-    assert "mine at image_threshold" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "mine at image_threshold" in printed.out
     stored = json.loads((tmp_path / "out" / "results.json").read_text())
+    warning = "thresholds were chosen on the judged images: figures at them are optimistic"
+    assert f"warning: {warning}" in printed.err and stored["thresholds"]["warning"].startswith(warning)
+    assert warning in (tmp_path / "out" / "results.md").read_text()
     config = AnomalyCLIPModel.from_pretrained(prompts).config
     assert config.image_threshold == stored["thresholds"]["image"]["threshold"]
     assert config.pixel_threshold == stored["thresholds"]["pixel"]["threshold"]
@@ -68,6 +72,50 @@ def test_thresholds_travel_with_the_prompts(tiny_checkpoint, tiny_clip_dir, tmp_
     )
     learned = AnomalyCLIPModel.from_pretrained(prompts).prompt_learner.context
     assert (learned == AnomalyCLIPModel.from_pretrained(tiny_checkpoint).prompt_learner.context).all()
+
+
+@pytest.mark.filterwarnings("ignore:.* normal samples are too few")
+def test_thresholds_of_other_images_need_no_warning(tiny_checkpoint, tmp_path, capsys):
+    tree, other = make_tree(tmp_path / "tree", ("bottle",)), make_tree(tmp_path / "other", ("grid",))
+    line = ["--model", tiny_checkpoint, "--sources", f"mine={tree}", "--cpu", "--disable_tqdm", "--num_pictures", "0"]
+    line += ["--output_dir", str(tmp_path / "out"), "--calibrate"]
+    assert main([*line, "f1", "--calibration_source", f"else={other}", "--class_names", "bottle"]) == 0
+    assert "optimistic" not in capsys.readouterr().err
+    stored = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert stored["thresholds"]["source"] == "else" and "warning" not in stored["thresholds"]
+    # The same files by another door.
+    assert main([*line, "normal", "--calibration_source", str(tree / "bottle"), "--calibration_split", "test"]) == 0
+    assert "warning: thresholds were chosen on the judged images" in capsys.readouterr().err
+
+
+def test_columns_are_named_by_flags(tiny_checkpoint, tmp_path):
+    tree, table = make_tree(tmp_path / "tree", ("bottle",)), tmp_path / "parts.csv"
+    files = sorted(path.relative_to(tree).as_posix() for path in tree.glob("bottle/test/*/*.png"))
+    rows = [f"{path},{'ok' if 'good' in path else 'broken'},cup" for path in files]
+    table.write_text("\n".join(["picture,state,part", *rows]) + "\n")
+    line = ["--model", tiny_checkpoint, "--source", str(table), "--data_dir", str(tree), "--cpu", "--disable_tqdm"]
+    line += ["--image_column", "picture", "--label_column", "state", "--class_column", "part", "--normal_labels", "ok"]
+    assert main([*line, "--output_dir", str(tmp_path / "out"), "--num_pictures", "0"]) == 0
+    (entry,) = json.loads((tmp_path / "out" / "results.json").read_text())["datasets"].values()
+    assert list(entry["classes"]) == ["cup"] and entry["num_images"] == 7 and entry["num_anomalous_images"] == 4
+
+
+def test_an_unreadable_image_is_reported_and_left_out(tiny_checkpoint, tmp_path, capsys):
+    tree, out = make_tree(tmp_path / "tree", ("bottle", "grid")), tmp_path / "out"
+    bad = tree / "bottle" / "test" / "scratch" / "001.png"
+    bad.write_bytes(bad.read_bytes()[:100])
+    line = ["--model", tiny_checkpoint, "--sources", f"mine={tree}", "--cpu", "--disable_tqdm", "--num_pictures", "2"]
+    assert main([*line, "--output_dir", str(out), "--batch_size", "1"]) == 1
+    assert f"skipped mine: cannot read image {bad}" in capsys.readouterr().err
+    entry = json.loads((out / "results.json").read_text())["datasets"]["mine"]
+    assert (entry["num_images"], entry["num_anomalous_images"], entry["num_unreadable_images"]) == (13, 7, 1)
+    assert entry["unreadable"][0]["path"] == str(bad) and entry["num_anomalous_images_without_mask"] == 0
+    assert entry["classes"]["bottle"]["num_images"] == 6 and entry["classes"]["bottle"]["num_judged_maps"] == 6
+    assert "- 1 of 14 images could not be read and are left out: " in (out / "results.md").read_text()
+    bad.unlink()
+    assert main([*line, "--output_dir", str(tmp_path / "without"), "--batch_size", "1"]) == 0
+    without = json.loads((tmp_path / "without" / "results.json").read_text())["datasets"]["mine"]
+    assert without["mean"] == entry["mean"]
 
 
 def test_sources_of_the_command_line(tmp_path):

@@ -38,6 +38,31 @@ def test_labels_set_the_threshold_of_the_best_f1(tiny_model, tiny_processor, dat
     assert high["image"]["recall"] == high["pixel"]["recall"] == 1.0
 
 
+@pytest.mark.filterwarnings("ignore:.* normal samples are too few")
+def test_plain_images_are_normal_ones(tiny_model, tiny_processor, dataset):
+    normal = dataset.filter(lambda row: row["label"] == 0)
+    expected = calibrate(tiny_model, tiny_processor, normal, show_progress=False)
+    for images in (list(normal["path"]), tuple(normal["image"]), [np.asarray(image) for image in normal["image"]]):
+        assert calibrate(tiny_model, tiny_processor, images, show_progress=False) == expected
+    for wrong in (normal[0]["path"], list(normal), {"label": [0]}, [0.5]):
+        with pytest.raises(
+            TypeError, match=r"expected a data set of load_anomaly_dataset\(...\), or a list of normal"
+        ):
+            calibrate(tiny_model, tiny_processor, wrong, show_progress=False)
+
+
+@pytest.mark.filterwarnings("ignore:.* normal samples are too few")
+def test_unreadable_images_are_left_out(tiny_model, tiny_processor, dataset, tmp_path):
+    paths = [path for path, label in zip(dataset["path"], dataset["label"], strict=True) if label == 0]
+    expected = calibrate(tiny_model, tiny_processor, paths, show_progress=False)
+    (tmp_path / "bad.png").write_text("hello")
+    bad = [str(tmp_path / "bad.png")] * 8
+    with pytest.warns(UserWarning, match=r"8 of 30 images could not be read and are left out; .*bad\.png"):
+        assert calibrate(tiny_model, tiny_processor, bad + paths, show_progress=False) == expected
+    with pytest.raises(ValueError, match="none of the 8 images can be read"):
+        calibrate(tiny_model, tiny_processor, bad, show_progress=False)
+
+
 def test_what_cannot_be_calibrated_is_refused(tiny_model, tiny_processor, dataset):
     bad = dataset.filter(lambda row: row["label"] == 1)
     with pytest.raises(ValueError, match="none with label 0"):

@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
-from .masks import fit_mask
+from .masks import ImageReadError, fit_mask
 
 UNKNOWN_LABEL = -1
 
@@ -51,6 +51,7 @@ def make_loader(
     pin_memory: bool = False,
     drop_last: bool = False,
     prefetch_factor: int = 2,
+    skip_unreadable: bool = False,
 ) -> DataLoader:
     """Make a `DataLoader` over a loaded data set; at most `num_workers * prefetch_factor` batches are held at a time.
 
@@ -70,9 +71,12 @@ def make_loader(
         num_workers (`int`): worker processes; 0 decodes in the calling one. A stream uses at most one, to keep order.
         sampler, shuffle, generator, pin_memory, drop_last, prefetch_factor: as in `DataLoader`.
         keep_masks (`bool`): also give the masks at the original size, for evaluation.
+        skip_unreadable (`bool`): leave out samples that cannot be read, and list them in the batch as `unreadable`,
+            pairs of place in the batch asked for and error; a batch without any sample left holds nothing else.
 
     Raises:
-        ImageReadError: while iterating, naming the file that cannot be read or the mask that does not fit.
+        ImageReadError: while iterating, unless `skip_unreadable`: names the file that cannot be read or the mask that
+            does not fit.
     """
     if batch_size < 1 or num_workers < 0:
         raise ValueError(f"batch_size={batch_size} must be 1 or more, and num_workers={num_workers} 0 or more")
@@ -80,13 +84,15 @@ def make_loader(
     workers = min(num_workers, 1) if stream else num_workers
     more: dict[str, Any] = {"prefetch_factor": prefetch_factor} if workers else {}
     return DataLoader(
-        _Stream(dataset) if stream else _Rows(dataset),
+        _Stream(dataset) if stream else _Rows(dataset, skip_unreadable),
         batch_size=batch_size,
         num_workers=workers,
         sampler=sampler,
         shuffle=shuffle if not stream else False,
         generator=generator,
-        collate_fn=partial(collate_samples, processor=processor, keep_masks=keep_masks),
+        collate_fn=partial(
+            collate_samples, processor=processor, keep_masks=keep_masks, skip_unreadable=skip_unreadable
+        ),
         pin_memory=pin_memory,
         drop_last=drop_last,
         worker_init_fn=_start_worker if workers else None,
@@ -95,9 +101,15 @@ def make_loader(
 
 
 def collate_samples(
-    samples: Sequence[dict], processor: Callable[..., Any], keep_masks: bool = False
+    samples: Sequence[dict], processor: Callable[..., Any], keep_masks: bool = False, skip_unreadable: bool = False
 ) -> dict[str, Any]:
     """Turn samples of the one schema into one batch, see `make_loader`."""
+    if skip_unreadable:
+        errors = [_why_unreadable(sample) for sample in samples]
+        samples = [sample for sample, error in zip(samples, errors, strict=True) if error is None]
+        unreadable = [(place, error) for place, error in enumerate(errors) if error is not None]
+        batch = collate_samples(samples, processor, keep_masks) if samples else {}
+        return batch | {"unreadable": unreadable}
     images = [sample["image"] for sample in samples]
     labels = [UNKNOWN_LABEL if sample["label"] is None else int(sample["label"]) for sample in samples]
     masks = [_mask_of(sample, label) for sample, label in zip(samples, labels, strict=True)]
@@ -140,14 +152,19 @@ def measure_loader(
 class _Rows(TorchDataset):
     """A map-style data set read row by row: a batch then holds its decoded pictures once."""
 
-    def __init__(self, dataset):
-        self.dataset = dataset
+    def __init__(self, dataset, skip_unreadable: bool = False):
+        self.dataset, self.skip_unreadable = dataset, skip_unreadable
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index) -> dict:
-        return self.dataset[int(index)]
+        try:
+            return self.dataset[int(index)]
+        except ImageReadError as error:
+            if not self.skip_unreadable:
+                raise
+            return {"unreadable": str(error)}
 
 
 class _Stream(IterableDataset):
@@ -168,6 +185,17 @@ class _Cycle(Sampler):
 
     def __len__(self) -> int:
         return 1 << 40
+
+
+def _why_unreadable(sample: dict) -> str | None:
+    """Why a sample cannot be used: its own error, or a mask that does not fit; None where it can."""
+    if "unreadable" in sample:
+        return sample["unreadable"]
+    try:
+        _mask_of(sample, UNKNOWN_LABEL)
+    except ImageReadError as error:
+        return str(error)
+    return None
 
 
 def _mask_of(sample: dict, label: int) -> Image.Image | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from .evaluator import EvaluationSettings
 # The drawn test set that the embedded default is judged on: classes and a defect that training never saw.
 HELD_OUT: dict[str, Any] = {"num_images": 400, "seed": 2026, "difficulty": 0.5, "size": 128}
 CALIBRATIONS = ("normal", "f1", "recall")
+OPTIMISTIC = "thresholds were chosen on the judged images: figures at them are optimistic; give --calibration_source"
 
 
 def option(default: Any, help: str) -> Any:
@@ -67,6 +69,8 @@ class EvaluateCommand:
     save_thresholds: str | None = option(None, "Folder of a checkpoint to write them into, or a new one for prompts.")
     cpu: bool = option(False, "Use the CPU even if there is an accelerator.")
     disable_tqdm: bool = option(False, "Show no progress bars.")
+    # The columns and the rest of `data.arguments`, for all sources but 'synthetic'.
+    source_arguments: dict[str, Any] = field(init=False, default_factory=dict)
 
     def __post_init__(self):
         if not self.model:
@@ -101,6 +105,8 @@ def parse_command(argv: Sequence[str] | None = None) -> EvaluateCommand:
     """Read the command line."""
     from transformers import HfArgumentParser
 
+    from ..data.arguments import add_source_arguments, source_arguments
+
     parser: Any = HfArgumentParser(
         EvaluateCommand, description="Judge AnomalyCLIP; with `accelerate launch` in several processes."
     )
@@ -109,7 +115,11 @@ def parse_command(argv: Sequence[str] | None = None) -> EvaluateCommand:
             action.nargs = "*"
         elif action.dest == "exact":
             action.nargs, action.const = "?", True
-    return parser.parse_args_into_dataclasses(args=list(sys.argv[1:] if argv is None else argv))[0]
+    taken = [action.dest for action in parser._actions]  # --revision is the checkpoint's
+    add_source_arguments(parser.add_argument_group("reading of the sources"), skip=taken)
+    command, flags = parser.parse_args_into_dataclasses(args=list(sys.argv[1:] if argv is None else argv))
+    command.source_arguments = source_arguments(flags)
+    return command
 
 
 def load_model(command: EvaluateCommand) -> tuple[Any, Any]:
@@ -163,28 +173,43 @@ def load_source(text: str, split: str = "test", data_dir: str | None = None, **o
 
 def load_sources(command: EvaluateCommand) -> dict[str, Any]:
     """All data sets of a command by name."""
-    options = json.loads(command.source_options) if command.source_options else {}
-    if command.class_names:
-        options["class_names"] = command.class_names
-    texts = command.sources or [str(command.source)]
     found = {}
-    for text in texts:
-        name, dataset = load_source(text, command.split, command.data_dir, **options)
+    for text in _source_texts(command):
+        name, dataset = load_source(text, command.split, command.data_dir, **_source_options(command, text))
         if name in found:
             raise ValueError(f"two sources are named {name!r}: write NAME=FOLDER with different names")
         found[name] = dataset
     return found
 
 
-def choose_thresholds(command: EvaluateCommand, model: Any, processor: Any) -> dict[str, Any]:
-    """Set the model's thresholds from the calibration data, and store them if asked to."""
+def _source_texts(command: EvaluateCommand) -> list[str]:
+    return command.sources or [str(command.source)]
+
+
+def _source_options(command: EvaluateCommand, text: str) -> dict[str, Any]:
+    options = {} if text == "synthetic" else dict(command.source_arguments)
+    options |= json.loads(command.source_options) if command.source_options else {}
+    return options | ({"class_names": command.class_names} if command.class_names else {})
+
+
+def choose_thresholds(command: EvaluateCommand, model: Any, processor: Any, judged: Mapping[str, Any]) -> dict:
+    """Set the model's thresholds from the calibration data, and store them if asked to.
+
+    Args:
+        command, model, processor: what is judged.
+        judged: the data sets that are; where they share images with the calibration data, `warning` says so, and
+            `judged_images_of` names them.
+    """
     from .thresholds import calibrate, save_thresholds
 
-    source = command.calibration_source or (command.sources or [str(command.source)])[0]
+    source = command.calibration_source or _source_texts(command)[0]
     normal = command.calibrate == "normal"
     split = command.calibration_split or ("train" if normal else "test")
-    # Never the drawings that are judged.
-    options = {"seed": HELD_OUT["seed"] + 1} if source == "synthetic" else {}
+    options = _source_options(command, source)
+    if command.calibration_source:
+        options.pop("class_names", None)  # those of the judged sources
+    if source == "synthetic":  # never the drawings that are judged
+        options["seed"] = options.get("seed", HELD_OUT["seed"]) + 1
     name, dataset = load_source(source, split, command.data_dir, **options)
     wanted: dict[str, Any] = {"method": "normal" if normal else "labels"}
     if normal:
@@ -205,7 +230,20 @@ def choose_thresholds(command: EvaluateCommand, model: Any, processor: Any) -> d
             save_thresholds(command.save_thresholds, model.config.image_threshold, model.config.pixel_threshold)
         else:
             model.save_prompts(command.save_thresholds, processor=processor)
-    return {"source": name, "split": split, **wanted, **found}
+    shared = [] if source == "synthetic" else _sharing(command, source, split, dataset, judged)
+    warning = {"warning": OPTIMISTIC, "judged_images_of": shared} if shared else {}
+    return {"source": name, "split": split, **warning, **wanted, **found}
+
+
+def _sharing(command: EvaluateCommand, source: str, split: str, dataset: Any, judged: Mapping[str, Any]) -> list[str]:
+    """Names of the judged data sets that hold images of the calibration data: the same files, or source and split."""
+    files = {os.path.realpath(path) for path in dataset["path"] if os.path.isfile(path)}
+    return [
+        name
+        for text, (name, other) in zip(_source_texts(command), judged.items(), strict=True)
+        if (text == source and (command.split == split or "all" in (command.split, split)))
+        or any(os.path.realpath(path) in files for path in other["path"])
+    ]
 
 
 def run(command: EvaluateCommand) -> dict[str, Any]:
@@ -223,7 +261,7 @@ def run(command: EvaluateCommand) -> dict[str, Any]:
     methods = [OWN, *(BASELINES if command.baselines else ())]
     if command.ablations is not None:
         methods += parse_ablations(command.ablations, model)
-    thresholds = choose_thresholds(command, model, processor) if command.calibrate else None
+    thresholds = choose_thresholds(command, model, processor, sources) if command.calibrate else None
     result = evaluate_sources(
         model,
         processor,
@@ -242,7 +280,10 @@ def run(command: EvaluateCommand) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; errors of settings and data are one line, without a traceback."""
+    """Run the command; errors of settings and data are one line, without a traceback.
+
+    Returns the exit status: 0 all was judged, 1 an error, or images that could not be read and were left out.
+    """
     from .results import short_table
 
     try:
@@ -253,14 +294,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     if _is_main_process():
         print(short_table(result))
+        if warning := result.get("thresholds", {}).get("warning"):
+            print(f"warning: {warning}", file=sys.stderr)
         for name, entry in result["datasets"].items():
             if at := entry.get("at_image_threshold"):
                 shares = ", ".join(
                     f"{key} {100 * at[key]:.1f}%" for key in ("recall", "false_alarm_rate") if key in at
                 )
                 print(f"\n{name} at image_threshold {at['threshold']:.4f}: {shares}")
+        for name, entry in result["datasets"].items():
+            for one in entry["unreadable"]:
+                print(f"skipped {name}: {one['error']}", file=sys.stderr)
         print(f"\nresults, scores and report: {command.output_dir}")
-    return 0
+    return 1 if any(entry["unreadable"] for entry in result["datasets"].values()) else 0
 
 
 def _is_main_process() -> bool:

@@ -110,12 +110,12 @@ def evaluate_model(
 
     Returns:
         `mean` (metric to mean over the classes where it is defined), `mean_num_classes` (how many those are),
-        `classes` (class to metrics, with `reasons` for NaN), `notes`, counts, `methods` (the same of every method),
+        `classes` (class to metrics, with `reasons` for NaN), `notes`, counts, `unreadable` (`path` and `error` of each
+        image left out because it or its mask can't be read), `methods` (the same of every method),
         `scores` (columns per image) and `curves` (of the first method, per class). Metrics are in [0, 1].
 
     Raises:
-        ValueError: no such method or setting, a data set without the columns needed, NaN scores.
-        ImageReadError: naming the file that can't be read.
+        ValueError: no such method or setting, a data set without the columns needed, NaN scores, no readable image.
     """
     chosen = EvaluationSettings(**settings)
     table = _read_columns(dataset)
@@ -132,7 +132,10 @@ def evaluate_model(
             part = run.progress.load_class(class_name) if resume else None
             part = part or run.judge_class(class_name, indices, bar, resume)
             parts[class_name] = part
-            bar.update(sum(len(one["indices"]) for one in parts.values()) - bar.n)
+            bar.update(sum(len(one["indices"]) + len(one["unreadable"]) for one in parts.values()) - bar.n)
+    if not any(part["indices"] for part in parts.values()):
+        errors = [error for part in parts.values() for _, error in part["unreadable"]]
+        raise ValueError(f"{name}: none of its {total} images can be read; the first: {errors[0]}")
     return _summarize(parts, table, scorer)
 
 
@@ -156,7 +159,8 @@ def evaluate_sources(
     Args:
         sources: name to data set; names of `LAYOUTS` get the paper's numbers beside ours.
         num_pictures: misses, false alarms and samples of each data set in the report.
-        thresholds: how the model's thresholds were chosen, for the record.
+        thresholds: how the model's thresholds were chosen, for the record; its `warning` is noted at the data sets
+            named in `judged_images_of`.
         others: as in [`evaluate_model`].
 
     Returns:
@@ -192,6 +196,8 @@ def evaluate_sources(
     }
     if thresholds is not None:
         result["thresholds"] = dict(thresholds)
+        for name in thresholds.get("judged_images_of", ()):
+            entries[name]["notes"].append(thresholds["warning"])
     if output_dir is not None and (accelerator is None or accelerator.is_main_process):
         pictures = make_samples(model, processor, sources, result, num_pictures, methods[0], tokenizer, chosen)
         write_results(result, output_dir, pictures, pixel_threshold=model.config.pixel_threshold)
@@ -250,10 +256,16 @@ class _Run:
                 self.settings.num_workers,
                 sampler=[index for batch in batches for index in batch],
                 keep_masks=self.settings.map_size is not None,
+                skip_unreadable=True,
             )
         )
 
     def _add(self, tally: ClassTally, indices: list[int], batch: dict[str, Any], class_name: str) -> None:
+        unreadable = dict(batch["unreadable"])
+        tally.unreadable |= {indices[place]: error for place, error in unreadable.items()}
+        indices = [index for place, index in enumerate(indices) if place not in unreadable]
+        if not indices:
+            return
         scores, maps = score_batch(self.scorer, self.processor, batch, class_name, self.settings)
         tally.add(indices, scores, maps, truth_of(batch, self.settings.map_size))
         if self.maps_dir is not None:
@@ -285,7 +297,9 @@ class _Run:
             if number == 0:
                 curves = {kind: [np.asarray(axis).tolist() for axis in line] for kind, line in lines.items()}
             metrics[method] = found
-        return {"indices": tally.indices, "scores": tally.scores, "metrics": metrics, "curves": curves}
+        unreadable = [list(pair) for pair in tally.unreadable.items()]
+        found = {"indices": tally.indices, "unreadable": unreadable, "scores": tally.scores}
+        return found | {"metrics": metrics, "curves": curves}
 
 
 def score_batch(
@@ -413,13 +427,21 @@ def _summarize(parts: dict[str, dict[str, Any]], table: dict[str, list], scorer:
     scores: dict[str, Any] = {key: [values[index] for index in order] for key, values in table.items()}
     scores["index"] = order
     scores["scores"] = {name: [s for part in parts.values() for s in part["scores"][name]] for name in methods}
-    labels = table["label"]
+    labels = scores["label"]
+    unreadable = [
+        {"path": str(table["path"][index]), "error": error}
+        for part in parts.values()
+        for index, error in part["unreadable"]
+    ]
     without = sum(1 for label in labels if label == 1) - _num_judged(parts, first, labels)
     notes = [
         f"{metric}: mean over {count} of {len(parts)} classes, undefined in the others"
         for metric, count in methods[first]["mean_num_classes"].items()
         if 0 < count < len(parts)
     ]
+    if unreadable:
+        shown = "; ".join(one["error"] for one in unreadable[:5]) + ("; ..." if len(unreadable) > 5 else "")
+        notes.append(f"{len(unreadable)} of {len(table['label'])} images could not be read and are left out: {shown}")
     return {
         "mean": methods[first]["mean"],
         "mean_num_classes": methods[first]["mean_num_classes"],
@@ -428,6 +450,8 @@ def _summarize(parts: dict[str, dict[str, Any]], table: dict[str, list], scorer:
         "num_anomalous_images": sum(label == 1 for label in labels),
         "num_unlabeled_images": sum(label is None for label in labels),
         "num_anomalous_images_without_mask": max(without, 0),
+        "num_unreadable_images": len(unreadable),
+        "unreadable": unreadable,
         "notes": notes,
         "methods": methods,
         "scores": scores,

@@ -33,6 +33,8 @@ class ClassTally:
         self.num_bins = num_bins
         self.indices: list[int] = []
         self.scores: dict[str, list[float]] = {name: [] for name in self.methods}
+        # position of an image that could not be read -> why
+        self.unreadable: dict[int, str] = {}
         # exact: position of an image in the data set -> its maps, method by method, and its mask
         self.maps: dict[int, tuple[dict[str, np.ndarray], np.ndarray]] = {}
         self.pixels: dict[str, StreamingPixelMetrics] = {}
@@ -69,7 +71,13 @@ class ClassTally:
     def state(self) -> dict[str, Any]:
         """Everything as plain numbers and arrays, to send to another process."""
         pixels = {name: one.state_dict() for name, one in self.pixels.items()}
-        return {"indices": self.indices, "scores": self.scores, "maps": self.maps, "pixels": pixels}
+        return {
+            "indices": self.indices,
+            "scores": self.scores,
+            "maps": self.maps,
+            "pixels": pixels,
+            "unreadable": self.unreadable,
+        }
 
     def merge(self, state: dict[str, Any]) -> None:
         """Add what another process collected (its `state()`)."""
@@ -77,6 +85,7 @@ class ClassTally:
         for name in self.methods:
             self.scores[name] += state["scores"][name]
         self.maps.update(state["maps"])
+        self.unreadable.update(state["unreadable"])
         for name, pixels in state["pixels"].items():
             other = StreamingPixelMetrics.from_state_dict(pixels)
             self.pixels[name] = self.pixels[name].merge(other) if name in self.pixels else other
@@ -87,6 +96,7 @@ class ClassTally:
         self.indices = [self.indices[place] for place in order]
         self.scores = {name: [values[place] for place in order] for name, values in self.scores.items()}
         self.maps = dict(sorted(self.maps.items()))
+        self.unreadable = dict(sorted(self.unreadable.items()))
 
     def compute(self, name: str, labels: Sequence[int | None], with_curves: bool = False) -> dict[str, Any]:
         """Metrics of one method.
@@ -110,7 +120,9 @@ class ClassTally:
                 reasons |= found.pop("reasons")
                 values |= found
             else:
-                reasons |= dict.fromkeys(IMAGE_METRICS, "no image has a label")
+                reasons |= dict.fromkeys(
+                    IMAGE_METRICS, "no image has a label" if self.indices else "no image could be read"
+                )
                 values |= {"num_images": 0, "num_anomalous_images": 0}
             found = self._pixel_metrics(name, with_curves)
         anomalous = values["num_anomalous_images"]
@@ -140,7 +152,13 @@ class ClassTally:
             key: what the run depends on, compared by `load`.
             batches: how many batches have been added.
         """
-        arrays: dict[str, Any] = {"key": np.array(key), "batches": np.array(batches), "indices": self.indices}
+        arrays: dict[str, Any] = {
+            "key": np.array(key),
+            "batches": np.array(batches),
+            "indices": np.array(self.indices, dtype=np.int64),
+        }
+        arrays |= {"unreadable": np.array(list(self.unreadable), dtype=np.int64)}
+        arrays |= {"errors": np.array(list(self.unreadable.values()), dtype=np.str_)}
         for name in self.methods:
             arrays[f"scores/{name}"] = np.array(self.scores[name], dtype=np.float64)
             if name in self.pixels:
@@ -158,6 +176,7 @@ class ClassTally:
         if str(arrays.get("key")) != key:
             return 0
         self.indices = arrays["indices"].tolist()
+        self.unreadable = dict(zip(arrays["unreadable"].tolist(), arrays["errors"].tolist(), strict=True))
         for name in self.methods:
             self.scores[name] = arrays[f"scores/{name}"].tolist()
             prefix = f"pixels/{name}/"

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from tqdm.auto import tqdm
 
 from ..data.loader import make_loader
+from ..data.masks import describe_source, read_image
 from .calibration import calibrate_from_labels, calibrate_from_normal, calibrate_from_ranking, pixel_level
 from .files import atomic_path
 from .streaming import StreamingPixelMetrics
+
+_EXPECTED = "a data set of load_anomaly_dataset(...), or a list of normal images (PIL images, arrays or paths)"
 
 
 @torch.no_grad()
@@ -41,7 +47,8 @@ def calibrate(
     Args:
         model: an [`AnomalyCLIPModel`].
         processor: its processor.
-        dataset: from `load_anomaly_dataset`; images like those to come, none of them from the test set.
+        dataset: from `load_anomaly_dataset`, or a list of normal images (PIL images, arrays or paths); images like
+            those to come, none of them from the test set. What can't be read is left out, with a warning.
         method: `"normal"`: from its normal images alone, see `calibrate_from_normal`; `"labels"`: from all labelled
             ones, see `calibrate_from_labels`.
         false_alarm_rate, confidence, pixel_rate: for `"normal"`, see `calibrate_pixels_from_normal`.
@@ -52,21 +59,27 @@ def calibrate(
         `{"image": ..., "pixel": ...}` as plain numbers; `"pixel"` is None where labels come without a mask.
 
     Raises:
-        ValueError: no normal image, or one class only for `"labels"`.
+        ValueError: no normal image, no readable one, or one class only for `"labels"`.
+        TypeError: the data set is none of the above.
     """
     if method not in ("normal", "labels"):
         raise ValueError(f"method={method!r}, expected 'normal' or 'labels'")
     wanted = (0,) if method == "normal" else (0, 1)
+    dataset = _with_labels(dataset)
     chosen = [index for index, label in enumerate(dataset["label"]) if label in wanted]
     if not chosen:
         raise ValueError(f"the data set has {len(dataset)} images but none with label {' or '.join(map(str, wanted))}")
-    loader = make_loader(dataset, processor, batch_size, num_workers, sampler=chosen)
+    loader = make_loader(dataset, processor, batch_size, num_workers, sampler=chosen, skip_unreadable=True)
     scores: list[float] = []
     labels: list[int] = []
     levels: list[float] = []
+    unreadable: list[str] = []
     pixels = StreamingPixelMetrics()
     model.eval()
     for batch in tqdm(loader, desc="calibration", unit="batch", disable=not show_progress):
+        unreadable += [error for _, error in batch["unreadable"]]
+        if "pixel_values" not in batch:
+            continue
         results = processor.post_process_anomaly_detection(model(batch["pixel_values"].to(model.device)))
         maps = [result["anomaly_map"].float().cpu().numpy() for result in results]
         scores += [result["score"] for result in results]
@@ -77,6 +90,11 @@ def calibrate(
         known = np.flatnonzero(batch["has_mask"].numpy())
         if len(known):
             pixels.update([maps[place] for place in known], [batch["masks"][place] for place in known])
+    if unreadable:
+        if not scores:
+            raise ValueError(f"none of the {len(chosen)} images can be read; the first: {unreadable[0]}")
+        left_out = f"{len(unreadable)} of {len(chosen)} images could not be read and are left out"
+        warnings.warn(f"{left_out}; the first: {unreadable[0]}", stacklevel=2)
     image: Any
     pixel: Any
     if method == "normal":
@@ -90,6 +108,38 @@ def calibrate(
     model.config.image_threshold = min(image.threshold, 1.0)
     model.config.pixel_threshold = None if pixel is None else min(pixel.threshold, 1.0)
     return {"image": image.to_dict(), "pixel": None if pixel is None else pixel.to_dict()}
+
+
+class _NormalImages:
+    """A list of normal images in the one schema."""
+
+    column_names = ("image", "mask", "label", "class_name", "defect_type", "path")
+
+    def __init__(self, images: Sequence[Any]):
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: int | str) -> Any:
+        if key == "label":
+            return [0] * len(self)
+        assert isinstance(key, int)
+        image, path = read_image(self.images[key]), describe_source(self.images[key])
+        row = {"image": image, "mask": None, "label": 0}
+        return row | {"class_name": "object", "defect_type": "good", "path": path}
+
+
+def _with_labels(dataset: Any) -> Any:
+    """A data set as it is, a list of images as normal ones."""
+    if isinstance(dataset, (list, tuple)):
+        for place, image in enumerate(dataset):
+            if isinstance(image, Mapping) or not isinstance(image, (str, os.PathLike, Image.Image, np.ndarray)):
+                raise TypeError(f"dataset[{place}] is a {type(image).__name__}, expected {_EXPECTED}")
+        return _NormalImages(dataset)
+    if not hasattr(dataset, "column_names") or not hasattr(dataset, "__len__") or isinstance(dataset, Mapping):
+        raise TypeError(f"dataset is a {type(dataset).__name__}, expected {_EXPECTED}")
+    return dataset
 
 
 def save_thresholds(
