@@ -1,8 +1,8 @@
 """AnomalyCLIP for the Hugging Face ecosystem: zero-shot anomaly detection with two learned prompts."""
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
+from ._lazy import find_export
 from ._registration import register_with_transformers
 
 __version__ = "0.1.0"
@@ -43,11 +43,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        value = getattr(importlib.import_module(f".{_EXPORTS[name]}", __name__), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = find_export(__name__, _EXPORTS, name)
+    return value
 
 
 def __dir__() -> list[str]:

@@ -15,13 +15,11 @@ from transformers.models.clip.modeling_clip import (
     CLIPVisionEmbeddings,
     eager_attention_forward,
 )
-from transformers.utils import ModelOutput, logging
+from transformers.utils import ModelOutput
 
 from .configuration_anomalyclip import AnomalyCLIPConfig
 from .hub_anomalyclip import AnomalyCLIPHubMixin
 from .loss_anomalyclip import fill_masks_of_normal_images, global_anomaly_loss, local_anomaly_loss
-
-logger = logging.get_logger(__name__)
 
 
 @dataclass

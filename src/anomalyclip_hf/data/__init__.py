@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+from .._lazy import find_export
 
 _WHERE = {
     "load_anomaly_dataset": "loading",
@@ -24,9 +24,7 @@ __all__ = sorted(_WHERE)
 
 
 def __getattr__(name: str):
-    if name not in _WHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
+    return find_export(__name__, _WHERE, name)
 
 
 def __dir__():

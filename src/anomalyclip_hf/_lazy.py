@@ -1,0 +1,21 @@
+"""Exports that are imported when first asked for, so that importing a package stays fast."""
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+
+def find_export(package: str, where: Mapping[str, str], name: str) -> Any:
+    """Attribute of a package that one of its modules defines; for a module-level `__getattr__`.
+
+    Args:
+        package (`str`): dotted name of the package.
+        where (`Mapping[str, str]`): name of each export -> module of the package that defines it.
+        name (`str`): the attribute asked for.
+
+    Raises:
+        AttributeError: if it is no export.
+    """
+    if name not in where:
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{where[name]}", package), name)
