@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from ._assembled import draw_food, draw_part, draw_tray
 from ._painter import Painter, Scene, box, circle, lumpy, polygon, segment
 from ._textures import LAYERS, TEXTURE_TABLE, Canvas, draw_texture, edge, shifted
 
@@ -363,6 +364,9 @@ OBJECT_TABLE = {
     "cable": (_cable, "cable cross-section", False),
     "label": (_label, "printed label", False),
     "stack": (_stack, "stack of blocks", False),
+    "part": (draw_part, "machine part", True),
+    "food": (draw_food, "piece of food", True),
+    "tray": (draw_tray, "tray of parts", False),
 }
 
 

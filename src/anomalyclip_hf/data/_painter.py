@@ -37,6 +37,7 @@ class Painter:
         self.parts: list[tuple[np.ndarray, np.ndarray]] = []
         self.color, self.light = "", c.rng.uniform(0, 2 * math.pi)
         self.noun = ""
+        self.item_seed: int | None = None  # decides what assembled things on one picture share
 
     def place(self, cx: float, cy: float, r: float, angle: float) -> None:
         cos, sin = np.float32(math.cos(angle)), np.float32(math.sin(angle))

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from ._assembled import draw_phantom
 from ._painter import Painter, Scene, box, circle, lumpy, segment
 from ._textures import Canvas, edge
 
@@ -264,8 +265,9 @@ SCAN_TABLE = {
     "colon": _colon,
     "skin_patch": _skin,
     "retina": _retina,
+    "phantom": draw_phantom,
 }
-MEDICAL = ("brain_scan", "ultrasound", "chest_xray", "body_slice", "colon", "skin_patch", "retina")
+MEDICAL = ("brain_scan", "ultrasound", "chest_xray", "body_slice", "colon", "skin_patch", "retina", "phantom")
 
 
 def draw_scan(c: Canvas, name: str, difficulty: float) -> Scene:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._assembled import draw_mixed_surface
 from ._captions import caption_pair
 from ._damage import Damage, finish_mask
 from ._defects import (
@@ -32,12 +34,13 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-TEXTURES: tuple[str, ...] = tuple(TEXTURE_TABLE)
+TEXTURES: tuple[str, ...] = tuple(TEXTURE_TABLE) + ("mixed_surface",)
 OBJECTS: tuple[str, ...] = tuple(OBJECT_TABLE) + tuple(SCAN_TABLE)
 CLASSES: tuple[str, ...] = TEXTURES + OBJECTS
 HELD_OUT_CLASSES: tuple[str, ...] = HELD_OUT_TEXTURES + ("coin", "button", "pasta", "chest_xray")
 TRAIN_CLASSES: tuple[str, ...] = tuple(name for name in CLASSES if name not in HELD_OUT_CLASSES)
 DEFECTS: tuple[str, ...] = tuple(DEFECT_TABLE)
+ASSEMBLED_CLASSES: tuple[str, ...] = ("part", "food", "tray", "phantom", "mixed_surface")  # no two of a kind
 TRAIN_DEFECTS: tuple[str, ...] = tuple(name for name in DEFECTS if name not in HELD_OUT_DEFECTS)
 
 _MIN_SIZE, _ATTEMPTS = 32, 18
@@ -84,14 +87,17 @@ def _check_common(size: Any, seed: Any, difficulty: Any) -> None:
     _check_number("difficulty", difficulty, 0, 1, float)
 
 
-def _draw_scene(class_name: str, rng: np.random.Generator, size: int, difficulty: float) -> Scene:
-    canvas = Canvas(rng, size, size)
+@lru_cache(maxsize=1)  # a pair shows one scene, without and with its defect
+def _draw_scene(class_name: str, seed: int, size: int, difficulty: float) -> Scene:
+    canvas = Canvas(_stream(seed, _SCENE), size, size)
     if class_name in SCAN_TABLE:
         return draw_scan(canvas, class_name, difficulty)
     if class_name in OBJECT_TABLE:
         return draw_object(canvas, class_name, difficulty)
-    image, color = draw_texture(canvas, class_name, difficulty)
-    noun = TEXTURE_TABLE[class_name][1]
+    if class_name in TEXTURE_TABLE:
+        noun, (image, color) = TEXTURE_TABLE[class_name][1], draw_texture(canvas, class_name, difficulty)
+    else:
+        noun, (image, color) = "surface", draw_mixed_surface(canvas, difficulty)
     return Scene(image, image * 0.2, np.ones((size, size), np.float32), noun, color)
 
 
@@ -164,7 +170,7 @@ def _stream(seed: int, which: int) -> np.random.Generator:
 def _draw(
     class_name: str, defect: str, others: tuple[str, ...], anomalous: bool, size: int, seed: int, difficulty: float
 ) -> SyntheticSample:
-    scene = _draw_scene(class_name, _stream(seed, _SCENE), size, difficulty)
+    scene = _draw_scene(class_name, seed, size, difficulty)
     image, mask, kind = scene.image, np.zeros((size, size), bool), "good"
     if anomalous:
         image, mask, kind = _damage(scene, _stream(seed, _DEFECT), defect, others, difficulty)
