@@ -20,6 +20,7 @@ from transformers.utils import ModelOutput
 from .configuration_anomalyclip import AnomalyCLIPConfig
 from .hub_anomalyclip import AnomalyCLIPHubMixin
 from .loss_anomalyclip import fill_masks_of_normal_images, global_anomaly_loss, local_anomaly_loss
+from .precision_anomalyclip import run_widened, widen
 
 
 @dataclass
@@ -185,8 +186,15 @@ class AnomalyCLIPVisionModel(CLIPPreTrainedModel):
             class token after the last layer, without post_layernorm `(B, d)`; a list of patch features `(B, N, d)`
             after post_layernorm.
         """
+        tokens = run_widened(self.embeddings, pixel_values)
+        return self.encode(tokens, feature_layers, dpam_layers, dpam_attention, **kwargs)
+
+    def encode(
+        self, tokens: Tensor, feature_layers: list[int], dpam_layers: int, dpam_attention: str = "vv", **kwargs
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Run both paths on embedded tokens `(B, 1 + N, d)`, the class token first; otherwise as `forward`."""
         depth = len(self.encoder.layers)
-        hidden_states = self.pre_layrnorm(self.embeddings(pixel_values))
+        hidden_states = run_widened(self.pre_layrnorm, tokens)
         refined, features = None, []
         for number, layer in enumerate(self.encoder.layers, start=1):
             in_dpam = number > depth - dpam_layers
@@ -194,9 +202,9 @@ class AnomalyCLIPVisionModel(CLIPPreTrainedModel):
             # token of the original path is read, unless its patches are a feature.
             refine = dpam_attention if in_dpam and number <= feature_layers[-1] else None
             class_token_only = number == depth and (in_dpam or feature_layers[-1] != depth)
-            hidden_states, refined = layer(hidden_states, refined, refine, class_token_only, **kwargs)
+            hidden_states, refined = run_widened(layer, hidden_states, refined, refine, class_token_only, **kwargs)
             if number in feature_layers:
-                features.append(self.post_layernorm(refined if refine else hidden_states[:, 1:]))
+                features.append(run_widened(self.post_layernorm, refined if refine else hidden_states[:, 1:]))
         return hidden_states[:, 0], features
 
 
@@ -218,19 +226,17 @@ class AnomalyCLIPTextModel(CLIPTextModel):
         """
         # 1. Positions and the causal mask; what follows the end of text can't be seen from it.
         hidden_states = self.embeddings(inputs_embeds=inputs_embeds)
-        mask = create_causal_mask(
-            config=self.config, inputs_embeds=hidden_states, attention_mask=None, past_key_values=None
-        )
+        mask = create_causal_mask(self.config, hidden_states, None, None)  # no attention mask, no cache
         # 2. Layers, with deep prompts written over positions 1..T before layers 2..depth.
         for index, layer in enumerate(self.encoder.layers):
             if 1 <= index <= len(deep_prompts):
                 prompts = deep_prompts[index - 1].to(hidden_states.dtype).expand(len(hidden_states), -1, -1)
                 after = hidden_states[:, 1 + prompts.shape[1] :]
                 hidden_states = torch.cat([hidden_states[:, :1], prompts, after], dim=1)
-            hidden_states = layer(hidden_states, mask, is_causal=True, **kwargs)
+            hidden_states = run_widened(layer, hidden_states, mask, is_causal=True, **kwargs)
         # 3. The state at the end of text.
         rows = [hidden_states[row, position] for row, position in enumerate(eos_positions)]
-        return self.final_layer_norm(torch.stack(rows))
+        return run_widened(self.final_layer_norm, torch.stack(rows))
 
 
 class AnomalyCLIPPromptLearner(nn.Module):
@@ -340,7 +346,7 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
         if self.config.vision_only:
             return self.folded_text_embeds.float()
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self._encode_text()
+            return self.encode_prompts()
         learner, key = self.prompt_learner, self._text_cache_key()
         if self._text_cache is not None:
             old_key, context, deep_prompts, embeds = self._text_cache
@@ -348,7 +354,7 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
             same = old_key == key and torch.equal(context, learner.context)
             if same and torch.equal(deep_prompts, learner.deep_prompts):
                 return embeds
-        embeds = self._encode_text()
+        embeds = self.encode_prompts()
         self._text_cache = (key, learner.context.clone(), learner.deep_prompts.clone(), embeds)
         return embeds
 
@@ -357,13 +363,26 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
         settings = (str(self.config.prompt_token_ids), torch.is_autocast_enabled(weights[0].device.type))
         return (*settings, *((w.data_ptr(), w.dtype, 0 if w.is_inference() else w._version) for w in weights))
 
-    def _encode_text(self) -> Tensor:
-        positions = self.config.eos_positions
+    def encode_prompts(self, deep_prompts: Tensor | None = None) -> Tensor:
+        """Run the text tower on both prompts.
+
+        Args:
+            deep_prompts (`Tensor` of shape `(S, T, d)`, float32, S < depth, *optional*): instead of the learned ones.
+
+        Returns:
+            `Tensor` of shape `(2, P)`, float32, L2-normalised.
+        """
+        learner, positions = self.prompt_learner, self.config.eos_positions
         device = self.text_projection.weight.device
         ids = torch.tensor(self.config.prompt_token_ids, device=device)[:, : max(positions) + 1]
-        embeds = self.prompt_learner(self.text_model.embeddings.token_embedding(ids))
-        pooled = self.text_model(embeds, self.prompt_learner.deep_prompts, positions)
-        return nn.functional.normalize(self.text_projection(pooled).float(), dim=-1)
+        embeds = learner(widen(self.text_model.embeddings.token_embedding(ids)))
+        pooled = self.text_model(embeds, learner.deep_prompts if deep_prompts is None else deep_prompts, positions)
+        return self.project(self.text_projection, pooled)
+
+    def project(self, projection: nn.Linear, states: Tensor) -> Tensor:
+        """Turn states `(..., d)` into L2-normalised embeddings `(..., P)`, float32, by `text_projection` or
+        `visual_projection`."""
+        return nn.functional.normalize(run_widened(projection, states).float(), dim=-1)
 
     @torch.no_grad()
     def get_image_features(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
@@ -380,8 +399,8 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
         class_token, features = self.vision_model(
             pixel_values, sorted(config.feature_layers), config.dpam_layers, config.dpam_attention
         )
-        image_embeds = nn.functional.normalize(self.visual_projection(class_token).float(), dim=-1)
-        layers = [nn.functional.normalize(self.visual_projection(f).float(), dim=-1) for f in features]
+        image_embeds = self.project(self.visual_projection, class_token)
+        layers = [self.project(self.visual_projection, states) for states in features]
         return image_embeds, torch.stack(layers, dim=1)
 
     def forward(

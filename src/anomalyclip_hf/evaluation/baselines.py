@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..configuration_anomalyclip import PRESETS, feature_layers_of_preset
 from ..modeling_anomalyclip import compute_similarity_maps
+from ..precision_anomalyclip import run_widened, widen
 from ..prompts_anomalyclip import locate_base
 
 if TYPE_CHECKING:
@@ -202,12 +203,12 @@ class MethodScorer:
             setting = self._vision_setting(method)
             class_token, features = passes[setting]
             if method.plain_clip:
-                class_token = model.vision_model.post_layernorm(class_token)
+                class_token = run_widened(model.vision_model.post_layernorm, class_token)
             chosen = [features[self._passes[setting].index(layer)] for layer in self._layers(method)]
             texts = self.text_embeds(name, class_name)
             with torch.autocast(device_type=pixel_values.device.type, enabled=False):
-                image_embeds = self._project(class_token)
-                patch_embeds = torch.stack([self._project(one) for one in chosen], dim=1)
+                image_embeds = model.project(model.visual_projection, class_token)
+                patch_embeds = torch.stack([model.project(model.visual_projection, one) for one in chosen], dim=1)
                 maps = compute_similarity_maps(patch_embeds, texts, config.temperature, grid, size)
                 logits = image_embeds @ texts.T / config.temperature
             results[name] = {"logits": logits, "anomaly_maps": maps[:, :, 1].mean(dim=1)}
@@ -230,15 +231,7 @@ class MethodScorer:
             return nn.functional.normalize(torch.stack(means), dim=-1)
         if method.deep_prompts:
             return model.get_text_features()
-        positions, weight = model.config.eos_positions, model.text_projection.weight
-        ids = torch.tensor(model.config.prompt_token_ids, device=weight.device)[:, : max(positions) + 1]
-        embeds = model.prompt_learner(model.text_model.embeddings.token_embedding(ids))
-        pooled = model.text_model(embeds, model.prompt_learner.deep_prompts[:0], positions)
-        return nn.functional.normalize(model.text_projection(pooled).float(), dim=-1)
-
-    def _project(self, states: Tensor) -> Tensor:
-        projection = self.model.visual_projection
-        return nn.functional.normalize(projection(states.to(projection.weight.dtype)).float(), dim=-1)
+        return model.encode_prompts(deep_prompts=model.prompt_learner.deep_prompts[:0])
 
     def _vision_setting(self, method: Method) -> tuple[int, str]:
         config = self.model.config
@@ -295,10 +288,10 @@ def encode_sentences(model: AnomalyCLIPModel, tokenizer: Any, sentences: Sequenc
     ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
     for place, row in enumerate(rows):
         ids[place, : len(row)] = torch.tensor(row)
-    embeds = model.text_model.embeddings.token_embedding(ids.to(model.text_projection.weight.device))
+    embeds = widen(model.text_model.embeddings.token_embedding(ids.to(model.text_projection.weight.device)))
     no_prompts = embeds.new_zeros(0, 0, embeds.shape[-1])
     pooled = model.text_model(embeds, no_prompts, [len(row) - 1 for row in rows])
-    return nn.functional.normalize(model.text_projection(pooled).float(), dim=-1)
+    return model.project(model.text_projection, pooled)
 
 
 def load_tokenizer(model: AnomalyCLIPModel) -> Any:
