@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--judge-minutes", type=float, default=10.0, help="how often to judge held-out classes")
+    parser.add_argument("--start-from", default="", help="folder of a model to go on from, such as the embedded one")
     parser.add_argument("--package", type=Path, help="no training: turn the weights in --output into this folder")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     options = parser.parse_args()
@@ -66,7 +67,7 @@ def main() -> None:
     if options.package:
         print(json.dumps(package_demo(options.output / "clip", options.package, options.output / "package"), indent=1))
         return
-    settings = PretrainSettings(minutes=options.minutes, seed=options.seed)
+    settings = PretrainSettings(minutes=options.minutes, seed=options.seed, start_from=options.start_from)
     pretrainer = Pretrainer(options.output, settings, HeldOutJudge(320, settings.image_size))
     if options.resume and not pretrainer.resume():
         parser.error(f"--resume: {options.output} holds no checkpoint.safetensors; leave --resume out to start")

@@ -23,6 +23,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from ..modeling_anomalyclip import AnomalyCLIPVisionModel
+from .muon import Float32Muon
 from .pretrain_augment import paste_foreign, relight, warp
 from .pretrain_data import (
     GENERIC_PAIRS,
@@ -73,12 +74,58 @@ def build_model(settings: PretrainSettings, tokenizer: CLIPTokenizer) -> CLIPMod
     return model
 
 
+def load_backbone(model: CLIPModel, folder: Path) -> None:
+    """Load the weights of a CLIP, or of an AnomalyCLIP without its prompts, strictly."""
+    weights = load_file(folder / "model.safetensors")
+    weights = {name: value.float() for name, value in weights.items() if not name.startswith("prompt_learner.")}
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    missing = [name for name in missing if not name.endswith("position_ids")]
+    if missing or unexpected:
+        raise ValueError(f"start_from={str(folder)!r} holds another model: {missing=}, {unexpected=}")
+
+
 # Losses
 
 
 def dense_targets(masks: Tensor, patch_size: int) -> Tensor:
     """Target of every patch `(B, N)` in [0, 1]: a patch that is a third covered counts in full."""
     return (nn.functional.avg_pool2d(masks, patch_size) * 3).clamp(max=1).flatten(1)
+
+
+def dense_losses(
+    patch_logits: Tensor, masks: Tensor, settings: PretrainSettings, kept: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Cross entropy of the patches, and dice of the map at half the input's size (of the patches if some go).
+
+    Arguments as for [`pretraining_loss`]; patch_logits `(B, K)`, float32.
+    """
+    targets = dense_targets(masks, settings.patch_size)
+    targets = targets if kept is None else targets.gather(1, kept)
+    weights = 1 + (settings.positive_weight - 1) * targets
+    dense = nn.functional.binary_cross_entropy_with_logits(patch_logits, targets, weights)
+    maps, truth = patch_logits.sigmoid(), targets
+    if kept is None:
+        side = math.isqrt(patch_logits.shape[1])
+        maps = maps.view(-1, 1, side, side)
+        maps = nn.functional.interpolate(maps, scale_factor=settings.patch_size // 2, mode="bilinear").flatten(1)
+        truth = nn.functional.avg_pool2d(masks, 2).flatten(1)
+    overlap = 1 - (2 * (maps * truth).sum(1) + 1) / (maps.sum(1) + truth.sum(1) + 1)
+    return dense, overlap.mean()
+
+
+def choose_patches(masks: Tensor, patch_size: int, share: float) -> Tensor:
+    """Patches to look at, `(B, K)` int64, rising: those at a defect and around it, and others at random.
+
+    A flawless image keeps what another image's defect would keep, so that what is kept tells nothing.
+    """
+    side = masks.shape[-1] // patch_size
+    near = nn.functional.max_pool2d((nn.functional.avg_pool2d(masks, patch_size) > 0).float(), 3, 1, 1).flatten(1)
+    damaged = torch.nonzero(near.sum(1) > 0)[:, 0]
+    if len(damaged):
+        lent = near[damaged[torch.randint(0, len(damaged), (len(near),))]]
+        near = torch.where(near.sum(1, keepdim=True) > 0, near, lent)
+    order = torch.rand(len(masks), side * side) + near
+    return order.topk(max(1, round(share * side * side)), dim=1).indices.sort(dim=1).values
 
 
 def pretraining_loss(
@@ -91,14 +138,16 @@ def pretraining_loss(
     logit_scale: Tensor,
     settings: PretrainSettings,
     pair_weight: float = 1.0,
+    kept: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """The three terms.
 
     Args:
-        image_embeds `(B, P)`, patch_embeds `(B, N, P)`, text_embeds `(U, P)`: float32, L2-normalised.
+        image_embeds `(B, P)`, patch_embeds `(B, K, P)`, text_embeds `(U, P)`: float32, L2-normalised.
         index `(B, 2)`: flawless and damaged text of each image.
         generic `(B,)`: images whose texts don't name them; they take no part in the contrastive term.
         masks `(B, 1, H, W)`, float, 0 or 1.
+        kept `(B, K)`, int64: the patches that patch_embeds are of; None = all of them, row by row.
     """
     labels = (masks.flatten(1).sum(1) > 0).long()
     pair = text_embeds[index]
@@ -107,15 +156,7 @@ def pretraining_loss(
 
     direction = pair[:, 1] - pair[:, 0]
     patch_logits = torch.einsum("bnp,bp->bn", patch_embeds, direction) / TEMPERATURE
-    targets = dense_targets(masks, settings.patch_size)
-    weights = 1 + (settings.positive_weight - 1) * targets
-    dense = nn.functional.binary_cross_entropy_with_logits(patch_logits, targets, weights)
-    side = math.isqrt(patch_logits.shape[1])
-    maps = patch_logits.sigmoid().view(-1, 1, side, side)
-    maps = nn.functional.interpolate(maps, scale_factor=settings.patch_size // 2, mode="bilinear").flatten(1)
-    truth = nn.functional.avg_pool2d(masks, 2).flatten(1)
-    overlap = 1 - (2 * (maps * truth).sum(1) + 1) / (maps.sum(1) + truth.sum(1) + 1)
-    dice = overlap.mean()
+    dense, dice = dense_losses(patch_logits, masks, settings, kept)
 
     named = torch.nonzero(~generic)[:, 0]
     contrastive = text_embeds.new_zeros(())
@@ -158,15 +199,21 @@ class Pretrainer:
         self.words = sorted({w for w in " ".join(self.drawings.captions()[:4000]).split() if w.isalpha()})
         self.words = [w for w in self.words if len(self.tokenizer(w).input_ids) == 3]
         self.model = build_model(settings, self.tokenizer)
+        if settings.start_from:
+            load_backbone(self.model, Path(settings.start_from))
         self.mean = {name: value.detach().clone() for name, value in self.model.named_parameters()}
         self.optimizers = self._make_optimizers()
         self.step, self.images_seen, self.seconds = 0, 0, 0.0
         self.history: list[dict[str, float]] = []
         self.forward_vision = torch.compile(self._forward_vision, dynamic=False)
+        # bfloat16 is emulated, and slow, where the CPU has no instructions for it
+        self.autocast = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
     def _load_tokenizer(self) -> CLIPTokenizer:
         """The run's tokenizer, trained if there is none yet: training it again may settle ties otherwise."""
         folder = self.folder / "tokenizer"
+        if self.settings.start_from:
+            return CLIPTokenizer.from_pretrained(self.settings.start_from)
         if not (folder / "tokenizer.json").exists():
             generic = [text for pair in GENERIC_PAIRS * 200 for text in pair] + ["x"] * 200
             train_tokenizer(self.drawings.captions() + generic, self.settings.vocab_size).save_pretrained(folder)
@@ -184,13 +231,17 @@ class Pretrainer:
         lr, decay = self.settings.learning_rate, self.settings.weight_decay
         groups = [{"params": rest, "weight_decay": decay}, {"params": plain, "weight_decay": 0.0}]
         return [
-            torch.optim.Muon(matrices, lr=lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
+            Float32Muon(matrices, lr=lr, weight_decay=decay),
             torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), eps=1e-8),
         ]
 
-    def _forward_vision(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def _forward_vision(self, pixels: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
         depth = self.settings.depth
-        class_token, features = self.model.vision_model(pixels, [depth], round(depth * 19 / 24))
+        tokens = self.model.vision_model.embeddings(pixels)
+        if kept is not None:
+            patches = tokens[:, 1:].gather(1, kept[..., None].expand(-1, -1, tokens.shape[-1]))
+            tokens = torch.cat([tokens[:, :1], patches], dim=1)
+        class_token, features = self.model.vision_model.encode(tokens, [depth], round(depth * 19 / 24))
         projection = self.model.visual_projection
         return projection(class_token), projection(features[0])
 
@@ -211,14 +262,15 @@ class Pretrainer:
         size = settings.first_size if first else settings.image_size
         count = settings.first_batch_size if first else settings.batch_size
         images, masks, pairs = self.drawings.batch(count, self.rng)
-        generic = torch.rand(len(images)) < 0.6
+        generic = torch.rand(len(images)) < settings.generic_share
         images, masks = warp(images, masks, size)
         masks = paste_foreign(images, masks, generic & (torch.rand(len(images)) < 0.3))
         images = relight(images, generic)
         texts, index = choose_captions(pairs, generic, self.rng, self.words)
         tokens = self.tokenizer(texts, padding=True, return_tensors="pt").input_ids
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            image_embeds, patch_embeds = self.forward_vision(normalize(images))
+        kept = choose_patches(masks, settings.patch_size, settings.keep_share) if first else None
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.autocast):
+            image_embeds, patch_embeds = self.forward_vision(normalize(images), kept)
             pooled = self.model.text_model(input_ids=tokens).pooler_output
             text_embeds = self.model.text_projection(pooled)
         image_embeds, patch_embeds, text_embeds = (
@@ -227,7 +279,16 @@ class Pretrainer:
         late = self.done >= settings.late_share
         weight = settings.late_pair_weight if late else settings.pair_weight
         loss, parts = pretraining_loss(
-            image_embeds, patch_embeds, text_embeds, index, generic, masks, self.model.logit_scale, settings, weight
+            image_embeds,
+            patch_embeds,
+            text_embeds,
+            index,
+            generic,
+            masks,
+            self.model.logit_scale,
+            settings,
+            weight,
+            kept,
         )
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)

@@ -32,7 +32,10 @@ class PretrainSettings:
         minutes: wall clock of training, later drawings and judging included; the schedule follows it.
         batch_size: images a step, even; first_batch_size for the first, smaller images.
         image_size, patch_size, depth, width, heads: of the vision tower.
-        first_size, first_share: smaller images, more of them, for the first share of the time.
+        first_size, first_share: of the images for the first share of the time.
+        keep_share: share of the patches that is looked at during that time, those of defects among them.
+        start_from: folder of a CLIP or AnomalyCLIP to go on from, with its tokenizer; "" starts afresh.
+        generic_share: share of the images whose texts don't name them.
         text_depth, text_width, projection_dim, vocab_size: of the text tower.
         shards: (images, difficulty, seed) of each set of drawings, drawn when its turn comes.
         draw_size (pixels): side of a drawing; zooming takes its room from it.
@@ -41,12 +44,15 @@ class PretrainSettings:
         decay: of the running mean of the weights, which is what is saved.
     """
 
-    minutes: float = 76.0
+    minutes: float = 105.0
     batch_size: int = 64
-    first_batch_size: int = 128
+    first_batch_size: int = 96
     image_size: int = 120
-    first_size: int = 80
-    first_share: float = 0.43
+    first_size: int = 120
+    first_share: float = 0.75
+    keep_share: float = 0.5
+    start_from: str = ""
+    generic_share: float = 0.7
     patch_size: int = 10
     depth: int = 6
     width: int = 192
@@ -56,17 +62,17 @@ class PretrainSettings:
     projection_dim: int = 128
     vocab_size: int = 1024
     shards: tuple[tuple[int, float, int], ...] = (
-        (16000, 0.0, 11),
-        (16000, 0.3, 12),
-        (24000, 0.6, 13),
-        (24000, 0.9, 14),
+        (16000, 0.2, 21),
+        (20000, 0.5, 22),
+        (24000, 0.5, 23),
+        (16000, 0.85, 24),
     )
     draw_size: int = 128
-    learning_rate: float = 1.5e-3
+    learning_rate: float = 1.0e-3
     weight_decay: float = 0.05
     decay: float = 0.998
     contrastive_weight: float = 0.1
-    pair_weight: float = 1.0
+    pair_weight: float = 2.0
     late_pair_weight: float = 2.5
     late_share: float = 0.55
     dense_weight: float = 1.0
@@ -116,6 +122,17 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int) -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
 
 
+def class_mixture() -> tuple[str, ...]:
+    """Classes of a run in turn: objects twice as often as surfaces and scans, which are learned sooner, and things put
+    together at random often enough that what is learned holds for things at large."""
+    from ..data.synthetic import OBJECTS, TEXTURES, TRAIN_CLASSES
+
+    turns = dict.fromkeys(OBJECTS, 2) | dict.fromkeys(TEXTURES, 1)
+    turns |= {"part": 26, "food": 10, "tray": 7, "phantom": 10, "mixed_surface": 12}
+    spread = [(k / turns[name], name) for name in TRAIN_CLASSES for k in range(turns[name])]
+    return tuple(name for _, name in sorted(spread))
+
+
 class DrawnImages:
     """Drawings kept in memory-mapped files, shard after shard, drawn when first asked for.
 
@@ -146,6 +163,7 @@ class DrawnImages:
 
         drawn = draw_arrays(
             count,
+            classes=class_mixture(),
             size=self.settings.draw_size,
             seed=seed,
             difficulty=difficulty,
