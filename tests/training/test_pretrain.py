@@ -10,8 +10,9 @@ from torch import nn
 from transformers import CLIPModel, CLIPTokenizer
 
 from anomalyclip_hf import AnomalyCLIPModel
-from anomalyclip_hf.data.synthetic import HELD_OUT_CLASSES
+from anomalyclip_hf.data.synthetic import HELD_OUT_CLASSES, TRAIN_CLASSES
 from anomalyclip_hf.training import pretrain, pretrain_data
+from anomalyclip_hf.training.muon import Float32Muon, orthogonalize
 from anomalyclip_hf.training.pretrain_augment import paste_foreign, relight, warp
 
 CAPTIONS = ["a photo of a scratched blue metal plate", "object.", "damaged object.", "x x a flawless red tile"] * 20
@@ -19,6 +20,7 @@ SMALL = {
     "minutes": 10.0,
     "batch_size": 8,
     "first_batch_size": 8,
+    "first_share": 0.0,
     "image_size": 40,
     "first_size": 40,
     "patch_size": 8,
@@ -81,6 +83,96 @@ def test_loss_of_perfect_and_of_swapped_embeddings(settings):
     assert parts["pair"] == pytest.approx(0.01 / 0.07, abs=1e-4)  # what label smoothing leaves
     assert parts["dense"] < 1e-4 and worse["dense"] > 10
     assert good < 0.3 < 10 < bad
+
+
+def test_patches_at_defects_are_kept_and_flawless_images_keep_alike():
+    torch.manual_seed(0)
+    masks = torch.zeros(4, 1, 40, 40)
+    masks[1, :, 9:15, 17:23] = 1  # one patch of 8 pixels, row 1, column 2
+    kept = pretrain.choose_patches(masks, 8, 0.4)
+    assert kept.shape == (4, 10) and bool((kept.diff(dim=1) > 0).all())
+    around = {row * 5 + column for row in (0, 1, 2) for column in (1, 2, 3)}
+    assert all(around <= set(row.tolist()) for row in kept)
+    free = pretrain.choose_patches(masks[:1].repeat(64, 1, 1, 1), 8, 0.4)
+    counts = torch.bincount(free.flatten(), minlength=25)
+    assert free.shape == (64, 10) and counts.min() > 10 and counts.max() < 45
+
+
+def test_dense_losses_of_kept_patches_are_those_of_the_patches(settings):
+    masks = torch.zeros(1, 1, 40, 40)
+    masks[:, :, :8, :8] = 1
+    logits = torch.tensor([[2.0, -1.0]])
+    dense, dice = pretrain.dense_losses(logits, masks, settings, torch.tensor([[0, 7]]))
+    p, q = 1 / (1 + math.exp(-2)), 1 / (1 + math.exp(1))
+    assert float(dense) == pytest.approx((3 * -math.log(p) - math.log(1 - q)) / 2, rel=1e-5)
+    assert float(dice) == pytest.approx(1 - (2 * p + 1) / (p + q + 1 + 1), rel=1e-5)
+
+
+def test_a_step_on_some_patches_moves_all_of_the_vision_tower(make, settings):
+    settings.first_share, settings.keep_share = 1.0, 0.5
+    trainer = make()
+    assert trainer.done == 0
+    before = {name: value.clone() for name, value in trainer.model.vision_model.named_parameters()}
+    trainer.train_step()
+    trainer.train_step()
+    after = dict(trainer.model.vision_model.named_parameters())
+    still = [name for name in before if torch.equal(before[name], after[name]) and not name.endswith("k_proj.bias")]
+    assert not still
+
+
+def test_all_kept_patches_are_the_whole_image(make):
+    trainer = make()
+    pixels, everything = torch.randn(2, 3, 40, 40), torch.arange(25).expand(2, -1)
+    with torch.no_grad():
+        for whole, kept in zip(
+            trainer._forward_vision(pixels, None), trainer._forward_vision(pixels, everything), strict=True
+        ):
+            assert torch.equal(whole, kept)
+
+
+def test_a_run_goes_on_from_another_model(make, settings, tmp_path):
+    first = make()
+    first.train_step()
+    first.save_clip()
+    settings.start_from = str(tmp_path / "clip")
+    second = make()
+    weight = first.mean["visual_projection.weight"].half().float()
+    assert torch.equal(second.model.visual_projection.weight, weight)
+    assert second.tokenizer("object.").input_ids == first.tokenizer("object.").input_ids
+    settings.depth = 1
+    with pytest.raises(ValueError, match=r"start_from=.*layers\.1"):
+        make()
+
+
+def test_float32_muon_is_torch_s_but_for_rounding():
+    torch.manual_seed(0)
+    ours = [nn.Parameter(torch.randn(shape)) for shape in ((8, 24), (8, 24), (24, 8))]
+    theirs = [nn.Parameter(p.detach().clone()) for p in ours]
+    first = Float32Muon(ours, lr=0.02, weight_decay=0.1)
+    second = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = torch.randn_like(a)
+            b.grad = a.grad.clone()
+        first.step()
+        second.step()
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.allclose(a, b, atol=3e-3)
+
+
+def test_orthogonalized_matrices_have_singular_values_near_one():
+    torch.manual_seed(0)
+    for shape in ((5, 12, 30), (5, 30, 12)):
+        values = torch.linalg.svdvals(orthogonalize(torch.randn(shape)))
+        assert float(values.min()) > 0.6 and float(values.max()) < 1.3
+    with pytest.raises(ValueError, match=r"\(3,\).*matrices"):
+        Float32Muon([nn.Parameter(torch.zeros(3))])
+
+
+def test_classes_come_in_turn_and_nothing_held_out_does():
+    turns = pretrain_data.class_mixture()
+    assert set(turns) == set(TRAIN_CLASSES)
+    assert turns.count("part") == 26 and turns.count("nut") == 2 and turns.count("wood") == 1
 
 
 def test_contrastive_term_counts_equal_captions_as_one(settings):
@@ -157,7 +249,7 @@ def test_training_saves_a_clip_that_anomalyclip_reads_alike(make, settings):
     trainer.model.load_state_dict(clip.state_dict())
     pixels = torch.randn(2, 3, 40, 40)
     with torch.no_grad():
-        image, patches = (nn.functional.normalize(e, dim=-1) for e in trainer._forward_vision(pixels))
+        image, patches = (nn.functional.normalize(e, dim=-1) for e in trainer._forward_vision(pixels, None))
         ours = model.get_image_features(pixels)
     assert torch.allclose(image, ours[0], atol=1e-5) and torch.allclose(patches, ours[1][:, 0], atol=1e-5)
 
