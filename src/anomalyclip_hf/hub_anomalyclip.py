@@ -134,7 +134,7 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
         if kwargs.pop("use_safetensors", True) is False:
             raise ValueError("use_safetensors=False: pickled weights can run code and are never loaded; convert them")
         if config is not None:
-            config = AnomalyCLIPConfig.from_dict({**config.to_dict(), **overrides}) if overrides else config
+            config = override_config(config.to_dict(), overrides) if overrides else config
         if raw.get("prompts_only"):
             return cls._from_prompts(name, raw, config, overrides, hub, *model_args, **kwargs)
         if config is None:
@@ -147,7 +147,7 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
         _check_complete(info, name, fresh=raw.get("model_type") == "clip")
         model.freeze_backbone()
         model._loaded_from = (portable_base_name(name), commit_of(name, hub))
-        model._processor_source = (name, hub)
+        model._processor_source = (_lasting_name(name), hub)
         return (model, info) if wants_info else model
 
     @classmethod
@@ -186,7 +186,7 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
         model.load_prompts(prompts)
         model.config.base_model_name_or_path = portable_base_name(base)
         model.config.base_model_revision = revision
-        model._processor_source = (name, hub)
+        model._processor_source = (_lasting_name(name), hub)
         info["missing_keys"] = {key for key in info["missing_keys"] if not key.startswith("prompt_learner.")}
         return (model, info) if wants_info else model
 
@@ -315,14 +315,14 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
     def _default_processor(self) -> AnomalyCLIPProcessor:
         size = {"height": self.config.image_size, "width": self.config.image_size}
         name, hub = getattr(self, "_processor_source", (None, {}))
-        sources: list[tuple[str | None, dict]] = [(name, hub)] if name else []
-        sources.append((self.config.base_model_name_or_path, {"local_files_only": True}))
-        for name, hub in sources:
-            try:
-                return AnomalyCLIPProcessor.from_pretrained(locate_base(name, "."), **hub, size=size)
-            except (OSError, ValueError):
-                continue
-        return AnomalyCLIPProcessor(size=size)
+        if name:  # the user's own choice: what is wrong with it is told
+            known = locate_base(name, ".") if name in KNOWN_BASES else name
+            return AnomalyCLIPProcessor.from_pretrained(known, **hub, size=size)
+        try:
+            base = locate_base(self.config.base_model_name_or_path, ".")
+            return AnomalyCLIPProcessor.from_pretrained(base, local_files_only=True, size=size)
+        except (OSError, ValueError):
+            return AnomalyCLIPProcessor(size=size)
 
     def push_prompts_to_hub(
         self,
@@ -418,7 +418,15 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
         weights = {key: value for key, value in own.items() if key.startswith(("vision_model.", "visual_projection."))}
         model.folded_text_embeds = nn.Buffer(self.get_text_features().clone())
         model.load_state_dict({**weights, "folded_text_embeds": model.folded_text_embeds})
+        for source in ("_loaded_from", "_processor_source"):
+            if hasattr(self, source):
+                setattr(model, source, getattr(self, source))
         return model.eval() if not self.training else model
+
+
+def _lasting_name(name: str) -> str:
+    """A folder's name that still holds when the working directory changes; a repository's as it is."""
+    return os.path.abspath(name) if os.path.isdir(name) else name
 
 
 @contextmanager

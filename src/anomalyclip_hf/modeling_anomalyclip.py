@@ -340,6 +340,8 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
     def get_text_features(self) -> Tensor:
         """Embeddings of the normal and the anomalous prompt, kept between calls while no gradient is asked for.
 
+        Code under `torch.compile` keeps nothing: give it `text_embeds`, made once outside.
+
         Returns:
             `Tensor` of shape `(2, P)`, float32, L2-normalised.
         """
@@ -445,7 +447,9 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
 
         # 3. Similarities, in float32 also under autocast.
         with torch.autocast(device_type=image_embeds.device.type, enabled=False):
-            image_embeds, patch_embeds, text_embeds = image_embeds.float(), patch_embeds.float(), text_embeds.float()
+            image_embeds, patch_embeds = image_embeds.float(), patch_embeds.float()
+            text_embeds = text_embeds.to(image_embeds.device, torch.float32)
+            labels = None if labels is None else labels.to(image_embeds.device)
             temperature, patch = self.config.temperature, self.config.vision_config.patch_size
             logits = image_embeds @ text_embeds.T / temperature
             grid = (size[0] // patch, size[1] // patch)
@@ -454,7 +458,7 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
             # 4. Losses.
             global_loss = local_loss = loss = None
             if labels is not None:
-                loss = global_loss = global_anomaly_loss(logits, labels.to(logits.device).long())
+                loss = global_loss = global_anomaly_loss(logits, labels.long())
             if masks is not None:
                 masks = fill_masks_of_normal_images(masks.to(maps.device, maps.dtype), labels)
                 local_loss = local_anomaly_loss(maps, masks)
@@ -493,6 +497,15 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
             raise ValueError(f"labels has shape {tuple(labels.shape)}, expected ({batch},)")
         if masks is not None and tuple(masks.shape) != (batch, *size):
             raise ValueError(f"masks has shape {tuple(masks.shape)}, expected {(batch, *size)}")
+        if torch.compiler.is_compiling():
+            return
+        if labels is not None and not bool(((labels == 0) | (labels == 1)).all()):
+            raise ValueError(f"labels holds {labels.unique().tolist()[:5]}, expected 0 (normal) or 1 (anomalous)")
+        if masks is not None and not bool((masks <= 1).all()):  # also true of NaN
+            raise ValueError(
+                f"masks reaches {masks.max().item():g}, expected 0 (normal) to 1 (anomalous), or -1; the "
+                "processor makes such masks"
+            )
 
 
 __all__ = ["AnomalyCLIPModel", "AnomalyCLIPOutput", "AnomalyCLIPPreTrainedModel", "compute_similarity_maps"]

@@ -4,8 +4,10 @@ import io
 import os
 import urllib.request
 from collections.abc import Iterator
+from http.client import HTTPException
 from types import GeneratorType
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from transformers.utils import logging
 from .processing_anomalyclip import AnomalyCLIPProcessor, to_pil_image
 
 logger = logging.get_logger(__name__)
+URL_SAFE = "%/:=&?~#+!$,;'@()*[]"  # what has a meaning in a URL; spaces and the like are quoted
 
 
 class ZeroShotAnomalyDetectionPipeline(Pipeline):
@@ -31,7 +34,8 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
     ```
 
     Args of a call:
-        inputs: a path, URL, PIL image or array, or a list, generator, torch dataset or `datasets` column of them.
+        inputs: a path, URL, PIL image or array, or a list, iterator, torch dataset or `datasets` column of them, or an
+            array or tensor of several, `(B, H, W, C)` or `(B, C, H, W)`.
         batch_size (`int`, defaults to 1).
         sigma (`float`, pixels at the model's input size, *optional*): smoothing; the processor's own if absent.
         image_threshold, pixel_threshold (`float` in [0, 1], *optional*): those of the model's config if absent.
@@ -62,6 +66,10 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
             raise ValueError("inputs is None, expected a path, URL, PIL image or array, or a list of them")
         if isinstance(inputs, list | tuple):
             return super().__call__(list(inputs), **kwargs) if inputs else []
+        if isinstance(inputs, np.ndarray | torch.Tensor) and inputs.ndim == 4:
+            return super().__call__(list(inputs), **kwargs)
+        if isinstance(inputs, Iterator) and not isinstance(inputs, GeneratorType):
+            inputs = (image for image in inputs)
         if _is_column(inputs):
             indexed = hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__")
             images = (inputs[i] for i in range(len(inputs))) if indexed else iter(inputs)
@@ -124,14 +132,20 @@ def read_image(image: Any, timeout: float | None = None) -> Image.Image:
             with _fetch(name, timeout) if remote else Image.open(name) as opened:
                 opened.load()
                 return to_pil_image(opened, name)
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        except (OSError, SyntaxError, HTTPException, Image.DecompressionBombError) as error:
             raise ValueError(f"{name}: can't be read as an image ({error})") from error
     return to_pil_image(image)
 
 
 def _fetch(url: str, timeout: float | None) -> Image.Image:
     """Open an image by its URL, at its own bit depth."""
-    with urllib.request.urlopen(url, timeout=timeout) as response:
+    try:
+        response = urllib.request.urlopen(
+            url if url.startswith("data:") else quote(url, safe=URL_SAFE), timeout=timeout
+        )
+    except ValueError as error:  # what is wrong with the address itself
+        raise OSError(f"it is no valid address: {error}") from error
+    with response:
         return Image.open(io.BytesIO(response.read()))
 
 

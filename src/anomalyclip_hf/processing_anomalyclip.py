@@ -12,6 +12,7 @@ from transformers import BatchFeature, PreTrainedConfig
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
 from transformers.processing_utils import ImagesKwargs
+from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
 DEFAULT_SIZE = 518
 UNKNOWN_MASK = -1.0
@@ -77,7 +78,7 @@ def _to_uint8(array: np.ndarray, name: str) -> np.ndarray:
         if low < 0 or high > 65535:
             raise ValueError(f"{name} holds integers from {low} to {high}, expected 8 or 16 bit unsigned values")
         # 16-bit data in its full range; wide integers that never leave 0..255 are 8-bit data.
-        wide = array.dtype == np.uint16 or high > 255
+        wide = (array.dtype.kind, array.dtype.itemsize) == ("u", 2) or high > 255  # of either byte order
         return ((array.astype(np.uint32) + 128) // 257 if wide else array).astype(np.uint8)
     raise ValueError(f"{name} has dtype {array.dtype}, expected bool, uint8, uint16 or float")
 
@@ -111,7 +112,8 @@ def gaussian_smooth(maps: Tensor, sigma: float) -> Tensor:
     height, width = maps.shape[-2:]
     down = _smoothing_matrix(height, float(sigma)).to(maps.device)
     across = _smoothing_matrix(width, float(sigma)).to(maps.device)
-    return down @ maps.float() @ across.T
+    with torch.autocast(device_type=maps.device.type, enabled=False):
+        return down @ maps.float() @ across.T
 
 
 class AnomalyCLIPProcessor(PilBackend):
@@ -148,16 +150,19 @@ class AnomalyCLIPProcessor(PilBackend):
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`): folder or Hub repository.
             **kwargs: fields of the processor, which override the stored ones, and the usual Hub arguments.
+
+        Raises:
+            OSError: if the checkpoint can't be found, or its stored processor can't be read.
         """
         hub = {
             k: v
             for k, v in kwargs.items()
             if k in ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
         }
-        try:
-            stored, _ = cls.get_image_processor_dict(pretrained_model_name_or_path, **hub)
-        except OSError:
-            stored = {}
+        # A file that isn't there is one thing; one that is damaged, or a Hub that refuses, is told.
+        absent_is_fine = {"_raise_exceptions_for_missing_entries": False}
+        found = cached_file(pretrained_model_name_or_path, IMAGE_PROCESSOR_NAME, **absent_is_fine, **hub)
+        stored = cls.get_image_processor_dict(pretrained_model_name_or_path, **hub)[0] if found else {}
         own_kind = stored.get("image_processor_type") == cls.__name__
         fields = {
             k: v
@@ -194,11 +199,15 @@ class AnomalyCLIPProcessor(PilBackend):
         settings = {k: kwargs[k] if kwargs.get(k) is not None else getattr(self, k) for k in self._valid_kwargs_names}
         settings = self._standardize_kwargs(**settings)
         pil = [to_pil_image(image, f"images[{i}]") for i, image in enumerate(images)]
+        _check_sizes(settings, pil)
         data: dict[str, np.ndarray] = {
             "pixel_values": np.stack([self._prepare_image(image, settings) for image in pil])
         }
         if masks is not None:
             masks = _as_list(masks)
+            stack = masks[0] if len(masks) == 1 else None
+            if len(images) > 1 and getattr(stack, "ndim", 0) == 3 and len(stack) == len(images):
+                masks = list(stack)  # (B, H, W)
             if len(masks) != len(images):
                 raise ValueError(
                     f"masks has {len(masks)} entries for {len(images)} images; give None for an image without one"
@@ -284,6 +293,17 @@ def default_image_size(config: dict[str, Any], wanted: int = DEFAULT_SIZE) -> in
     vision = config.get("vision_config") or config.get("vision_config_dict") or {}
     patch = vision.get("patch_size") or 32
     return max(wanted // patch, 1) * patch
+
+
+def _check_sizes(settings: dict, images: list[Image.Image]) -> None:
+    size = settings["size"]
+    if settings["do_resize"] and not (size and size.height and size.width):
+        given = {key: value for key, value in dict(size or {}).items() if value}
+        raise ValueError(f"size={given}, expected height and width in pixels, such as {{'height': 518, 'width': 518}}")
+    sizes = sorted({image.size for image in images})
+    if not settings["do_resize"] and len(sizes) > 1:
+        shown = ", ".join(f"{width}x{height}" for width, height in sizes[:4])
+        raise ValueError(f"do_resize=False, but images of {shown} pixels can't be one batch; give them one by one")
 
 
 def _as_list(value) -> list:
