@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         detector = pipeline("zero-shot-anomaly-detection", model=model, device=args.device, dtype=args.dtype)
         predict = predict_dataset if args.source else predict_files
         summary = predict(images, args.output_dir, detector, **settings)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, AssertionError) as error:  # torch's of devices and memory among them
         print(f"error: {error}", file=sys.stderr)
         return 2
     for entry in summary.skipped:

@@ -11,7 +11,7 @@ import datasets
 from .features import LABEL_NAMES, AnomalyImage, AnomalyMask
 from .indexing import ANOMALOUS_KIND, NORMAL_KIND
 from .masks import mask_turn
-from .tables import pick_columns, to_label
+from .tables import label_of_kind, labels_of_kinds, pick_columns, to_label
 
 _ORDER = ("image", "mask", "label", "class_name", "defect_type", "path")
 
@@ -121,6 +121,8 @@ def _adapt_stream(dataset, options, label: str):
     rule, name = options.rule(), _default_class(options, label)
     names = _class_label_names(dataset.features.get("label"))
     class_names = _class_label_names(dataset.features.get("class_name"))
+    kind_names = _class_label_names(dataset.features.get("defect_type"))
+    has_label = "label" in dataset.features or "defect_type" not in dataset.features
     dataset = dataset.cast_column("image", AnomalyImage())
     mask = AnomalyMask(threshold=rule.threshold, jpeg_threshold=rule.jpeg_threshold)
     if "mask" in dataset.features:
@@ -128,8 +130,11 @@ def _adapt_stream(dataset, options, label: str):
     counter = iter(range(1 << 62))
 
     def complete(row):
-        value = to_label(_name_of(row.get("label"), names), options.normal_labels, label)
-        kind = row.get("defect_type") or ANOMALOUS_KIND
+        kind = _name_of(row.get("defect_type"), kind_names) or ANOMALOUS_KIND
+        if has_label:
+            value = to_label(_name_of(row.get("label"), names), options.normal_labels, label)
+        else:
+            value = label_of_kind(row.get("defect_type") and kind, options.normal_labels)
         return {
             "image": row["image"],
             "mask": row.get("mask"),
@@ -180,8 +185,7 @@ def _labels(dataset, options, label: str) -> tuple[list[int | None], list[str]]:
         cells = [_name_of(value, names) for value in dataset["label"]]
         labels = [to_label(cell, options.normal_labels, f"{label}, row {i}") for i, cell in enumerate(cells)]
     elif "defect_type" in dataset.features:
-        normal = {str(value).casefold() for value in options.normal_labels or (NORMAL_KIND, "normal", "ok")}
-        labels = [int(kind.casefold() not in normal) for kind in given]
+        labels = labels_of_kinds(given, options.normal_labels)
     else:
         labels = [None] * rows
     kinds = [

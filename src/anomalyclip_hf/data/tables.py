@@ -6,7 +6,7 @@ import csv
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from .indexing import ANOMALOUS_KIND, NORMAL_KIND, FileTree, Index, Record
 from .layout_types import SPLITS, DatasetLayout, Table
@@ -90,9 +90,10 @@ def to_label(value, normal_values: tuple[str, ...] | None, where: str) -> int | 
     """
     text = "" if value is None else str(value).strip()
     if normal_values is not None:
-        if text.casefold() in _UNLABELED and text not in normal_values:
+        normal = {str(value).casefold() for value in normal_values}
+        if text.casefold() in _NONE and text.casefold() not in normal:
             return None
-        return int(text.casefold() not in {str(value).casefold() for value in normal_values})
+        return int(text.casefold() not in normal)
     if text.casefold() in _ZERO:
         return 0
     if text.casefold() in _ONE:
@@ -103,6 +104,25 @@ def to_label(value, normal_values: tuple[str, ...] | None, where: str) -> int | 
         f"{where}: label {value!r} is neither normal ({', '.join(_ZERO[:6])}) nor anomalous ({', '.join(_ONE[:6])}); "
         "say which values mean normal with normal_labels=(...)"
     )
+
+
+def label_of_kind(value, normal_values: tuple[str, ...] | None) -> int | None:
+    """Label of an image that only its kind of defect tells of: 0 for a normal kind, "none" or 0; None if it is empty."""
+    text = "" if value is None else str(value).strip().casefold()
+    normal = {str(name).casefold() for name in normal_values or (*OWN_NORMAL_KINDS, *_ZERO, "none")}
+    return 0 if text in normal else (None if text in _NONE else 1)
+
+
+def labels_of_kinds(values: Iterable, normal_values: tuple[str, ...] | None) -> list[int | None]:
+    """[`label_of_kind`] of a whole column: where no cell names a normal kind, an empty one says that there is no defect.
+
+    Args:
+        values: cells of the column.
+        normal_values (*optional*): the kinds that mean normal.
+    """
+    labels = [label_of_kind(value, normal_values) for value in values]
+    empty_is_normal = normal_values is None and 0 not in labels and 1 in labels
+    return [0 if label is None and empty_is_normal else label for label in labels]
 
 
 def index_table(table: Table, layout: DatasetLayout, tree: FileTree) -> Index | None:
@@ -160,6 +180,8 @@ def index_own_table(
     names = list(dict.fromkeys(name for row in rows for name in row))
     found = pick_columns(names, columns, f"the table {path}")
     default = class_name or os.path.basename(os.path.abspath(root))
+    by_kind = "defect_type" in found and "label" not in found
+    kinds = labels_of_kinds([row.get(found["defect_type"]) for row in rows], normal_labels) if by_kind else None
     records, missing = [], []
     for number, row in enumerate(rows, start=2):
         cell = {field: _text(row.get(column)) for field, column in found.items()}
@@ -170,7 +192,9 @@ def index_own_table(
         missing += gone
         if image in gone:
             continue
-        label = _own_label(cell, row, found, normal_labels, f"{path}, line {number}")
+        label = kinds[number - 2] if kinds else None
+        if "label" in found:
+            label = to_label(row.get(found["label"]), normal_labels, f"{path}, line {number}")
         kind = NORMAL_KIND if label == 0 else ("" if label is None else cell.get("defect_type") or ANOMALOUS_KIND)
         split = cell.get("split", "").casefold()
         split = SPLITS.get(split, split) or "test"
@@ -180,15 +204,6 @@ def index_own_table(
     if not records:
         raise ValueError(f"none of the {len(missing)} images named by {path} exists below {root}, e.g. {missing[0]}")
     return Index(root, f"table {os.path.basename(path)}", records, mask_rule, missing=missing)
-
-
-def _own_label(cell, row, found, normal_labels, where) -> int | None:
-    if "label" in found:
-        return to_label(row.get(found["label"]), normal_labels, where)
-    if "defect_type" in found:
-        normal = normal_labels or OWN_NORMAL_KINDS
-        return int(cell["defect_type"].casefold() not in {str(name).casefold() for name in normal})
-    return None
 
 
 def index_meta(path: str, root: str | None, mask_rule: MaskRule) -> Index:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..configuration_anomalyclip import feature_layers_of_preset
 from .baselines import BASELINES, OWN, parse_ablations
 from .evaluator import EvaluationSettings
 
@@ -135,6 +136,12 @@ def load_model(command: EvaluateCommand) -> tuple[Any, Any]:
     model = AnomalyCLIPModel.from_pretrained(name, **overrides)
     if command.prompts:
         model.load_prompts(command.prompts)
+        # Prompts bring their own settings; what the user says goes before them.
+        if command.image_size is not None:
+            model.config.image_size = command.image_size
+        if command.preset is not None:
+            depth = model.config.vision_config.num_hidden_layers
+            model.config.feature_layers = feature_layers_of_preset(command.preset, depth)
     side = model.config.image_size
     revision = {"revision": command.revision} if command.revision else {}
     processor = AnomalyCLIPProcessor.from_pretrained(name, size={"height": side, "width": side}, **revision)

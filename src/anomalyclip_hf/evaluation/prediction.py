@@ -230,6 +230,33 @@ def _predict(
     if not vmin < vmax:
         raise ValueError(f"vmin={vmin}, vmax={vmax}, expected vmin < vmax")
     settings = {"image_threshold": threshold} if threshold is not None else {}
+    try:
+        _predict_batches(
+            items, output, detector, summary, settings, batch_size, save_maps, (vmin, vmax, alpha), progress
+        )
+    finally:  # also what was scored before an interruption
+        if summary.predictions:
+            with atomic_path(output / LEGEND) as temporary:
+                draw_legend(vmin, vmax).save(temporary)
+        if summary.predictions or output.is_dir():
+            _write_lines(output / PREDICTIONS, summary.predictions)
+            _write_lines(output / SKIPPED, summary.skipped)
+    return summary
+
+
+def _predict_batches(
+    items: Sequence[_Item],
+    output: Path,
+    detector: Any,
+    summary: PredictionSummary,
+    settings: dict[str, float],
+    batch_size: int,
+    save_maps: str | None,
+    look: tuple[float, float, float],
+    progress: bool,
+) -> None:
+    """Score items batch by batch, write overlays and maps, and note everything in `summary`; `look` is the overlays'
+    lowest and highest value and opacity."""
     with tqdm(total=len(items), unit="image", disable=not progress) as bar:
         for start in range(0, len(items), batch_size):
             batch = _read(items[start : start + batch_size], summary.skipped)
@@ -239,7 +266,7 @@ def _predict(
                 record = {"path": item.path, "score": result["score"]}
                 if "label" in result:
                     record["label"] = result["label"]
-                picture = overlay(image, result["anomaly_map"], vmin, vmax, alpha)
+                picture = overlay(image, result["anomaly_map"], *look)
                 with atomic_path(output / "overlays" / f"{item.name}.png") as temporary:
                     picture.save(temporary)
                 record["overlay"] = f"overlays/{item.name}.png"
@@ -248,13 +275,6 @@ def _predict(
                     save_map(result["anomaly_map"], output / record["map"])
                 summary.predictions.append(record)
             bar.update(min(batch_size, len(items) - start))
-    if summary.predictions:
-        with atomic_path(output / LEGEND) as temporary:
-            draw_legend(vmin, vmax).save(temporary)
-    if summary.predictions or output.is_dir():
-        _write_lines(output / PREDICTIONS, summary.predictions)
-        _write_lines(output / SKIPPED, summary.skipped)
-    return summary
 
 
 def _read(items: Sequence[_Item], skipped: list[dict[str, str]]) -> list[tuple[_Item, Image.Image]]:

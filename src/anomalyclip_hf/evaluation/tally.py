@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -171,7 +172,7 @@ class ClassTally:
         try:
             with np.load(path, allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
-        except (OSError, ValueError, EOFError):
+        except (OSError, ValueError, EOFError, BadZipFile):
             return 0
         if str(arrays.get("key")) != key:
             return 0

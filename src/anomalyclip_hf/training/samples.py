@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..data.masks import fit_mask
+from ..processing_anomalyclip import to_pil_image
+
 CHUNK = 1000
 
 
@@ -95,7 +98,10 @@ class TrainingSamples:
         """
         try:
             sample = self.dataset[int(index)]
-            return sample["image"], sample.get("mask")
+            image, mask = sample["image"], sample.get("mask")
+            if isinstance(image, Image.Image) and isinstance(mask, Image.Image):
+                mask = fit_mask(mask, image.size, f"of {self.paths[index]}")
+            return image, mask
         except (OSError, ValueError, SyntaxError) as error:
             raise ValueError(f"{self.paths[index]} can't be read: {error}") from error
 
@@ -166,8 +172,10 @@ class SyntheticAnomalies:
         source = int(self.normal[index - len(self.samples)])
         image, _ = self.samples.load(source)
         if isinstance(image, Image.Image):
-            image = image.convert("RGB")
-            image.thumbnail((self.max_side, self.max_side))
+            image = to_pil_image(image, self.samples.paths[source]).convert("RGB")
+            shrink = max(self.max_side / max(image.size), 32 / min(image.size))  # the shorter side stays drawable
+            if shrink < 1:
+                image = image.resize([max(32, round(side * shrink)) for side in image.size], Image.Resampling.BICUBIC)
         damaged, mask, _ = draw_anomaly_on(image, seed=self.seed * 1_000_003 + source)
         return {"image": Image.fromarray(damaged), "mask": Image.fromarray(np.asarray(mask, dtype=np.uint8) * 255)}
 
@@ -282,7 +290,10 @@ def check_kinds(
 def _check_masks_of_normal(samples: TrainingSamples) -> None:
     contradictions = []
     for index in np.flatnonzero((samples.labels == 0) & samples.has_mask):
-        _, mask = samples.load(int(index))
+        try:
+            _, mask = samples.load(int(index))
+        except ValueError:  # what can't be read is left out, and told of, when features are made
+            continue
         if np.asarray(mask).any():
             contradictions.append(samples.paths[index])
     if contradictions:
