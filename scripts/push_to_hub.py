@@ -5,6 +5,10 @@ python scripts/push_to_hub.py outputs/prompts me/anomalyclip-prompts --results o
 """
 
 import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
 
 from anomalyclip_hf import AnomalyCLIPModel, AnomalyCLIPProcessor
 
@@ -24,7 +28,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--base_model", help="name of the base model on the Hub, where the prompts name another place")
     parser.add_argument("--base_revision", help="its revision")
     parser.add_argument("--results", help="results.json of scripts/evaluate.py, for the card")
-    parser.add_argument("--training", help="JSON file with what the card should say of the training")
+    parser.add_argument(
+        "--training",
+        help="JSON file with what the card should say of the training; what scripts/train.py left in the folder if absent",
+    )
     parser.add_argument("--license", help="license of what is pushed, such as mit, for the card")
     parser.add_argument("--no_code", action="store_true", help="leave out the code that trust_remote_code=True runs")
     parser.add_argument("--revision", help="branch to push to; made if absent")
@@ -34,25 +41,45 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    args = parse_arguments(arguments)
+def training_facts(args: argparse.Namespace) -> dict[str, Any] | str | None:
+    """What the card says of the training: the user's file, or what the training left beside the prompts."""
+    summary = Path(args.model) / "training_summary.json"
+    if args.training or not summary.is_file():
+        return args.training
+    return json.loads(summary.read_text(encoding="utf-8")).get("card")
+
+
+def push(args: argparse.Namespace) -> Any:
+    if (args.full or args.vision_only) and (args.base_model or args.base_revision):
+        given = "base_model" if args.base_model else "base_revision"
+        value, form = getattr(args, given), "full" if args.full else "vision_only"
+        raise ValueError(f"{given}={value!r} is for prompts alone, but --{form} sends the backbone; leave one out")
     model = AnomalyCLIPModel.from_pretrained(args.model)
     processor = AnomalyCLIPProcessor.from_pretrained(args.model)
-    card = {"results": args.results, "training": args.training, "license": args.license}
+    card = {"results": args.results, "training": training_facts(args), "license": args.license}
     options = {name: getattr(args, name) for name in ("token", "revision", "commit_message", "create_pr", "dry_run")}
     options |= {"processor": processor, "card": card, "save_code": not args.no_code, "private": args.private or None}
     if args.full or args.vision_only:
-        done = (model.to_vision_only() if args.vision_only else model).push_to_hub(args.repo_id, **options)
-    else:
-        base = {"base_model_name_or_path": args.base_model, "base_model_revision": args.base_revision}
-        done = model.push_prompts_to_hub(args.repo_id, **base, **options)
+        return (model.to_vision_only() if args.vision_only else model).push_to_hub(args.repo_id, **options)
+    base = {"base_model_name_or_path": args.base_model, "base_model_revision": args.base_revision}
+    return model.push_prompts_to_hub(args.repo_id, **base, **options)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = parse_arguments(arguments)
+    try:
+        done = push(args)
+    except (ValueError, OSError) as error:  # the Hub's own errors among them
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     if args.dry_run:
         for path, size in done.items():
             print(f"{size:>13,}  {path}")
         print(f"{sum(done.values()):>13,}  bytes, {len(done)} files would be sent to {args.repo_id}; nothing was sent")
     else:
         print(f"Pushed: {done.commit_url}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

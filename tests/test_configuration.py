@@ -7,7 +7,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from anomalyclip_hf import AnomalyCLIPConfig
 from anomalyclip_hf.configuration_anomalyclip import feature_layers_of_preset
-from conftest import TINY_TEXT, TINY_VISION
+from tiny_models import TINY_TEXT, TINY_VISION
 
 
 def tiny(text=None, vision=None, **fields) -> AnomalyCLIPConfig:

@@ -15,7 +15,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from anomalyclip_hf import AnomalyCLIPModel, AnomalyCLIPProcessor, conversion, convert_checkpoint
 from anomalyclip_hf.conversion import read_authors_checkpoint
-from conftest import GOLDEN_CASES
+from tiny_models import GOLDEN_CASES
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "convert_checkpoint.py"
 

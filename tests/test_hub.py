@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from anomalyclip_hf import AnomalyCLIPConfig, AnomalyCLIPModel, AnomalyCLIPProcessor, hub_anomalyclip
 from anomalyclip_hf import prompts_anomalyclip as prompts_module
-from conftest import make_tiny_clip, randomize
 from hub_server import TOKEN, LocalHub
+from tiny_models import make_tiny_clip, randomize
 
 ROOT = Path(__file__).parent.parent
 

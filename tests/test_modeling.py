@@ -5,9 +5,9 @@ import torch
 from torch.testing import assert_close
 
 from anomalyclip_hf import AnomalyCLIPConfig, AnomalyCLIPModel, compute_similarity_maps
-from conftest import GOLDEN_CASES, TINY_TEXT, TINY_VISION, make_tiny_clip, randomize
 from plain_reference import forward as plain_forward
 from plain_reference import loss as plain_loss
+from tiny_models import GOLDEN_CASES, TINY_TEXT, TINY_VISION, make_tiny_clip, randomize
 
 OUTPUTS = ("text_embeds", "image_embeds", "patch_embeds", "logits", "similarity_maps", "anomaly_maps")
 

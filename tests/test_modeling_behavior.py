@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from anomalyclip_hf import AnomalyCLIPModel
-from conftest import make_tiny_clip
+from tiny_models import make_tiny_clip
 
 LEARNED = {"prompt_learner.context", "prompt_learner.deep_prompts"}
 PIXELS = torch.randn(2, 3, 42, 42, generator=torch.Generator().manual_seed(0))

@@ -14,8 +14,8 @@ from PIL import Image
 
 import anomalyclip_hf
 from anomalyclip_hf.sharing_anomalyclip import AUTO_MAP, CODE_FILES, CUSTOM_PIPELINES
-from conftest import make_tiny_clip
 from hub_server import TOKEN, LocalHub
+from tiny_models import make_tiny_clip
 
 SOURCE = Path(anomalyclip_hf.__file__).parent
 

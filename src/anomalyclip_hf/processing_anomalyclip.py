@@ -205,7 +205,7 @@ class AnomalyCLIPProcessor(PilBackend):
         }
         if masks is not None:
             masks = _as_list(masks)
-            stack = masks[0] if len(masks) == 1 else None
+            stack: Any = masks[0] if len(masks) == 1 else None
             if len(images) > 1 and getattr(stack, "ndim", 0) == 3 and len(stack) == len(images):
                 masks = list(stack)  # (B, H, W)
             if len(masks) != len(images):

@@ -13,7 +13,7 @@ from anomalyclip_hf.evaluation.baselines import (
     resolve_methods,
     sentences_of,
 )
-from conftest import make_tiny_clip
+from tiny_models import make_tiny_clip
 
 WORDS = [*("a", "an", "the", "photo", "of", "normal", "anomalous", "bottle", "metal", "nut"), "object", ".", "with"]
 

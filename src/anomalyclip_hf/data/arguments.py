@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Collection
 from typing import Any
 
@@ -37,3 +38,18 @@ def source_arguments(parsed: argparse.Namespace) -> dict[str, Any]:
     """Those flags as arguments of `load_anomaly_dataset`, beside the source and `data_dir`; absent ones left out."""
     given = {name: getattr(parsed, name, None) for name in (*_NAMES, *_COLUMNS)}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def parse_options(text: str | None, field: str) -> dict[str, Any]:
+    """Arguments given as one JSON object, {} if there are none.
+
+    Raises:
+        ValueError: it is no JSON object; `field` names it.
+    """
+    try:
+        options = json.loads(text) if text else {}
+    except ValueError as error:
+        raise ValueError(f"{field}={text!r} is no JSON: {error}") from error
+    if not isinstance(options, dict):
+        raise ValueError(f"{field}={text!r}, expected a JSON object such as '{{\"num_images\": 64}}'")
+    return options

@@ -28,8 +28,8 @@ _NONE = ("", "none", "null", "nan", "na", "n/a")
 _UNLABELED = ("-1", *_NONE)  # -1: what `datasets` writes for a hidden label
 
 
-def read_rows(path: str) -> list[dict]:
-    """Rows of a CSV, TSV or JSON lines file, column names stripped.
+def read_rows(path: str) -> list[tuple[int, dict]]:
+    """Rows of a CSV, TSV or JSON lines file, each with its number in the file, column names stripped.
 
     Raises:
         ValueError: not readable as such, or without rows.
@@ -37,20 +37,23 @@ def read_rows(path: str) -> list[dict]:
     try:
         if path.lower().endswith((".jsonl", ".ndjson", ".json")):
             with open(path, encoding="utf-8-sig") as file:
-                rows = [json.loads(line) for line in file if line.strip()]
-            if not all(isinstance(row, dict) for row in rows):
+                rows = [(number, json.loads(line)) for number, line in enumerate(file, start=1) if line.strip()]
+            if not all(isinstance(row, dict) for _, row in rows):
                 raise ValueError("each line must be a JSON object")
         else:
             with open(path, encoding="utf-8-sig", newline="") as file:
                 head = file.readline()
                 file.seek(0)
                 delimiter = max(",;\t|", key=head.count)
-                rows = list(csv.DictReader(file, delimiter=delimiter, skipinitialspace=True))
+                reader = csv.DictReader(file, delimiter=delimiter, skipinitialspace=True)
+                rows = [(reader.line_num, row) for row in reader]
     except (UnicodeDecodeError, json.JSONDecodeError, csv.Error, ValueError) as error:
         raise ValueError(f"cannot read the table {path}: {error}") from error
     if not rows:
         raise ValueError(f"the table {path} has no rows")
-    return [{str(key).strip(): value for key, value in row.items() if key is not None} for row in rows]
+    return [
+        (number, {str(key).strip(): value for key, value in row.items() if key is not None}) for number, row in rows
+    ]
 
 
 def pick_columns(names, chosen: Mapping[str, str | None], where: str) -> dict[str, str]:
@@ -107,14 +110,14 @@ def to_label(value, normal_values: tuple[str, ...] | None, where: str) -> int | 
 
 
 def label_of_kind(value, normal_values: tuple[str, ...] | None) -> int | None:
-    """Label of an image that only its kind of defect tells of: 0 for a normal kind, "none" or 0; None if it is empty."""
+    """Label of an image that only its kind of defect tells of: 0 for a normal kind, "none" or 0; None if empty."""
     text = "" if value is None else str(value).strip().casefold()
     normal = {str(name).casefold() for name in normal_values or (*OWN_NORMAL_KINDS, *_ZERO, "none")}
     return 0 if text in normal else (None if text in _NONE else 1)
 
 
 def labels_of_kinds(values: Iterable, normal_values: tuple[str, ...] | None) -> list[int | None]:
-    """[`label_of_kind`] of a whole column: where no cell names a normal kind, an empty one says that there is no defect.
+    """[`label_of_kind`] of a whole column; where no cell names a normal kind, an empty one means no defect.
 
     Args:
         values: cells of the column.
@@ -133,7 +136,7 @@ def index_table(table: Table, layout: DatasetLayout, tree: FileTree) -> Index | 
     rows = read_rows(path)
     known = {name.casefold(): name for name in layout.classes}
     records, missing, used = [], [], set()
-    for number, row in enumerate(rows, start=2):
+    for number, row in rows:
         image = _locate(tree, [_cells(pattern, row, path) for pattern in table.image])
         if image is None:
             missing.append(_cells(table.image[0], row, path))
@@ -177,13 +180,13 @@ def index_own_table(
     """
     rows = read_rows(path)
     root = root or os.path.dirname(path) or "."
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    names = list(dict.fromkeys(name for _, row in rows for name in row))
     found = pick_columns(names, columns, f"the table {path}")
     default = class_name or os.path.basename(os.path.abspath(root))
     by_kind = "defect_type" in found and "label" not in found
-    kinds = labels_of_kinds([row.get(found["defect_type"]) for row in rows], normal_labels) if by_kind else None
+    kinds = labels_of_kinds([row.get(found["defect_type"]) for _, row in rows], normal_labels) if by_kind else None
     records, missing = [], []
-    for number, row in enumerate(rows, start=2):
+    for place, (number, row) in enumerate(rows):
         cell = {field: _text(row.get(column)) for field, column in found.items()}
         image, mask = cell["image"], cell.get("mask", "")
         if not image:
@@ -192,7 +195,7 @@ def index_own_table(
         missing += gone
         if image in gone:
             continue
-        label = kinds[number - 2] if kinds else None
+        label = kinds[place] if kinds else None
         if "label" in found:
             label = to_label(row.get(found["label"]), normal_labels, f"{path}, line {number}")
         kind = NORMAL_KIND if label == 0 else ("" if label is None else cell.get("defect_type") or ANOMALOUS_KIND)
@@ -229,12 +232,12 @@ def index_meta(path: str, root: str | None, mask_rule: MaskRule) -> Index:
         if image is None:
             missing.append(str(entry["img_path"]))
             continue
-        label = int(entry["anomaly"])
+        label = to_label(entry["anomaly"], None, f"{path}, {split}/{name}")
         if entry.get("mask_path"):
             mask = _relocate(root, entry["mask_path"])
             if mask is None:
                 missing.append(str(entry["mask_path"]))
-        kind = NORMAL_KIND if label == 0 else entry.get("specie_name") or ANOMALOUS_KIND
+        kind = NORMAL_KIND if label == 0 else ("" if label is None else entry.get("specie_name") or ANOMALOUS_KIND)
         lowered = str(split).casefold()
         records.append(Record(image, mask, label, entry.get("cls_name") or name, kind, SPLITS.get(lowered, lowered)))
     if not records:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..configuration_anomalyclip import feature_layers_of_preset
+from ..data.arguments import parse_options
 from .baselines import BASELINES, OWN, parse_ablations
 from .evaluator import EvaluationSettings
 
@@ -195,7 +195,7 @@ def _source_texts(command: EvaluateCommand) -> list[str]:
 
 def _source_options(command: EvaluateCommand, text: str) -> dict[str, Any]:
     options = {} if text == "synthetic" else dict(command.source_arguments)
-    options |= json.loads(command.source_options) if command.source_options else {}
+    options |= parse_options(command.source_options, "source_options")
     return options | ({"class_names": command.class_names} if command.class_names else {})
 
 

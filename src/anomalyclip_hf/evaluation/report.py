@@ -21,10 +21,10 @@ from .visualization import COLUMNS, Sample, caption, colorize, picture_row
 METRIC_NAMES = {
     "image_auroc": "image AUROC",
     "image_ap": "image AP",
-    "image_f1_max": "image F1‑max",
+    "image_f1_max": "image F1-max",
     "pixel_auroc": "pixel AUROC",
     "pixel_ap": "pixel AP",
-    "pixel_f1_max": "pixel F1‑max",
+    "pixel_f1_max": "pixel F1-max",
     "aupro": "AUPRO",
     "aupro_authors": "AUPRO, authors' way",
 }

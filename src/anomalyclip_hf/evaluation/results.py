@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.layouts import ClassResults, find_layout
 from .files import atomic_path
-from .report import format_percent, write_report
+from .report import METRIC_NAMES, format_percent, write_report
 from .tally import METRICS
 from .visualization import contact_sheet, fit_scale
 
@@ -25,16 +25,6 @@ if TYPE_CHECKING:
     from .visualization import Sample
 
 MAX_ROWS = 24  # of samples.png
-HEADINGS = {
-    "image_auroc": "image AUROC",
-    "image_ap": "image AP",
-    "image_f1_max": "image F1-max",
-    "pixel_auroc": "pixel AUROC",
-    "pixel_ap": "pixel AP",
-    "pixel_f1_max": "pixel F1-max",
-    "aupro": "AUPRO",
-    "aupro_authors": "AUPRO, authors' way",
-}
 SHORT_METRICS = ("image_auroc", "image_ap", "pixel_auroc", "aupro")
 # The paper's AUPRO was computed the authors' way, so that is what it is compared with.
 PAPER_METRICS = {
@@ -191,7 +181,7 @@ def summary_table(result: Mapping[str, Any], metrics: Sequence[str] | None = Non
     """One row per data set and method, in percent, means over classes; the paper's row and the difference below."""
     entries = result["datasets"]
     shown = list(metrics or METRICS)
-    rows = [["data set", "method", *(HEADINGS[metric] for metric in shown)]]
+    rows = [["data set", "method", *(METRIC_NAMES[metric] for metric in shown)]]
     for name, entry in entries.items():
         rows += [[name, method["title"], *_cells(method["mean"], shown)] for method in entry["methods"].values()]
         if paper := entry.get("paper"):
@@ -205,10 +195,10 @@ def class_table(entry: Mapping[str, Any]) -> str:
     """One row per class, in percent, with the numbers of the authors' log and the difference where there are any."""
     paper = entry.get("paper") or {}
     published = paper.get("classes", {})
-    heading = ["class", *HEADINGS.values()]
+    heading = ["class", *METRIC_NAMES.values()]
     if published:
-        heading += [f"log: {HEADINGS[one]}" for one in PAPER_METRICS.values()]
-        heading += [f"± {HEADINGS[one]}" for one in PAPER_METRICS.values()]
+        heading += [f"log: {METRIC_NAMES[one]}" for one in PAPER_METRICS.values()]
+        heading += [f"± {METRIC_NAMES[one]}" for one in PAPER_METRICS.values()]
     rows = [heading]
 
     def add(name: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..data.arguments import parse_options
 from .arguments import TrainingArguments, option
 
 SETTINGS_SUFFIXES = (".json", ".yaml", ".yml")
@@ -110,7 +111,7 @@ def load_data(command: TrainCommand) -> tuple[Any, Any]:
         command.data_dir,
         command.train_split,
         command.class_names,
-        command.source_options,
+        parse_options(command.source_options, "source_options"),
         training=True,
     )
     if command.validation_source is None:
@@ -120,21 +121,15 @@ def load_data(command: TrainCommand) -> tuple[Any, Any]:
         command.validation_data_dir,
         command.validation_split,
         command.validation_class_names,
-        command.validation_options,
+        parse_options(command.validation_options, "validation_options"),
         training=False,
     )
     return train, validation
 
 
-def _load(
-    source: str, data_dir: str | None, split: str, classes: list[str] | None, options: str | None, training: bool
-):
+def _load(source: str, data_dir: str | None, split: str, classes: list[str] | None, further: dict, training: bool):
     from ..data import load_anomaly_dataset
 
-    try:
-        further = json.loads(options) if options else {}
-    except ValueError as error:
-        raise ValueError(f"the options {options!r} of {source} are no JSON: {error}") from error
     if classes:
         further["class_names"] = classes
     if source == "synthetic":

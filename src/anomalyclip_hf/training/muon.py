@@ -58,11 +58,12 @@ class Float32Muon(torch.optim.Optimizer):
     def _update(self, parameters: list[Tensor], shape: torch.Size, lr: float, weight_decay: float, momentum: float):
         updates = []
         for parameter in parameters:
-            state = self.state[parameter]
+            state, grad = self.state[parameter], parameter.grad
+            assert grad is not None  # as `step` has chosen them
             if "momentum_buffer" not in state:
                 state["momentum_buffer"] = torch.zeros_like(parameter)
-            buffer = state["momentum_buffer"].lerp_(parameter.grad, 1 - momentum)
-            updates.append(parameter.grad.lerp(buffer, momentum))
+            buffer = state["momentum_buffer"].lerp_(grad, 1 - momentum)
+            updates.append(grad.lerp(buffer, momentum))
         size = 0.2 * max(shape) ** 0.5  # the root mean square of an update of AdamW
         torch._foreach_mul_(parameters, 1 - lr * weight_decay)
         torch._foreach_add_(parameters, list(orthogonalize(torch.stack(updates)).unbind()), alpha=-lr * size)

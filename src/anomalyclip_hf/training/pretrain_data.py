@@ -49,7 +49,7 @@ class PretrainSettings:
     first_batch_size: int = 96
     image_size: int = 120
     first_size: int = 120
-    first_share: float = 0.75
+    first_share: float = 0.5
     keep_share: float = 0.5
     start_from: str = ""
     generic_share: float = 0.7
@@ -62,13 +62,12 @@ class PretrainSettings:
     projection_dim: int = 128
     vocab_size: int = 1024
     shards: tuple[tuple[int, float, int], ...] = (
-        (16000, 0.2, 21),
-        (20000, 0.5, 22),
-        (24000, 0.5, 23),
-        (16000, 0.85, 24),
+        (20000, 0.3, 31),
+        (20000, 0.55, 32),
+        (12000, 0.8, 33),
     )
     draw_size: int = 128
-    learning_rate: float = 1.0e-3
+    learning_rate: float = 8.0e-4
     weight_decay: float = 0.05
     decay: float = 0.998
     contrastive_weight: float = 0.1

@@ -455,7 +455,7 @@ class PromptTrainer:
             self.model.save_pretrained(self.output_dir)
             self.processor.save_pretrained(self.output_dir)
         with atomic_path(self.output_dir / SUMMARY_NAME) as temporary:
-            temporary.write_text(json.dumps(summary, indent=2) + "\n")
+            temporary.write_text(json.dumps({**summary, "card": facts}, indent=2) + "\n")
         plot_training(self.output_dir)
 
 
