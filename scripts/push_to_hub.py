@@ -28,10 +28,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--base_model", help="name of the base model on the Hub, where the prompts name another place")
     parser.add_argument("--base_revision", help="its revision")
     parser.add_argument("--results", help="results.json of scripts/evaluate.py, for the card")
-    parser.add_argument(
-        "--training",
-        help="JSON file with what the card should say of the training; what scripts/train.py left in the folder if absent",
-    )
+    parser.add_argument("--training", help="JSON file: what the card says of the training; by default the folder's")
     parser.add_argument("--license", help="license of what is pushed, such as mit, for the card")
     parser.add_argument("--no_code", action="store_true", help="leave out the code that trust_remote_code=True runs")
     parser.add_argument("--revision", help="branch to push to; made if absent")

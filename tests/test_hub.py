@@ -504,3 +504,37 @@ def test_script_lists_what_it_would_send(prompts_dir, capsys, local_hub):
 
     script.main([*arguments[:2], "--vision_only", "--no_code", "--dry_run"])
     assert not [line for line in capsys.readouterr().out.splitlines() if line.endswith((".py", "prompts.safetensors"))]
+
+
+def test_script_takes_the_facts_of_the_training(prompts_dir, capsys, local_hub):
+    spec = importlib.util.spec_from_file_location("push_to_hub", ROOT / "scripts" / "push_to_hub.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    arguments = [str(prompts_dir), "me/prompts", "--base_model", "openai/tiny", "--token", TOKEN]
+
+    assert script.main(arguments) == 0
+    assert b"Not recorded" in local_hub.files("me/prompts")["README.md"]
+    (prompts_dir / "training_summary.json").write_text('{"minutes": 3, "card": {"dataset": "pcb", "epochs": 15}}')
+    assert script.main(arguments) == 0
+    card = local_hub.files("me/prompts")["README.md"]
+    assert b"- **data:** pcb" in card and b"Not recorded" not in card
+
+    capsys.readouterr()
+    assert script.main([*arguments, "--full"]) == 1
+    assert "error: base_model='openai/tiny' is for prompts alone, but --full sends" in capsys.readouterr().err
+    assert script.main(["/nowhere/at/all", "me/prompts"]) == 1
+    assert "error: " in capsys.readouterr().err
+
+
+def test_the_processor_follows_a_relative_path(tiny_checkpoint, tmp_path, monkeypatch):
+    """Of a checkpoint loaded by a relative path, the processor is found from another working directory too."""
+    folder = Path(tiny_checkpoint)
+    processor = AnomalyCLIPProcessor(size={"height": 28, "width": 28}, sigma=1.5)
+    other = tmp_path / "other"
+    AnomalyCLIPModel.from_pretrained(folder).save_pretrained(other)
+    processor.save_pretrained(other)
+    monkeypatch.chdir(tmp_path)
+    model = AnomalyCLIPModel.from_pretrained("other")
+    monkeypatch.chdir("/")
+    model.save_prompts(tmp_path / "prompts")
+    assert AnomalyCLIPProcessor.from_pretrained(tmp_path / "prompts").sigma == 1.5

@@ -293,6 +293,12 @@ def test_tuple_output(tiny_model):
         ({"pixel_values": torch.zeros(3, 42, 42)}, r"\(3, 42, 42\), expected \(B, 3, H, W\)"),
         ({"pixel_values": PIXELS, "labels": torch.zeros(3)}, r"labels has shape \(3,\), expected \(2,\)"),
         ({"pixel_values": PIXELS, "masks": torch.zeros(2, 6, 6)}, r"masks has shape .*expected \(2, 42, 42\)"),
+        (
+            {"pixel_values": PIXELS, "labels": torch.tensor([0, 2])},
+            r"labels holds \[0, 2\], expected 0",
+        ),
+        ({"pixel_values": PIXELS, "masks": torch.full((2, 42, 42), 255.0)}, "masks reaches 255, expected 0 .* to 1"),
+        ({"pixel_values": PIXELS, "masks": torch.full((2, 42, 42), torch.nan)}, "masks reaches nan"),
     ],
 )
 def test_wrong_inputs_are_named(tiny_model, inputs, message):
@@ -321,3 +327,15 @@ def test_training_compiles_without_graph_breaks(tiny_model):
     tiny_model.zero_grad()
     torch.compile(tiny_model, fullgraph=True, backend="aot_eager")(**inputs).loss.backward()
     assert_close(tiny_model.prompt_learner.context.grad, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_presets_through_auto_classes_and_beside_a_config(tiny_checkpoint):
+    from transformers import AutoModel
+
+    config = AnomalyCLIPModel.from_pretrained(tiny_checkpoint).config
+    for model in (
+        AutoModel.from_pretrained(tiny_checkpoint, preset="released"),
+        AnomalyCLIPModel.from_pretrained(tiny_checkpoint, config=config, preset="released"),
+    ):
+        assert type(model) is AnomalyCLIPModel and model.config.feature_layers == [4]
+    assert config.feature_layers == [2, 4]  # the user's own stays as it was

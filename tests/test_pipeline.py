@@ -226,3 +226,27 @@ def test_a_stream_of_images(detector, images, expected):
 def test_a_url_that_fails_is_named():
     with pytest.raises(ValueError, match=r"http://127.0.0.1:9/none.png: can't be read"):
         read_image("http://127.0.0.1:9/none.png", timeout=2)
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("http://127.0.0.1:port/x.png", "nonnumeric port"),
+        ("http:///x.png", "can't be read as an image"),
+        ("data:image/png;base64,####", "can't be read as an image"),
+    ],
+)
+def test_addresses_that_make_no_sense_are_named(url, why):
+    with pytest.raises(ValueError, match=why) as caught:
+        read_image(url, timeout=2)
+    assert str(caught.value).startswith(url)
+
+
+def test_iterators_and_stacks(detector, make_image):
+    images = [make_image(42, 42, seed=seed) for seed in range(3)]
+    expected = [{"score": r["score"], "anomaly_map": torch.from_numpy(r["anomaly_map"])} for r in detector(images)]
+    assert_same(detector(iter(images)), expected)
+    assert_same(detector(map(np.asarray, images), batch_size=2), expected)
+    stack = np.stack([np.asarray(image) for image in images])
+    assert_same(detector(stack), expected)
+    assert_same(detector(torch.from_numpy(stack).permute(0, 3, 1, 2)), expected)

@@ -276,3 +276,39 @@ def test_results_hold_no_graph():
     outputs = {"anomaly_maps": maps * 1, "logits": torch.zeros(1, 2, requires_grad=True) * 1}
     result = AnomalyCLIPProcessor(size={"height": 8, "width": 8}).post_process_anomaly_detection(outputs)[0]
     assert not result["anomaly_map"].requires_grad and result["score"] == 0.5
+
+
+@pytest.mark.parametrize("order", ["<u2", ">u2"])
+def test_16_bit_of_either_byte_order(tiny_processor, order):
+    swapped = tiny_processor(DEEP.astype(order)).pixel_values[0]
+    np.testing.assert_array_equal(swapped, tiny_processor(DEEP).pixel_values[0])
+    dark = np.full((8, 8), 200, order)  # dark, but 16 bits all the same
+    assert tiny_processor(dark).pixel_values[0][0, 0, 0] == pytest.approx((1 / 255 - MEAN[0]) / STD[0], abs=1e-6)
+
+
+def test_a_stack_of_masks(tiny_processor):
+    masks = np.stack([np.zeros((30, 44), np.uint8), np.full((30, 44), 255, np.uint8)])
+    assert [mask.mean() for mask in tiny_processor([RGB, RGB], masks=masks).masks] == [0, 1]
+
+
+def test_sizes_that_make_no_batch_are_refused(tiny_processor):
+    with pytest.raises(ValueError, match="do_resize=False, but images of 42x42, 44x30 pixels can't be one batch"):
+        tiny_processor([RGB, np.zeros((42, 42, 3), np.uint8)], do_resize=False)
+    with pytest.raises(ValueError, match=r"size=\{'shortest_edge': 42\}, expected height and width in pixels"):
+        tiny_processor(RGB, size={"shortest_edge": 42})
+
+
+def test_smoothing_under_autocast_is_float32():
+    maps = torch.rand(1, 40, 40)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        smooth = gaussian_smooth(maps, 2.0)
+    assert smooth.dtype == torch.float32
+    assert_close(smooth, gaussian_smooth(maps, 2.0), rtol=0, atol=1e-6)
+
+
+def test_a_damaged_stored_processor_is_told(tiny_processor, tmp_path):
+    tiny_processor.save_pretrained(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(path.read_text()[:40])
+    with pytest.raises(OSError, match=r"preprocessor_config\.json"):
+        AnomalyCLIPProcessor.from_pretrained(tmp_path)

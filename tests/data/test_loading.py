@@ -201,6 +201,34 @@ def test_tables_that_cannot_be_used(folder, text, arguments, message):
         load_anomaly_dataset(folder / "t.csv", **arguments)
 
 
+def test_lines_are_counted_as_an_editor_does(folder):
+    good = '{"image": "good/1.png", "label": 0}\n'
+    (folder / "t.jsonl").write_text(good + "\n" + good.replace("0", '"meh"'))
+    with pytest.raises(ValueError, match=r"t.jsonl, line 3: label 'meh'"):
+        load_anomaly_dataset(folder / "t.jsonl")
+    (folder / "t.csv").write_text('image,label,note\ngood/1.png,0,"two\nlines"\ngood/1.png,meh,\n')
+    with pytest.raises(ValueError, match=r"t.csv, line 4: label 'meh'"):
+        load_anomaly_dataset(folder / "t.csv")
+
+
+@pytest.mark.parametrize("way", ["table", "datasets"])
+def test_kinds_alone_tell_the_label(folder, way):
+    """Where no column holds labels, kinds of defects do, alike for tables and for `datasets`."""
+
+    def labels(kinds, **arguments):
+        if way == "table":
+            names = ["good/1.png", "bent/1.png", "bent/10.png"]
+            (folder / "t.csv").write_text("image,defect_type\n" + "".join(map("{},{}\n".format, names, kinds)))
+            return list(load_anomaly_dataset(folder / "t.csv", **arguments)["label"])
+        rows = {"image": [Image.new("RGB", (16, 12), (9 * n,) * 3) for n in range(3)], "defect_type": kinds}
+        return list(load_anomaly_dataset(datasets.Dataset.from_dict(rows), **arguments)["label"])
+
+    assert labels(["good", "bent", "None"]) == [0, 1, 0]
+    assert labels(["good", "bent", ""]) == [0, 1, None]
+    assert labels(["", "bent", "rust"]) == [0, 1, 1]  # no kind says normal: empty does
+    assert labels(["fine", "bent", ""], normal_labels=["FINE"]) == [0, 1, None]
+
+
 def test_the_authors_index(folder):
     def entry(image, mask, kind, anomaly):
         return {"img_path": image, "mask_path": mask, "cls_name": "nut", "specie_name": kind, "anomaly": anomaly}
@@ -224,6 +252,9 @@ def test_the_authors_index(folder):
     assert len(load_anomaly_dataset(folder, kind="folder")) == 6
     (folder / "meta.json").write_text('{"test": {"nut": [{"img_path": "good/1.png"}]}}')
     with pytest.raises(ValueError, match='no "img_path" or "anomaly"'):
+        load_anomaly_dataset(folder)
+    (folder / "meta.json").write_text('{"test": {"nut": [{"img_path": "good/1.png", "anomaly": "maybe"}]}}')
+    with pytest.raises(ValueError, match=r"meta.json, test/nut: label 'maybe' is neither normal"):
         load_anomaly_dataset(folder)
 
 

@@ -80,3 +80,13 @@ def test_training_from_the_command_line(tiny_clip_dir, table, tmp_path, capsys):
     # The saved settings are a settings file of the same run.
     again = parse_command([str(out / "training_arguments.json")])
     assert (again.model, again.source, again.epochs, again.seed) == (tiny_clip_dir, str(table), 1, 111)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [("{num: 1}", "is no JSON"), ("[1]", "expected a JSON object such as")]
+)
+def test_options_of_a_source_are_json(tiny_clip_dir, capsys, options, message):
+    command = ["--model", tiny_clip_dir, "--image_size", "42", "--source", "synthetic", "--source_options", options]
+    assert main([*command, "--output_dir", "unused"]) == 1
+    told = capsys.readouterr().err
+    assert f"error: source_options={options!r}" in told and message in told
