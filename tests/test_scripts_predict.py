@@ -214,9 +214,11 @@ def test_nothing_half_written_when_interrupted(photos, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         predict_files([photos], tmp_path / "out", detector, progress=False)
-    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
-    assert [path.name for path in files] == ["000.png.png"]
-    Image.open(files[0]).load()
+    files = {path.name: path for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert set(files) == {"000.png.png", "legend.png", "predictions.jsonl"}
+    records = [json.loads(line) for line in files["predictions.jsonl"].read_text().splitlines()]
+    assert [(Path(record["path"]).name, record["score"]) for record in records] == [("000.png", 0.5)]
+    Image.open(files["000.png.png"]).load()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs names that are not text")

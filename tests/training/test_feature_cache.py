@@ -143,7 +143,7 @@ def test_a_mask_of_another_size_is_left_out_with_the_reason(build, rows, to_data
     monkeypatch.setattr(module.logger, "warning", said.append)
     cache = build(to_dataset(rows))
     assert np.flatnonzero(~cache.readable).tolist() == [3]
-    assert any("003.png: masks[0] is 20x30 pixels but its image is 48x48" in text for text in said)
+    assert any("003.png is 20x30 but its image is 48x48 (width x height)" in text for text in said)
 
 
 def test_features_that_are_not_finite_are_refused(build, rows, dataset, tiny_model, monkeypatch):
