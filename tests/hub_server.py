@@ -106,7 +106,8 @@ class _Handler(BaseHTTPRequestHandler):
         if parts[:2] == ["api", "models"]:
             return self.api("/".join(parts[2:4]), parts[4:])
         if "resolve" in parts:
-            return self.resolve("/".join(parts[:2]), parts[3], "/".join(parts[4:]))
+            depth = 6 if parts[3] == "refs" else 4  # refs/pr/1 is one revision
+            return self.resolve("/".join(parts[:2]), "/".join(parts[3:depth]), "/".join(parts[depth:]))
         return self.answer(404, {"error": f"unknown path {path}"})
 
     def has_token(self):

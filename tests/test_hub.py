@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
+from transformers.utils.hub import cached_file
 
 from anomalyclip_hf import AnomalyCLIPConfig, AnomalyCLIPModel, AnomalyCLIPProcessor, hub_anomalyclip
 from anomalyclip_hf import prompts_anomalyclip as prompts_module
@@ -538,3 +540,58 @@ def test_the_processor_follows_a_relative_path(tiny_checkpoint, tmp_path, monkey
     monkeypatch.chdir("/")
     model.save_prompts(tmp_path / "prompts")
     assert AnomalyCLIPProcessor.from_pretrained(tmp_path / "prompts").sigma == 1.5
+
+
+class TestRepositoriesOfPicklesAlone:
+    """As the paper's backbone on the Hub is: `main` holds a pickle, a pull request of the converter safetensors."""
+
+    @pytest.fixture
+    def cache(self, local_hub, tiny_clip_dir, tmp_path, monkeypatch):
+        files = {path.name: path.read_bytes() for path in Path(tiny_clip_dir).iterdir()}
+        weights = files.pop("model.safetensors")
+        local_hub.create("openai/tiny")
+        local_hub.commit("openai/tiny", "main", {**files, "pytorch_model.bin": b"a pickle"})
+        local_hub.commit("openai/tiny", "refs/pr/7", {**files, "model.safetensors": weights})
+
+        def convert(name, **options):
+            found = cached_file(name, "model.safetensors", **{**options, "revision": "refs/pr/7"})
+            return found, "refs/pr/7", False
+
+        monkeypatch.setattr("transformers.modeling_utils.auto_conversion", convert)
+        return {"cache_dir": tmp_path / "cache", "token": TOKEN}
+
+    def test_weights_of_the_converter_online_and_offline(self, cache, tiny_clip_dir, monkeypatch, pixels):
+        expected = AnomalyCLIPModel.from_pretrained(tiny_clip_dir, image_size=42)
+        for offline in (False, True):
+            monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+            model = AnomalyCLIPModel.from_pretrained("openai/tiny", image_size=42, **cache)
+            model.prompt_learner.load_state_dict(expected.prompt_learner.state_dict())
+            assert same(results_of(model, pixels), results_of(expected, pixels))
+        local = {**cache, "local_files_only": True}
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        assert AnomalyCLIPModel.from_pretrained("openai/tiny", **local).config.projection_dim == 16
+        empty = {**local, "cache_dir": cache["cache_dir"] / "none"}
+        with pytest.raises(OSError, match="couldn't find them in the cached files"):
+            AnomalyCLIPModel.from_pretrained("openai/tiny", **empty)
+
+    def test_prompts_find_their_base_again(self, cache, local_hub, monkeypatch, pixels):
+        model = AnomalyCLIPModel.from_pretrained("openai/tiny", image_size=42, **cache)
+        model.push_prompts_to_hub("me/prompts", token=TOKEN, card=False)
+        commit = local_hub.repos["openai/tiny"]["branches"]["main"]
+        stored = json.loads(local_hub.files("me/prompts")["config.json"])
+        assert (stored["base_model_name_or_path"], stored["base_model_revision"]) == ("openai/tiny", commit)
+        fresh = {**cache, "cache_dir": cache["cache_dir"] / "fresh"}
+        for offline in (False, True):
+            monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+            loaded = AnomalyCLIPModel.from_pretrained("me/prompts", **fresh)
+            assert same(results_of(loaded, pixels), results_of(model, pixels))
+            assert loaded.config.base_model_revision == commit
+
+    def test_other_weights_of_the_converter_are_refused(self, cache, local_hub, tmp_path):
+        model = AnomalyCLIPModel.from_pretrained("openai/tiny", image_size=42, **cache)
+        model.push_prompts_to_hub("me/prompts", token=TOKEN, card=False)
+        make_tiny_clip(seed=5).save_pretrained(tmp_path / "other")
+        files = {path.name: path.read_bytes() for path in (tmp_path / "other").iterdir()}
+        local_hub.commit("openai/tiny", "refs/pr/7", files)
+        with pytest.raises(ValueError, match="backbone"):
+            AnomalyCLIPModel.from_pretrained("me/prompts", **{**cache, "cache_dir": tmp_path / "fresh"})

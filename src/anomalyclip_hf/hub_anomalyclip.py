@@ -1,7 +1,6 @@
 """Loading and sharing of AnomalyCLIP: from any CLIP checkpoint, from a full one, or from prompts alone."""
 
 import copy
-import json
 import os
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +20,6 @@ from .prompts_anomalyclip import (
     PROMPT_FIELDS,
     PROMPT_KEYS,
     PROMPTS_NAME,
-    WEIGHTS_INDEX_NAME,
     PromptSet,
     backbone_fingerprint,
     check_same_backbone,
@@ -34,6 +32,7 @@ from .prompts_anomalyclip import (
     write_prompts,
 )
 from .sharing_anomalyclip import add_card, add_code, refuse_full_checkpoint, staged_folder, upload
+from .weights_anomalyclip import check_complete, check_shard_names, revision_of_weights
 
 logger = logging.get_logger(__name__)
 
@@ -122,7 +121,7 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
                 were learned on another backbone.
             OSError: if a file or the base model can't be found.
         """
-        name = os.fspath(pretrained_model_name_or_path)
+        name, pinned = os.fspath(pretrained_model_name_or_path), kwargs.pop("_pinned", False)
         overrides = {k: kwargs.pop(k) for k in list(kwargs) if k in CONFIG_FIELDS or k == "preset"}
         hub = {k: kwargs[k] for k in HUB_ARGUMENTS if k in kwargs}
         if overrides.get("base_model_name_or_path") is not None:
@@ -140,11 +139,13 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
         if config is None:
             config = _resolve_config(raw, name, hub, overrides)
         wants_info = kwargs.pop("output_loading_info", False)
-        _check_shard_names(name, hub.get("subfolder", ""))
+        check_shard_names(name, hub.get("subfolder", ""))
+        if kwargs.get("variant") is None:
+            kwargs["revision"] = revision_of_weights(name, hub, pinned) or "main"
         model, info = super().from_pretrained(  # type: ignore[misc]
             name, *model_args, config=config, output_loading_info=True, use_safetensors=True, **kwargs
         )
-        _check_complete(info, name, fresh=raw.get("model_type") == "clip")
+        check_complete(info, name, fresh=raw.get("model_type") == "clip")
         model.freeze_backbone()
         model._loaded_from = (portable_base_name(name), commit_of(name, hub))
         model._processor_source = (_lasting_name(name), hub)
@@ -180,7 +181,7 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
         kwargs = {k: v for k, v in kwargs.items() if k not in PROMPTS_REPOSITORY_ARGUMENTS}
         with _no_load_report():  # it would call the prompts random, which they are for a moment only
             model, info = cls.from_pretrained(
-                base, *model_args, revision=revision, output_loading_info=True, **fields, **kwargs
+                base, *model_args, revision=revision, output_loading_info=True, _pinned=True, **fields, **kwargs
             )
         # 3. The prompts put on it, if its weights are the right ones.
         model.load_prompts(prompts)
@@ -457,19 +458,6 @@ def check_raw_config(raw: dict, name: str) -> None:
             raise ValueError(f"config.json of {name} has {key}={value!r}, expected one of {KNOWN_ATTENTION}")
 
 
-def _check_shard_names(name: str, subfolder: str) -> None:
-    index = Path(name, subfolder, WEIGHTS_INDEX_NAME)
-    if not index.is_file():
-        return
-    try:
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"{index} is damaged ({error!r}); fetch it again") from error
-    for shard in shards:
-        if not isinstance(shard, str) or os.path.basename(shard) != shard or not shard.endswith(".safetensors"):
-            raise ValueError(f"{index} names the file {shard!r}, expected a .safetensors file beside it")
-
-
 def _refuse_vision_only(config: AnomalyCLIPConfig, why: str) -> None:
     if config.vision_only:
         raise ValueError(f"this model is vision-only: {why}; load the full one")
@@ -482,16 +470,6 @@ def _resolve_config(raw: dict, name: str, hub: dict, overrides: dict) -> Anomaly
     if kind == "anomalyclip":
         return override_config(raw, overrides)
     raise ValueError(f"{name} has model_type={kind!r}, expected 'clip' or 'anomalyclip'")
-
-
-def _check_complete(info: dict, name: str, fresh: bool) -> None:
-    keys = {key for key in info["missing_keys"] if not (fresh and key.startswith("prompt_learner."))}
-    missing = sorted(keys | {key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]})
-    if missing:
-        raise ValueError(
-            f"{name} lacks {len(missing)} weights of the model, such as {missing[0]}; they would be random. "
-            "Load a complete checkpoint."
-        )
 
 
 __all__ = ["AnomalyCLIPHubMixin"]

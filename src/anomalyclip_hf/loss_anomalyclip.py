@@ -82,4 +82,37 @@ def fill_masks_of_normal_images(masks: Tensor, labels: Tensor | None) -> Tensor:
     return torch.where((labels == 0)[:, None, None], masks.clamp(min=0), masks)
 
 
-__all__ = ["dice_loss", "fill_masks_of_normal_images", "focal_loss", "global_anomaly_loss", "local_anomaly_loss"]
+def check_targets(batch: int, size: tuple[int, int], labels: Tensor | None, masks: Tensor | None) -> None:
+    """Refuse labels and masks of other shapes or values than the losses take; values are not read while compiling.
+
+    Args:
+        batch (`int`), size (`tuple[int, int]`): number of images, and their (H, W).
+        labels (`Tensor` of shape `(B,)`, 0 or 1, *optional*).
+        masks (`Tensor` of shape `(B, H, W)`, in [0, 1] or -1, *optional*).
+
+    Raises:
+        ValueError: naming the field.
+    """
+    if labels is not None and tuple(labels.shape) != (batch,):
+        raise ValueError(f"labels has shape {tuple(labels.shape)}, expected ({batch},)")
+    if masks is not None and tuple(masks.shape) != (batch, *size):
+        raise ValueError(f"masks has shape {tuple(masks.shape)}, expected {(batch, *size)}")
+    if torch.compiler.is_compiling():
+        return
+    if labels is not None and not bool(((labels == 0) | (labels == 1)).all()):
+        raise ValueError(f"labels holds {labels.unique().tolist()[:5]}, expected 0 (normal) or 1 (anomalous)")
+    if masks is not None and not bool((masks <= 1).all()):  # also true of NaN
+        raise ValueError(
+            f"masks reaches {masks.max().item():g}, expected 0 (normal) to 1 (anomalous), or -1; the "
+            "processor makes such masks"
+        )
+
+
+__all__ = [
+    "check_targets",
+    "dice_loss",
+    "fill_masks_of_normal_images",
+    "focal_loss",
+    "global_anomaly_loss",
+    "local_anomaly_loss",
+]

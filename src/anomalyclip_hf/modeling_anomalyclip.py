@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_anomalyclip import AnomalyCLIPConfig
 from .hub_anomalyclip import AnomalyCLIPHubMixin
-from .loss_anomalyclip import fill_masks_of_normal_images, global_anomaly_loss, local_anomaly_loss
+from .loss_anomalyclip import check_targets, fill_masks_of_normal_images, global_anomaly_loss, local_anomaly_loss
 from .precision_anomalyclip import run_widened, widen
 
 
@@ -493,19 +493,7 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
             raise ValueError(
                 "this model is vision-only: its prompts are folded and can't be trained; load the full one"
             )
-        if labels is not None and tuple(labels.shape) != (batch,):
-            raise ValueError(f"labels has shape {tuple(labels.shape)}, expected ({batch},)")
-        if masks is not None and tuple(masks.shape) != (batch, *size):
-            raise ValueError(f"masks has shape {tuple(masks.shape)}, expected {(batch, *size)}")
-        if torch.compiler.is_compiling():
-            return
-        if labels is not None and not bool(((labels == 0) | (labels == 1)).all()):
-            raise ValueError(f"labels holds {labels.unique().tolist()[:5]}, expected 0 (normal) or 1 (anomalous)")
-        if masks is not None and not bool((masks <= 1).all()):  # also true of NaN
-            raise ValueError(
-                f"masks reaches {masks.max().item():g}, expected 0 (normal) to 1 (anomalous), or -1; the "
-                "processor makes such masks"
-            )
+        check_targets(batch, size, labels, masks)
 
 
 __all__ = ["AnomalyCLIPModel", "AnomalyCLIPOutput", "AnomalyCLIPPreTrainedModel", "compute_similarity_maps"]

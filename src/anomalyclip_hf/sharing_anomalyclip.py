@@ -26,6 +26,7 @@ CODE_FILES = (
     "processing_anomalyclip.py",
     "prompts_anomalyclip.py",
     "sharing_anomalyclip.py",
+    "weights_anomalyclip.py",
 )
 AUTO_MAP = {
     "AutoConfig": "configuration_anomalyclip.AnomalyCLIPConfig",
