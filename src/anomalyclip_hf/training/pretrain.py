@@ -372,6 +372,10 @@ class Pretrainer:
             "drawings": sum(len(images) for images, *_ in self.drawings.loaded),
             "history": self.history,
         }
+        before = Path(self.settings.start_from, "pretraining.json")
+        if self.settings.start_from and before.is_file():
+            earlier = json.loads(before.read_text(encoding="utf-8"))
+            info["earlier_run"] = {name: value for name, value in earlier.items() if name != "prompts"}
         save_json(info, folder / "pretraining.json")
         return info
 
