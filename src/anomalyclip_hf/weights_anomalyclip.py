@@ -7,10 +7,10 @@ from typing import Any
 
 from huggingface_hub import constants, is_offline_mode
 from huggingface_hub.file_download import repo_folder_name
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
+from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
-from .prompts_anomalyclip import WEIGHTS_INDEX_NAME
+from .prompts_anomalyclip import WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 logger = logging.get_logger(__name__)
 
@@ -25,7 +25,7 @@ _QUIET = {
 def has_safetensors(name: str, hub: dict[str, Any], revision: str | None) -> bool:
     """Whether a repository, or the cache if there is no network, has weights as safetensors at a revision."""
     options = {**hub, **_QUIET, "revision": revision}
-    return any(cached_file(name, file, **options) for file in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
+    return any(cached_file(name, file, **options) for file in (WEIGHTS_NAME, WEIGHTS_INDEX_NAME))
 
 
 def revision_of_weights(name: str, hub: dict[str, Any], pinned: bool = False) -> str | None:
