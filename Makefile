@@ -24,7 +24,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python scripts/demo.py
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 quality: $(VENV)/.installed
 	$(BIN)/ruff check src scripts tests

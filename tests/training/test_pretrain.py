@@ -144,6 +144,24 @@ def test_a_run_goes_on_from_another_model(make, settings, tmp_path):
         make()
 
 
+def test_a_run_goes_on_at_another_image_size(make, settings, tmp_path):
+    """Positions are resized as the model itself resizes them for images of that size."""
+    first = make()
+    first.save_clip()
+    side = settings.image_size + 2 * settings.patch_size
+    settings.start_from, settings.image_size, settings.first_size = str(tmp_path / "clip"), side, side
+    settings.draw_size = side
+    second = make()
+    pixels = torch.randn(2, 3, side, side)
+    with torch.no_grad():
+        embeddings = (run.model.vision_model.embeddings for run in (first, second))
+        for mine in first.model.parameters():
+            mine.copy_(mine.half())
+        expected, answered = (embed(pixels) for embed in embeddings)
+    torch.testing.assert_close(answered, expected, rtol=0, atol=1e-6)
+    assert answered.shape[1] == (side // settings.patch_size) ** 2 + 1
+
+
 def test_float32_muon_is_torch_s_but_for_rounding():
     torch.manual_seed(0)
     ours = [nn.Parameter(torch.randn(shape)) for shape in ((8, 24), (8, 24), (24, 8))]
