@@ -1,5 +1,6 @@
 """AnomalyCLIP: a frozen CLIP with two learned, object-agnostic prompts and a refined attention path (DPAM)."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -140,6 +141,16 @@ class AnomalyCLIPVisionEncoder(nn.Module):
         self.layers = nn.ModuleList([AnomalyCLIPVisionLayer(config) for _ in range(config.num_hidden_layers)])
 
 
+def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Positions `(1 + S * S, D)`, float, of a square image as `(1 + h * w, D)` of `grid=(h, w)`, bilinearly."""
+    side = math.isqrt(len(positions) - 1)
+    if grid == (side, side):
+        return positions
+    native = positions[1:].float().view(1, side, side, -1).permute(0, 3, 1, 2)
+    resized = nn.functional.interpolate(native, size=grid, mode="bilinear", align_corners=False)
+    return torch.cat([positions[:1], resized.flatten(2)[0].T.to(positions.dtype)])
+
+
 class AnomalyCLIPVisionEmbeddings(CLIPVisionEmbeddings):
     """CLIP's embeddings of patches, with positions resized bilinearly to other image sizes."""
 
@@ -148,13 +159,7 @@ class AnomalyCLIPVisionEmbeddings(CLIPVisionEmbeddings):
         patches = self.patch_embedding(pixel_values.to(weight.dtype))
         grid = patches.shape[-2:]
         tokens = torch.cat([self.class_embedding.expand(len(patches), 1, -1), patches.flatten(2).mT], dim=1)
-        positions = self.position_embedding.weight
-        side = self.image_size // self.patch_size
-        if tuple(grid) != (side, side):
-            native = positions[1:].float().view(1, side, side, -1).permute(0, 3, 1, 2)
-            resized = nn.functional.interpolate(native, size=grid, mode="bilinear", align_corners=False)
-            positions = torch.cat([positions[:1], resized.flatten(2)[0].T.to(positions.dtype)])
-        return tokens + positions
+        return tokens + resize_positions(self.position_embedding.weight, (grid[0], grid[1]))
 
 
 class AnomalyCLIPVisionModel(CLIPPreTrainedModel):

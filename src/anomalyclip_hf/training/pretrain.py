@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from ..modeling_anomalyclip import AnomalyCLIPVisionModel
+from ..modeling_anomalyclip import AnomalyCLIPVisionModel, resize_positions
 from .muon import Float32Muon
 from .pretrain_augment import paste_foreign, relight, warp
 from .pretrain_data import (
@@ -74,23 +74,14 @@ def build_model(settings: PretrainSettings, tokenizer: CLIPTokenizer) -> CLIPMod
     return model
 
 
-def resize_positions(positions: Tensor, count: int) -> Tensor:
-    """Positions `(1 + N, D)` of another image size as `(count, D)`, bilinearly, as AnomalyCLIP's embeddings do it."""
-    old, new = math.isqrt(len(positions) - 1), math.isqrt(count - 1)
-    if old == new:
-        return positions
-    native = positions[1:].view(1, old, old, -1).permute(0, 3, 1, 2)
-    resized = nn.functional.interpolate(native, size=(new, new), mode="bilinear", align_corners=False)
-    return torch.cat([positions[:1], resized.flatten(2)[0].T])
-
-
 def load_backbone(model: CLIPModel, folder: Path) -> None:
     """Load the weights of a CLIP, or of an AnomalyCLIP without its prompts, strictly; positions are resized."""
     weights = load_file(folder / "model.safetensors")
     weights = {name: value.float() for name, value in weights.items() if not name.startswith("prompt_learner.")}
     name = "vision_model.embeddings.position_embedding.weight"
     if name in weights:
-        weights[name] = resize_positions(weights[name], len(model.get_parameter(name)))
+        side = model.config.vision_config.image_size // model.config.vision_config.patch_size
+        weights[name] = resize_positions(weights[name], (side, side))
     missing, unexpected = model.load_state_dict(weights, strict=False)
     missing = [name for name in missing if not name.endswith("position_ids")]
     if missing or unexpected:
