@@ -140,8 +140,33 @@ def test_a_run_goes_on_from_another_model(make, settings, tmp_path):
     assert torch.equal(second.model.visual_projection.weight, weight)
     assert second.tokenizer("object.").input_ids == first.tokenizer("object.").input_ids
     settings.depth = 1
-    with pytest.raises(ValueError, match=r"start_from=.*layers\.1"):
+    with pytest.raises(ValueError, match=r"depth=1, but the model to go on from has 2 layers"):
         make()
+    settings.depth, settings.width, settings.heads = 2, 48, 3
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        make()
+
+
+@pytest.mark.parametrize(("old", "new"), [(2, 3), (2, 5), (3, 4), (6, 9), (6, 12)])
+def test_a_run_goes_on_with_more_layers(make, settings, tmp_path, old, new):
+    """New layers change neither path until they are trained, and each of them can be."""
+    settings.depth = old
+    first = make()
+    first.save_clip()
+    with torch.no_grad():
+        for mine in first.model.parameters():
+            mine.copy_(mine.half())
+    pixels = torch.randn(2, 3, settings.image_size, settings.image_size)
+    expected = first._forward_vision(pixels, None)
+    settings.start_from, settings.depth = str(tmp_path / "clip"), new
+    second = make()
+    answered = second._forward_vision(pixels, None)
+    for mine, theirs in zip(answered, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)
+    sum(part.square().sum() for part in answered).backward()
+    silent = [layer for layer in second.model.vision_model.encoder.layers if not layer.mlp.fc2.weight.any()]
+    assert len(silent) == new - old
+    assert all(layer.mlp.fc2.weight.grad.abs().max() > 0 for layer in silent)
 
 
 def test_a_run_goes_on_at_another_image_size(make, settings, tmp_path):

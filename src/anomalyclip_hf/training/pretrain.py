@@ -74,14 +74,60 @@ def build_model(settings: PretrainSettings, tokenizer: CLIPTokenizer) -> CLIPMod
     return model
 
 
+def refined_depth(depth: int) -> int:
+    """Layers of the refined path: AnomalyCLIP's 19 of 24, scaled."""
+    return round(depth * 19 / 24)
+
+
+def grow_depth(weights: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
+    """Give a vision tower more layers without changing what it computes, on the refined path neither.
+
+    A new layer is a copy of the one before it whose two output projections are zero.
+
+    Args:
+        weights: a CLIP's, by name.
+        depth (`int`): layers wanted, no fewer than there are.
+
+    Returns:
+        the weights, layers numbered anew.
+    """
+    prefix = "vision_model.encoder.layers."
+    old = 1 + max(int(name[len(prefix) :].split(".")[0]) for name in weights if name.startswith(prefix))
+    first = old - refined_depth(old)
+    sections = (range(first), depth - refined_depth(depth)), (range(first, old), refined_depth(depth))
+    order: list[tuple[int, bool]] = []  # the layer it is made of, and whether it is new
+    for layers, wanted in sections:
+        new = wanted - len(layers)
+        if new < 0:
+            raise ValueError(
+                f"depth={depth}, but the model to go on from has {old} layers: as many or more are expected"
+            )
+        behind = [math.ceil((k + 1) * len(layers) / (new + 1)) - 1 for k in range(new)]
+        order += [(0, True)] * behind.count(-1)  # no layer here to come behind
+        for place, layer in enumerate(layers):
+            order += [(layer, False)] + [(layer, True)] * behind.count(place)
+    grown = {name: value for name, value in weights.items() if not name.startswith(prefix)}
+    for number, (layer, is_new) in enumerate(order):
+        for name, value in weights.items():
+            if name.startswith(f"{prefix}{layer}."):
+                rest = name[len(f"{prefix}{layer}.") :]
+                silent = is_new and rest.startswith(("self_attn.out_proj.", "mlp.fc2."))
+                grown[f"{prefix}{number}.{rest}"] = torch.zeros_like(value) if silent else value.clone()
+    return grown
+
+
 def load_backbone(model: CLIPModel, folder: Path) -> None:
-    """Load the weights of a CLIP, or of an AnomalyCLIP without its prompts, strictly; positions are resized."""
+    """Load the weights of a CLIP, or of an AnomalyCLIP without its prompts, strictly.
+
+    Positions are resized, and a model of fewer layers is given more.
+    """
     weights = load_file(folder / "model.safetensors")
     weights = {name: value.float() for name, value in weights.items() if not name.startswith("prompt_learner.")}
     name = "vision_model.embeddings.position_embedding.weight"
     if name in weights:
         side = model.config.vision_config.image_size // model.config.vision_config.patch_size
         weights[name] = resize_positions(weights[name], (side, side))
+        weights = grow_depth(weights, model.config.vision_config.num_hidden_layers)
     missing, unexpected = model.load_state_dict(weights, strict=False)
     missing = [name for name in missing if not name.endswith("position_ids")]
     if missing or unexpected:
@@ -245,7 +291,7 @@ class Pretrainer:
         if kept is not None:
             patches = tokens[:, 1:].gather(1, kept[..., None].expand(-1, -1, tokens.shape[-1]))
             tokens = torch.cat([tokens[:, :1], patches], dim=1)
-        class_token, features = self.model.vision_model.encode(tokens, [depth], round(depth * 19 / 24))
+        class_token, features = self.model.vision_model.encode(tokens, [depth], refined_depth(depth))
         projection = self.model.visual_projection
         return projection(class_token), projection(features[0])
 
