@@ -19,9 +19,9 @@ from transformers.models.clip.modeling_clip import (
 from transformers.utils import ModelOutput
 
 from .configuration_anomalyclip import AnomalyCLIPConfig
+from .cpu_anomalyclip import attend_in_blocks, run_widened, split_on_cpu, use_cpu_linear, wants_blocks, widen
 from .hub_anomalyclip import AnomalyCLIPHubMixin
 from .loss_anomalyclip import check_targets, fill_masks_of_normal_images, global_anomaly_loss, local_anomaly_loss
-from .precision_anomalyclip import run_widened, widen
 
 
 @dataclass
@@ -109,8 +109,11 @@ class AnomalyCLIPAttention(CLIPAttention):
         return original, self._attend(tokens[:, :, 1:], tokens, values, **kwargs)
 
     def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, **kwargs) -> Tensor:
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        output, _ = attend(self, queries, keys, values, None, scaling=self.scale, dropout=0.0, **kwargs)
+        if self.config._attn_implementation == "sdpa" and wants_blocks(queries):
+            output = attend_in_blocks(queries, keys, values, self.scale)
+        else:
+            attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+            output, _ = attend(self, queries, keys, values, None, scaling=self.scale, dropout=0.0, **kwargs)
         return self.out_proj(output.reshape(output.shape[0], queries.shape[2], -1))
 
 
@@ -120,6 +123,7 @@ class AnomalyCLIPVisionLayer(CLIPEncoderLayer):
     def __init__(self, config: CLIPVisionConfig):
         super().__init__(config)
         self.self_attn = AnomalyCLIPAttention(config)
+        use_cpu_linear(self)
 
     def forward(  # type: ignore[override]
         self, hidden_states: Tensor, refined: Tensor | None, refine: str | None, class_token_only: bool, **kwargs
@@ -192,7 +196,10 @@ class AnomalyCLIPVisionModel(CLIPPreTrainedModel):
             after post_layernorm.
         """
         tokens = run_widened(self.embeddings, pixel_values)
-        return self.encode(tokens, feature_layers, dpam_layers, dpam_attention, **kwargs)
+        groups = split_on_cpu(tokens, self.config.intermediate_size)
+        parts = [self.encode(group, feature_layers, dpam_layers, dpam_attention, **kwargs) for group in groups]
+        class_tokens, features = zip(*parts, strict=True)
+        return torch.cat(class_tokens), [torch.cat(layer) for layer in zip(*features, strict=True)]
 
     def encode(
         self, tokens: Tensor, feature_layers: list[int], dpam_layers: int, dpam_attention: str = "vv", **kwargs

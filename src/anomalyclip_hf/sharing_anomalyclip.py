@@ -22,7 +22,7 @@ CODE_FILES = (
     "loss_anomalyclip.py",
     "modeling_anomalyclip.py",
     "pipeline_anomalyclip.py",
-    "precision_anomalyclip.py",
+    "cpu_anomalyclip.py",
     "processing_anomalyclip.py",
     "prompts_anomalyclip.py",
     "sharing_anomalyclip.py",

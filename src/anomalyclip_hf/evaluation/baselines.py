@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from ..configuration_anomalyclip import PRESETS, feature_layers_of_preset
+from ..cpu_anomalyclip import run_widened, widen
 from ..modeling_anomalyclip import compute_similarity_maps
-from ..precision_anomalyclip import run_widened, widen
 from ..prompts_anomalyclip import locate_base
 
 if TYPE_CHECKING:
