@@ -167,6 +167,14 @@ class TestDamage:
         with pytest.raises(ValueError, match=r"prompts.safetensors of .* is truncated"):
             AnomalyCLIPModel.from_pretrained(prompts_dir)
 
+    @pytest.mark.parametrize("length", [0, 6, 1000, -100])
+    def test_truncated_full_checkpoint(self, tiny_model, tmp_path, length):
+        tiny_model.save_pretrained(tmp_path)
+        path = tmp_path / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:length])
+        with pytest.raises(ValueError, match=rf"weights of {tmp_path} are truncated .* fetch them again"):
+            AnomalyCLIPModel.from_pretrained(tmp_path)
+
     @pytest.mark.parametrize(
         ("change", "message"),
         [

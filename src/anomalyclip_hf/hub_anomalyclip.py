@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoTokenizer, CLIPConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
@@ -142,9 +143,14 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
         check_shard_names(name, hub.get("subfolder", ""))
         if kwargs.get("variant") is None:
             kwargs["revision"] = revision_of_weights(name, hub, pinned) or "main"
-        model, info = super().from_pretrained(  # type: ignore[misc]
-            name, *model_args, config=config, output_loading_info=True, use_safetensors=True, **kwargs
-        )
+        try:
+            model, info = super().from_pretrained(  # type: ignore[misc]
+                name, *model_args, config=config, output_loading_info=True, use_safetensors=True, **kwargs
+            )
+        except SafetensorError as error:
+            raise ValueError(
+                f"the weights of {name} are truncated or no safetensors file ({error}); fetch them again"
+            ) from error
         check_complete(info, name, fresh=raw.get("model_type") == "clip")
         model.freeze_backbone()
         model._loaded_from = (portable_base_name(name), commit_of(name, hub))
