@@ -50,16 +50,19 @@ def main(argv: list[str] | None = None) -> int:
     from anomalyclip_hf.data import load_anomaly_dataset
     from anomalyclip_hf.evaluation.prediction import predict_dataset, predict_files
 
-    model = args.model
-    if model is None:
-        model = anomalyclip_hf.demo_checkpoint()
-        print("No --model given: using the embedded demo.", file=sys.stderr)  # the pipeline says what it is
+    name = args.model
+    if name in (None, "demo"):
+        name = anomalyclip_hf.demo_checkpoint()
+        if args.model is None:
+            print("No --model given: using the embedded demo.", file=sys.stderr)  # the pipeline says what it is
     settings = {name: getattr(args, name) for name in ("batch_size", "threshold", "save_maps", "vmin", "vmax")}
     try:
         images = args.inputs
         if args.source:
             images = load_anomaly_dataset(args.source, args.data_dir, args.split, **source_arguments(args))
-        detector = pipeline("zero-shot-anomaly-detection", model=model, device=args.device, dtype=args.dtype)
+        # Loaded here: the pipeline would try two ways and answer the tracebacks of both.
+        model = anomalyclip_hf.AnomalyCLIPModel.from_pretrained(name, dtype=args.dtype)
+        detector = pipeline("zero-shot-anomaly-detection", model=model, device=args.device)
         predict = predict_dataset if args.source else predict_files
         summary = predict(images, args.output_dir, detector, **settings)
     except (OSError, ValueError, RuntimeError, AssertionError) as error:  # torch's of devices and memory among them
