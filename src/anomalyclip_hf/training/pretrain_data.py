@@ -44,17 +44,17 @@ class PretrainSettings:
         decay: of the running mean of the weights, which is what is saved.
     """
 
-    minutes: float = 105.0
-    batch_size: int = 64
-    first_batch_size: int = 96
-    image_size: int = 120
-    first_size: int = 120
-    first_share: float = 0.5
-    keep_share: float = 0.5
+    minutes: float = 97.0
+    batch_size: int = 40
+    first_batch_size: int = 64
+    image_size: int = 200
+    first_size: int = 200
+    first_share: float = 0.65
+    keep_share: float = 0.4
     start_from: str = ""
-    generic_share: float = 0.7
+    generic_share: float = 0.8
     patch_size: int = 10
-    depth: int = 6
+    depth: int = 9
     width: int = 192
     heads: int = 3
     text_depth: int = 4
@@ -62,11 +62,11 @@ class PretrainSettings:
     projection_dim: int = 128
     vocab_size: int = 1024
     shards: tuple[tuple[int, float, int], ...] = (
-        (20000, 0.3, 31),
-        (20000, 0.55, 32),
-        (12000, 0.8, 33),
+        (12000, 0.4, 51),
+        (18000, 0.5, 52),
+        (22000, 0.65, 53),
     )
-    draw_size: int = 128
+    draw_size: int = 224
     learning_rate: float = 8.0e-4
     weight_decay: float = 0.05
     decay: float = 0.998
