@@ -59,27 +59,40 @@ def print_table(sets: dict, runs: list[dict]) -> None:
         print(f"{name:24} {len(dataset):6} {' '.join(cells)}")
 
 
-def draw_picture(model, processor, sets: dict, path: Path, per_set: int) -> None:
-    """Images, truth and heat maps side by side: normal and anomalous images of every data set in turn."""
+def choose_samples(detector, name: str, dataset, count: int) -> list:
+    """Score `count` anomalous images and a normal one, taken at even distances, whatever the model makes of them."""
+    from anomalyclip_hf.evaluation.visualization import Sample
+
+    samples = []
+    for label, wanted in ((1, count), (0, 1)):
+        places = [i for i, found in enumerate(dataset["label"]) if found == label]
+        for index in places[:: max(1, len(places) // wanted)][:wanted]:
+            row = dataset[index]
+            answer = detector(row["image"])
+            title = f"{name}, {row['class_name']} ({row['defect_type']})"
+            samples.append(Sample(row["image"], answer["anomaly_map"], row["mask"], label, answer["score"], title))
+    return samples
+
+
+def draw_pictures(model, processor, sets: dict, output_dir: Path, rows: int) -> list[Path]:
+    """Images, truth and heat maps side by side: drawings in one picture, photographs in another, each on one scale."""
     from transformers import pipeline
 
-    from anomalyclip_hf.evaluation.visualization import Sample, contact_sheet, fit_scale
+    from anomalyclip_hf.evaluation.visualization import contact_sheet, fit_scale
 
     detector = pipeline("zero-shot-anomaly-detection", model=model, image_processor=processor)
-    samples = []
-    for name, dataset in sets.items():
-        labels = dataset["label"]
-        for label in (1, 0):
-            places = [i for i, found in enumerate(labels) if found == label]
-            step = max(1, len(places) // per_set)
-            for index in places[::step][: per_set if label else 1]:
-                row = dataset[index]
-                answer = detector(row["image"])
-                title = f"{name}, {row['class_name']} ({row['defect_type']})"
-                mask, score = row["mask"], answer["score"]
-                samples.append(Sample(row["image"], answer["anomaly_map"], mask, label, score, title))
-    vmin, vmax = fit_scale(sample.anomaly_map for sample in samples)
-    contact_sheet(samples, path, vmin, vmax, title="Embedded demo: image, truth, map, overlay")
+    photographs = [name for name in sets if name.startswith("photographs")]
+    groups = {
+        "heatmaps": (rows, [name for name in sets if name not in photographs]),
+        "photographs": (max(1, rows // 2), photographs),
+    }
+    paths = []
+    for stem, (count, names) in groups.items():
+        samples = [sample for name in names for sample in choose_samples(detector, name, sets[name], count)]
+        vmin, vmax = fit_scale(sample.anomaly_map for sample in samples)
+        paths.append(output_dir / f"{stem}.png")
+        contact_sheet(samples, paths[-1], vmin, vmax, title="Embedded demo: image, truth, map, overlay")
+    return paths
 
 
 def main() -> None:
@@ -89,7 +102,7 @@ def main() -> None:
     parser.add_argument("--test_images", type=int, default=320)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--seeds", type=int, nargs="+", default=[111], help="several give mean and spread")
-    parser.add_argument("--rows", type=int, default=3, help="anomalous images of each data set in the picture")
+    parser.add_argument("--rows", type=int, default=7, help="anomalous drawings in the picture")
     args = parser.parse_args()
 
     start = time.perf_counter()
@@ -102,9 +115,8 @@ def main() -> None:
         model, processor, sets, results = judge(prompts, args.test_images)
         runs.append(results)
     print_table(sets, runs)
-    picture = args.output_dir / "heatmaps.png"
-    draw_picture(model, processor, sets, picture, args.rows)
-    print(f"\npicture: {picture}\nprompts: {prompts}\n{time.perf_counter() - start:.0f} s in all")
+    pictures = draw_pictures(model, processor, sets, args.output_dir, args.rows)
+    print(f"\npictures: {', '.join(map(str, pictures))}\nprompts: {prompts}\n{time.perf_counter() - start:.0f} s in all")
 
 
 if __name__ == "__main__":

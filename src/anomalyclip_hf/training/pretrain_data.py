@@ -44,12 +44,12 @@ class PretrainSettings:
         decay: of the running mean of the weights, which is what is saved.
     """
 
-    minutes: float = 97.0
+    minutes: float = 88.0
     batch_size: int = 40
     first_batch_size: int = 64
     image_size: int = 200
     first_size: int = 200
-    first_share: float = 0.65
+    first_share: float = 0.6
     keep_share: float = 0.4
     start_from: str = ""
     generic_share: float = 0.8
@@ -62,9 +62,9 @@ class PretrainSettings:
     projection_dim: int = 128
     vocab_size: int = 1024
     shards: tuple[tuple[int, float, int], ...] = (
-        (12000, 0.4, 51),
-        (18000, 0.5, 52),
-        (22000, 0.65, 53),
+        (14000, 0.4, 61),
+        (22000, 0.5, 62),
+        (28000, 0.65, 63),
     )
     draw_size: int = 224
     learning_rate: float = 8.0e-4
