@@ -8,6 +8,7 @@ from evaluation_tools import make_tree
 from anomalyclip_hf import AnomalyCLIPConfig
 from anomalyclip_hf.data import load_anomaly_dataset
 from anomalyclip_hf.evaluation import calibrate, save_thresholds
+from anomalyclip_hf.evaluation.model_card import make_model_card
 from anomalyclip_hf.pipeline_anomalyclip import ZeroShotAnomalyDetectionPipeline
 
 
@@ -77,9 +78,12 @@ def test_thresholds_are_stored_with_the_checkpoint(tiny_model, tmp_path):
     checkpoint = tmp_path / "model"
     tiny_model.save_pretrained(checkpoint)
     before = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "README.md").write_text(str(make_model_card(tiny_model)))
     save_thresholds(checkpoint, 0.25, None)
     after = json.loads((checkpoint / "config.json").read_text())
     assert after == {**before, "image_threshold": 0.25, "pixel_threshold": None}
+    tiny_model.config.image_threshold = 0.25
+    assert (checkpoint / "README.md").read_text() == str(make_model_card(tiny_model))
     with pytest.raises(ValueError, match=r"pixel_threshold=1\.5"):
         save_thresholds(checkpoint, 0.5, 1.5)
     with pytest.raises(FileNotFoundError, match=r"config\.json"):

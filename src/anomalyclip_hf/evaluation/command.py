@@ -125,15 +125,9 @@ def parse_command(argv: Sequence[str] | None = None) -> EvaluateCommand:
 
 def load_model(command: EvaluateCommand) -> tuple[Any, Any]:
     """Model and processor of a command."""
-    from .. import AnomalyCLIPModel, AnomalyCLIPProcessor, demo_checkpoint
+    from .. import _command
 
-    name = demo_checkpoint() if command.model == "demo" else command.model
-    overrides = {
-        key: value
-        for key in ("revision", "preset", "image_size", "dtype")
-        if (value := getattr(command, key)) is not None
-    }
-    model = AnomalyCLIPModel.from_pretrained(name, **overrides)
+    model = _command.load_model(command)
     if command.prompts:
         model.load_prompts(command.prompts)
         # Prompts bring their own settings; what the user says goes before them.
@@ -142,10 +136,7 @@ def load_model(command: EvaluateCommand) -> tuple[Any, Any]:
         if command.preset is not None:
             depth = model.config.vision_config.num_hidden_layers
             model.config.feature_layers = feature_layers_of_preset(command.preset, depth)
-    side = model.config.image_size
-    revision = {"revision": command.revision} if command.revision else {}
-    processor = AnomalyCLIPProcessor.from_pretrained(name, size={"height": side, "width": side}, **revision)
-    return model, processor
+    return model, _command.load_processor(command, model.config.image_size)
 
 
 def load_source(text: str, split: str = "test", data_dir: str | None = None, **options: Any) -> tuple[str, Any]:

@@ -18,6 +18,7 @@ from ..data.loader import make_loader
 from ..data.masks import describe_source, read_image
 from .calibration import calibrate_from_labels, calibrate_from_normal, calibrate_from_ranking, pixel_level
 from .files import atomic_path
+from .model_card import update_thresholds
 from .streaming import StreamingPixelMetrics
 
 _EXPECTED = "a data set of load_anomaly_dataset(...), or a list of normal images (PIL images, arrays or paths)"
@@ -145,7 +146,7 @@ def _with_labels(dataset: Any) -> Any:
 def save_thresholds(
     checkpoint: str | os.PathLike, image_threshold: float | None, pixel_threshold: float | None
 ) -> None:
-    """Write thresholds into the `config.json` of a checkpoint folder (prompts alone or a full one), nothing else.
+    """Write thresholds into the `config.json` of a checkpoint folder (prompts alone or a full one), and its card.
 
     Raises:
         FileNotFoundError: there is no `config.json`.
@@ -161,3 +162,8 @@ def save_thresholds(
         config[name] = value
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    card = path.with_name("README.md")
+    if card.is_file():
+        text = update_thresholds(card.read_text(encoding="utf-8"), image_threshold, pixel_threshold)
+        with atomic_path(card) as temporary:
+            temporary.write_text(text, encoding="utf-8")

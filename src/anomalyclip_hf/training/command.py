@@ -88,20 +88,11 @@ def load_model(command: TrainCommand):
     """
     from accelerate.utils import set_seed
 
-    from .. import AnomalyCLIPModel, AnomalyCLIPProcessor, demo_checkpoint
+    from .. import _command
 
-    name = demo_checkpoint() if command.model == "demo" else command.model
-    overrides = {
-        key: value
-        for key in ("revision", "preset", "image_size", "dtype")
-        if (value := getattr(command, key)) is not None
-    }
     set_seed(command.seed)  # fresh prompts are drawn while loading
-    model = AnomalyCLIPModel.from_pretrained(name, **overrides)
-    side = model.config.image_size
-    revision = {"revision": command.revision} if command.revision else {}
-    processor = AnomalyCLIPProcessor.from_pretrained(name, size={"height": side, "width": side}, **revision)
-    return model, processor
+    model = _command.load_model(command)
+    return model, _command.load_processor(command, model.config.image_size)
 
 
 def load_data(command: TrainCommand) -> tuple[Any, Any]:
