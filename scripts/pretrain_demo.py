@@ -1,7 +1,8 @@
 """Pretrain the small CLIP that the package ships as its embedded default, on drawn images alone.
 
-python scripts/pretrain_demo.py --output runs/pretrain --minutes 99     # two CPU cores; add --resume to go on
-python scripts/pretrain_demo.py --output runs/pretrain --package src/anomalyclip_hf/assets/demo    # learn its prompts
+python scripts/pretrain_demo.py --output runs/1                            # two CPU cores; add --resume to take it up
+python scripts/pretrain_demo.py --output runs/2 --start-from runs/1/clip   # again, from there: the embedded had five
+python scripts/pretrain_demo.py --output runs/2 --package src/anomalyclip_hf/assets/demo    # learn its prompts
 """
 
 import argparse
