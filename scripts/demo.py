@@ -116,7 +116,8 @@ def main() -> None:
         runs.append(results)
     print_table(sets, runs)
     pictures = draw_pictures(model, processor, sets, args.output_dir, args.rows)
-    print(f"\npictures: {', '.join(map(str, pictures))}\nprompts: {prompts}\n{time.perf_counter() - start:.0f} s in all")
+    print(f"\npictures: {', '.join(map(str, pictures))}\nprompts: {prompts}")
+    print(f"{time.perf_counter() - start:.0f} s in all")
 
 
 if __name__ == "__main__":
