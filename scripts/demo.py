@@ -81,13 +81,9 @@ def draw_pictures(model, processor, sets: dict, output_dir: Path, rows: int) -> 
     from anomalyclip_hf.evaluation.visualization import contact_sheet, fit_scale
 
     detector = pipeline("zero-shot-anomaly-detection", model=model, image_processor=processor)
-    photographs = [name for name in sets if name.startswith("photographs")]
-    groups = {
-        "heatmaps": (rows, [name for name in sets if name not in photographs]),
-        "photographs": (max(1, rows // 2), photographs),
-    }
+    drawings, *photographs = sets  # in the order of `judge`
     paths = []
-    for stem, (count, names) in groups.items():
+    for stem, count, names in (("heatmaps", rows, [drawings]), ("photographs", max(1, rows // 2), photographs)):
         samples = [sample for name in names for sample in choose_samples(detector, name, sets[name], count)]
         vmin, vmax = fit_scale(sample.anomaly_map for sample in samples)
         paths.append(output_dir / f"{stem}.png")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .. import _command
 from ..configuration_anomalyclip import feature_layers_of_preset
 from ..data.arguments import parse_options
 from .baselines import BASELINES, OWN, parse_ablations
@@ -125,8 +126,6 @@ def parse_command(argv: Sequence[str] | None = None) -> EvaluateCommand:
 
 def load_model(command: EvaluateCommand) -> tuple[Any, Any]:
     """Model and processor of a command."""
-    from .. import _command
-
     model = _command.load_model(command)
     if command.prompts:
         model.load_prompts(command.prompts)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import _command
 from ..data.arguments import parse_options
 from .arguments import TrainingArguments, option
 
@@ -87,8 +88,6 @@ def load_model(command: TrainCommand):
         ([`AnomalyCLIPModel`], [`AnomalyCLIPProcessor`]).
     """
     from accelerate.utils import set_seed
-
-    from .. import _command
 
     set_seed(command.seed)  # fresh prompts are drawn while loading
     model = _command.load_model(command)
