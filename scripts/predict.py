@@ -7,17 +7,19 @@ Folders of masks (masks, ground_truth, ...) inside the folders given are left ou
 anything that evaluation takes too: a data set's name, a folder, a table, a meta.json or a datasets repository.
 
 Without --model the embedded demo is used, which is only good for trying things out. Exit status: 0 = every image was
-scored, 1 = some files could not be read (they are listed in skipped.jsonl), 2 = nothing could be done.
+scored, 1 = some files could not be used (they are listed in skipped.jsonl), 2 = nothing could be done, 130 and 143 =
+interrupted and terminated (records and overlays of what was finished are kept; another run replaces the records).
 """
 
 import argparse
 import os
 import sys
 
+from anomalyclip_hf._command import one_line, run_until_interrupted
 from anomalyclip_hf.data.arguments import add_source_arguments, source_arguments
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("inputs", nargs="*", help="image files, and folders to search through for images")
     parser.add_argument("--model", help="folder or Hub repository (default: the embedded demo)")
@@ -33,6 +35,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     sources.add_argument("--source", help="name, folder, table, meta.json, repository or synthetic")
     sources.add_argument("--split", default="test", help="one split, or all (default: test)")
     add_source_arguments(sources)
+    return parser
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = make_parser()
     args = parser.parse_args(argv)
     if bool(args.inputs) == bool(args.source):
         parser.error("give files and folders, or --source: one of the two")
@@ -42,6 +49,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
+    return run_until_interrupted(predict, argv, options=[action.dest for action in make_parser()._actions])
+
+
+def predict(argv: list[str] | None) -> int:
     args = parse_args(argv)
     # Imported late, so that --help and wrong arguments answer at once.
     from transformers import pipeline
@@ -56,23 +67,24 @@ def main(argv: list[str] | None = None) -> int:
         if args.model is None:
             print("No --model given: using the embedded demo.", file=sys.stderr)  # the pipeline says what it is
     settings = {name: getattr(args, name) for name in ("batch_size", "threshold", "save_maps", "vmin", "vmax")}
-    try:
-        images = args.inputs
-        if args.source:
-            images = load_anomaly_dataset(args.source, args.data_dir, args.split, **source_arguments(args))
-        # Loaded here: the pipeline would try two ways and answer the tracebacks of both.
-        model = anomalyclip_hf.AnomalyCLIPModel.from_pretrained(name, dtype=args.dtype)
-        detector = pipeline("zero-shot-anomaly-detection", model=model, device=args.device)
-        predict = predict_dataset if args.source else predict_files
-        summary = predict(images, args.output_dir, detector, **settings)
-    except (OSError, ValueError, RuntimeError, AssertionError) as error:  # torch's of devices and memory among them
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    images = args.inputs
+    if args.source:
+        images = load_anomaly_dataset(args.source, args.data_dir, args.split, **source_arguments(args))
+    # Loaded here: the pipeline would try two ways and answer the tracebacks of both.
+    model = anomalyclip_hf.AnomalyCLIPModel.from_pretrained(name, dtype=args.dtype)
+    detector = pipeline("zero-shot-anomaly-detection", model=model, device=args.device)
+    score = predict_dataset if args.source else predict_files
+    summary = score(images, args.output_dir, detector, **settings)
     for entry in summary.skipped:
-        print(f"skipped {entry['path']}: {entry['error']}", file=sys.stderr)
-    where = f"; results in {os.path.join(args.output_dir, '')}" if summary.predictions else ""
-    masks = f", {len(summary.left_out)} files in folders of masks left out" if summary.left_out else ""
-    print(f"{len(summary.predictions)} images scored, {len(summary.skipped)} inputs skipped{masks}{where}")
+        print(f"skipped {one_line(entry['path'])}: {one_line(entry['error'])}", file=sys.stderr)
+    parts = [f"{summary.num_scored} images scored, {len(summary.skipped)} inputs skipped"]
+    if summary.left_out:
+        parts.append(f", {len(summary.left_out)} files in folders of masks left out")
+    if summary.unused:
+        parts.append(f", {len(summary.unused)} files not used (no images by name, such as {summary.unused[0].name})")
+    if summary.num_scored:
+        parts.append(f"; results in {os.path.join(args.output_dir, '')}")
+    print(one_line("".join(parts)))
     return summary.exit_status
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..prompts_anomalyclip import backbone_fingerprint
-from .files import atomic_path
+from .files import atomic_path, safe_name
 from .results import restore_nan, without_nan
 from .tally import ClassTally
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from .baselines import MethodScorer
+
+CLASS_SUFFIX = ".class.json"  # no files but ours end like this, nor like the tallies
+_OWN = re.compile(r".*(\.class\.json|\.\d+-of-\d+\.npz)", re.DOTALL)
 
 
 class Progress:
@@ -31,7 +35,7 @@ class Progress:
         """Forget the progress of an earlier run unless it is to be taken up."""
         if self.folder is not None and self.is_main:
             for file in self.folder.glob("*") if not resume else ():
-                if file.suffix in (".json", ".npz"):
+                if _OWN.fullmatch(file.name):
                     file.unlink()
             self.folder.mkdir(parents=True, exist_ok=True)
         if self.accelerator is not None:
@@ -42,7 +46,7 @@ class Progress:
         found: list[Any] = [None]
         if self.folder is not None and self.is_main:
             try:
-                stored = json.loads(self._file(class_name, ".json").read_text(encoding="utf-8"))
+                stored = json.loads(self._file(class_name, CLASS_SUFFIX).read_text(encoding="utf-8"))
                 found = [restore_nan(stored["part"]) if stored["key"] == self.key else None]
             except (OSError, ValueError, KeyError, TypeError):
                 pass
@@ -57,7 +61,7 @@ class Progress:
         if self.folder is None:
             return
         if self.is_main:
-            with atomic_path(self._file(class_name, ".json")) as temporary:
+            with atomic_path(self._file(class_name, CLASS_SUFFIX)) as temporary:
                 content = {"key": self.key, "part": without_nan(part)}
                 temporary.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
         self._tally_file(class_name).unlink(missing_ok=True)
@@ -92,9 +96,3 @@ def run_key(scorer: MethodScorer, processor: Any, table: dict[str, list], settin
     for tensor in [*learned, *([] if fingerprint is None else [fingerprint])]:
         digest.update(tensor.cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def safe_name(name: str) -> str:
-    """A name that is safe as a file's, and different for different names."""
-    plain = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in name)
-    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
