@@ -269,6 +269,7 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
 
     @torch.no_grad()
     def _put(self, prompts: PromptSet) -> None:
+        self.prompts_source = prompts.source  # for records of what was judged
         for key in PROMPT_KEYS:
             old, new = getattr(self.prompt_learner, key), getattr(prompts, key)
             if old.shape == new.shape:

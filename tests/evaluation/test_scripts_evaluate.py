@@ -140,13 +140,13 @@ def test_sources_of_the_command_line(tmp_path):
     ],
 )
 def test_contradictions_are_one_line(line, message, capsys):
-    assert main(line) == 1
+    assert main(line) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
 
 
 def test_missing_data_is_one_line(tiny_checkpoint, tmp_path, capsys):
-    assert main(["--model", tiny_checkpoint, "--sources", f"mine={tmp_path / 'nowhere'}", "--cpu"]) == 1
+    assert main(["--model", tiny_checkpoint, "--sources", f"mine={tmp_path / 'nowhere'}", "--cpu"]) == 2
     assert "nowhere" in capsys.readouterr().err
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 _COLUMNS = ("image_column", "mask_column", "label_column", "class_column", "defect_column", "split_column")
 _NAMES = ("kind", "class_names", "normal_kinds", "normal_labels", "mask_threshold", "revision")
+SOURCE_ARGUMENTS = (*_NAMES, *_COLUMNS)
 
 
 def add_source_arguments(parser: argparse._ActionsContainer, skip: Collection[str] = ()) -> None:
@@ -36,7 +37,7 @@ def add_source_arguments(parser: argparse._ActionsContainer, skip: Collection[st
 
 def source_arguments(parsed: argparse.Namespace) -> dict[str, Any]:
     """Those flags as arguments of `load_anomaly_dataset`, beside the source and `data_dir`; absent ones left out."""
-    given = {name: getattr(parsed, name, None) for name in (*_NAMES, *_COLUMNS)}
+    given = {name: getattr(parsed, name, None) for name in SOURCE_ARGUMENTS}
     return {name: value for name, value in given.items() if value is not None}
 
 

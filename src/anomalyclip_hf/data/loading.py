@@ -205,7 +205,7 @@ def index_named(layout: DatasetLayout, data_dir: str | os.PathLike | None, optio
     if data_dir is None:
         raise ValueError(
             f"{layout.title} is not downloaded by this package: get it from {layout.home_page}, unpack it and give "
-            f"the folder as data_dir (load_anomaly_dataset({layout.name!r}, data_dir=...))"
+            "data_dir=FOLDER"
         )
     root = os.fspath(data_dir)
     if not os.path.isdir(root):

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from .. import _command
 from ..configuration_anomalyclip import feature_layers_of_preset
-from ..data.arguments import parse_options
+from ..data.arguments import SOURCE_ARGUMENTS, parse_options
 from .baselines import BASELINES, OWN, parse_ablations
 from .evaluator import EvaluationSettings
+from .files import check_name
 
 # The drawn test set that the embedded default is judged on: classes and a defect that training never saw.
 HELD_OUT: dict[str, Any] = {"num_images": 400, "seed": 2026, "difficulty": 0.5, "size": 128}
@@ -159,10 +160,12 @@ def load_source(text: str, split: str = "test", data_dir: str | None = None, **o
     name, given, folder = text.partition("=")
     if not given:
         layout = find_layout(text) if data_dir is not None else None
-        named = layout.name if layout is not None else Path(text).name or text
+        named = layout.name if layout is not None else Path(os.path.abspath(text)).name
+        check_name(named, f"{text!r} (write NAME=FOLDER): its name")
         return named, load_anomaly_dataset(text, data_dir=data_dir, split=split, **options)
     if not name or not folder:
         raise ValueError(f"{text!r}: expected NAME=FOLDER")
+    check_name(name, f"{text!r}: the name")
     if find_layout(name) is not None:
         return name, load_anomaly_dataset(name, data_dir=folder, split=split, **options)
     return name, load_anomaly_dataset(folder, split=split, **options)
@@ -277,18 +280,20 @@ def run(command: EvaluateCommand) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; errors of settings and data are one line, without a traceback.
+    """Run the command; errors of settings and data, and interruptions, are one line, without a traceback.
 
-    Returns the exit status: 0 all was judged, 1 an error, or images that could not be read and were left out.
+    Returns the exit status: 0 all was judged, 1 images could not be read or results not be drawn, and were left out,
+    2 an error, 130 and 143 interrupted and terminated (give --resume to go on).
     """
+    options = [*(field.name for field in fields(EvaluateCommand) if field.init), *SOURCE_ARGUMENTS]
+    return _command.run_until_interrupted(_evaluate, argv, options=options)
+
+
+def _evaluate(argv: Sequence[str] | None) -> int:
     from .results import short_table
 
-    try:
-        command = parse_command(argv)
-        result = run(command)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    command = parse_command(argv)
+    result = run(command)
     if _is_main_process():
         print(short_table(result))
         if warning := result.get("thresholds", {}).get("warning"):
@@ -301,9 +306,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"\n{name} at image_threshold {at['threshold']:.4f}: {shares}")
         for name, entry in result["datasets"].items():
             for one in entry["unreadable"]:
-                print(f"skipped {name}: {one['error']}", file=sys.stderr)
+                print(f"skipped {name}: {_command.one_line(one['error'])}", file=sys.stderr)
+        for text in result.get("not_drawn", ()):
+            print(f"not drawn: {_command.one_line(text)}", file=sys.stderr)
         print(f"\nresults, scores and report: {command.output_dir}")
-    return 1 if any(entry["unreadable"] for entry in result["datasets"].values()) else 0
+    left_out = any(entry["unreadable"] for entry in result["datasets"].values())
+    return 1 if left_out or result.get("not_drawn") else 0
 
 
 def _is_main_process() -> bool:

@@ -20,11 +20,11 @@ from tqdm.auto import tqdm
 
 from ..data.loader import collate_samples, make_loader
 from .baselines import OWN, MethodScorer
-from .files import MAP_FORMATS, save_map
-from .progress import Progress, run_key, safe_name
+from .files import MAP_FORMATS, check_name, remove_leftovers, safe_name, save_map
+from .progress import Progress, run_key
 from .results import add_paper, add_rates, describe_model, mean_over_classes, versions, write_results
 from .tally import ClassTally
-from .visualization import Sample, worst_false_alarms, worst_misses
+from .visualization import Sample, resize_mask, to_rgb, worst_false_alarms, worst_misses
 
 if TYPE_CHECKING:
     import datasets
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("image", "mask", "label", "class_name", "defect_type", "path")
 EXACT_PIXELS = 2**22
+MAX_SHOWN = 1024  # longer side of pictures in a report, in pixels
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def evaluate_model(
         accelerator (`Accelerator`, *optional*): shares the work between its processes, which all get the result.
         output_dir (*optional*): folder for progress and maps.
         resume (`bool`): take up progress of the same run in `output_dir`.
-        name (`str`): of the data set, for folders and the progress bar.
+        name (`str`): of the data set, for folders and the progress bar; no path.
         **settings: fields of [`EvaluationSettings`]: `batch_size`, `num_workers`, `sigma`, `map_size`, `exact`,
             `save_maps`, ...
 
@@ -115,9 +116,12 @@ def evaluate_model(
         `scores` (columns per image) and `curves` (of the first method, per class). Metrics are in [0, 1].
 
     Raises:
-        ValueError: no such method or setting, a data set without the columns needed, NaN scores, no readable image.
+        ValueError: no such method or setting, a data set without the columns needed, a name that is a path, NaN
+            scores, no readable image.
     """
     chosen = EvaluationSettings(**settings)
+    if output_dir is not None:
+        check_name(name, "the data set's name")
     table = _read_columns(dataset)
     if chosen.save_maps and output_dir is None:
         raise ValueError(f"save_maps={chosen.save_maps!r} needs output_dir, the folder that maps are written to")
@@ -164,11 +168,14 @@ def evaluate_sources(
         others: as in [`evaluate_model`].
 
     Returns:
-        `datasets` (name to the result of [`evaluate_model`], with `title` and `paper`), `model`, `versions` and
-        `settings`.
+        `datasets` (name to the result of [`evaluate_model`], with `title` and `paper`), `model`, `versions`,
+        `settings` and, where there is such a thing, `not_drawn`: pictures that failed, and why.
     """
     if not sources:
         raise ValueError("sources is empty, expected at least one data set")
+    is_main = accelerator is None or accelerator.is_main_process
+    if output_dir is not None and is_main:
+        remove_leftovers(output_dir, "progress", "maps")
     entries: dict[str, dict[str, Any]] = {}
     for name, dataset in sources.items():
         entries[name] = evaluate_model(
@@ -188,7 +195,7 @@ def evaluate_sources(
         add_rates(entries[name], model.config.image_threshold)
     chosen = EvaluationSettings(**settings)
     sigma = getattr(processor, "sigma", None) if chosen.sigma is None else chosen.sigma
-    result = {
+    result: dict[str, Any] = {
         "datasets": entries,
         "model": describe_model(model),
         "versions": versions(),
@@ -198,9 +205,15 @@ def evaluate_sources(
         result["thresholds"] = dict(thresholds)
         for name in thresholds.get("judged_images_of", ()):
             entries[name]["notes"].append(thresholds["warning"])
-    if output_dir is not None and (accelerator is None or accelerator.is_main_process):
-        pictures = make_samples(model, processor, sources, result, num_pictures, methods[0], tokenizer, chosen)
-        write_results(result, output_dir, pictures, pixel_threshold=model.config.pixel_threshold)
+    if output_dir is not None and is_main:
+        not_drawn: list[str] = []
+        pictures = make_samples(
+            model, processor, sources, result, num_pictures, methods[0], tokenizer, chosen, not_drawn
+        )
+        threshold = model.config.pixel_threshold
+        write_results(result, output_dir, pictures, pixel_threshold=threshold, not_drawn=not_drawn)
+        if not_drawn:
+            result["not_drawn"] = not_drawn
     if accelerator is not None:
         accelerator.wait_for_everyone()
     return result
@@ -349,10 +362,12 @@ def make_samples(
     method: str = OWN,
     tokenizer: Any = None,
     settings: EvaluationSettings | None = None,
+    not_drawn: list[str] | None = None,
 ) -> dict[str, list[Sample]]:
-    """Pictures for a report: of each data set a few anomalous images, the worst misses and the worst false alarms.
+    """Pictures for a report: of each data set the worst misses, the worst false alarms, a few more anomalous images.
 
-    They are scored once more, since maps are not kept. Arguments as in [`evaluate_sources`], whose `result` it takes.
+    They are scored once more, since maps are not kept. Arguments as in [`evaluate_sources`], whose `result` it takes;
+    an image that fails is noted in `not_drawn`, or raises where that is None.
     """
     settings = replace(settings or EvaluationSettings(), map_size=None)
     scorer = MethodScorer(model.eval(), [method], tokenizer)
@@ -360,15 +375,22 @@ def make_samples(
     for name, dataset in sources.items():
         scores = result["datasets"][name]["scores"]
         values, labels = scores["scores"][method], [-1 if label is None else label for label in scores["label"]]
-        anomalous = [place for place, label in enumerate(labels) if label == 1]
+        misses = worst_misses(values, labels, count)
+        others = [place for place, label in enumerate(labels) if label == 1 and place not in misses]
         chosen = {
-            "samples": anomalous[:: max(1, len(anomalous) // count)][:count] if count else [],
-            "worst misses": worst_misses(values, labels, count),
+            "worst misses": misses,
             "worst false alarms": worst_false_alarms(values, labels, count),
+            "other anomalous images": others[:: max(1, len(others) // count)][:count] if count else [],
         }
         for heading, places in chosen.items():
-            indices = [scores["index"][place] for place in places]
-            samples = [_make_sample(scorer, processor, dataset[index], settings) for index in indices]
+            samples = []
+            for place in places:
+                try:
+                    samples.append(_make_sample(scorer, processor, dataset[scores["index"][place]], settings))
+                except Exception as error:
+                    if not_drawn is None:
+                        raise
+                    not_drawn.append(f"{scores['path'][place]} ({type(error).__name__}: {error})")
             if samples:
                 groups[f"{name}: {heading}"] = samples
     return groups
@@ -381,7 +403,12 @@ def _make_sample(scorer: MethodScorer, processor: Any, row: dict[str, Any], sett
     title = " / ".join(
         str(part) for part in (row["class_name"], row["defect_type"], Path(str(row["path"])).name) if part
     )
-    return Sample(row["image"], maps[name][0], row["mask"], row["label"], scores[name][0], title)
+    image = row["image"]
+    if max(image.size) > MAX_SHOWN:  # pictures of a report are small, and all of them are kept until it is written
+        image = to_rgb(image)
+        image.thumbnail((MAX_SHOWN, MAX_SHOWN))
+    mask = None if row["mask"] is None else resize_mask(row["mask"], image.size)
+    return Sample(image, maps[name][0], mask, row["label"], scores[name][0], title)
 
 
 def map_name(index: int, row: Mapping[str, Any], suffix: str | None) -> str:

@@ -4,11 +4,13 @@ matplotlib is loaded when a plot is drawn. The format follows the suffix of the 
 """
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from .._command import one_line
 from .files import atomic_path
 from .metrics import to_numpy
 from .ranking import Curve
@@ -45,7 +47,7 @@ def plot_metric_curves(
         heading, x_name, y_name = _AXES[kind]
         for number, (name, lines) in enumerate(curves.items()):
             if kind in lines:
-                axis.plot(*lines[kind], label=name, **_line(number))
+                axis.plot(*lines[kind], label=_label(name), **_line(number))
         if kind == "roc":
             axis.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, linestyle=":", zorder=0)
         if kind == "pro":
@@ -97,7 +99,7 @@ def plot_score_histograms(
             axis.hist(chosen, bins=edges, label=text, histtype="stepfilled", linewidth=1.0, **style)
         if threshold is not None:
             axis.axvline(threshold, color="black", linewidth=1.0, linestyle="--", label="threshold")
-        _name(axis, name, "anomaly score", "images")
+        _name(axis, _label(name, 26), "anomaly score", "images")
         axis.set_xlim(edges[0], edges[-1])
         axis.yaxis.get_major_locator().set_params(integer=True)
     for axis in axes[len(panels) :]:
@@ -136,7 +138,7 @@ def plot_curves(
             axis.plot(*zip(*points, strict=True), label=key, marker=marker, markersize=3, **_line(number))
         _name(axis, heading, x, "")
         axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.legend(fontsize=7, frameon=False)
+        axis.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
     _save(figure, path)
 
 
@@ -147,6 +149,14 @@ def _series(history: Sequence[Mapping[str, Any]], key: str, x: str) -> list[tupl
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             points.append((float(entry.get(x, place)), float(value)))
     return points
+
+
+def _label(name: str, length: int = 40) -> str:
+    """A name from data as matplotlib shows it whole: one line, not too long, no "_" first (that would hide it)."""
+    text = one_line(name)
+    if len(text) > length:
+        text = f"{text[: length // 2]}…{text[-(length // 2 - 1) :]}"
+    return f" {text}" if text.startswith("_") else text
 
 
 def _line(number: int) -> dict[str, Any]:
@@ -184,6 +194,11 @@ def _outside_legend(figure: Any, axis: Any, entries: int) -> None:
 
 def _save(figure: Any, path: str | os.PathLike) -> None:
     import matplotlib
+    from matplotlib.text import Text
 
-    with atomic_path(path) as temporary, matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "0"}):
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # a "$" in a name is no mathematics
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "0"}
+    with atomic_path(path) as temporary, matplotlib.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of scripts that the font lacks
         figure.savefig(temporary, dpi=150)

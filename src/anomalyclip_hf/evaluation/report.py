@@ -79,7 +79,7 @@ def write_report(
         training=_plot(lambda file: plot_curves(history, file)) if history else None,
     )
     with atomic_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def format_percent(value: Any) -> str:
@@ -190,11 +190,13 @@ h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.2rem; } h3 { fo
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .7rem; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
+tbody td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 7rem; unicode-bidi: plaintext; }
 thead th { border-bottom: 2px solid #202024; font-weight: 600; white-space: normal; vertical-align: bottom; }
 tbody tr:nth-child(even) { background: #f5f5f7; }
 tfoot td { border-top: 1px solid #b8b8c0; } tfoot tr:first-child td { font-weight: 600; }
 .settings th { font-weight: 400; color: #6e6e76; padding-left: 0; }
-.settings td { text-align: left; white-space: normal; }
+.settings td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+summary { cursor: pointer; margin-top: 2.2rem; }
 .note { color: #6e6e76; font-size: .87rem; margin: .4rem 0; }
 .plot { max-width: 100%; height: auto; }
 .samples td, .samples th { padding: .1rem .5rem .1rem 0; text-align: left; background: #fff; border: 0; }
@@ -207,13 +209,6 @@ tfoot td { border-top: 1px solid #b8b8c0; } tfoot tr:first-child td { font-weigh
 </head>
 <body>
 <h1>{{ title }}</h1>
-{% if settings %}
-<table class="settings"><tbody>
-{% for name, value in settings.items() %}
-<tr><th scope="row">{{ name }}</th><td>{{ value }}</td></tr>
-{% endfor %}
-</tbody></table>
-{% endif %}
 {% for dataset in datasets %}
 <h2>{{ dataset.name }}</h2>
 <div class="scroll"><table>
@@ -276,6 +271,16 @@ tfoot td { border-top: 1px solid #b8b8c0; } tfoot tr:first-child td { font-weigh
 <span>anomaly map, one scale for all images{% if threshold %}; mask from {{ threshold }}{% endif %}</span>
 <span>{{ scale.vmax }}</span></div>
 </div>
+{% endif %}
+{% if settings %}
+<details>
+<summary>Model, settings and versions</summary>
+<div class="scroll"><table class="settings"><tbody>
+{% for name, value in settings.items() %}
+<tr><th scope="row">{{ name }}</th><td>{{ value }}</td></tr>
+{% endfor %}
+</tbody></table></div>
+</details>
 {% endif %}
 </body>
 </html>

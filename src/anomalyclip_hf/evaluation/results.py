@@ -9,13 +9,15 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._command import one_line
 from ..data.layouts import ClassResults, find_layout
-from .files import atomic_path
+from .files import atomic_path, is_disk_full
+from .model_card import prompts_checksum
 from .report import METRIC_NAMES, format_percent, write_report
 from .tally import METRICS
 from .visualization import contact_sheet, fit_scale
@@ -130,6 +132,8 @@ def describe_model(model: AnomalyCLIPModel) -> dict[str, Any]:
         "temperature",
     )
     found: dict[str, Any] = {"model": model.name_or_path, "dtype": str(model.dtype).removeprefix("torch.")}
+    found["prompts"] = getattr(model, "prompts_source", None) or model.name_or_path
+    found["prompts_sha256"] = prompts_checksum(model)
     return found | {name: getattr(model.config, name) for name in fields}
 
 
@@ -224,7 +228,7 @@ def _signed(values: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
 
 
 def _table(rows: list[list[str]], num_text: int) -> str:
-    rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    rows = [[one_line(cell).replace("|", "\\|") for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
 
     def line(cells: list[str]) -> str:
@@ -246,8 +250,9 @@ def write_results(
     title: str = "AnomalyCLIP evaluation",
     scale: tuple[float, float] | None = None,
     pixel_threshold: float | None = None,
+    not_drawn: list[str] | None = None,
 ) -> dict[str, Path]:
-    """Write `FILES` (samples.png where there are samples), each complete or not at all.
+    """Write `FILES` (samples.png where there are samples), each complete or not at all, the numbers first.
 
     Args:
         result: of `evaluate_sources`.
@@ -256,6 +261,7 @@ def write_results(
         title: of the report.
         scale: ends of the one color scale of all maps; fitted to those shown where None.
         pixel_threshold: adds predicted masks to the pictures.
+        not_drawn: gets the name of a report or sheet that fails, and why; None raises instead.
 
     Returns:
         file name to path.
@@ -263,26 +269,30 @@ def write_results(
     paths = {name: Path(output_dir, name) for name in FILES}
     with atomic_path(paths["results.json"]) as temporary:
         text = json.dumps(to_json(result), indent=2, ensure_ascii=False, allow_nan=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
     with atomic_path(paths["results.md"]) as temporary:
-        temporary.write_text(to_markdown(result), encoding="utf-8")
+        temporary.write_text(to_markdown(result), encoding="utf-8", errors="backslashreplace")
     write_scores(result, paths["scores.parquet"])
     shown = [sample for group in (samples or {}).values() for sample in group]
     if scale is None:
         scale = fit_scale(sample.anomaly_map for sample in shown) if shown else (0.0, 1.0)
     drawing: dict[str, Any] = {"vmin": scale[0], "vmax": scale[1], "pixel_threshold": pixel_threshold}
-    write_report(
-        {
-            "settings": {**result.get("model", {}), **result.get("settings", {}), **result.get("versions", {})},
-            "datasets": {name: _report_entry(entry) for name, entry in result["datasets"].items()},
-        },
-        paths["report.html"],
-        samples=samples,
-        **drawing,
-        title=title,
-    )
+    report = {
+        "settings": {**result.get("model", {}), **result.get("settings", {}), **result.get("versions", {})},
+        "datasets": {name: _report_entry(entry) for name, entry in result["datasets"].items()},
+    }
+    drawings: dict[str, Callable[[Path], None]] = {
+        "report.html": lambda path: write_report(report, path, samples=samples, title=title, **drawing)
+    }
     if shown:
-        contact_sheet(shown[:MAX_ROWS], paths["samples.png"], title=title, **drawing)
+        drawings["samples.png"] = lambda path: contact_sheet(shown[:MAX_ROWS], path, title=title, **drawing)
+    for name, draw in drawings.items():
+        try:
+            draw(paths[name])
+        except Exception as error:
+            if not_drawn is None or is_disk_full(error):
+                raise
+            not_drawn.append(f"{name} ({type(error).__name__}: {error})")
     return paths
 
 
@@ -299,8 +309,9 @@ def write_scores(result: Mapping[str, Any], path: str | os.PathLike) -> None:
             columns["dataset"] += [name] * len(values)
             columns["method"] += [method] * len(values)
             columns["score"] += values
-            for key in ("class_name", "path", "defect_type", "label"):
-                columns[key] += scores[key]
+            columns["label"] += scores["label"]
+            for key in ("class_name", "path", "defect_type"):  # names that are no Unicode are written with escapes
+                columns[key] += [text and str(text).encode(errors="backslashreplace").decode() for text in scores[key]]
     types = {"label": pa.int8(), "score": pa.float64()}
     arrays = {key: pa.array(values, types.get(key, pa.string())) for key, values in columns.items()}
     with atomic_path(path) as temporary:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from .._command import one_line
 from .files import atomic_path
 from .metrics import to_numpy
 
@@ -209,7 +210,7 @@ def worst_false_alarms(scores: Any, labels: Any, count: int = 8) -> list[int]:
 
 def caption(sample: Sample) -> str:
     """One line for a sample: its title, its label and its score."""
-    parts = [sample.title] if sample.title else []
+    parts = [one_line(sample.title)] if sample.title else []
     if sample.label is not None:
         parts.append("anomalous" if sample.label else "normal")
     if sample.score is not None:
@@ -305,6 +306,7 @@ def _font(size: int) -> Any:
 
 def _clip(draw: ImageDraw.ImageDraw, text: str, width: int, size: int) -> str:
     """Cut a text in its middle until it fits into `width` pixels."""
+    text = one_line(text)
     shown, kept = text, len(text)
     while kept > 4 and draw.textlength(shown, font=_font(size)) > width:
         kept -= 1
