@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -206,32 +207,155 @@ def test_the_doors_of_evaluation_are_open_too(script, photos, tiny_checkpoint, t
     assert "nowhere.csv" in capsys.readouterr().err
 
 
-def test_nothing_half_written_when_interrupted(photos, tmp_path):
+def plain_detector(images, **kwargs):
+    return [{"score": 0.5, "anomaly_map": np.zeros(image.size[::-1], np.float32)} for image in images]
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_records_are_written_as_it_goes(photos, tmp_path, stop):
+    out = tmp_path / "out"
+
     def detector(images, **kwargs):
         if images[0].size == (30, 60):
-            raise KeyboardInterrupt
-        return [{"score": 0.5, "anomaly_map": np.zeros(image.size[::-1], np.float32)} for image in images]
+            (record,) = read_lines(out / "predictions.jsonl")  # of the image before
+            assert (out / record["overlay"]).is_file()
+            raise stop
+        return plain_detector(images)
 
-    with pytest.raises(KeyboardInterrupt):
-        predict_files([photos], tmp_path / "out", detector, progress=False)
-    files = {path.name: path for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    with pytest.raises(stop):
+        predict_files([photos], out, detector, progress=False)
+    files = {path.name: path for path in out.rglob("*") if path.is_file()}
     assert set(files) == {"000.png.png", "legend.png", "predictions.jsonl"}
-    records = [json.loads(line) for line in files["predictions.jsonl"].read_text().splitlines()]
-    assert [(Path(record["path"]).name, record["score"]) for record in records] == [("000.png", 0.5)]
+    (record,) = read_lines(files["predictions.jsonl"])
+    assert Path(record["path"]).name == "000.png" and record["score"] == 0.5
     Image.open(files["000.png.png"]).load()
+    # The next run replaces the records, a torn line among them.
+    files["predictions.jsonl"].write_text('{"path": "x"}\n{"pa')
+    summary = predict_files([photos], out, plain_detector, progress=False)
+    assert summary.num_scored == 4 == len(read_lines(out / "predictions.jsonl")) and summary.exit_status == 0
+    assert summary.predictions == read_lines(out / "predictions.jsonl")
+
+
+def test_a_fault_hits_one_image_only(photos, tmp_path, monkeypatch):
+    def detector(images, **kwargs):
+        if any(image.size == (30, 60) for image in images):
+            raise RuntimeError("boom")
+        results = plain_detector(images)
+        for image, result in zip(images, results, strict=True):
+            if image.size == (64, 42):
+                result["anomaly_map"] = np.full(image.size[::-1], np.nan)  # drawing refuses it
+        return results
+
+    save, out = Image.Image.save, tmp_path / "out"
+
+    def refusing(self, path, *args, **kwargs):
+        if self.size == (44, 44):
+            raise OSError(36, "File name too long")
+        return save(self, path, *args, **kwargs)
+
+    monkeypatch.setattr(Image.Image, "save", refusing)
+    summary = predict_files([photos], out, detector, batch_size=4, progress=False)
+    assert [Path(record["path"]).parts[-2:] for record in read_lines(out / "predictions.jsonl")] == [("a", "000.png")]
+    errors = {Path(entry["path"]).relative_to(photos).as_posix(): entry["error"] for entry in summary.skipped}
+    assert errors["b/000.png"] == "RuntimeError: boom" and "NaN" in errors["b/deep/000.jpg"]
+    assert "File name too long" in errors["b/deep/000.png"] and len(errors) == 3 and summary.exit_status == 1
+    assert read_lines(out / "skipped.jsonl") == summary.skipped
+    assert [path.name for path in out.rglob("*") if path.is_file() and path.parent != out] == ["000.png.png"]
+
+
+def test_whatever_a_decoder_raises_is_a_skipped_file(photos, tmp_path, monkeypatch):
+    from anomalyclip_hf.evaluation import prediction
+
+    faults = iter([MemoryError(), Image.DecompressionBombError("bomb"), struct.error("bad tag"), None])
+
+    def read(path):
+        if fault := next(faults):
+            raise fault
+        return Image.open(path)
+
+    monkeypatch.setattr(prediction, "read_image", read)
+    summary = predict_files([photos], tmp_path / "out", plain_detector, progress=False)
+    errors = [entry["error"] for entry in summary.skipped]
+    assert errors == ["MemoryError", "DecompressionBombError: bomb", "error: bad tag"] and summary.num_scored == 1
+
+
+def test_a_full_disk_ends_the_run_in_one_line(script, photos, tiny_checkpoint, tmp_path, monkeypatch, capsys):
+    save, out = Image.Image.save, tmp_path / "out"
+
+    def full(self, path, *args, **kwargs):
+        if self.size == (30, 60):
+            raise OSError(28, "No space left on device")
+        return save(self, path, *args, **kwargs)
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    assert script.main([str(photos), "--model", tiny_checkpoint, "--output_dir", str(out)]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "error: [Errno 28] No space left on device"
+    assert len(read_lines(out / "predictions.jsonl")) == 1
+
+
+def test_very_large_images_are_drawn_small_and_scored_as_they_are(tiny_checkpoint, tmp_path, make_image, monkeypatch):
+    from anomalyclip_hf.evaluation import prediction
+
+    monkeypatch.setattr(prediction, "MAP_SIDE", 100)
+    make_image(300, 150).save(tmp_path / "large.png")
+    detector = pipeline("zero-shot-anomaly-detection", model=tiny_checkpoint)
+    out = tmp_path / "out"
+    summary = predict_files([tmp_path / "large.png"], out, detector, save_maps="npy", progress=False)
+    (record,) = summary.predictions
+    expected = detector(str(tmp_path / "large.png"))
+    assert record["score"] == pytest.approx(expected["score"], abs=1e-6) and record["map_size"] == [50, 100]
+    assert Image.open(out / record["overlay"]).size == (100, 50)
+    small = np.asarray(Image.fromarray(expected["anomaly_map"]).resize((100, 50), Image.Resampling.BOX))
+    np.testing.assert_allclose(np.load(out / record["map"]), small, atol=5e-3)
+
+
+def test_linked_folders_are_followed_and_circles_end(tmp_path, make_image):
+    for name in ("store/a.png", "in/b.png"):
+        (tmp_path / name).parent.mkdir()
+        make_image(9, 7).save(tmp_path / name)
+    (tmp_path / "in" / "linked").symlink_to("../store")
+    (tmp_path / "in" / "again").symlink_to("../store")
+    (tmp_path / "store" / "back").symlink_to("../in")
+    (tmp_path / "in" / "nowhere.png").symlink_to("absent")
+    os.mkfifo(tmp_path / "in" / "pipe.png")
+    (tmp_path / "in" / "notes.txt").write_text("x")
+    summary = predict_files([tmp_path / "in"], tmp_path / "out", plain_detector, progress=False)
+    assert sorted(Path(record["path"]).name for record in summary.predictions) == ["a.png", "b.png"]
+    errors = {Path(entry["path"]).name: entry["error"] for entry in summary.skipped}
+    assert set(errors) == {"nowhere.png", "pipe.png"} and errors["pipe.png"] == "it is no regular file"
+    assert [path.name for path in summary.unused] == ["notes.txt"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs names that are not text")
-def test_odd_file_names(tmp_path, make_image):
-    def detector(images, **kwargs):
-        return [{"score": 0.5, "anomaly_map": np.zeros(image.size[::-1], np.float32)} for image in images]
-
+def test_odd_file_names(tmp_path, make_image, capsys):
     (tmp_path / "in").mkdir()
-    odd = [b"caf\xe9.png", "müll \n x.png".encode()]
+    long = [letter * 240 + ".png" for letter in "ab"] + ["a" * 239 + "b.png"]
+    odd = [b"caf\xe9.png", *(n.encode() for n in ("mü \n x.png", "a\u2028b.png", "$x_{.png", "\x1b[0m.png", *long))]
     for name in odd:
         with open(os.path.join(os.fsencode(tmp_path / "in"), name), "wb") as file:
             make_image(9, 7).save(file, format="png")
-    summary = predict_files([tmp_path / "in"], tmp_path / "out", detector, progress=False)
-    assert len(summary.predictions) == 2 and not summary.skipped
-    lines = (tmp_path / "out" / "predictions.jsonl").read_text(encoding="utf-8", errors="surrogateescape")
-    assert len(lines.splitlines()) == 2
+    out = tmp_path / "out"
+    summary = predict_files([tmp_path / "in"], out, plain_detector, progress=False, save_maps="png")
+    assert summary.num_scored == len(odd) and not summary.skipped
+    records = read_lines(out / "predictions.jsonl")  # as UTF-8, line by line
+    assert sorted(os.path.basename(os.fsencode(record["path"])) for record in records) == sorted(odd)
+    for kind in ("overlay", "map"):
+        names = [record[kind] for record in records]
+        assert len(set(names)) == len(odd) and all(name.isprintable() and len(name) < 160 for name in names)
+        assert all((out / name).is_file() for name in names)
+
+
+def test_names_are_skipped_in_one_line(script, tiny_checkpoint, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a\nb.png").write_text("no image")
+    line = [str(tmp_path / "in"), "--model", tiny_checkpoint, "--output_dir", str(tmp_path / "out")]
+    assert script.main(line) == 2
+    assert "/a\\nb.png: " in next(row for row in capsys.readouterr().err.splitlines() if row.startswith("skipped "))
+
+
+def test_errors_advise_options(script, photos, tiny_checkpoint, tmp_path, capsys):
+    line = ["--model", tiny_checkpoint, "--output_dir", str(tmp_path / "out")]
+    assert script.main(["--source", "mvtec", *line]) == 2
+    assert "give --data_dir=FOLDER" in capsys.readouterr().err
+    assert script.main([str(photos), *line, "--batch_size", "0"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "error: --batch_size=0, expected 1 or more"

@@ -12,8 +12,8 @@ from PIL import Image
 from anomalyclip_hf.data import load_anomaly_dataset
 from anomalyclip_hf.evaluation import EvaluationSettings, evaluate_model, evaluate_sources, metrics
 from anomalyclip_hf.evaluation.baselines import MethodScorer
+from anomalyclip_hf.evaluation.files import safe_name
 from anomalyclip_hf.evaluation.model_card import make_model_card
-from anomalyclip_hf.evaluation.progress import safe_name
 from anomalyclip_hf.evaluation.results import mean_over_classes, paper_results, to_markdown
 
 SETTINGS = {"batch_size": 2, "show_progress": False}
@@ -142,7 +142,7 @@ def test_unreadable_files_leave_the_rest_as_it_is(tiny_model, tiny_processor, tm
 def test_a_damaged_tally_is_judged_anew(tiny_model, tiny_processor, dataset, tmp_path):
     whole = evaluate_model(tiny_model, tiny_processor, dataset, output_dir=tmp_path, **SETTINGS)
     folder = tmp_path / "progress" / "data"
-    (folder / "bottle.json").write_text('{"key": ')
+    (folder / "bottle.class.json").write_text('{"key": ')
     (folder / "bottle.0-of-1.npz").write_bytes(b"PK not a zip")
     resumed = evaluate_model(tiny_model, tiny_processor, dataset, output_dir=tmp_path, resume=True, **SETTINGS)
     assert comparable(resumed) == comparable(whole)

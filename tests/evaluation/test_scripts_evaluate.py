@@ -1,10 +1,13 @@
+import base64
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from evaluation_tools import make_tree
 from test_baselines import make_tokenizer
 
@@ -188,3 +191,89 @@ def test_two_processes_give_exactly_the_numbers_of_one(tiny_checkpoint, tmp_path
     assert scores[0] == scores[1]
     if not exact:
         assert len(list((tmp_path / "two" / "maps").rglob("*.npy"))) == 14
+
+
+@pytest.mark.parametrize("name", ["{folder}", "..", "../x", "a/b", "a\nb", "."])
+def test_a_name_is_no_path(tiny_model, tiny_processor, tmp_path, name, capsys):
+    from anomalyclip_hf.data import load_anomaly_dataset
+    from anomalyclip_hf.evaluation import evaluate_model
+
+    tree = make_tree(tmp_path / "tree", ("bottle",))
+    for file in ("notes.json", "arrays.npz"):
+        (tree / file).write_text("precious")
+    name = name.format(folder=tree)
+    assert main(["--model", "demo", "--sources", f"{name}={tree}", "--output_dir", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and "can't name a folder of the results" in error
+    with pytest.raises(ValueError, match="can't name a folder"):
+        dataset = load_anomaly_dataset(str(tree))
+        evaluate_model(tiny_model, tiny_processor, dataset, output_dir=tmp_path / "out", name=name)
+    assert (tree / "notes.json").read_text() == (tree / "arrays.npz").read_text() == "precious"
+    assert not (tmp_path / "out").exists()
+
+
+def test_sources_without_a_name_of_their_own_are_named_by_their_folder(tmp_path, monkeypatch):
+    tree = make_tree(tmp_path / "tree", ("bottle",))
+    monkeypatch.chdir(tree)
+    assert load_source(".")[0] == "tree" and load_source("bottle/..")[0] == "tree"
+
+
+def test_a_new_run_forgets_its_own_progress_alone(tiny_checkpoint, tmp_path):
+    tree, out = make_tree(tmp_path / "tree", ("bottle",)), tmp_path / "out"
+    line = ["--model", tiny_checkpoint, "--sources", f"mine={tree}", "--cpu", "--disable_tqdm", "--num_pictures", "0"]
+    progress = out / "progress" / "mine"
+    progress.mkdir(parents=True)
+    for file in ("notes.json", "arrays.npz", "gone.class.json", "gone.0-of-2.npz"):
+        (progress / file).write_text("x")
+    assert main([*line, "--output_dir", str(out)]) == 0
+    assert {path.name for path in progress.iterdir()} == {"notes.json", "arrays.npz", "bottle.class.json"}
+
+
+@pytest.mark.filterwarnings("error")
+def test_odd_class_names_reach_every_file(tiny_checkpoint, tmp_path):
+    names = ("price_$_to_{$", "_hidden", "ملصق", "long name " * 12, "a\nb|c")
+    tree, out = make_tree(tmp_path / "tree", names, good=1, bad=1), tmp_path / "out"
+    line = ["--model", tiny_checkpoint, "--sources", f"mine={tree}", "--cpu", "--disable_tqdm", "--num_pictures", "1"]
+    assert main([*line, "--output_dir", str(out), "--save_maps", "png"]) == 0
+    assert len(list((out / "maps").rglob("*.png"))) == 10
+    page = (out / "report.html").read_text()
+    for plot in re.findall(r"data:image/svg\+xml;base64,([^\"]*)", page):
+        svg = base64.b64decode(plot).decode()
+        assert all(text in svg for text in ("price_$_to_{$", " _hidden", "ملصق", "a\\nb|c"))
+    rows = [row for row in (out / "results.md").read_text().splitlines() if row.startswith("| a\\nb\\|c ")]
+    assert len(rows) == 1
+
+
+def test_what_can_not_be_drawn_is_said_when_the_numbers_are_safe(tiny_checkpoint, tmp_path, monkeypatch, capsys):
+    from anomalyclip_hf.evaluation import evaluator, results
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("no font")
+
+    tree, out = make_tree(tmp_path / "tree", ("bottle",)), tmp_path / "out"
+    line = ["--model", tiny_checkpoint, "--sources", f"mine={tree}", "--cpu", "--disable_tqdm", "--num_pictures", "1"]
+    monkeypatch.setattr(results, "write_report", fail)
+    monkeypatch.setattr(evaluator, "_make_sample", fail)
+    assert main([*line, "--output_dir", str(out)]) == 1
+    said = [row for row in capsys.readouterr().err.splitlines() if row.startswith("not drawn: ")]
+    assert said[-1] == "not drawn: report.html (RuntimeError: no font)" and len(said) == 4
+    assert json.loads((out / "results.json").read_text())["datasets"]["mine"]["num_images"] == 7
+    assert (out / "scores.parquet").is_file() and not (out / "report.html").exists()
+
+
+def test_results_name_the_prompts(tiny_checkpoint, tmp_path):
+    import hashlib
+
+    tree, prompts, out = make_tree(tmp_path / "tree", ("bottle",)), str(tmp_path / "prompts"), tmp_path / "out"
+    model = AnomalyCLIPModel.from_pretrained(tiny_checkpoint)
+    with torch.no_grad():
+        model.prompt_learner.context.add_(0.5)
+    model.save_prompts(prompts, base_model_name_or_path=tiny_checkpoint)
+    tensors = (model.prompt_learner.context, model.prompt_learner.deep_prompts)
+    digest = hashlib.sha256(b"".join(one.detach().numpy().astype("<f4").tobytes() for one in tensors)).hexdigest()
+    line = ["--sources", f"mine={tree}", "--cpu", "--disable_tqdm", "--num_pictures", "0", "--output_dir", str(out)]
+    for way in (["--model", prompts], ["--model", tiny_checkpoint, "--prompts", prompts]):
+        assert main([*line, *way]) == 0
+        found = json.loads((out / "results.json").read_text())["model"]
+        assert found["prompts"] == prompts and found["prompts_sha256"] == digest
+        assert digest in (out / "report.html").read_text()
