@@ -12,6 +12,8 @@ import sys
 import time
 from pathlib import Path
 
+from anomalyclip_hf._command import run_until_interrupted
+
 ROOT = Path(__file__).resolve().parent.parent
 REAL = ROOT / "tests" / "fixtures" / "photos"  # small photographs, with their licences beside them
 JUDGED_ON = {"seed": 2026, "size": 128, "difficulty": 0.5}
@@ -25,7 +27,8 @@ def learn_prompts(output_dir: Path, num_images: int, epochs: int, seed: int) -> 
     command += ["--model", "demo", "--source", "synthetic", "--source_options", options, "--initial_prompts", "fresh"]
     command += ["--epochs", str(epochs), "--output_dir", str(output_dir), "--overwrite", "--disable_tqdm"]
     command += ["--seed", str(seed), "--cache_dir", str(output_dir.parent / "cache")]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    if status := subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+        raise RuntimeError(f"the training ended with status {status}")
 
 
 def judge(prompts: Path, num_images: int):
@@ -91,7 +94,11 @@ def draw_pictures(model, processor, sets: dict, output_dir: Path, rows: int) -> 
     return paths
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> int:
+    return run_until_interrupted(show, argv)
+
+
+def show(argv: list[str] | None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo"))
     parser.add_argument("--train_images", type=int, default=800)
@@ -99,7 +106,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--seeds", type=int, nargs="+", default=[111], help="several give mean and spread")
     parser.add_argument("--rows", type=int, default=7, help="anomalous drawings in the picture")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     start = time.perf_counter()
     print("The embedded model is a small stand-in made from drawings: for trying things out, not for production.")
@@ -114,7 +121,8 @@ def main() -> None:
     pictures = draw_pictures(model, processor, sets, args.output_dir, args.rows)
     print(f"\npictures: {', '.join(map(str, pictures))}\nprompts: {prompts}")
     print(f"{time.perf_counter() - start:.0f} s in all")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

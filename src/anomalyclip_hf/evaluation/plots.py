@@ -52,7 +52,7 @@ def plot_metric_curves(
             axis.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, linestyle=":", zorder=0)
         if kind == "pro":
             axis.axvspan(0, fpr_limit, color="#000000", alpha=0.06, linewidth=0, zorder=0)
-            axis.text(fpr_limit + 0.02, 0.02, "shaded: AUPRO", fontsize=7, color="#666666")
+            heading += " (shaded: AUPRO)"
         _name(axis, heading, x_name, y_name)
         axis.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02))
         axis.set_aspect("equal")
@@ -138,7 +138,7 @@ def plot_curves(
             axis.plot(*zip(*points, strict=True), label=key, marker=marker, markersize=3, **_line(number))
         _name(axis, heading, x, "")
         axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
+        axis.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     _save(figure, path)
 
 

@@ -190,7 +190,7 @@ h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.2rem; } h3 { fo
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .7rem; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
-tbody td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 7rem; unicode-bidi: plaintext; }
+tbody td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 9rem; unicode-bidi: plaintext; }
 thead th { border-bottom: 2px solid #202024; font-weight: 600; white-space: normal; vertical-align: bottom; }
 tbody tr:nth-child(even) { background: #f5f5f7; }
 tfoot td { border-top: 1px solid #b8b8c0; } tfoot tr:first-child td { font-weight: 600; }
@@ -199,12 +199,14 @@ tfoot td { border-top: 1px solid #b8b8c0; } tfoot tr:first-child td { font-weigh
 summary { cursor: pointer; margin-top: 2.2rem; }
 .note { color: #6e6e76; font-size: .87rem; margin: .4rem 0; }
 .plot { max-width: 100%; height: auto; }
+.samples { width: min-content; } .samples tbody td { min-width: 0; }
 .samples td, .samples th { padding: .1rem .5rem .1rem 0; text-align: left; background: #fff; border: 0; }
 .samples thead th { color: #6e6e76; font-weight: 400; font-size: .87rem; }
-.samples .caption { padding-top: .6rem; font-size: .87rem; } .samples img { display: block; }
+.samples .caption { padding-top: .6rem; font-size: .87rem; unicode-bidi: normal; white-space: normal; } .samples img { display: block; }
 .bar { width: 100%; height: 10px; display: block; }
 .ends { display: flex; justify-content: space-between; }
 .scale { max-width: 560px; }
+@media (max-width: 700px) { .plot { max-width: none; width: 720px; } .samples img { max-width: 19vw; height: auto; } }
 </style>
 </head>
 <body>
@@ -242,12 +244,13 @@ summary { cursor: pointer; margin-top: 2.2rem; }
 {% endif %}
 {% for text, data in dataset.plots %}
 <h3>{{ text }}</h3>
-<img class="plot" src="{{ data }}" alt="{{ text }}, {{ dataset.name }}">
+<div class="scroll"><img class="plot" src="{{ data }}" alt="{{ text }}, {{ dataset.name }}"></div>
 {% endfor %}
 {% endfor %}
 {% if training %}
 <h2>Training</h2>
-<img class="plot" src="{{ training }}" alt="Losses and validation metrics over the training">
+<div class="scroll">
+<img class="plot" src="{{ training }}" alt="Losses and validation metrics over the training"></div>
 {% endif %}
 {% for group in groups %}
 <h2>{{ group.title }}</h2>
