@@ -8,7 +8,7 @@ anything that evaluation takes too: a data set's name, a folder, a table, a meta
 
 Without --model the embedded demo is used, which is only good for trying things out. Exit status: 0 = every image was
 scored, 1 = some files could not be used (they are listed in skipped.jsonl), 2 = nothing could be done, 130 and 143 =
-interrupted and terminated (records and overlays of what was finished are kept; another run replaces the records).
+interrupted and terminated (records and overlays of what was finished are kept; another run replaces them).
 """
 
 import argparse

@@ -230,10 +230,17 @@ def test_records_are_written_as_it_goes(photos, tmp_path, stop):
     assert Path(record["path"]).name == "000.png" and record["score"] == 0.5
     Image.open(files["000.png.png"]).load()
     # The next run replaces the records, a torn line among them.
-    files["predictions.jsonl"].write_text('{"path": "x"}\n{"pa')
+    precious = tmp_path / "precious.png"
+    precious.write_text("x")
+    for name in ("overlays/old.png", "other.txt"):
+        (out / name).write_text("x")
+    old = [{"path": "x", "overlay": name} for name in ("overlays/old.png", "overlays/../../precious.png", "other.txt")]
+    lines = "".join(f"{json.dumps(entry)}\n" for entry in [*old, 5, {"overlay": str(precious)}])
+    files["predictions.jsonl"].write_text(lines + '{"pa')
     summary = predict_files([photos], out, plain_detector, progress=False)
     assert summary.num_scored == 4 == len(read_lines(out / "predictions.jsonl")) and summary.exit_status == 0
     assert summary.predictions == read_lines(out / "predictions.jsonl")
+    assert precious.exists() and (out / "other.txt").exists() and not (out / "overlays" / "old.png").exists()
 
 
 def test_a_fault_hits_one_image_only(photos, tmp_path, monkeypatch):

@@ -190,7 +190,7 @@ def predict_files(
     """Score images and write `predictions.jsonl`, heat maps in `overlays/` and, if asked, raw maps in `maps/`.
 
     Every file appears complete or not at all. A record is appended when the files of its image are in place, so an
-    interrupted run keeps what it did; records of an earlier run in the same folder are replaced. What fails for one
+    interrupted run keeps what it did; the results of an earlier run in the same folder are replaced. What fails for one
     image (reading, scoring, drawing, writing) is noted in `skipped.jsonl`, and the rest goes on. Maps and overlays of
     images with a side of more than `MAP_SIDE` pixels are reduced to that; their records give `map_size`, (height,
     width).
@@ -360,6 +360,7 @@ class _Writer:
     def _open(self) -> None:
         self.output.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.output, "overlays", "maps")
+        _remove_pictures(self.output)
         for name in (PREDICTIONS, SKIPPED):  # of an earlier run
             (self.output / name).unlink(missing_ok=True)
         self.is_open = True
@@ -369,6 +370,24 @@ class _Writer:
     def _append(self, name: str, record: dict[str, Any]) -> None:
         with open(self.output / name, "a", encoding="utf-8") as file:
             file.write(json_line(record))
+
+
+def _remove_pictures(output: Path) -> None:
+    """Remove the overlays and maps that the records of an earlier run name, which would have no record any more."""
+    try:
+        lines = (output / PREDICTIONS).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return
+    for line in lines:
+        try:
+            record = json.loads(line)
+            names = [str(record[key]) for key in ("overlay", "map") if key in record]
+        except (ValueError, TypeError):  # cut off, or no record
+            continue
+        for name in names:
+            parts = name.split("/")
+            if parts[0] in ("overlays", "maps") and ".." not in parts and (output / name).is_file():
+                (output / name).unlink()
 
 
 def _read(items: Sequence[_Item], detector: Any, writer: _Writer) -> list[tuple[_Item, _Picture]]:

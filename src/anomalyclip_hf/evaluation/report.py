@@ -202,7 +202,8 @@ summary { cursor: pointer; margin-top: 2.2rem; }
 .samples { width: min-content; } .samples tbody td { min-width: 0; }
 .samples td, .samples th { padding: .1rem .5rem .1rem 0; text-align: left; background: #fff; border: 0; }
 .samples thead th { color: #6e6e76; font-weight: 400; font-size: .87rem; }
-.samples .caption { padding-top: .6rem; font-size: .87rem; unicode-bidi: normal; white-space: normal; } .samples img { display: block; }
+.samples .caption { padding-top: .6rem; font-size: .87rem; unicode-bidi: normal; white-space: normal; }
+.samples img { display: block; }
 .bar { width: 100%; height: 10px; display: block; }
 .ends { display: flex; justify-content: space-between; }
 .scale { max-width: 560px; }
