@@ -190,7 +190,7 @@ def predict_files(
     """Score images and write `predictions.jsonl`, heat maps in `overlays/` and, if asked, raw maps in `maps/`.
 
     Every file appears complete or not at all. A record is appended when the files of its image are in place, so an
-    interrupted run keeps what it did; the results of an earlier run in the same folder are replaced. What fails for one
+    interrupted run keeps what it did; results of an earlier run in the same folder are replaced. What fails for one
     image (reading, scoring, drawing, writing) is noted in `skipped.jsonl`, and the rest goes on. Maps and overlays of
     images with a side of more than `MAP_SIDE` pixels are reduced to that; their records give `map_size`, (height,
     width).
