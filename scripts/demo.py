@@ -30,8 +30,9 @@ def learn_prompts(output_dir: Path, num_images: int, epochs: int, seed: int) -> 
 
 def judge(prompts: Path, num_images: int):
     """Evaluate the learned prompts on held-out drawings and on the photographs of the repository."""
-    from anomalyclip_hf import AnomalyCLIPModel, AnomalyCLIPProcessor, load_anomaly_dataset
     from anomalyclip_hf.data.synthetic import DEFECTS, HELD_OUT_CLASSES, draw_dataset
+
+    from anomalyclip_hf import AnomalyCLIPModel, AnomalyCLIPProcessor, load_anomaly_dataset
     from anomalyclip_hf.evaluation import evaluate_model
 
     model = AnomalyCLIPModel.from_pretrained(prompts)

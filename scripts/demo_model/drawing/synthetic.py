@@ -6,32 +6,29 @@ seed draw the same scene, pose, light and noise without and with its defect.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._assembled import draw_mixed_surface
-from ._captions import caption_pair
-from ._damage import Damage, finish_mask
-from ._defects import (
+from .assembled import draw_mixed_surface
+from .captions import caption_pair
+from .damage import Damage, finish_mask
+from .defects import (
     BOARD_DEFECTS,
     DEFECT_TABLE,
     HELD_OUT_DEFECTS,
     MEDICAL_DEFECTS,
 )
-from ._objects import OBJECT_TABLE, draw_object
-from ._painter import Scene
-from ._photography import photograph
-from ._scans import MEDICAL, SCAN_TABLE, draw_scan
-from ._textures import HELD_OUT_TEXTURES, TEXTURE_TABLE, Canvas, draw_texture
+from .objects import OBJECT_TABLE, draw_object
+from .painter import Scene
+from .photography import photograph
+from .scans import MEDICAL, SCAN_TABLE, draw_scan
+from .textures import HELD_OUT_TEXTURES, TEXTURE_TABLE, Canvas, draw_texture
 
 if TYPE_CHECKING:
     import datasets
-    from PIL import Image
 
 
 TEXTURES: tuple[str, ...] = tuple(TEXTURE_TABLE) + ("mixed_surface",)
@@ -341,105 +338,3 @@ def draw_dataset(
         "path": [f"synthetic/{seed}/{name}/{kind}/{k:06d}.png" for k, (name, kind) in enumerate(names)],
     }
     return datasets.Dataset.from_dict(columns, features=features)
-
-
-def _as_array(image: Any) -> np.ndarray:
-    """Any user's picture as uint8 (H, W, 3)."""
-    from PIL import Image
-
-    if isinstance(image, (str, os.PathLike)):
-        try:
-            with Image.open(image) as opened:
-                opened.load()
-                image = opened
-        except OSError as error:
-            raise ValueError(f"image={str(image)!r} cannot be read as a picture: {error}") from error
-    if isinstance(image, Image.Image):
-        if image.mode[0] in "IF":
-            raise ValueError(f"image has mode {image.mode!r}, but 8 bits per channel are expected; convert it first")
-        image = np.asarray(image.convert("RGB"))
-    array = np.asarray(image)
-    shape = array.shape
-    if array.dtype != np.uint8:
-        raise ValueError(f"image has dtype {array.dtype}, but uint8 (0 to 255) is expected; convert it first")
-    if array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 1):
-        array = np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)
-    if array.ndim != 3 or array.shape[2] not in (3, 4) or min(array.shape[:2]) < _MIN_SIZE:
-        raise ValueError(
-            f"image has shape {shape}, but (H, W), (H, W, 3) or (H, W, 4) with sides of at least {_MIN_SIZE} "
-            "is expected"
-        )
-    return np.ascontiguousarray(array[..., :3])
-
-
-def _split(values: np.ndarray) -> float:
-    """The value that parts two groups best (Otsu)."""
-    counts, bounds = np.histogram(values, bins=64)
-    middles = (bounds[:-1] + bounds[1:]) / 2
-    low, weighted = np.cumsum(counts), np.cumsum(counts * middles)
-    high = low[-1] - low
-    gap = weighted / np.maximum(low, 1) - (weighted[-1] - weighted) / np.maximum(high, 1)
-    return float(middles[np.argmax(low * high * gap**2)])
-
-
-def _foreground(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The object on a plain background as coverage, and the background's color; all of the picture without one."""
-    from scipy.ndimage import binary_fill_holes, binary_opening, gaussian_filter, label
-
-    rim = max(1, min(image.shape[:2]) // 32)
-    border = np.concatenate([q.reshape(-1, 3) for q in (image[:rim], image[-rim:], image[:, :rim], image[:, -rim:])])
-    color = np.median(border, axis=0)
-    whole = np.ones(image.shape[:2], np.float32)
-    if np.median(np.abs(border - color).max(1)) > 0.1:
-        return whole, color
-    unit = min(image.shape[:2]) / 96
-    distance = gaussian_filter(np.abs(image - color).max(2), unit)
-    found = distance > max(0.1, _split(distance))
-    found = binary_fill_holes(binary_opening(found, iterations=max(1, round(unit))))
-    pieces, count = label(found)
-    areas = np.bincount(pieces.ravel(), minlength=count + 1)
-    edges = np.concatenate([pieces[0], pieces[-1], pieces[:, 0], pieces[:, -1]])
-    contact = np.bincount(edges, minlength=count + 1)
-    object_like = (contact < 1.5 * np.sqrt(areas)) & (areas > 0.1 * areas[1:].max(initial=1))  # a stripe is none
-    object_like[0] = False
-    found = object_like[pieces]
-    if not 0.04 < found.mean() < 0.9:
-        return whole, color
-    return found.astype(np.float32), color
-
-
-def draw_anomaly_on(
-    image: np.ndarray | Image.Image | str | Path | os.PathLike,
-    *,
-    seed: int = 0,
-    defect: str | None = None,
-    difficulty: float = 0.5,
-) -> tuple[np.ndarray, np.ndarray, str]:
-    """Draws a defect on a normal picture of the user's own, for training without anomalous images.
-
-    Args:
-        image: PIL image, path, or uint8 array (H, W), (H, W, 3) or (H, W, 4), sides of at least 32 pixels.
-        seed: decides kind, place and looks.
-        defect: one of `DEFECTS`; None draws one of `TRAIN_DEFECTS`.
-        difficulty: 0 (clear defects) to 1 (also faint and small ones).
-
-    Returns:
-        The damaged picture uint8 (H, W, 3), its mask bool (H, W), and the kind of defect. On a plain background the
-        defect is put on the object.
-
-    Raises:
-        ValueError: an unreadable file, not 8 bits per channel, too small, or a value out of range.
-    """
-    _check_common(_MIN_SIZE, seed, difficulty)
-    if defect is not None:
-        _check_name("defect", defect, DEFECTS)
-    pixels = _as_array(image)
-    scene_image = pixels.astype(np.float32) / np.float32(255)
-    foreground, color = _foreground(scene_image)
-    background = np.broadcast_to(color.astype(np.float32), scene_image.shape)
-    scene = Scene(scene_image, background, foreground, "object")
-    rng = _stream(seed, _DEFECT)
-    kind = defect or str(rng.choice(TRAIN_DEFECTS))
-    damaged, mask, kind = _damage(scene, rng, kind, TRAIN_DEFECTS, difficulty)
-    changed = np.abs(damaged - scene_image).max(2, keepdims=True) > 0
-    return np.where(changed, (np.clip(damaged, 0, 1) * 255 + 0.5).astype(np.uint8), pixels), mask, kind

@@ -2,15 +2,12 @@ import re
 
 import numpy as np
 import pytest
-from PIL import Image
 from scipy.ndimage import binary_dilation
 from sklearn.metrics import roc_auc_score
 
-from anomalyclip_hf.data import synthetic
-from anomalyclip_hf.data._assembled import draw_part
-from anomalyclip_hf.data._painter import Painter
-from anomalyclip_hf.data._textures import Canvas
-from anomalyclip_hf.data.synthetic import (
+from drawing.assembled import draw_part
+from drawing.painter import Painter
+from drawing.synthetic import (
     ASSEMBLED_CLASSES,
     CLASSES,
     DEFECTS,
@@ -20,11 +17,11 @@ from anomalyclip_hf.data.synthetic import (
     TEXTURES,
     TRAIN_CLASSES,
     TRAIN_DEFECTS,
-    draw_anomaly_on,
     draw_arrays,
     draw_dataset,
     draw_sample,
 )
+from drawing.textures import Canvas
 
 HELD_OUT_MEANS = [116.2, 212.6, 159.2, 90.5, 124.9, 157.7, 115.0, 112.3]
 
@@ -181,47 +178,6 @@ def test_dataset_has_the_schema_and_null_masks_for_normal_images():
             assert set(np.unique(np.asarray(row["mask"]))) == {0, 255}
 
 
-@pytest.mark.parametrize("shape", [(50, 83), (120, 40, 3), (33, 33, 4), (64, 64, 1)])
-def test_anomaly_on_odd_sizes_and_gray(shape):
-    image = np.random.default_rng(0).integers(90, 140, shape, dtype=np.uint8)
-    damaged, mask, kind = draw_anomaly_on(image, seed=2, difficulty=0.2)
-    assert damaged.shape == (*shape[:2], 3) and damaged.dtype == np.uint8 and kind in TRAIN_DEFECTS
-    assert 0.001 < mask.mean() < 0.35
-    original = np.broadcast_to(image.reshape(*shape[:2], -1)[..., :3], damaged.shape)
-    outside = ~binary_dilation(mask, np.ones((3, 3)), iterations=3)
-    np.testing.assert_array_equal(damaged[outside], original[outside])
-
-
-def test_anomaly_on_a_constant_image_and_on_a_path(tmp_path):
-    Image.new("L", (60, 40), 128).save(tmp_path / "plain.png")
-    damaged, mask, _ = draw_anomaly_on(tmp_path / "plain.png", seed=0)
-    assert damaged.shape == (40, 60, 3) and (damaged[mask] != 128).any()
-
-
-def test_anomaly_on_files_that_are_no_8_bit_pictures(tmp_path):
-    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    with pytest.raises(ValueError, match=r"broken\.png.*cannot be read"):
-        draw_anomaly_on(tmp_path / "broken.png")
-    with pytest.raises(ValueError, match=r"mode 'I;16'.*8 bits"):
-        draw_anomaly_on(Image.fromarray(np.zeros((64, 64), np.uint16)))
-
-
-def test_anomaly_is_put_on_the_object_of_a_plain_background():
-    image = np.full((96, 96, 3), 20, np.uint8)
-    y, x = np.mgrid[:96, :96]
-    disc = (x - 30) ** 2 + (y - 60) ** 2 < 20**2
-    image[disc] = (200, 150, 90)
-    near = binary_dilation(disc, iterations=4)
-    for seed, defect in enumerate(("stain", "scratch", "hole", "dent", "burn", "lesion")):
-        _, mask, kind = draw_anomaly_on(image, seed=seed, defect=defect, difficulty=0.3)
-        assert kind == defect and mask.any() and not mask[~near].any()
-
-
-def test_the_foreground_is_the_whole_picture_without_a_plain_background():
-    noise = np.random.default_rng(0).random((64, 64, 3)).astype(np.float32)
-    assert synthetic._foreground(noise)[0].all()
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -238,9 +194,6 @@ def test_the_foreground_is_the_whole_picture_without_a_plain_background():
         (lambda: draw_arrays(4, defects=()), r"defects=\(\)"),
         (lambda: draw_arrays(4, num_workers=-1), "num_workers=-1"),
         (lambda: draw_dataset(4, classes=("cup",)), "classes='cup'"),
-        (lambda: draw_anomaly_on(np.zeros((64, 64), np.float32)), "dtype float32.*uint8"),
-        (lambda: draw_anomaly_on(np.zeros((8, 64), np.uint8)), r"shape \(8, 64\)"),
-        (lambda: draw_anomaly_on(np.zeros((64, 64, 3), np.uint8), defect="x"), "defect='x'"),
     ],
 )
 def test_wrong_arguments_are_refused_by_name(call, message):
