@@ -13,8 +13,12 @@ scored, 1 = some files could not be read (they are listed in skipped.jsonl), 2 =
 import argparse
 import os
 import sys
+from pathlib import Path
 
 from anomalyclip_hf.data.arguments import add_source_arguments, source_arguments
+
+sys.path.append(str(Path(__file__).resolve().parent / "demo_model"))
+from draw import draw  # what `synthetic` stands for
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -59,7 +63,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         images = args.inputs
         if args.source:
-            images = load_anomaly_dataset(args.source, args.data_dir, args.split, **source_arguments(args))
+            source = draw("test") if args.source == "synthetic" else args.source
+            images = load_anomaly_dataset(source, args.data_dir, args.split, **source_arguments(args))
         # Loaded here: the pipeline would try two ways and answer the tracebacks of both.
         model = anomalyclip_hf.AnomalyCLIPModel.from_pretrained(name, dtype=args.dtype)
         detector = pipeline("zero-shot-anomaly-detection", model=model, device=args.device)

@@ -61,12 +61,13 @@ def main() -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
     options = vars(parser.parse_args())
     out, split, overwrite = (options.pop(name) for name in ("out", "split", "overwrite"))
-    from anomalyclip_hf.data import export_dataset
+    from anomalyclip_hf.data import export_dataset, load_anomaly_dataset
 
     try:
         drawn = draw(split, **{name: value for name, value in options.items() if value is not None})
         title = f"Drawings of anomalyclip_hf's scripts/demo_model ({split})"
-        export_dataset({split: drawn}, out, license="apache-2.0", title=title, overwrite=overwrite)
+        schema = load_anomaly_dataset(drawn, split="all")
+        export_dataset({split: schema}, out, license="apache-2.0", title=title, overwrite=overwrite)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,8 +1,8 @@
 """Pretrain the small CLIP that the package ships as its embedded default, on drawn images alone.
 
-    python scripts/demo_model/pretrain.py --output runs/1       # two CPU cores; add --resume to take it up
-    python scripts/demo_model/pretrain.py --output runs/2 --start-from runs/1/clip   # on from there, four times
-    python scripts/demo_model/pretrain.py --output runs/2 --package src/anomalyclip_hf/assets/demo   # learn prompts
+python scripts/demo_model/pretrain.py --output runs/1       # two CPU cores; add --resume to take it up
+python scripts/demo_model/pretrain.py --output runs/2 --start-from runs/1/clip   # on from there, four times
+python scripts/demo_model/pretrain.py --output runs/2 --package src/anomalyclip_hf/assets/demo   # learn prompts
 """
 
 import argparse

@@ -24,7 +24,7 @@ def add_source_arguments(parser: argparse._ActionsContainer, skip: Collection[st
             parser.add_argument(f"--{name}", **settings)
 
     add("data_dir", help="unpacked archive of a named data set, or where a table's paths start")
-    add("kind", help="folder, tree, table, meta, datasets or synthetic instead of looking")
+    add("kind", help="folder, tree, table, meta or datasets instead of looking")
     add("class_names", nargs="+", metavar="NAME", help="only these classes")
     add("normal_kinds", nargs="*", metavar="NAME", help="folder names that mean normal")
     add("normal_labels", nargs="+", metavar="VALUE", help="label values that mean normal")
@@ -51,5 +51,5 @@ def parse_options(text: str | None, field: str) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{field}={text!r} is no JSON: {error}") from error
     if not isinstance(options, dict):
-        raise ValueError(f"{field}={text!r}, expected a JSON object such as '{{\"num_images\": 64}}'")
+        raise ValueError(f'{field}={text!r}, expected a JSON object such as \'{{"normal_kinds": ["ok"]}}\'')
     return options
