@@ -42,16 +42,18 @@ def test_synthetic_is_what_the_checkout_draws(tiny_checkpoint, tmp_path, capsys)
         asked.append((split, options))
         return load_anomaly_dataset(make_tree(tmp_path / split, ("bottle",)))
 
-    line = ["--model", tiny_checkpoint, "--source", "synthetic", "--source_options", '{"num_images": 12}', "--cpu"]
+    options, tree = '{"num_images": 12, "normal_kinds": ["good"]}', make_tree(tmp_path / "tree", ("bottle",))
+    line = ["--model", tiny_checkpoint, "--sources", "synthetic", str(tree), "--source_options", options, "--cpu"]
     line += ["--disable_tqdm", "--output_dir", str(tmp_path / "out"), "--num_pictures", "1", "--calibrate", "f1"]
     assert main(line, draw) == 0
     assert asked == [("test", {"num_images": 12}), ("calibration", {"num_images": 12})]
-    assert list(json.loads((tmp_path / "out" / "results.json").read_text())["datasets"]) == ["synthetic"]
+    assert list(json.loads((tmp_path / "out" / "results.json").read_text())["datasets"]) == ["synthetic", "tree"]
     assert "| synthetic |" in capsys.readouterr().out
     assert main(line) == 1
     assert "python scripts/demo_model/draw.py FOLDER" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="are not part of the package"):
-        load_source("synthetic", num_images=12)
+    line[line.index("synthetic")] = f"again={tree}"
+    assert main(line, draw) == 1
+    assert "error: no option of a source is called num_images: expected one of class_names" in capsys.readouterr().err
 
 
 def test_thresholds_travel_with_the_prompts(tiny_checkpoint, tiny_clip_dir, tmp_path, capsys):

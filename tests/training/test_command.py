@@ -32,6 +32,8 @@ def test_synthetic_is_what_the_checkout_draws():
     assert train == ("train", {"num_images": 4, "class_names": ["a"]}) and validation == ("validation", {})
     with pytest.raises(ValueError, match="are not part of the package"):
         load_data(command)
+    with pytest.raises(ValueError, match="no option of a source is called num_images: expected one of class_names"):
+        load_data(parse_command(["--model", "m", "--source", "parts", "--source_options", '{"num_images": 4}']))
 
 
 def test_a_settings_file_with_a_typo_is_refused(tmp_path):

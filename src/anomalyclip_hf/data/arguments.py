@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Collection
+from inspect import signature
 from typing import Any
 
 _COLUMNS = ("image_column", "mask_column", "label_column", "class_column", "defect_column", "split_column")
@@ -53,3 +54,24 @@ def parse_options(text: str | None, field: str) -> dict[str, Any]:
     if not isinstance(options, dict):
         raise ValueError(f'{field}={text!r}, expected a JSON object such as \'{{"normal_kinds": ["ok"]}}\'')
     return options
+
+
+def split_options(options: dict[str, Any], drawn: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Part what `load_anomaly_dataset` takes from what is for drawings.
+
+    Args:
+        options: as of `parse_options`.
+        drawn: whether there is a drawn source, which itself refuses what it doesn't take.
+
+    Raises:
+        ValueError: there is none, and `load_anomaly_dataset` has no such argument.
+    """
+    from .loading import load_anomaly_dataset
+
+    known = [
+        name for name in signature(load_anomaly_dataset).parameters if name not in ("source", "data_dir", "split")
+    ]
+    others = {name: value for name, value in options.items() if name not in known}
+    if others and not drawn:
+        raise ValueError(f"no option of a source is called {', '.join(others)}: expected one of {', '.join(known)}")
+    return {name: value for name, value in options.items() if name in known}, others

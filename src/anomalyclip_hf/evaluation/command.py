@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import _command
 from ..configuration_anomalyclip import feature_layers_of_preset
-from ..data.arguments import parse_options
+from ..data.arguments import parse_options, split_options
 from ..data.loading import refuse_drawn
 from .baselines import BASELINES, OWN, parse_ablations
 from .evaluator import EvaluationSettings
@@ -40,7 +40,7 @@ class EvaluateCommand:
     data_dir: str | None = option(None, "The unpacked archive of the data set named by source.")
     split: str = option("test", "Split that is judged.")
     class_names: list[str] | None = option(None, "Judge these classes alone.")  # noqa: RUF009
-    source_options: str | None = option(None, "JSON with further arguments of load_anomaly_dataset, for all sources.")
+    source_options: str | None = option(None, "JSON with further arguments of load_anomaly_dataset, or of drawing.")
     baselines: bool = option(False, f"Also judge CLIP without learning: {', '.join(BASELINES)}.")
     ablations: list[str] | None = option(  # noqa: RUF009
         None, "Also judge parts: dpam=off qq kk vv, layers=6,12,18,24, layers=paper, deep_prompts=off; all if bare."
@@ -190,8 +190,9 @@ def _source_texts(command: EvaluateCommand) -> list[str]:
 
 
 def _source_options(command: EvaluateCommand, text: str) -> dict[str, Any]:
-    options = {} if text == "synthetic" else dict(command.source_arguments)
-    options |= parse_options(command.source_options, "source_options")
+    given = parse_options(command.source_options, "source_options")
+    loaded, drawn = split_options(given, "synthetic" in (*_source_texts(command), command.calibration_source))
+    options = drawn if text == "synthetic" else command.source_arguments | loaded
     return options | ({"class_names": command.class_names} if command.class_names else {})
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import _command
-from ..data.arguments import parse_options
+from ..data.arguments import parse_options, split_options
 from ..data.loading import refuse_drawn
 from .arguments import TrainingArguments, option
 
@@ -126,6 +126,7 @@ def _load(source: str, data_dir: str | None, split: str, classes: list[str] | No
         further["class_names"] = classes
     if source == "synthetic":
         return draw(**further)
+    split_options(further, drawn=False)
     return load_anomaly_dataset(source, data_dir=data_dir, split=split, **further)
 
 
