@@ -14,9 +14,11 @@ from pathlib import Path
 
 from anomalyclip_hf._command import run_until_interrupted
 
+sys.path.append(str(Path(__file__).resolve().parent / "demo_model"))
+from draw import draw  # the drawings that the demo is judged on
+
 ROOT = Path(__file__).resolve().parent.parent
 REAL = ROOT / "tests" / "fixtures" / "photos"  # small photographs, with their licences beside them
-JUDGED_ON = {"seed": 2026, "size": 128, "difficulty": 0.5}
 
 
 def learn_prompts(output_dir: Path, num_images: int, epochs: int, seed: int) -> None:
@@ -34,12 +36,11 @@ def learn_prompts(output_dir: Path, num_images: int, epochs: int, seed: int) -> 
 def judge(prompts: Path, num_images: int):
     """Evaluate the learned prompts on held-out drawings and on the photographs of the repository."""
     from anomalyclip_hf import AnomalyCLIPModel, AnomalyCLIPProcessor, load_anomaly_dataset
-    from anomalyclip_hf.data.synthetic import DEFECTS, HELD_OUT_CLASSES, draw_dataset
     from anomalyclip_hf.evaluation import evaluate_model
 
     model = AnomalyCLIPModel.from_pretrained(prompts)
     processor = AnomalyCLIPProcessor.from_pretrained(prompts)
-    sets = {"held-out drawings": draw_dataset(num_images, classes=HELD_OUT_CLASSES, defects=DEFECTS, **JUDGED_ON)}
+    sets = {"held-out drawings": draw("test", num_images=num_images)}
     for folder in sorted(path for path in REAL.iterdir() if path.is_dir()):
         sets[f"photographs: {folder.name}"] = load_anomaly_dataset(str(folder))
     results = {}

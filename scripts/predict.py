@@ -14,9 +14,13 @@ interrupted and terminated (records and overlays of what was finished are kept; 
 import argparse
 import os
 import sys
+from pathlib import Path
 
 from anomalyclip_hf._command import one_line, run_until_interrupted
 from anomalyclip_hf.data.arguments import add_source_arguments, source_arguments
+
+sys.path.append(str(Path(__file__).resolve().parent / "demo_model"))
+from draw import draw  # what `synthetic` stands for
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -69,7 +73,8 @@ def predict(argv: list[str] | None) -> int:
     settings = {name: getattr(args, name) for name in ("batch_size", "threshold", "save_maps", "vmin", "vmax")}
     images = args.inputs
     if args.source:
-        images = load_anomaly_dataset(args.source, args.data_dir, args.split, **source_arguments(args))
+        source = draw("test") if args.source == "synthetic" else args.source
+        images = load_anomaly_dataset(source, args.data_dir, args.split, **source_arguments(args))
     # Loaded here: the pipeline would try two ways and answer the tracebacks of both.
     model = anomalyclip_hf.AnomalyCLIPModel.from_pretrained(name, dtype=args.dtype)
     detector = pipeline("zero-shot-anomaly-detection", model=model, device=args.device)

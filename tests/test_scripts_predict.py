@@ -13,6 +13,7 @@ from transformers import pipeline
 
 from anomalyclip_hf.evaluation.prediction import find_images, predict_files
 from anomalyclip_hf.evaluation.visualization import overlay
+from draw import draw
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "predict.py"
 
@@ -205,6 +206,14 @@ def test_the_doors_of_evaluation_are_open_too(script, photos, tiny_checkpoint, t
             script.parse_args(wrong)
     assert script.main(["--source", str(tmp_path / "nowhere.csv"), "--model", tiny_checkpoint]) == 2
     assert "nowhere.csv" in capsys.readouterr().err
+
+
+def test_synthetic_is_what_the_checkout_draws(script, tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "draw", lambda split: draw(split, num_images=4, size=32))
+    line = ["--source", "synthetic", "--model", tiny_checkpoint, "--output_dir", str(tmp_path / "out")]
+    assert script.main(line) == 0
+    paths = [record["path"] for record in read_lines(tmp_path / "out" / "predictions.jsonl")]
+    assert paths == list(draw("test", num_images=4, size=32)["path"])
 
 
 def plain_detector(images, **kwargs):

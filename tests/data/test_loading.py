@@ -321,14 +321,10 @@ def test_paths_in_a_dataset(folder):
     assert found == {1: ("object", GOOD, "good", None), 4: ("object", BAD, "anomaly", 4)}
 
 
-def test_synthetic():
-    dataset = load_anomaly_dataset("synthetic", num_images=4, size=48, seed=3)
-    assert dataset.column_names == COLUMNS and dataset.features["label"].names == ["normal", "anomalous"]
-    rows = list(dataset)
-    assert {row["image"].size for row in rows} == {(48, 48)}
-    for row in rows:
-        assert (row["mask"] is None) == (row["label"] == 0)
-        assert row["mask"] is None or area_of(row["mask"]) > 0
+@pytest.mark.parametrize("arguments", [{}, {"split": "all"}, {"kind": "folder"}])
+def test_drawings_are_no_part_of_the_package(arguments):
+    with pytest.raises(ValueError, match=r"are not part of the package.*python scripts/demo_model/draw\.py FOLDER"):
+        load_anomaly_dataset("synthetic", **arguments)
 
 
 def test_rotated_photos_bring_their_masks_along(tmp_path):

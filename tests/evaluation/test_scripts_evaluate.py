@@ -11,8 +11,8 @@ import torch
 from evaluation_tools import make_tree
 from test_baselines import make_tokenizer
 
-from anomalyclip_hf import AnomalyCLIPModel
-from anomalyclip_hf.evaluation.command import HELD_OUT, load_source, main, parse_command
+from anomalyclip_hf import AnomalyCLIPModel, load_anomaly_dataset
+from anomalyclip_hf.evaluation.command import load_source, main, parse_command
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,17 +38,25 @@ def test_one_command_judges_everything(tiny_checkpoint, tmp_path, capsys):
     assert first == second
 
 
-def test_synthetic_is_the_fixed_held_out_set(tiny_checkpoint, tmp_path, capsys):
-    from anomalyclip_hf.data.synthetic import DEFECTS, HELD_OUT_CLASSES, draw_dataset
+def test_synthetic_is_what_the_checkout_draws(tiny_checkpoint, tmp_path, capsys):
+    asked = []
 
-    name, found = load_source("synthetic", num_images=6)
-    expected = draw_dataset(6, classes=HELD_OUT_CLASSES, defects=DEFECTS, seed=2026, difficulty=0.5, size=128)
-    assert name == "synthetic" and HELD_OUT["num_images"] == 400
-    assert list(found["path"]) == list(expected["path"]) and found[3]["image"] == expected[3]["image"]
-    line = ["--model", tiny_checkpoint, "--source", "synthetic", "--source_options", '{"num_images": 12}', "--cpu"]
-    assert main([*line, "--disable_tqdm", "--output_dir", str(tmp_path), "--num_pictures", "1"]) == 0
-    entry = json.loads((tmp_path / "results.json").read_text())["datasets"]["synthetic"]
-    assert entry["num_images"] == 12 and "| synthetic |" in capsys.readouterr().out
+    def draw(split, **options):
+        asked.append((split, options))
+        return load_anomaly_dataset(make_tree(tmp_path / split, ("bottle",)))
+
+    options, tree = '{"num_images": 12, "normal_kinds": ["good"]}', make_tree(tmp_path / "tree", ("bottle",))
+    line = ["--model", tiny_checkpoint, "--sources", "synthetic", str(tree), "--source_options", options, "--cpu"]
+    line += ["--disable_tqdm", "--output_dir", str(tmp_path / "out"), "--num_pictures", "1", "--calibrate", "f1"]
+    assert main(line, draw) == 0
+    assert asked == [("test", {"num_images": 12}), ("calibration", {"num_images": 12})]
+    assert list(json.loads((tmp_path / "out" / "results.json").read_text())["datasets"]) == ["synthetic", "tree"]
+    assert "| synthetic |" in capsys.readouterr().out
+    assert main(line) == 2
+    assert "python scripts/demo_model/draw.py FOLDER" in capsys.readouterr().err
+    line[line.index("synthetic")] = f"again={tree}"
+    assert main(line, draw) == 1
+    assert "error: no option of a source is called num_images: expected one of class_names" in capsys.readouterr().err
 
 
 def test_thresholds_travel_with_the_prompts(tiny_checkpoint, tiny_clip_dir, tmp_path, capsys):

@@ -3,7 +3,7 @@ import json
 import pytest
 import yaml
 
-from anomalyclip_hf.training.command import main, parse_command, read_settings
+from anomalyclip_hf.training.command import load_data, main, parse_command, read_settings
 
 
 @pytest.fixture
@@ -23,6 +23,17 @@ def test_flags_and_settings_files_agree(tmp_path):
     assert parse_command([str(tmp_path / "run.json")]) == flags
     assert parse_command([str(tmp_path / "run.json"), "--epochs", "5"]).epochs == 5
     assert (flags.batch_size, flags.learning_rate, flags.train_split) == (8, 1e-3, "train")
+
+
+def test_synthetic_is_what_the_checkout_draws():
+    line = ["--model", "m", "--source", "synthetic", "--source_options", '{"num_images": 4}', "--class_names", "a"]
+    command = parse_command([*line, "--validation_source", "synthetic"])
+    train, validation = load_data(command, lambda split, **options: (split, options))
+    assert train == ("train", {"num_images": 4, "class_names": ["a"]}) and validation == ("validation", {})
+    with pytest.raises(ValueError, match="are not part of the package"):
+        load_data(command)
+    with pytest.raises(ValueError, match="no option of a source is called num_images: expected one of class_names"):
+        load_data(parse_command(["--model", "m", "--source", "parts", "--source_options", '{"num_images": 4}']))
 
 
 def test_a_settings_file_with_a_typo_is_refused(tmp_path):

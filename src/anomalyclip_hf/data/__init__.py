@@ -1,4 +1,4 @@
-"""Data: layouts of known data sets, loading of any source into one schema, synthetic drawings."""
+"""Data: layouts of known data sets, loading of any source into one schema, drawn anomalies."""
 
 from __future__ import annotations
 

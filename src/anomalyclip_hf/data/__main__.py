@@ -34,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m anomalyclip_hf.data", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     look = commands.add_parser("inspect", help="report what a source holds and what is wrong with it")
-    look.add_argument("source", help="name, folder, table, meta.json, repository or synthetic")
+    look.add_argument("source", help="name, folder, table, meta.json or repository")
     look.add_argument("--split", default="all", help="one split, or all (default)")
     look.add_argument("--strict", action="store_true", help="end with status 1 where there is any problem")
     look.add_argument("--contact_sheet", metavar="PATH", help="write a sheet with masks outlined there")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Collection
+from inspect import signature
 from typing import Any
 
 _COLUMNS = ("image_column", "mask_column", "label_column", "class_column", "defect_column", "split_column")
@@ -25,7 +26,7 @@ def add_source_arguments(parser: argparse._ActionsContainer, skip: Collection[st
             parser.add_argument(f"--{name}", **settings)
 
     add("data_dir", help="unpacked archive of a named data set, or where a table's paths start")
-    add("kind", help="folder, tree, table, meta, datasets or synthetic instead of looking")
+    add("kind", help="folder, tree, table, meta or datasets instead of looking")
     add("class_names", nargs="+", metavar="NAME", help="only these classes")
     add("normal_kinds", nargs="*", metavar="NAME", help="folder names that mean normal")
     add("normal_labels", nargs="+", metavar="VALUE", help="label values that mean normal")
@@ -52,5 +53,26 @@ def parse_options(text: str | None, field: str) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{field}={text!r} is no JSON: {error}") from error
     if not isinstance(options, dict):
-        raise ValueError(f"{field}={text!r}, expected a JSON object such as '{{\"num_images\": 64}}'")
+        raise ValueError(f'{field}={text!r}, expected a JSON object such as \'{{"normal_kinds": ["ok"]}}\'')
     return options
+
+
+def split_options(options: dict[str, Any], drawn: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Part what `load_anomaly_dataset` takes from what is for drawings.
+
+    Args:
+        options: as of `parse_options`.
+        drawn: whether there is a drawn source, which itself refuses what it doesn't take.
+
+    Raises:
+        ValueError: there is none, and `load_anomaly_dataset` has no such argument.
+    """
+    from .loading import load_anomaly_dataset
+
+    known = [
+        name for name in signature(load_anomaly_dataset).parameters if name not in ("source", "data_dir", "split")
+    ]
+    others = {name: value for name, value in options.items() if name not in known}
+    if others and not drawn:
+        raise ValueError(f"no option of a source is called {', '.join(others)}: expected one of {', '.join(known)}")
+    return {name: value for name, value in options.items() if name in known}, others

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .indexing import IMAGE_SUFFIXES, FileTree, Index, Record, index_layout, natural_key
 from .layouts import LAYOUTS, OWN_LAYOUTS, DatasetLayout, find_layout
@@ -20,7 +20,7 @@ from .tables import index_meta, index_own_table
 if TYPE_CHECKING:
     import datasets
 
-KINDS = ("folder", "tree", "table", "meta", "datasets", "synthetic")
+KINDS = ("folder", "tree", "table", "meta", "datasets")
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 METADATA_FILES = ("metadata.csv", "metadata.jsonl")
 SAVED_FILES = ("dataset_dict.json", "state.json")
@@ -36,9 +36,6 @@ class SourceOptions:
     mask_threshold: int | None = None
     columns: Mapping[str, str | None] | None = None
     revision: str | None = None
-    seed: int = 0
-    num_images: int = 64
-    size: int = 96
 
     def rule(self, default: MaskRule | None = None) -> MaskRule:
         """The mask rule: the row's, unless the user gave a threshold."""
@@ -97,16 +94,13 @@ def load_anomaly_dataset(
     streaming: bool = False,
     kind: str | None = None,
     revision: str | None = None,
-    num_images: int = 64,
-    size: int = 96,
-    seed: int = 0,
 ) -> datasets.Dataset | datasets.IterableDataset:
     """Load any source of anomaly data into the one schema.
 
     Args:
         source: a data set's name from `LAYOUTS` (with `data_dir`, its unpacked archive); a folder; an MVTec-style
             tree; a CSV, TSV or JSON lines file; the authors' `meta.json` or a folder that holds it; a `datasets`
-            repository, local or on the Hub; a `Dataset`, `DatasetDict` or `IterableDataset`; or "synthetic".
+            repository, local or on the Hub; or a `Dataset`, `DatasetDict` or `IterableDataset`.
         data_dir (path, *optional*): the unpacked archive of a named data set; for tables, where their paths start.
         split (`str`): "train", "test" or another split the source has, or "all". Sources without splits have "test".
         class_names (*optional*): only these classes.
@@ -116,9 +110,8 @@ def load_anomaly_dataset(
         normal_kinds (*optional*): folder names that mean normal; `()` where no folder does.
         mask_threshold (`int`, 0 to 254, *optional*): largest mask value that is background, not the row's.
         streaming (`bool`): give an `IterableDataset`; sources on the Hub are then not downloaded first.
-        kind (`str`, *optional*): "folder", "tree", "table", "meta", "datasets" or "synthetic": do not guess.
+        kind (`str`, *optional*): "folder", "tree", "table", "meta" or "datasets": do not guess.
         revision (`str`, *optional*): of a repository on the Hub.
-        num_images, size (pixels), seed (`int`): for "synthetic".
 
     Returns:
         `datasets.Dataset`, or `datasets.IterableDataset` where `streaming`.
@@ -139,9 +132,6 @@ def load_anomaly_dataset(
         normal_kinds=normal_kinds,
         mask_threshold=mask_threshold,
         revision=revision,
-        num_images=num_images,
-        size=size,
-        seed=seed,
     )
     found = open_source(source, data_dir, options, kind=kind, streaming=streaming)
     if isinstance(found, Index):
@@ -177,10 +167,8 @@ def open_source(
 
         return adapt_datasets(source, options, data_dir)
     name = os.fspath(source)
-    if kind == "synthetic" or (kind is None and name == "synthetic"):
-        from .repositories import draw_synthetic
-
-        return draw_synthetic(options)
+    if name == "synthetic":
+        refuse_drawn()
     layout = find_layout(name) if kind is None else None
     if layout is not None and (data_dir is not None or not os.path.exists(name)):
         return index_named(layout, data_dir, options)
@@ -192,12 +180,29 @@ def open_source(
         pass
     else:
         raise FileNotFoundError(
-            f"there is no {name!r}: expected a data set's name ({', '.join(LAYOUTS)}, synthetic), a folder, a table "
+            f"there is no {name!r}: expected a data set's name ({', '.join(LAYOUTS)}), a folder, a table "
             f"({', '.join(TABLE_SUFFIXES)}), a meta.json or a Hub repository owner/name"
         )
     from .repositories import load_repository
 
     return load_repository(name, options, streaming=streaming)
+
+
+def refuse_drawn(split: str = "test", **options: Any) -> NoReturn:
+    """What the source "synthetic" is here: drawings that only a checkout of the repository can make.
+
+    Args:
+        split, **options: of scripts/demo_model/draw.py's `draw`, in whose place commands call this; not used.
+
+    Raises:
+        ValueError: always; says what to do.
+    """
+    raise ValueError(
+        "the drawings called 'synthetic' are not part of the package: in a checkout of its repository "
+        "scripts/train.py, scripts/evaluate.py and scripts/predict.py draw them, and "
+        "`python scripts/demo_model/draw.py FOLDER` writes them as a source for any command "
+        "(a folder of your own by that name: ./synthetic)"
+    )
 
 
 def index_named(layout: DatasetLayout, data_dir: str | os.PathLike | None, options: SourceOptions) -> Index:

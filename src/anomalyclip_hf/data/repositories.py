@@ -1,4 +1,4 @@
-"""`datasets` sources - objects, saved folders, repositories - brought into the one schema, and the synthetic set."""
+"""`datasets` sources - objects, saved folders, repositories - brought into the one schema."""
 
 from __future__ import annotations
 
@@ -214,15 +214,6 @@ def _default_class(options, label: str) -> str:
     if options.class_names and len(options.class_names) == 1:
         return options.class_names[0]
     return "object" if label.startswith("the data set") else os.path.basename(label.split(" (")[0].rstrip("/"))
-
-
-def draw_synthetic(options) -> dict[str, Any]:
-    """Draw the built-in synthetic data set."""
-    from .synthetic import draw_dataset
-
-    drawing: dict[str, Any] = {} if options.class_names is None else {"classes": options.class_names}
-    drawn = draw_dataset(options.num_images, size=options.size, seed=options.seed, **drawing)
-    return adapt_datasets({"test": drawn}, options, label="synthetic")
 
 
 def select_split(parts: dict[str, Any], split: str, options, streaming: bool):

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from .. import _command
 from ..configuration_anomalyclip import feature_layers_of_preset
-from ..data.arguments import SOURCE_ARGUMENTS, parse_options
+from ..data.arguments import SOURCE_ARGUMENTS, parse_options, split_options
+from ..data.loading import refuse_drawn
 from .baselines import BASELINES, OWN, parse_ablations
 from .evaluator import EvaluationSettings
 from .files import check_name
 
-# The drawn test set that the embedded default is judged on: classes and a defect that training never saw.
-HELD_OUT: dict[str, Any] = {"num_images": 400, "seed": 2026, "difficulty": 0.5, "size": 128}
 CALIBRATIONS = ("normal", "f1", "recall")
 OPTIMISTIC = "thresholds were chosen on the judged images: figures at them are optimistic; give --calibration_source"
 
@@ -42,7 +41,7 @@ class EvaluateCommand:
     data_dir: str | None = option(None, "The unpacked archive of the data set named by source.")
     split: str = option("test", "Split that is judged.")
     class_names: list[str] | None = option(None, "Judge these classes alone.")  # noqa: RUF009
-    source_options: str | None = option(None, "JSON with further arguments of load_anomaly_dataset, for all sources.")
+    source_options: str | None = option(None, "JSON with further arguments of load_anomaly_dataset, or of drawing.")
     baselines: bool = option(False, f"Also judge CLIP without learning: {', '.join(BASELINES)}.")
     ablations: list[str] | None = option(  # noqa: RUF009
         None, "Also judge parts: dpam=off qq kk vv, layers=6,12,18,24, layers=paper, deep_prompts=off; all if bare."
@@ -72,8 +71,9 @@ class EvaluateCommand:
     save_thresholds: str | None = option(None, "Folder of a checkpoint to write them into, or a new one for prompts.")
     cpu: bool = option(False, "Use the CPU even if there is an accelerator.")
     disable_tqdm: bool = option(False, "Show no progress bars.")
-    # The columns and the rest of `data.arguments`, for all sources but 'synthetic'.
+    # The columns and the rest of `data.arguments`, for all sources that are not drawn.
     source_arguments: dict[str, Any] = field(init=False, default_factory=dict)
+    draw: Callable[..., Any] = field(init=False, default=refuse_drawn)  # see `load_source`
 
     def __post_init__(self):
         if not self.model:
@@ -139,13 +139,21 @@ def load_model(command: EvaluateCommand) -> tuple[Any, Any]:
     return model, _command.load_processor(command, model.config.image_size)
 
 
-def load_source(text: str, split: str = "test", data_dir: str | None = None, **options: Any) -> tuple[str, Any]:
+def load_source(
+    text: str,
+    split: str = "test",
+    data_dir: str | None = None,
+    draw: Callable[..., Any] = refuse_drawn,
+    **options: Any,
+) -> tuple[str, Any]:
     """Load one data set of the command line.
 
     Args:
         text (`str`): `NAME=FOLDER` (a data set of `LAYOUTS` and its unpacked archive, or own data under a name), what
-            `load_anomaly_dataset` takes, or `synthetic`: the drawings of classes held out from training.
-        split, data_dir, **options: as in `load_anomaly_dataset`; for `synthetic` those of `draw_dataset`.
+            `load_anomaly_dataset` takes, or `synthetic`.
+        split, data_dir, **options: as in `load_anomaly_dataset`; for `synthetic` those of `draw`.
+        draw (callable, *optional*): function `(split, **options)` that returns the data set `synthetic`; a checkout's
+            scripts have one.
 
     Returns:
         its name and the data set.
@@ -153,10 +161,7 @@ def load_source(text: str, split: str = "test", data_dir: str | None = None, **o
     from ..data import find_layout, load_anomaly_dataset
 
     if text == "synthetic":
-        from ..data.synthetic import DEFECTS, HELD_OUT_CLASSES, draw_dataset
-
-        classes = tuple(options.pop("class_names", None) or HELD_OUT_CLASSES)
-        return text, draw_dataset(classes=classes, defects=DEFECTS, **{**HELD_OUT, **options})
+        return text, draw(split, **options)
     name, given, folder = text.partition("=")
     if not given:
         layout = find_layout(text) if data_dir is not None else None
@@ -175,7 +180,8 @@ def load_sources(command: EvaluateCommand) -> dict[str, Any]:
     """All data sets of a command by name."""
     found = {}
     for text in _source_texts(command):
-        name, dataset = load_source(text, command.split, command.data_dir, **_source_options(command, text))
+        split = "test" if text == "synthetic" else command.split  # drawn anew, it has no other
+        name, dataset = load_source(text, split, command.data_dir, command.draw, **_source_options(command, text))
         if name in found:
             raise ValueError(f"two sources are named {name!r}: write NAME=FOLDER with different names")
         found[name] = dataset
@@ -187,8 +193,9 @@ def _source_texts(command: EvaluateCommand) -> list[str]:
 
 
 def _source_options(command: EvaluateCommand, text: str) -> dict[str, Any]:
-    options = {} if text == "synthetic" else dict(command.source_arguments)
-    options |= parse_options(command.source_options, "source_options")
+    given = parse_options(command.source_options, "source_options")
+    loaded, drawn = split_options(given, "synthetic" in (*_source_texts(command), command.calibration_source))
+    options = drawn if text == "synthetic" else command.source_arguments | loaded
     return options | ({"class_names": command.class_names} if command.class_names else {})
 
 
@@ -208,9 +215,8 @@ def choose_thresholds(command: EvaluateCommand, model: Any, processor: Any, judg
     options = _source_options(command, source)
     if command.calibration_source:
         options.pop("class_names", None)  # those of the judged sources
-    if source == "synthetic":  # never the drawings that are judged
-        options["seed"] = options.get("seed", HELD_OUT["seed"]) + 1
-    name, dataset = load_source(source, split, command.data_dir, **options)
+    drawn = "calibration" if source == "synthetic" else split  # never the drawings that are judged
+    name, dataset = load_source(source, drawn, command.data_dir, command.draw, **options)
     wanted: dict[str, Any] = {"method": "normal" if normal else "labels"}
     if normal:
         wanted |= {"false_alarm_rate": command.false_alarm_rate, "confidence": command.confidence}
@@ -279,20 +285,26 @@ def run(command: EvaluateCommand) -> dict[str, Any]:
     return result
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, draw: Callable[..., Any] = refuse_drawn) -> int:
     """Run the command; errors of settings and data, and interruptions, are one line, without a traceback.
 
-    Returns the exit status: 0 all was judged, 1 images could not be read or results not be drawn, and were left out,
-    2 an error, 130 and 143 interrupted and terminated (give --resume to go on).
+    Args:
+        argv (*optional*): the process's own by default.
+        draw (callable, *optional*): as of [`load_source`].
+
+    Returns:
+        the exit status: 0 all was judged, 1 images could not be read or results not be drawn, and were left out, 2 an
+        error, 130 and 143 interrupted and terminated (give --resume to go on).
     """
     options = [*(field.name for field in fields(EvaluateCommand) if field.init), *SOURCE_ARGUMENTS]
-    return _command.run_until_interrupted(_evaluate, argv, options=options)
+    return _command.run_until_interrupted(lambda words: _evaluate(words, draw), argv, options=options)
 
 
-def _evaluate(argv: Sequence[str] | None) -> int:
+def _evaluate(argv: Sequence[str] | None, draw: Callable[..., Any]) -> int:
     from .results import short_table
 
     command = parse_command(argv)
+    command.draw = draw
     result = run(command)
     if _is_main_process():
         print(short_table(result))

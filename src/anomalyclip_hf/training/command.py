@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .. import _command
-from ..data.arguments import parse_options
+from ..data.arguments import parse_options, split_options
+from ..data.loading import refuse_drawn
 from .arguments import TrainingArguments, option
 
 SETTINGS_SUFFIXES = (".json", ".yaml", ".yml")
@@ -94,15 +96,15 @@ def load_model(command: TrainCommand):
     return model, _command.load_processor(command, model.config.image_size)
 
 
-def load_data(command: TrainCommand) -> tuple[Any, Any]:
-    """Training set and validation set (or None) of a command."""
+def load_data(command: TrainCommand, draw: Callable[..., Any] = refuse_drawn) -> tuple[Any, Any]:
+    """Training set and validation set (or None) of a command; `draw` is that of [`main`]."""
     train = _load(
         command.source,
         command.data_dir,
         command.train_split,
         command.class_names,
         parse_options(command.source_options, "source_options"),
-        training=True,
+        partial(draw, "train"),
     )
     if command.validation_source is None:
         return train, None
@@ -112,32 +114,30 @@ def load_data(command: TrainCommand) -> tuple[Any, Any]:
         command.validation_split,
         command.validation_class_names,
         parse_options(command.validation_options, "validation_options"),
-        training=False,
+        partial(draw, "validation"),
     )
     return train, validation
 
 
-def _load(source: str, data_dir: str | None, split: str, classes: list[str] | None, further: dict, training: bool):
+def _load(source: str, data_dir: str | None, split: str, classes: list[str] | None, further: dict, draw: Callable):
     from ..data import load_anomaly_dataset
 
     if classes:
         further["class_names"] = classes
     if source == "synthetic":
-        return _draw(further, training)
+        return draw(**further)
+    split_options(further, drawn=False)
     return load_anomaly_dataset(source, data_dir=data_dir, split=split, **further)
 
 
-def _draw(options: dict[str, Any], training: bool):
-    """Drawn data have no splits: training draws the classes and defects that are not held out."""
-    from ..data.synthetic import DEFECTS, HELD_OUT_CLASSES, TRAIN_CLASSES, TRAIN_DEFECTS, draw_dataset
+def main(argv: Sequence[str] | None = None, draw: Callable[..., Any] = refuse_drawn) -> int:
+    """Run the command; errors of settings and data are one line, without a traceback.
 
-    classes = tuple(options.pop("class_names", TRAIN_CLASSES if training else HELD_OUT_CLASSES))
-    defects = tuple(options.pop("defects", TRAIN_DEFECTS if training else DEFECTS))
-    return draw_dataset(options.pop("num_images", 256), classes=classes, defects=defects, **options)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; errors of settings and data are one line, without a traceback."""
+    Args:
+        argv (*optional*): the process's own by default.
+        draw (callable, *optional*): function `(split, **options)` that returns the data set `synthetic`, split
+            "train" or "validation"; a checkout's scripts have one.
+    """
     from .step import NonFiniteLossError
     from .trainer import train_prompts
 
@@ -146,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         model, processor = load_model(command)
         if command.push_to_hub:
             check_push(command.push_to_hub, model, processor)
-        train, validation = load_data(command)
+        train, validation = load_data(command, draw)
         result = train_prompts(model, processor, train, command, validation)
         if _is_main_process():
             print(json.dumps(result.summary, indent=2))

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ..data.masks import fit_mask
+from ..data.synthetic import DEFECTS, draw_anomaly_on
 from ..processing_anomalyclip import to_pil_image
 
 CHUNK = 1000
@@ -164,8 +165,6 @@ class SyntheticAnomalies:
         return len(self.samples) + len(self.normal)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        from ..data.synthetic import draw_anomaly_on
-
         if index < len(self.samples):
             image, mask = self.samples.load(index)
             return {"image": image, "mask": mask}
@@ -176,7 +175,7 @@ class SyntheticAnomalies:
             shrink = max(self.max_side / max(image.size), 32 / min(image.size))  # the shorter side stays drawable
             if shrink < 1:
                 image = image.resize([max(32, round(side * shrink)) for side in image.size], Image.Resampling.BICUBIC)
-        damaged, mask, _ = draw_anomaly_on(image, seed=self.seed * 1_000_003 + source)
+        damaged, mask, _ = draw_anomaly_on(image, seed=(self.seed, source))
         return {"image": Image.fromarray(damaged), "mask": Image.fromarray(np.asarray(mask, dtype=np.uint8) * 255)}
 
 
@@ -201,7 +200,7 @@ class SyntheticSamples(TrainingSamples):
         from .. import __version__
 
         dataset: SyntheticAnomalies = self.dataset
-        return _digest([self._own.fingerprint(), "drawn", __version__, dataset.seed, dataset.max_side])
+        return _digest([self._own.fingerprint(), "drawn", DEFECTS, __version__, dataset.seed, dataset.max_side])
 
 
 def check_training_set(

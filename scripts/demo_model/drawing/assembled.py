@@ -9,8 +9,8 @@ import math
 
 import numpy as np
 
-from ._painter import Painter, box, circle, lumpy, polygon, segment
-from ._textures import LAYERS, TEXTURE_TABLE, Canvas, draw_texture, edge
+from .painter import Painter, box, circle, lumpy, polygon, segment
+from .textures import LAYERS, TEXTURE_TABLE, Canvas, draw_texture, edge
 
 
 def _turned(p: Painter, angle: float) -> tuple[np.ndarray, np.ndarray]:

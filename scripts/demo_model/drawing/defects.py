@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from ._damage import Damage
-from ._textures import LAYERS, draw_texture, edge, shifted
+from .damage import Damage
+from .textures import LAYERS, draw_texture, edge, shifted
 
 
 def scratch(d: Damage):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ._textures import ANY, COLORS, Canvas
+from .textures import ANY, COLORS, Canvas
 
 
 @dataclass

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from ._assembled import draw_food, draw_part, draw_tray
-from ._painter import Painter, Scene, box, circle, lumpy, polygon, segment
-from ._textures import LAYERS, TEXTURE_TABLE, Canvas, draw_texture, edge, shifted
+from .assembled import draw_food, draw_part, draw_tray
+from .painter import Painter, Scene, box, circle, lumpy, polygon, segment
+from .textures import LAYERS, TEXTURE_TABLE, Canvas, draw_texture, edge, shifted
 
 METAL = ("silver", "silver", "grey", "dark grey", "golden")
 

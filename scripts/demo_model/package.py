@@ -11,6 +11,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from anomalyclip_hf import AnomalyCLIPModel, AnomalyCLIPProcessor
+from anomalyclip_hf.evaluation import evaluate_model
+from anomalyclip_hf.training import TrainingArguments, train_prompts
+from drawing.synthetic import DEFECTS, HELD_OUT_CLASSES, TRAIN_CLASSES, TRAIN_DEFECTS, draw_dataset
+
 BASE_NAME = "anomalyclip_hf/demo"
 SIGMA_AT_518 = 4.0
 # Pixels: more than pretraining saw. On drawings of known classes its finer maps are worth three points of AUPRO.
@@ -30,7 +35,7 @@ def package_demo(
     """Learn prompts for a small pretrained CLIP, judge them on held-out drawings, and write the embedded default.
 
     Args:
-        clip_dir (`Path`): what `scripts/pretrain_demo.py` wrote: CLIP, tokenizer, processor, pretraining.json.
+        clip_dir (`Path`): what `pretrain.py` wrote: CLIP, tokenizer, processor, pretraining.json.
         output_dir (`Path`): folder to write (the package's own is src/anomalyclip_hf/assets/demo).
         work_dir (`Path`): folder for kept features and checkpoints.
         epochs (`int`): of learning prompts, by the authors' recipe otherwise.
@@ -39,11 +44,6 @@ def package_demo(
     Returns:
         figures of held-out classes, with DPAM and without, in [0, 1]; they are also in output_dir/pretraining.json.
     """
-    from .. import AnomalyCLIPModel, AnomalyCLIPProcessor
-    from ..data.synthetic import DEFECTS, HELD_OUT_CLASSES, TRAIN_CLASSES, TRAIN_DEFECTS, draw_dataset
-    from ..evaluation import evaluate_model
-    from . import TrainingArguments, train_prompts
-
     torch.manual_seed(111)
     model = AnomalyCLIPModel.from_pretrained(
         clip_dir, image_size=side, base_model_name_or_path=BASE_NAME, dtype=torch.float32

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ._defects import DEFECT_TABLE
+from .defects import DEFECT_TABLE
 
 GOOD = ("flawless", "perfect", "intact", "undamaged", "unblemished", "good", "normal")
 GOOD_ENDS = ("without defect", "without damage", "without flaw", "in perfect condition")

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from ._assembled import draw_phantom
-from ._painter import Painter, Scene, box, circle, lumpy, segment
-from ._textures import Canvas, edge
+from .assembled import draw_phantom
+from .painter import Painter, Scene, box, circle, lumpy, segment
+from .textures import Canvas, edge
 
 
 def _route(p: Painter, width: float) -> tuple[np.ndarray, list[tuple[np.ndarray, tuple[float, float, float]]]]:

@@ -22,10 +22,10 @@ from tqdm.auto import tqdm
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from ..modeling_anomalyclip import AnomalyCLIPVisionModel, resize_positions
-from .muon import Float32Muon
-from .pretrain_augment import paste_foreign, relight, warp
-from .pretrain_data import (
+from anomalyclip_hf.modeling_anomalyclip import AnomalyCLIPVisionModel, resize_positions
+from muon import Float32Muon
+from pretrain_augment import paste_foreign, relight, warp
+from pretrain_data import (
     GENERIC_PAIRS,
     DrawnImages,
     PretrainSettings,

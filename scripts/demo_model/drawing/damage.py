@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from ._painter import Scene
-from ._textures import ANY, COLORS, Canvas, edge
+from .painter import Scene
+from .textures import ANY, COLORS, Canvas, edge
 
 
 class Damage:

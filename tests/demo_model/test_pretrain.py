@@ -9,11 +9,12 @@ import torch
 from torch import nn
 from transformers import CLIPModel, CLIPTokenizer
 
+import pretrain_data
+import pretrainer
 from anomalyclip_hf import AnomalyCLIPModel
-from anomalyclip_hf.data.synthetic import HELD_OUT_CLASSES, TRAIN_CLASSES
-from anomalyclip_hf.training import pretrain, pretrain_data
-from anomalyclip_hf.training.muon import Float32Muon, orthogonalize
-from anomalyclip_hf.training.pretrain_augment import paste_foreign, relight, warp
+from drawing.synthetic import HELD_OUT_CLASSES, TRAIN_CLASSES
+from muon import Float32Muon, orthogonalize
+from pretrain_augment import paste_foreign, relight, warp
 
 CAPTIONS = ["a photo of a scratched blue metal plate", "object.", "damaged object.", "x x a flawless red tile"] * 20
 SMALL = {
@@ -45,7 +46,7 @@ def settings():
 def make(tmp_path, settings, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     monkeypatch.setattr(pretrain_data.DrawnImages.__init__, "__defaults__", (0,))
-    return lambda: pretrain.Pretrainer(tmp_path, settings)
+    return lambda: pretrainer.Pretrainer(tmp_path, settings)
 
 
 def test_tokenizer_is_clip_s_own_kind(tmp_path):
@@ -64,7 +65,7 @@ def test_dense_targets_count_a_third_as_full():
     masks = torch.zeros(1, 1, 8, 12)
     masks[0, 0, :4, :1] = 1  # a quarter of the first patch of a 2 x 3 grid
     masks[0, 0, 4:, 8:] = 1
-    targets = pretrain.dense_targets(masks, 4)
+    targets = pretrainer.dense_targets(masks, 4)
     assert targets.tolist() == [[0.75, 0, 0, 0, 0, 1]]
 
 
@@ -73,11 +74,13 @@ def test_loss_of_perfect_and_of_swapped_embeddings(settings):
     index = torch.tensor([[0, 1], [0, 1]])
     masks = torch.zeros(2, 1, 40, 40)
     masks[1, :, :16, :16] = 1
-    truth = (pretrain.dense_targets(masks, 8) > 0).long()
+    truth = (pretrainer.dense_targets(masks, 8) > 0).long()
     generic = torch.tensor([True, True])
     scale = torch.tensor(2.0)
-    good, parts = pretrain.pretraining_loss(axis, axis[truth], axis, index, generic, masks, scale, settings)
-    bad, worse = pretrain.pretraining_loss(axis.flip(0), axis[1 - truth], axis, index, generic, masks, scale, settings)
+    good, parts = pretrainer.pretraining_loss(axis, axis[truth], axis, index, generic, masks, scale, settings)
+    bad, worse = pretrainer.pretraining_loss(
+        axis.flip(0), axis[1 - truth], axis, index, generic, masks, scale, settings
+    )
     assert parts["right"] == 1 and worse["right"] == 0
     assert parts["contrastive"] == 0
     assert parts["pair"] == pytest.approx(0.01 / 0.07, abs=1e-4)  # what label smoothing leaves
@@ -89,11 +92,11 @@ def test_patches_at_defects_are_kept_and_flawless_images_keep_alike():
     torch.manual_seed(0)
     masks = torch.zeros(4, 1, 40, 40)
     masks[1, :, 9:15, 17:23] = 1  # one patch of 8 pixels, row 1, column 2
-    kept = pretrain.choose_patches(masks, 8, 0.4)
+    kept = pretrainer.choose_patches(masks, 8, 0.4)
     assert kept.shape == (4, 10) and bool((kept.diff(dim=1) > 0).all())
     around = {row * 5 + column for row in (0, 1, 2) for column in (1, 2, 3)}
     assert all(around <= set(row.tolist()) for row in kept)
-    free = pretrain.choose_patches(masks[:1].repeat(64, 1, 1, 1), 8, 0.4)
+    free = pretrainer.choose_patches(masks[:1].repeat(64, 1, 1, 1), 8, 0.4)
     counts = torch.bincount(free.flatten(), minlength=25)
     assert free.shape == (64, 10) and counts.min() > 10 and counts.max() < 45
 
@@ -102,7 +105,7 @@ def test_dense_losses_of_kept_patches_are_those_of_the_patches(settings):
     masks = torch.zeros(1, 1, 40, 40)
     masks[:, :, :8, :8] = 1
     logits = torch.tensor([[2.0, -1.0]])
-    dense, dice = pretrain.dense_losses(logits, masks, settings, torch.tensor([[0, 7]]))
+    dense, dice = pretrainer.dense_losses(logits, masks, settings, torch.tensor([[0, 7]]))
     p, q = 1 / (1 + math.exp(-2)), 1 / (1 + math.exp(1))
     assert float(dense) == pytest.approx((3 * -math.log(p) - math.log(1 - q)) / 2, rel=1e-5)
     assert float(dice) == pytest.approx(1 - (2 * p + 1) / (p + q + 1 + 1), rel=1e-5)
@@ -221,7 +224,7 @@ def test_classes_come_in_turn_and_nothing_held_out_does():
 def test_contrastive_term_counts_equal_captions_as_one(settings):
     embeds = nn.functional.normalize(torch.ones(2, 16), dim=-1)
     arguments = (embeds, embeds[:, None].repeat(1, 25, 1), embeds, torch.tensor([[0, 1], [0, 1]]))
-    _, parts = pretrain.pretraining_loss(
+    _, parts = pretrainer.pretraining_loss(
         *arguments, torch.tensor([False, False]), torch.zeros(2, 1, 40, 40), torch.tensor(1.0), settings
     )
     assert parts["contrastive"] == pytest.approx(math.log(2), abs=1e-5)

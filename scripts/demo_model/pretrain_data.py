@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+from drawing.synthetic import OBJECTS, TEXTURES, TRAIN_CLASSES, draw_arrays
+
 GENERIC_PAIRS = (
     ("object.", "damaged object."),
     ("an object", "a damaged object"),
@@ -124,8 +126,6 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int) -> CLIPTokenizer:
 def class_mixture() -> tuple[str, ...]:
     """Classes of a run in turn: objects twice as often as surfaces and scans, which are learned sooner, and things put
     together at random often enough that what is learned holds for things at large."""
-    from ..data.synthetic import OBJECTS, TEXTURES, TRAIN_CLASSES
-
     turns = dict.fromkeys(OBJECTS, 2) | dict.fromkeys(TEXTURES, 1)
     turns |= {"part": 26, "food": 10, "tray": 7, "phantom": 10, "mixed_surface": 12}
     spread = [(k / turns[name], name) for name in TRAIN_CLASSES for k in range(turns[name])]
@@ -158,8 +158,6 @@ class DrawnImages:
         self.loaded.append((images, masks, json.loads(texts.read_text(encoding="utf-8"))))
 
     def _draw(self, stem: Path, count: int, difficulty: float, seed: int) -> None:
-        from ..data.synthetic import draw_arrays
-
         drawn = draw_arrays(
             count,
             classes=class_mixture(),

@@ -1,8 +1,8 @@
 """Pretrain the small CLIP that the package ships as its embedded default, on drawn images alone.
 
-python scripts/pretrain_demo.py --output runs/1                            # two CPU cores; add --resume to take it up
-python scripts/pretrain_demo.py --output runs/2 --start-from runs/1/clip   # again, from there: the embedded had five
-python scripts/pretrain_demo.py --output runs/2 --package src/anomalyclip_hf/assets/demo    # learn its prompts
+python scripts/demo_model/pretrain.py --output runs/1       # two CPU cores; add --resume to take it up
+python scripts/demo_model/pretrain.py --output runs/2 --start-from runs/1/clip   # on from there, four times
+python scripts/demo_model/pretrain.py --output runs/2 --package src/anomalyclip_hf/assets/demo   # learn prompts
 """
 
 import argparse
@@ -15,11 +15,11 @@ import torch
 from transformers import CLIPModel, CLIPTokenizer, logging
 
 from anomalyclip_hf import AnomalyCLIPModel
-from anomalyclip_hf.data.synthetic import DEFECTS, HELD_OUT_CLASSES, draw_arrays
 from anomalyclip_hf.evaluation.metrics import aupro, image_auroc, pixel_auroc
-from anomalyclip_hf.training.package_demo import package_demo
-from anomalyclip_hf.training.pretrain import Pretrainer, normalize
-from anomalyclip_hf.training.pretrain_data import PretrainSettings, save_json
+from drawing.synthetic import DEFECTS, HELD_OUT_CLASSES, draw_arrays
+from package import package_demo
+from pretrain_data import PretrainSettings, save_json
+from pretrainer import Pretrainer, normalize
 
 
 class HeldOutJudge:
@@ -69,12 +69,13 @@ def main() -> None:
         print(json.dumps(package_demo(options.output / "clip", options.package, options.output / "package"), indent=1))
         return
     settings = PretrainSettings(minutes=options.minutes, seed=options.seed, start_from=options.start_from)
-    pretrainer = Pretrainer(options.output, settings, HeldOutJudge(320, settings.image_size))
+    judge = HeldOutJudge(320, settings.image_size)
+    pretrainer = Pretrainer(options.output, settings, judge)
     if options.resume and not pretrainer.resume():
         parser.error(f"--resume: {options.output} holds no checkpoint.safetensors; leave --resume out to start")
     info = pretrainer.train(judge_minutes=options.judge_minutes)
     info["command"] = shlex.join(["python", *sys.argv])
-    info["held_out"] = pretrainer.judge(options.output / "clip")
+    info["held_out"] = judge(options.output / "clip")
     save_json(info, options.output / "clip" / "pretraining.json")
     print(info["held_out"])
 

@@ -1,0 +1,52 @@
+"""What a wheel holds, and what it needs."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from setuptools import Distribution
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "anomalyclip_hf"
+# Modules under other names than their distributions', and those that datasets and huggingface_hub bring with them.
+MODULES = {"pillow": {"PIL"}, "datasets": {"datasets", "pyarrow"}, "huggingface_hub": {"huggingface_hub", "yaml"}}
+
+
+@pytest.fixture
+def distribution(monkeypatch):
+    """The project as setuptools reads it from pyproject.toml."""
+    monkeypatch.chdir(ROOT)
+    project = Distribution({"script_name": "setup.py"})
+    project.parse_config_files()
+    return project
+
+
+def test_a_wheel_holds_the_package_with_its_assets_and_nothing_else(distribution):
+    command = distribution.get_command_obj("build_py")
+    command.ensure_finalized()
+    built = {Path(path).relative_to(command.build_lib) for path in command.get_outputs(include_bytecode=False)}
+    files = {path.relative_to(ROOT / "src") for path in PACKAGE.rglob("*") if path.is_file()}
+    assert built == {path for path in files if "__pycache__" not in path.parts}
+    demo = {path.name for path in built if path.parts[:3] == (PACKAGE.name, "assets", "demo")}
+    assert {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json"} <= demo
+
+
+def imported(path: Path) -> set[str]:
+    """Top names of the modules that a file imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(str(node.module).partition(".")[0])
+    return names
+
+
+def test_the_package_imports_itself_and_what_it_declares(distribution):
+    extras = [text for name, texts in distribution.extras_require.items() if name != "dev" for text in texts]
+    names = [re.split(r"[^\w-]", text)[0] for text in [*distribution.install_requires, *extras]]
+    known = set().union(sys.stdlib_module_names, {PACKAGE.name}, *(MODULES.get(name, {name}) for name in names))
+    undeclared = {path.name: found for path in PACKAGE.rglob("*.py") if (found := imported(path) - known)}
+    assert undeclared == {}
