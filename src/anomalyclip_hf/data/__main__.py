@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from .arguments import add_source_arguments, source_arguments
+from .arguments import add_source_arguments, name_options, source_arguments
 
 FINE, PROBLEMS_FOUND, UNUSABLE = 0, 1, 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 fine, 1 problems under --strict, 2 unusable source."""
-    options = _parser().parse_args(arguments)
+    parsed = _parser().parse_args(arguments)
     try:
-        return options.run(options)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning  # type: ignore[assignment]
+            return parsed.run(parsed)
     except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        message = name_options(" ".join(str(error).split()) or type(error).__name__, vars(parsed))
+        print(f"error: {message}", file=sys.stderr)
         return UNUSABLE
+
+
+def _show_warning(message: Warning | str, *_: Any) -> None:
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def _source(parsed: argparse.Namespace) -> dict[str, Any]:

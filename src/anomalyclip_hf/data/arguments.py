@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Collection
 from typing import Any
 
 _COLUMNS = ("image_column", "mask_column", "label_column", "class_column", "defect_column", "split_column")
-_NAMES = ("kind", "class_names", "normal_kinds", "normal_labels", "mask_threshold", "revision")
+_NAMES = ("kind", "class_names", "normal_kinds", "normal_labels", "mask_threshold", "revision", "allow_outside")
 
 
 def add_source_arguments(parser: argparse._ActionsContainer, skip: Collection[str] = ()) -> None:
@@ -29,6 +30,7 @@ def add_source_arguments(parser: argparse._ActionsContainer, skip: Collection[st
     add("normal_kinds", nargs="*", metavar="NAME", help="folder names that mean normal")
     add("normal_labels", nargs="+", metavar="VALUE", help="label values that mean normal")
     add("mask_threshold", type=int, help="largest mask value that is background, 0 to 254")
+    add("allow_outside", action="store_true", help="read files that a table names outside of its folder or data_dir")
     add("revision", help="revision of a repository on the Hub")
     for name in _COLUMNS:
         add(name, metavar="COLUMN", help=f"name of the {name.replace('_', ' ')}")
@@ -37,7 +39,7 @@ def add_source_arguments(parser: argparse._ActionsContainer, skip: Collection[st
 def source_arguments(parsed: argparse.Namespace) -> dict[str, Any]:
     """Those flags as arguments of `load_anomaly_dataset`, beside the source and `data_dir`; absent ones left out."""
     given = {name: getattr(parsed, name, None) for name in (*_NAMES, *_COLUMNS)}
-    return {name: value for name, value in given.items() if value is not None}
+    return {name: value for name, value in given.items() if value is not None and value is not False}
 
 
 def parse_options(text: str | None, field: str) -> dict[str, Any]:
@@ -53,3 +55,23 @@ def parse_options(text: str | None, field: str) -> dict[str, Any]:
     if not isinstance(options, dict):
         raise ValueError(f"{field}={text!r}, expected a JSON object such as '{{\"num_images\": 64}}'")
     return options
+
+
+def name_options(message: str, names: Collection[str]) -> str:
+    """The message of an error with options of the command line in place of Python arguments.
+
+    Args:
+        message: such as `split='dev', but ...; give split="all"`.
+        names: the options there are, without dashes.
+    """
+
+    def spell(match: re.Match) -> str:
+        name, value = match.group(1), match.group(2)
+        if value is None:
+            return f"--{name}" if "_" in name else match.group()  # `split` is a word as well
+        bare = re.sub(r"^[(\[]|[)\]]$|(?<!\w)['\"]|['\"](?!\w)", "", value).replace(",", "").strip()
+        return f"--{name}" if bare in ("", "True") else f"--{name} {bare}"
+
+    known = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+    value = r"\([^()]*\)|\[[^\[\]]*\]|\"[^\"]*\"|'[^']*'|\.\.\.|[^\s,;:()]+"
+    return re.sub(rf"(?<![\w/.-])({known})(?![\w/.-])(?:=({value}))?", spell, message)

@@ -14,7 +14,22 @@ IMAGE_SUFFIXES = (
 )
 # Pictures or arrays that are not read, so that folders of them do not vanish without a word.
 OTHER_SUFFIXES = (
-    *(".heic", ".heif", ".jxl", ".tga", ".psd", ".ico", ".svg", ".eps", ".exr", ".hdr", ".dng", ".cr2", ".nef", ".raw"),
+    *(
+        ".heic",
+        ".heif",
+        ".jxl",
+        ".tga",
+        ".psd",
+        ".ico",
+        ".svg",
+        ".eps",
+        ".exr",
+        ".hdr",
+        ".dng",
+        ".cr2",
+        ".nef",
+        ".raw",
+    ),
     *(".dcm", ".nii", ".nii.gz", ".npy"),
 )
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
@@ -32,6 +47,7 @@ _RESULT_FOLDERS = ("overlays", "maps")
 _RESULT_FILES = ("legend.png", "samples.png", "training_curves.png")
 RESULTS, OTHER_FORMAT = "results of this package", "formats that are not read"
 LINKED_TWICE, UNLISTED = "links to what is read under its own name", "folders that cannot be listed"
+BAD_NAME = "with names that are not UTF-8"
 
 
 @lru_cache(maxsize=4096)
@@ -77,9 +93,15 @@ def leaves_root(root: str, path: str) -> bool:
     return not (real == home or real.startswith(os.path.join(home, "")))
 
 
+def printable(text: str, lines: bool = False) -> str:
+    """Text with what no terminal shows escaped: bytes that are not UTF-8 and, unless `lines`, control characters."""
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return text if lines else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def examples(paths: Collection[str], limit: int = 3) -> str:
     """The first few of some paths, for messages."""
-    shown = ", ".join(list(paths)[:limit])
+    shown = ", ".join(map(printable, list(paths)[:limit]))
     return shown + (", ..." if len(paths) > limit else "")
 
 
@@ -127,7 +149,9 @@ class FileTree:
         results = any(_RESULT_MARKS.fullmatch(entry.name) for entry in entries)
         for entry in entries:
             path, name = head + entry.name, entry.name.lower()
-            if entry.is_dir():
+            if printable(path, lines=True) != path:
+                self._put_aside(BAD_NAME, path)
+            elif entry.is_dir():
                 if results and name in _RESULT_FOLDERS:
                     self._put_aside(RESULTS, path)
                 elif entry.is_symlink() and self._read_anyway(entry.path, seen):

@@ -25,6 +25,7 @@ from .masks import ImageReadError, MaskRule, read_mask
 
 __all__ = ["IMAGE_SUFFIXES", "FileTree", "Index", "Record", "index_layout", "index_variant", "natural_key"]
 NORMAL_KIND, ANOMALOUS_KIND = "good", "anomaly"
+_NO_CLASS = "of no class"
 _NAMES = ("class_name", "split", "kind", "group", "stem")
 
 
@@ -75,7 +76,9 @@ class Index:
             reasons = (f"{len(paths)} {reason} ({examples(paths)})" for reason, paths in self.unused.items())
             told.append(f"{sum(map(len, self.unused.values()))} files not used: {'; '.join(reasons)}")
         if self.outside:
-            told.append(f"{len(self.outside)} images lie outside of {self.root}, behind links ({examples(self.outside)})")
+            told.append(
+                f"{len(self.outside)} images lie outside of {self.root}, behind links ({examples(self.outside)})"
+            )
         return told
 
 
@@ -135,23 +138,27 @@ def index_variant(variant: Variant, layout: DatasetLayout, tree: FileTree) -> In
         return None
     images = {record.image for record in records}
     expressions = [_expression(pattern) for pattern in variant.masks]
-    extra, other = [], []
-    for path in tree.files:
-        if path not in used and path not in images:
-            asked = any(e.fullmatch(os.path.splitext(path)[0]) for e in expressions)
-            (extra if asked or (variant.masks_by_name and path in masks) else other).append(path)
     told = {path for paths in unused.values() for path in paths}
-    beyond = [path for path in other if path not in told and path not in masks]
-    unused["in folders of masks, or masks by name"] = [path for path in other if path in masks and path not in extra]
-    unused[f"outside of {variant.images}"] = beyond
+    extra: list[str] = []
+    for path in tree.files:
+        if path in used or path in images or path in told:
+            continue
+        asked = any(e.fullmatch(os.path.splitext(path)[0]) for e in expressions)
+        if asked or (variant.masks_by_name and path in masks):
+            extra.append(path)
+        else:
+            reason = "that are masks by their names" if path in masks else f"outside of {variant.images}"
+            unused.setdefault(reason, []).append(path)
+    unused.pop(_NO_CLASS, None)  # told of by a note for each class
     if variant.label == "mask_content":
         records = [_label_by_content(record, tree, layout.mask_rule) for record in records]
     order = {name: place for place, name in enumerate(layout.classes)}
     records.sort(key=lambda r: (order.get(r.class_name, 0), natural_key(r.class_name), r.split, natural_key(r.image)))
     form = f"{layout.title}: {variant.images}"
-    unused = {reason: paths for reason, paths in (unused | tree.set_aside).items() if paths}
     outside = [path for path in tree.outside if path in images or path in used]
-    return Index(tree.root, form, records, layout.mask_rule, layout, extra, [], notes, unused, outside)
+    return Index(
+        tree.root, form, records, layout.mask_rule, layout, extra, [], notes, unused | tree.set_aside, outside
+    )
 
 
 def _match_images(
@@ -187,14 +194,13 @@ def _match_images(
             continue
         names["found_class"] = _class_of(names, layout, known, tree.root)
         if not names["found_class"]:
-            unused.setdefault("", []).append(path)
+            unused.setdefault(_NO_CLASS, []).append(path)
             classes[names.get("class_name", "")] += 1
             continue
         samples.append((path, names))
     notes = [
         f"{count} images in {name}/ left out: {layout.title} has no such class" for name, count in classes.items()
     ]
-    unused.pop("", None)
     return samples, notes, unused
 
 
@@ -300,4 +306,3 @@ def _expression(pattern: str) -> re.Pattern:
         return rf"(?P<{name}>[^/]+)"
 
     return re.compile("".join(map(one, re.split(r"(\{\w+\})", pattern))), re.IGNORECASE)
-

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from .masks import MaskRule
 
 SPLITS = {
-    **{"train": "train", "training": "train", "test": "test", "testing": "test", "test_public": "test"},
-    **{"val": "validation", "valid": "validation", "validation": "validation"},
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "testing", "test_public"), "test"),  # the last is MVTec AD 2's
+    **dict.fromkeys(("val", "valid", "validation"), "validation"),
 }
 LABEL_RULES = ("kind", "mask_file", "mask_content", "anomalous", "table", "unlabeled")
 

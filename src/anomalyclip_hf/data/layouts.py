@@ -377,7 +377,6 @@ _ROWS = (
 OWN_NORMAL_KINDS = ("good", "ok", "normal", "negative", "no")
 
 
-
 def _own(*patterns: str, **settings: Any) -> tuple[Variant, ...]:
     return tuple(Variant(pattern, masks_by_name=True, **settings) for pattern in patterns)
 

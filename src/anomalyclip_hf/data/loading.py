@@ -8,21 +8,24 @@ and not before: `ds["label"]` opens no file. A missing mask of an anomalous imag
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from .indexing import IMAGE_SUFFIXES, FileTree, Index, Record, index_layout, natural_key
+from .file_tree import IMAGE_SUFFIXES, TABLE_SUFFIXES, FileTree, examples, natural_key
+from .indexing import Index, Record, index_layout
+from .layout_types import SPLITS
 from .layouts import LAYOUTS, OWN_LAYOUTS, DatasetLayout, find_layout
 from .masks import MaskRule, mask_turn
-from .tables import index_meta, index_own_table
+from .tables import confine, index_meta, index_own_table
 
 if TYPE_CHECKING:
     import datasets
 
 KINDS = ("folder", "tree", "table", "meta", "datasets", "synthetic")
-TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
-METADATA_FILES = ("metadata.csv", "metadata.jsonl")
+METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+NO_DATA = ("metadata.parquet", "scores.parquet")  # an image folder's table, and a result of evaluation
 SAVED_FILES = ("dataset_dict.json", "state.json")
 
 
@@ -39,6 +42,7 @@ class SourceOptions:
     seed: int = 0
     num_images: int = 64
     size: int = 96
+    allow_outside: bool = False
 
     def rule(self, default: MaskRule | None = None) -> MaskRule:
         """The mask rule: the row's, unless the user gave a threshold."""
@@ -100,6 +104,7 @@ def load_anomaly_dataset(
     num_images: int = 64,
     size: int = 96,
     seed: int = 0,
+    allow_outside: bool = False,
 ) -> datasets.Dataset | datasets.IterableDataset:
     """Load any source of anomaly data into the one schema.
 
@@ -119,6 +124,8 @@ def load_anomaly_dataset(
         kind (`str`, *optional*): "folder", "tree", "table", "meta", "datasets" or "synthetic": do not guess.
         revision (`str`, *optional*): of a repository on the Hub.
         num_images, size (pixels), seed (`int`): for "synthetic".
+        allow_outside (`bool`): read files that a table, a meta.json or a repository names outside of its folder or of
+            `data_dir`, by path or behind links; refused by default. Links in plain folders are followed, and told of.
 
     Returns:
         `datasets.Dataset`, or `datasets.IterableDataset` where `streaming`.
@@ -126,6 +133,9 @@ def load_anomaly_dataset(
     Raises:
         FileNotFoundError: the source or `data_dir` does not exist.
         ValueError: nothing usable was found; the message lists what was looked for and what is there.
+
+    Warns:
+        UserWarning: files of the folder are not used, or lie elsewhere; `inspect_source` notes the same.
     """
     options = make_options(
         class_names=class_names,
@@ -142,6 +152,7 @@ def load_anomaly_dataset(
         num_images=num_images,
         size=size,
         seed=seed,
+        allow_outside=allow_outside,
     )
     found = open_source(source, data_dir, options, kind=kind, streaming=streaming)
     if isinstance(found, Index):
@@ -150,6 +161,8 @@ def load_anomaly_dataset(
                 f"{len(found.missing)} files named by {found.form} are not in {found.root}, e.g. {found.missing[0]}: "
                 "correct the index, or see all of them with `python -m anomalyclip_hf.data inspect`"
             )
+        if remarks := found.remarks():
+            warnings.warn(f"{found.root}: {'; '.join(remarks)}", stacklevel=2)
         dataset = records_to_dataset(found, _records_of(found, split, options.class_names))
         return dataset.to_iterable_dataset() if streaming else dataset
     from .repositories import select_split
@@ -197,7 +210,7 @@ def open_source(
         )
     from .repositories import load_repository
 
-    return load_repository(name, options, streaming=streaming)
+    return load_repository(name, options, data_dir=data_dir, streaming=streaming)
 
 
 def index_named(layout: DatasetLayout, data_dir: str | os.PathLike | None, options: SourceOptions) -> Index:
@@ -205,7 +218,7 @@ def index_named(layout: DatasetLayout, data_dir: str | os.PathLike | None, optio
     if data_dir is None:
         raise ValueError(
             f"{layout.title} is not downloaded by this package: get it from {layout.home_page}, unpack it and give "
-            f"the folder as data_dir (load_anomaly_dataset({layout.name!r}, data_dir=...))"
+            "the folder as data_dir"
         )
     root = os.fspath(data_dir)
     if not os.path.isdir(root):
@@ -217,8 +230,11 @@ def index_named(layout: DatasetLayout, data_dir: str | os.PathLike | None, optio
     )
     tree = FileTree(root)
     index = index_layout(layout, root, tree)
+    if index is not None and any(variant.table and variant.table.path in index.form for variant in layout.variants):
+        index = confine(index, options.allow_outside)
     if index is None and os.path.isfile(os.path.join(root, "meta.json")):
         index = replace(index_meta(os.path.join(root, "meta.json"), root, layout.mask_rule), layout=layout)
+        index = confine(index, options.allow_outside)
     if index is None:
         looked = [variant.table.path if variant.table else variant.images for variant in layout.variants]
         classes = f" with the classes {', '.join(layout.classes)}" if layout.classes else ""
@@ -234,25 +250,77 @@ def index_path(
 ) -> Index | None:
     """Index a file or folder of own data; None where it is a `datasets` repository."""
     root = None if data_dir is None else os.fspath(data_dir)
-    rule, columns = options.rule(), options.columns or {}
-    default = options.class_names[0] if options.class_names and len(options.class_names) == 1 else None
     if os.path.isfile(name):
-        if kind == "meta" or (kind is None and name.endswith(".json")):
-            return index_meta(name, root, rule)
+        if kind == "meta" or (kind is None and name.lower().endswith(".json")):
+            return confine(index_meta(name, root, options.rule()), options.allow_outside)
         if kind == "table" or name.lower().endswith(TABLE_SUFFIXES):
-            return index_own_table(name, root, columns, options.normal_labels, rule, default)
+            return _index_table_file(name, root, options)
         if kind == "datasets" or name.lower().endswith((".parquet", ".arrow")):
             return None
         raise ValueError(f"{name}: expected a table ({', '.join(TABLE_SUFFIXES)}), meta.json, .parquet or a folder")
-    inside = set(os.listdir(name))
-    if kind == "meta" or (kind is None and "meta.json" in inside):
-        return index_meta(os.path.join(name, "meta.json"), root or name, rule)
-    table = next((file for file in METADATA_FILES if file in inside), None)
-    if table and kind in (None, "table"):
-        return index_own_table(os.path.join(name, table), root or name, columns, options.normal_labels, rule, default)
+    if kind == "meta" or (kind is None and os.path.isfile(os.path.join(name, "meta.json"))):
+        return confine(
+            index_meta(os.path.join(name, "meta.json"), root or name, options.rule()), options.allow_outside
+        )
+    if kind in (None, "table") and (tables := _metadata_files(name)):
+        return index_image_folder(name, root or name, tables, options)
     if kind == "datasets" or (kind is None and _holds_repository(name)):
         return None
     return index_folder(name, options, kind)
+
+
+def _index_table_file(path: str, root: str | None, options: SourceOptions, split: str = "test") -> Index:
+    default = options.class_names[0] if options.class_names and len(options.class_names) == 1 else None
+    index = index_own_table(
+        path, root, options.columns or {}, options.normal_labels, options.rule(), default, split=split
+    )
+    return confine(index, options.allow_outside)
+
+
+def _metadata_files(folder: str) -> dict[str, str]:
+    """Tables of an image folder of `datasets`, by the folder they speak of: its own, "", or those of its splits."""
+    splits = sorted(name for name in os.listdir(folder) if name.casefold() in SPLITS)
+    for parts in ([""], splits):
+        found: dict[str, str] = {}
+        for part in parts:
+            inside = os.path.join(folder, part)
+            names = {name.casefold(): name for name in os.listdir(inside)} if os.path.isdir(inside) else {}
+            for file in METADATA_FILES:
+                if file in names:
+                    found.setdefault(part, names[file])
+        if found:
+            return found
+    return {}
+
+
+def index_image_folder(name: str, root: str, tables: Mapping[str, str], options: SourceOptions) -> Index:
+    """Index an image folder of `datasets` by its metadata files.
+
+    Args:
+        name (`str`): the folder.
+        root (`str`): where relative paths start; a split's from its folder in there.
+        tables: folder of a split, or "", -> name of its table.
+        options (`SourceOptions`): columns and the rest.
+    """
+    records: list[Record] = []
+    missing: list[str] = []
+    outside: list[str] = []
+    for part, file in tables.items():
+        split = SPLITS[part.casefold()] if part else "test"
+        index = _index_table_file(os.path.join(name, part, file), os.path.join(root, part), options, split)
+        own = os.path.basename(os.path.abspath(root))
+        for record in index.records:
+            class_name = own if part and record.class_name == part else record.class_name
+            mask = record.mask and os.path.join(part, record.mask)
+            image = os.path.join(part, record.image)
+            records.append(replace(record, image=image, mask=mask, class_name=class_name))
+        missing += [os.path.join(part, path) for path in index.missing]
+        outside += [os.path.join(part, path) for path in index.outside]
+    used = {os.path.realpath(os.path.join(root, path)) for r in records for path in (r.image, r.mask) if path}
+    left = [path for path in FileTree(root).files if os.path.realpath(os.path.join(root, path)) not in used]
+    form = "table " + ", ".join(os.path.join(part, file).replace(os.sep, "/") for part, file in tables.items())
+    unused = {f"not named by the {form}": left} if left else {}
+    return Index(root, form, records, options.rule(), missing=missing, unused=unused, outside=outside)
 
 
 def index_folder(root: str, options: SourceOptions, kind: str | None = None) -> Index:
@@ -273,14 +341,16 @@ def index_folder(root: str, options: SourceOptions, kind: str | None = None) -> 
         )
         index = index_layout_at_root(row, root, tree)
         if index is not None:
-            return replace(index, layout=None)
+            told = f"tables not read: {examples(tree.tables)}; give one as the source if it holds the labels"
+            return replace(index, layout=None, notes=index.notes + ([told] if tree.tables else []))
     tried = "; ".join(
         f"{layout.title} ({' or '.join(variant.images for variant in layout.variants)})" for layout in OWN_LAYOUTS
     )
     raise ValueError(
         f"{root} has no layout that says which images are normal: tried {tried}, with normal images in a folder "
         f"named {', '.join(OWN_LAYOUTS[0].normal_kinds if normal is None else normal) or '(none)'}; "
-        f"found {tree.describe()}. Name the normal folders with normal_kinds=(...); () if each folder is a defect"
+        f"found {tree.describe()}. Name the normal folders with normal_kinds=(...); give none "
+        "if each folder is a defect"
     )
 
 
@@ -347,7 +417,8 @@ def _holds_repository(folder: str) -> bool:
     inside = set(os.listdir(folder))
     data = os.path.join(folder, "data")
     files = inside | set(os.listdir(data) if os.path.isdir(data) else ())
-    return bool(inside & set(SAVED_FILES)) or any(name.endswith((".parquet", ".arrow")) for name in files)
+    tables = {name for name in map(str.lower, files) if name.endswith((".parquet", ".arrow"))}
+    return bool(inside & set(SAVED_FILES)) or bool(tables - set(NO_DATA))
 
 
 def _looks_like_repository(name: str) -> bool:

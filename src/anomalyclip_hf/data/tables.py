@@ -6,9 +6,12 @@ import csv
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
-from .indexing import ANOMALOUS_KIND, NORMAL_KIND, FileTree, Index, Record
+from .file_tree import FileTree, examples, leaves_root
+from .indexing import ANOMALOUS_KIND, NORMAL_KIND, Index, Record
 from .layout_types import SPLITS, DatasetLayout, Table
 from .layouts import OWN_NORMAL_KINDS
 from .masks import MaskRule
@@ -29,13 +32,17 @@ _UNLABELED = ("-1", *_NONE)  # -1: what `datasets` writes for a hidden label
 
 
 def read_rows(path: str) -> list[tuple[int, dict]]:
-    """Rows of a CSV, TSV or JSON lines file, each with its number in the file, column names stripped.
+    """Rows of a CSV, TSV, JSON lines or parquet file, each with its number in the file, column names stripped.
 
     Raises:
         ValueError: not readable as such, or without rows.
     """
     try:
-        if path.lower().endswith((".jsonl", ".ndjson", ".json")):
+        if path.lower().endswith(".parquet"):
+            from pyarrow import parquet
+
+            rows = list(enumerate(parquet.read_table(path).to_pylist(), start=1))
+        elif path.lower().endswith((".jsonl", ".ndjson", ".json")):
             with open(path, encoding="utf-8-sig") as file:
                 rows = [(number, json.loads(line)) for number, line in enumerate(file, start=1) if line.strip()]
             if not all(isinstance(row, dict) for _, row in rows):
@@ -129,7 +136,10 @@ def labels_of_kinds(values: Iterable, normal_values: tuple[str, ...] | None) -> 
 
 
 def index_table(table: Table, layout: DatasetLayout, tree: FileTree) -> Index | None:
-    """Index a data set that comes with a table; None where the table is not there."""
+    """Index a data set that comes with a table; None where the table is not there.
+
+    Names are looked for among the files of the tree, so none leaves its root; files behind links do (`Index.outside`).
+    """
     path = os.path.join(tree.root, table.path)
     if not os.path.isfile(path):
         return None
@@ -157,7 +167,29 @@ def index_table(table: Table, layout: DatasetLayout, tree: FileTree) -> Index | 
             f"{layout.title}: none of the {len(missing)} images named by {path} exists, e.g. {missing[0]}"
         )
     form = f"{layout.title}: {table.path}"
-    return Index(tree.root, form, records, layout.mask_rule, layout, [], missing)
+    outside = [path for path in tree.outside if path in used]
+    return Index(tree.root, form, records, layout.mask_rule, layout, [], missing, outside=outside)
+
+
+def confine(index: Index, allowed: bool) -> Index:
+    """Refuse an index whose names or links lead out of its root, unless the user allows that.
+
+    Args:
+        index (`Index`): of a table or a meta.json, whose names someone else may have written.
+        allowed (`bool`): note such files in `Index.outside` instead.
+
+    Raises:
+        ValueError: a file lies elsewhere; the message names it.
+    """
+    named = (path for record in index.records for path in (record.image, record.mask) if path)
+    outside = [path for path in dict.fromkeys(named) if leaves_root(index.root, path)]
+    if outside and not allowed:
+        raise ValueError(
+            f"{index.form} names {len(outside)} files outside of its folder {index.root} ({examples(outside)}): they "
+            "are not read. If you know the table and mean these files, give the folder that holds them all as "
+            "data_dir, or allow_outside=True"
+        )
+    return replace(index, outside=outside)
 
 
 def index_own_table(
@@ -167,6 +199,7 @@ def index_own_table(
     normal_labels: tuple[str, ...] | None,
     mask_rule: MaskRule,
     class_name: str | None = None,
+    split: str = "test",
 ) -> Index:
     """Index a user's CSV, TSV or JSON lines file.
 
@@ -177,6 +210,7 @@ def index_own_table(
         normal_labels (*optional*): the label values that mean normal.
         mask_rule (`MaskRule`): how masks are binarised.
         class_name (`str`, *optional*): class where no column names one; the root folder's name by default.
+        split (`str`): where no column names one.
     """
     rows = read_rows(path)
     root = root or os.path.dirname(path) or "."
@@ -191,19 +225,17 @@ def index_own_table(
         image, mask = cell["image"], cell.get("mask", "")
         if not image:
             raise ValueError(f"{path}, line {number}: the column {found['image']!r} is empty")
-        gone = [item for item in (image, mask) if item and not os.path.isfile(os.path.join(root, item))]
-        missing += gone
-        if image in gone:
+        places = {item: _relocate(root, item) for item in (image, mask) if item}
+        missing += [item for item, there in places.items() if there is None]
+        if (image_path := places[image]) is None:
             continue
         label = kinds[place] if kinds else None
         if "label" in found:
             label = to_label(row.get(found["label"]), normal_labels, f"{path}, line {number}")
         kind = NORMAL_KIND if label == 0 else ("" if label is None else cell.get("defect_type") or ANOMALOUS_KIND)
-        split = cell.get("split", "").casefold()
-        split = SPLITS.get(split, split) or "test"
+        said = cell.get("split", "").casefold()
         class_of = cell.get("class_name") or default
-        record_mask = mask if mask and mask not in gone else None
-        records.append(Record(image, record_mask, label, class_of, kind, split))
+        records.append(Record(image_path, places.get(mask), label, class_of, kind, SPLITS.get(said, said) or split))
     if not records:
         raise ValueError(f"none of the {len(missing)} images named by {path} exists below {root}, e.g. {missing[0]}")
     return Index(root, f"table {os.path.basename(path)}", records, mask_rule, missing=missing)
@@ -249,16 +281,24 @@ def index_meta(path: str, root: str | None, mask_rule: MaskRule) -> Index:
 
 
 def _relocate(root: str, path: str) -> str | None:
-    """A path from an index as it is found here, from the root, or None."""
-    path = str(path).replace("\\", "/")
-    parts = [part for part in path.split("/") if part]
-    if os.path.isfile(os.path.join(root, path)):
-        return path
-    if path.startswith("/") or ":" in parts[0]:
-        for start in range(1, len(parts)):
-            tail = "/".join(parts[start:])
-            if os.path.isfile(os.path.join(root, tail)):
-                return tail
+    """A path from an index as it is found here, from the root, or None.
+
+    Only where there is no such file: backslashes are taken for slashes, accents composed or not and the suffix in
+    other letters are tried, and of an absolute path of another machine its last parts.
+    """
+    path = str(path)
+    slashed = path.replace("\\", "/")
+    parts = [part for part in slashed.split("/") if part]
+    forms = [path, slashed]
+    if parts and (slashed.startswith("/") or ":" in parts[0]):
+        forms += ["/".join(parts[start:]) for start in range(1, len(parts))]
+    for form in dict.fromkeys(forms):
+        stem, suffix = os.path.splitext(form)
+        spelled = [form, stem + suffix.lower(), stem + suffix.upper()]
+        spelled += [unicodedata.normalize(kind, form) for kind in ("NFC", "NFD")]
+        for spelling in dict.fromkeys(spelled):
+            if os.path.isfile(os.path.join(root, spelling)):
+                return spelling
     return None
 
 
