@@ -87,6 +87,12 @@ def test_a_folder_that_the_user_names_may_hold_them(root):
     assert [number_of(row["image"]) for row in load_anomaly_dataset(source, data_dir=root.parent)] == [1, 9]
 
 
+def test_paths_that_are_not_as_written_are_told_of(root):
+    source = table(root, "csv", "C:\\data\\sub\\b.png")
+    (note,) = [note for note in inspect_source(source, progress=False).notes if "spelling" in note]
+    assert note.startswith("1 paths found by") and "C:\\data\\sub\\b.png as sub/b.png" in note
+
+
 def test_backslashes_are_letters_where_such_a_file_is(root):
     write_picture(root / "sub\\b.png", 5)
     assert number_of(load_anomaly_dataset(table(root, "csv", "sub\\b.png"))[1]["image"]) == 5
@@ -109,6 +115,16 @@ def test_image_folders_with_a_table_in_each_split(table_file, tmp_path):
     test = load_anomaly_dataset(tmp_path)
     found = [(number_of(r["image"]), r["label"], r["class_name"]) for r in [*train, *test]]
     assert found == [(n, (n + 1) % 2, tmp_path.name) for n in (1, 2, 3, 4)]
+
+
+def test_a_split_may_name_files_of_the_other_but_none_outside(root):
+    (root / "test").mkdir()
+    path = root / "test" / "metadata.csv"
+    path.write_text("file_name,label\n../a.png,0\n../sub/b.png,1\n")
+    assert [number_of(row["image"]) for row in load_anomaly_dataset(root)] == [1, 2]
+    path.write_text("file_name,label\n../a.png,0\n../../private/secret.png,1\n")
+    with pytest.raises(ValueError, match=r"outside of its folder .*secret\.png"):
+        load_anomaly_dataset(root)
 
 
 def test_tables_that_are_not_read_are_told_of(tmp_path):

@@ -171,6 +171,15 @@ def test_labels_are_not_invented(images, tmp_path):
         load_anomaly_dataset(tmp_path, split="all")
 
 
+def test_images_without_a_mask_file_are_told_of(tmp_path):
+    write_tree(
+        tmp_path, {"images/1.png": 1, "images/2.png": 2, "images/3.png": 3}, {"masks/1.png": 1, "masks/2.png": 0}
+    )
+    assert [row[1] for row in samples(tmp_path).values()] == [1, 0, 0]
+    notes = inspect_source(tmp_path, progress=False).notes
+    assert "1 images without a mask file are taken as normal (images/3.png)" in notes
+
+
 def test_a_normal_folder_below_a_class_is_no_defect(tmp_path):
     write_tree(tmp_path, {**PLAIN, "bolt/good/3.png": 3})
     assert set(samples(tmp_path)) == {1, 2}

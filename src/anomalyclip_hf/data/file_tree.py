@@ -128,6 +128,7 @@ class FileTree:
     def _sort(self) -> None:
         self.files.sort(key=natural_key)
         self._exact = set(self.files)
+        self._masks: dict[frozenset[str], set[str]] = {}
         self._by_path: dict[str, str] = {}
         self._by_stem: dict[str, str] = {}
         self._by_number: dict[tuple[str, int], str] = {}
@@ -209,7 +210,12 @@ class FileTree:
         Args:
             kinds: folder names that are kinds of images, whatever they sound like.
         """
-        kept = {file_key(kind) for kind in kinds}
+        kept = frozenset(map(file_key, kinds))
+        if kept not in self._masks:
+            self._masks[kept] = self._find_masks(kept)
+        return self._masks[kept]
+
+    def _find_masks(self, kept: frozenset[str]) -> set[str]:
         masks = {
             path
             for path in self.files

@@ -151,6 +151,8 @@ def index_variant(variant: Variant, layout: DatasetLayout, tree: FileTree) -> In
             unused.setdefault(reason, []).append(path)
     unused.pop(_NO_CLASS, None)  # told of by a note for each class
     if variant.label == "mask_content":
+        if bare := [record.image for record in records if record.mask is None]:
+            notes.append(f"{len(bare)} images without a mask file are taken as normal ({examples(bare)})")
         records = [_label_by_content(record, tree, layout.mask_rule) for record in records]
     order = {name: place for place, name in enumerate(layout.classes)}
     records.sort(key=lambda r: (order.get(r.class_name, 0), natural_key(r.class_name), r.split, natural_key(r.image)))

@@ -15,16 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from .file_tree import IMAGE_SUFFIXES, TABLE_SUFFIXES, FileTree, examples, natural_key
 from .indexing import Index, Record, index_layout
-from .layout_types import SPLITS
 from .layouts import LAYOUTS, OWN_LAYOUTS, DatasetLayout, find_layout
 from .masks import MaskRule, mask_turn
-from .tables import confine, index_meta, index_own_table
+from .tables import confine, index_image_folder, index_meta, index_table_file, metadata_files
 
 if TYPE_CHECKING:
     import datasets
 
 KINDS = ("folder", "tree", "table", "meta", "datasets", "synthetic")
-METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 NO_DATA = ("metadata.parquet", "scores.parquet")  # an image folder's table, and a result of evaluation
 SAVED_FILES = ("dataset_dict.json", "state.json")
 
@@ -254,7 +252,7 @@ def index_path(
         if kind == "meta" or (kind is None and name.lower().endswith(".json")):
             return confine(index_meta(name, root, options.rule()), options.allow_outside)
         if kind == "table" or name.lower().endswith(TABLE_SUFFIXES):
-            return _index_table_file(name, root, options)
+            return confine(index_table_file(name, root, options), options.allow_outside)
         if kind == "datasets" or name.lower().endswith((".parquet", ".arrow")):
             return None
         raise ValueError(f"{name}: expected a table ({', '.join(TABLE_SUFFIXES)}), meta.json, .parquet or a folder")
@@ -262,65 +260,11 @@ def index_path(
         return confine(
             index_meta(os.path.join(name, "meta.json"), root or name, options.rule()), options.allow_outside
         )
-    if kind in (None, "table") and (tables := _metadata_files(name)):
+    if kind in (None, "table") and (tables := metadata_files(name)):
         return index_image_folder(name, root or name, tables, options)
     if kind == "datasets" or (kind is None and _holds_repository(name)):
         return None
     return index_folder(name, options, kind)
-
-
-def _index_table_file(path: str, root: str | None, options: SourceOptions, split: str = "test") -> Index:
-    default = options.class_names[0] if options.class_names and len(options.class_names) == 1 else None
-    index = index_own_table(
-        path, root, options.columns or {}, options.normal_labels, options.rule(), default, split=split
-    )
-    return confine(index, options.allow_outside)
-
-
-def _metadata_files(folder: str) -> dict[str, str]:
-    """Tables of an image folder of `datasets`, by the folder they speak of: its own, "", or those of its splits."""
-    splits = sorted(name for name in os.listdir(folder) if name.casefold() in SPLITS)
-    for parts in ([""], splits):
-        found: dict[str, str] = {}
-        for part in parts:
-            inside = os.path.join(folder, part)
-            names = {name.casefold(): name for name in os.listdir(inside)} if os.path.isdir(inside) else {}
-            for file in METADATA_FILES:
-                if file in names:
-                    found.setdefault(part, names[file])
-        if found:
-            return found
-    return {}
-
-
-def index_image_folder(name: str, root: str, tables: Mapping[str, str], options: SourceOptions) -> Index:
-    """Index an image folder of `datasets` by its metadata files.
-
-    Args:
-        name (`str`): the folder.
-        root (`str`): where relative paths start; a split's from its folder in there.
-        tables: folder of a split, or "", -> name of its table.
-        options (`SourceOptions`): columns and the rest.
-    """
-    records: list[Record] = []
-    missing: list[str] = []
-    outside: list[str] = []
-    for part, file in tables.items():
-        split = SPLITS[part.casefold()] if part else "test"
-        index = _index_table_file(os.path.join(name, part, file), os.path.join(root, part), options, split)
-        own = os.path.basename(os.path.abspath(root))
-        for record in index.records:
-            class_name = own if part and record.class_name == part else record.class_name
-            mask = record.mask and os.path.join(part, record.mask)
-            image = os.path.join(part, record.image)
-            records.append(replace(record, image=image, mask=mask, class_name=class_name))
-        missing += [os.path.join(part, path) for path in index.missing]
-        outside += [os.path.join(part, path) for path in index.outside]
-    used = {os.path.realpath(os.path.join(root, path)) for r in records for path in (r.image, r.mask) if path}
-    left = [path for path in FileTree(root).files if os.path.realpath(os.path.join(root, path)) not in used]
-    form = "table " + ", ".join(os.path.join(part, file).replace(os.sep, "/") for part, file in tables.items())
-    unused = {f"not named by the {form}": left} if left else {}
-    return Index(root, form, records, options.rule(), missing=missing, unused=unused, outside=outside)
 
 
 def index_folder(root: str, options: SourceOptions, kind: str | None = None) -> Index:

@@ -25,6 +25,7 @@ COLUMN_ALIASES: dict[str, tuple[str, ...]] = {
     "defect_type": ("defect_type", "defect", "kind", "specie_name", "anomaly_type"),
     "split": ("split", "phase", "subset"),
 }
+METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _ZERO = ("0", "0.0", "false", "normal", "good", "ok", "negative", "no")
 _ONE = ("1", "1.0", "true", "anomaly", "anomalous", "abnormal", "defect", "defective", "bad", "positive", "yes", "ng")
 _NONE = ("", "none", "null", "nan", "na", "n/a")
@@ -220,6 +221,7 @@ def index_own_table(
     by_kind = "defect_type" in found and "label" not in found
     kinds = labels_of_kinds([row.get(found["defect_type"]) for _, row in rows], normal_labels) if by_kind else None
     records, missing = [], []
+    respelled: dict[str, str] = {}
     for place, (number, row) in enumerate(rows):
         cell = {field: _text(row.get(column)) for field, column in found.items()}
         image, mask = cell["image"], cell.get("mask", "")
@@ -227,6 +229,7 @@ def index_own_table(
             raise ValueError(f"{path}, line {number}: the column {found['image']!r} is empty")
         places = {item: _relocate(root, item) for item in (image, mask) if item}
         missing += [item for item, there in places.items() if there is None]
+        respelled |= {item: there for item, there in places.items() if there not in (None, item)}
         if (image_path := places[image]) is None:
             continue
         label = kinds[place] if kinds else None
@@ -238,7 +241,62 @@ def index_own_table(
         records.append(Record(image_path, places.get(mask), label, class_of, kind, SPLITS.get(said, said) or split))
     if not records:
         raise ValueError(f"none of the {len(missing)} images named by {path} exists below {root}, e.g. {missing[0]}")
-    return Index(root, f"table {os.path.basename(path)}", records, mask_rule, missing=missing)
+    notes = _note_respelled(respelled)
+    return Index(root, f"table {os.path.basename(path)}", records, mask_rule, missing=missing, notes=notes)
+
+
+def index_table_file(path: str, root: str | None, options, split: str = "test") -> Index:
+    """Index a user's table with a user's options; arguments as in `index_own_table`."""
+    default = options.class_names[0] if options.class_names and len(options.class_names) == 1 else None
+    columns = options.columns or {}
+    return index_own_table(path, root, columns, options.normal_labels, options.rule(), default, split=split)
+
+
+def metadata_files(folder: str) -> dict[str, str]:
+    """Tables of an image folder of `datasets`, by the folder they speak of: its own, "", or those of its splits."""
+    splits = sorted(name for name in os.listdir(folder) if name.casefold() in SPLITS)
+    for parts in ([""], splits):
+        found: dict[str, str] = {}
+        for part in parts:
+            inside = os.path.join(folder, part)
+            names = {name.casefold(): name for name in os.listdir(inside)} if os.path.isdir(inside) else {}
+            for file in METADATA_FILES:
+                if file in names:
+                    found.setdefault(part, names[file])
+        if found:
+            return found
+    return {}
+
+
+def index_image_folder(name: str, root: str, tables: Mapping[str, str], options) -> Index:
+    """Index an image folder of `datasets` by its metadata files.
+
+    Args:
+        name (`str`): the folder.
+        root (`str`): where relative paths start; a split's from its folder in there.
+        tables: folder of a split, or "", -> name of its table.
+        options (`SourceOptions`): columns and the rest.
+    """
+    records: list[Record] = []
+    missing: list[str] = []
+    notes: list[str] = []
+    for part, file in tables.items():
+        split = SPLITS[part.casefold()] if part else "test"
+        index = index_table_file(os.path.join(name, part, file), os.path.join(root, part), options, split)
+        own = os.path.basename(os.path.abspath(root))
+        for record in index.records:
+            class_name = own if part and record.class_name == part else record.class_name
+            mask = record.mask and os.path.join(part, record.mask)
+            image = os.path.join(part, record.image)
+            records.append(replace(record, image=image, mask=mask, class_name=class_name))
+        missing += [os.path.join(part, path) for path in index.missing]
+        notes += index.notes
+    used = {os.path.realpath(os.path.join(root, path)) for r in records for path in (r.image, r.mask) if path}
+    left = [path for path in FileTree(root).files if os.path.realpath(os.path.join(root, path)) not in used]
+    form = "table " + ", ".join(os.path.join(part, file).replace(os.sep, "/") for part, file in tables.items())
+    unused = {f"not named by the {form}": left} if left else {}
+    index = Index(root, form, records, options.rule(), missing=missing, notes=notes, unused=unused)
+    return confine(index, options.allow_outside)
 
 
 def index_meta(path: str, root: str | None, mask_rule: MaskRule) -> Index:
@@ -257,6 +315,7 @@ def index_meta(path: str, root: str | None, mask_rule: MaskRule) -> Index:
         raise ValueError(f"{path} is not the authors' index {{split: {{class: [entries]}}}}: {error}") from error
     root = root or os.path.dirname(path) or "."
     records, missing = [], []
+    respelled: dict[str, str] = {}
     for split, name, entry in entries:
         if not isinstance(entry, dict) or "img_path" not in entry or "anomaly" not in entry:
             raise ValueError(f'{path}: an entry of {split}/{name} has no "img_path" or "anomaly": {entry!r}')
@@ -264,6 +323,7 @@ def index_meta(path: str, root: str | None, mask_rule: MaskRule) -> Index:
         if image is None:
             missing.append(str(entry["img_path"]))
             continue
+        respelled |= {entry["img_path"]: image} if image != entry["img_path"] else {}
         label = to_label(entry["anomaly"], None, f"{path}, {split}/{name}")
         if entry.get("mask_path"):
             mask = _relocate(root, entry["mask_path"])
@@ -277,7 +337,15 @@ def index_meta(path: str, root: str | None, mask_rule: MaskRule) -> Index:
             f"none of its {len(missing)} images exists below {root}, e.g. {missing[0]}" if missing else "it is empty"
         )
         raise ValueError(f"{path}: {told}")
-    return Index(root, "the authors' meta.json", records, mask_rule, missing=missing)
+    notes = _note_respelled(respelled)
+    return Index(root, "the authors' meta.json", records, mask_rule, missing=missing, notes=notes)
+
+
+def _note_respelled(found: Mapping[str, str | None]) -> list[str]:
+    if not found:
+        return []
+    first, there = next(iter(found.items()))
+    return [f"{len(found)} paths found by another spelling or by their last parts: {first} as {there}, ..."]
 
 
 def _relocate(root: str, path: str) -> str | None:
