@@ -110,7 +110,7 @@ def test_image_folders_with_a_table_in_each_split(table_file, tmp_path):
             path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         else:
             path.write_text("file_name,label\nimages/0.png,0\nimages/1.png,1\n")
-    with pytest.warns(UserWarning, match=r"2 files not used: 2 not named by the table .*test/images/2\.png"):
+    with pytest.warns(UserWarning, match=r"2 files not used: 2 not named by table .*test/images/2\.png"):
         train = load_anomaly_dataset(tmp_path, split="train")
     test = load_anomaly_dataset(tmp_path)
     found = [(number_of(r["image"]), r["label"], r["class_name"]) for r in [*train, *test]]
@@ -131,6 +131,19 @@ def test_tables_that_are_not_read_are_told_of(tmp_path):
     write_tree(tmp_path, {"good/0.png": 1, "bad/1.png": 2}, text={"split_csv/1cls.csv": "a,b\n"})
     notes = " ".join(inspect_source(tmp_path, progress=False).notes)
     assert "tables not read: split_csv/1cls.csv" in notes
+
+
+def test_images_that_an_index_does_not_name_are_told_of(root):
+    table(root, "meta", "sub/b.png")
+    notes = " ".join(inspect_source(root, progress=False).notes)
+    assert "3 not named by the authors' meta.json (away/secret.png, link.png, masks/b.png)" in notes
+
+
+def test_images_beside_a_repository_are_told_of(tmp_path):
+    write_tree(tmp_path, {"good/0.png": 1, "bad/1.png": 2})
+    datasets.Dataset.from_dict({"image": ["good/0.png"], "label": [0]}).to_parquet(tmp_path / "test.parquet")
+    with pytest.warns(UserWarning, match="read as a datasets repository: 2 image files"):
+        assert len(load_anomaly_dataset(tmp_path, split="all")) == 1
 
 
 def test_results_of_an_evaluation_make_no_repository(tmp_path):

@@ -17,7 +17,7 @@ from .file_tree import IMAGE_SUFFIXES, TABLE_SUFFIXES, FileTree, examples, natur
 from .indexing import Index, Record, index_layout
 from .layouts import LAYOUTS, OWN_LAYOUTS, DatasetLayout, find_layout
 from .masks import MaskRule, mask_turn
-from .tables import confine, index_image_folder, index_meta, index_table_file, metadata_files
+from .tables import add_unnamed, confine, index_image_folder, index_meta, index_table_file, metadata_files
 
 if TYPE_CHECKING:
     import datasets
@@ -257,12 +257,17 @@ def index_path(
             return None
         raise ValueError(f"{name}: expected a table ({', '.join(TABLE_SUFFIXES)}), meta.json, .parquet or a folder")
     if kind == "meta" or (kind is None and os.path.isfile(os.path.join(name, "meta.json"))):
-        return confine(
-            index_meta(os.path.join(name, "meta.json"), root or name, options.rule()), options.allow_outside
-        )
+        index = add_unnamed(index_meta(os.path.join(name, "meta.json"), root or name, options.rule()))
+        return confine(index, options.allow_outside)
     if kind in (None, "table") and (tables := metadata_files(name)):
-        return index_image_folder(name, root or name, tables, options)
+        return confine(index_image_folder(name, root or name, tables, options), options.allow_outside)
     if kind == "datasets" or (kind is None and _holds_repository(name)):
+        if kind is None and (images := FileTree(name).files):
+            warnings.warn(
+                f"{name} is read as a datasets repository: {len(images)} image files in it ({examples(images)}) are "
+                'used only where its tables name them; kind="folder" reads the folders',
+                stacklevel=4,
+            )
         return None
     return index_folder(name, options, kind)
 

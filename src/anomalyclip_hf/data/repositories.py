@@ -68,22 +68,20 @@ def _refuse_outside(dataset, homes: list[str], data_dir, label: str) -> None:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    root = os.fspath(data_dir) if data_dir is not None else ""
-    outside = []
+    paths: list[str | None] = []
     for column in ("image", "mask"):
-        if column not in dataset.features:
-            continue
-        for cells in dataset.data.column(column).chunks:
+        for cells in dataset.data.column(column).chunks if column in dataset.features else ():
             if pa.types.is_struct(cells.type):
                 cells = pc.filter(pc.struct_field(cells, "path"), pc.is_null(pc.struct_field(cells, "bytes")))
             if pa.types.is_string(cells.type) or pa.types.is_large_string(cells.type):
-                paths = [os.path.join(root, path) for path in cells.to_pylist() if path and "://" not in path]
-                outside += [path for path in paths if all(leaves_root(h, os.path.abspath(path)) for h in homes)]
+                paths += cells.to_pylist()
+    root = os.fspath(data_dir) if data_dir is not None else ""
+    local = [os.path.abspath(os.path.join(root, path)) for path in paths if path and "://" not in path]
+    outside = [path for path in local if all(leaves_root(home, path) for home in homes)]
     if outside:
         raise ValueError(
             f"{label} names {len(outside)} files outside of its folder ({examples(outside)}): they are not read. If "
-            "you mean them, give the folder that holds them as data_dir, or allow_outside=True "
-            "(--allow_outside)"
+            "you mean them, give the folder that holds them as data_dir, or allow_outside=True"
         )
 
 

@@ -291,12 +291,16 @@ def index_image_folder(name: str, root: str, tables: Mapping[str, str], options)
             records.append(replace(record, image=image, mask=mask, class_name=class_name))
         missing += [os.path.join(part, path) for path in index.missing]
         notes += index.notes
-    used = {os.path.realpath(os.path.join(root, path)) for r in records for path in (r.image, r.mask) if path}
-    left = [path for path in FileTree(root).files if os.path.realpath(os.path.join(root, path)) not in used]
     form = "table " + ", ".join(os.path.join(part, file).replace(os.sep, "/") for part, file in tables.items())
-    unused = {f"not named by the {form}": left} if left else {}
-    index = Index(root, form, records, options.rule(), missing=missing, notes=notes, unused=unused)
-    return confine(index, options.allow_outside)
+    return add_unnamed(Index(root, form, records, options.rule(), missing=missing, notes=notes))
+
+
+def add_unnamed(index: Index) -> Index:
+    """List the images of a table's folder that it does not name."""
+    used = {os.path.realpath(os.path.join(index.root, p)) for r in index.records for p in (r.image, r.mask) if p}
+    tree = FileTree(index.root)
+    left = [path for path in tree.files if os.path.realpath(os.path.join(tree.root, path)) not in used]
+    return replace(index, unused={f"not named by {index.form}": left} if left else {})
 
 
 def index_meta(path: str, root: str | None, mask_rule: MaskRule) -> Index:
