@@ -235,12 +235,15 @@ def test_errors_of_the_command_line_name_options(message, shown):
         (["inspect", "{root}/t.csv", "--allow_outside", "--split", "dev"], "--split dev, but"),
         (["inspect", "{root}/sub", "--mask_threshold", "300"], "300"),
         (["inspect", "mvtec"], "as --data_dir"),
+        (["inspect", "{root}/sub", "--limit", "-1"], "--limit -1, expected 0 or more"),
+        (["inspect", "{root}/kinds"], "--normal_kinds ..."),
         (["export", "{root}/sub", "{root}/sub"], "not empty"),
         (["inspect", "{root}/t.csv", "--image_column", "pic"], "--image_column pic"),
     ],
 )
 def test_wrong_input_ends_with_one_line_and_status_2(arguments, said, root, capsys):
     table(root, "csv", "../private/secret.png")
+    write_tree(root / "kinds", {"some/0.png": 1, "other/1.png": 2, "sheet.png": 3})
     assert main([argument.format(root=root) for argument in arguments]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and said in lines[0] and "=(" not in lines[0]

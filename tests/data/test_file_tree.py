@@ -162,8 +162,12 @@ def test_own_trees(images, masks, expected, tmp_path):
 
 @pytest.mark.parametrize(
     "images",
-    [{"train/images/0.png": 1, "test/images/0.png": 2}, {"train/cat/0.png": 1, "train/dog/1.png": 2}],
-    ids=["no masks", "classes of animals"],
+    [
+        {"train/images/0.png": 1, "test/images/0.png": 2},
+        {"train/cat/0.png": 1, "train/dog/1.png": 2},
+        {"sheet.png": 1, "fine/0.png": 1, "bad/1.png": 2},
+    ],
+    ids=["no masks", "classes of animals", "a picture beside the folders"],
 )
 def test_labels_are_not_invented(images, tmp_path):
     write_tree(tmp_path, images)

@@ -66,6 +66,8 @@ def _parser() -> argparse.ArgumentParser:
 def _inspect(parsed: argparse.Namespace) -> int:
     from .inspect import inspect_source
 
+    if parsed.limit < 0:
+        raise ValueError(f"limit={parsed.limit}, expected 0 or more")
     report = inspect_source(
         parsed.source,
         parsed.data_dir,

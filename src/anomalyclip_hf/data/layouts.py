@@ -409,7 +409,7 @@ OWN_LAYOUTS = (
             needs_masks=True,
         ),
     ),
-    DatasetLayout("images", "images without labels", _own("{stem}", label="unlabeled")),
+    DatasetLayout("images", "images without labels", _own("{stem}", label="unlabeled", needs_all=True)),
 )
 
 LAYOUTS: dict[str, DatasetLayout] = {row.name: row for row in _ROWS}
