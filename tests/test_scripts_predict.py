@@ -126,7 +126,7 @@ def test_nothing_done_is_status_2(script, photos, tiny_checkpoint, tmp_path, arg
 def test_wrong_arguments_are_status_2(script, photos, tiny_checkpoint, tmp_path, arguments, capsys):
     common = [str(photos), "--model", tiny_checkpoint, "--output_dir", str(tmp_path / "out")]
     assert script.main([*common, *arguments]) == 2
-    assert arguments[0].strip("-") + "=" in capsys.readouterr().err
+    assert f"{arguments[0]} " in capsys.readouterr().err
 
 
 def test_results_are_never_inputs_nor_the_other_way_round(photos, tiny_checkpoint):
@@ -372,6 +372,6 @@ def test_names_are_skipped_in_one_line(script, tiny_checkpoint, tmp_path, capsys
 def test_errors_advise_options(script, photos, tiny_checkpoint, tmp_path, capsys):
     line = ["--model", tiny_checkpoint, "--output_dir", str(tmp_path / "out")]
     assert script.main(["--source", "mvtec", *line]) == 2
-    assert "give --data_dir=FOLDER" in capsys.readouterr().err
+    assert "give the folder as --data_dir FOLDER" in capsys.readouterr().err
     assert script.main([str(photos), *line, "--batch_size", "0"]) == 2
-    assert capsys.readouterr().err.splitlines()[-1] == "error: --batch_size=0, expected 1 or more"
+    assert capsys.readouterr().err.splitlines()[-1] == "error: --batch_size 0, expected 1 or more"

@@ -71,10 +71,27 @@ def _expected_errors() -> tuple[type[Exception], ...]:
 
 def _as_one_line(error: Exception, options: Collection[str]) -> str:
     text = one_line(" ".join(str(error).split())) or type(error).__name__
-    if options:
-        names = "|".join(map(re.escape, options))
-        text = re.sub(rf"(?<![\w.\-])({names})=(?=\S)", r"--\1=", text)
-    return text
+    return name_options(text, options) if options else text
+
+
+def name_options(message: str, names: Collection[str]) -> str:
+    """The message of an error with options of the command line in place of Python arguments.
+
+    Args:
+        message: such as `split='dev', but ...; give split="all"`.
+        names: the options there are, without dashes.
+    """
+
+    def spell(match: re.Match) -> str:
+        name, value = match.group(1), match.group(2)
+        if value is None:
+            return f"--{name}" if "_" in name else match.group()  # `split` is a word as well
+        bare = re.sub(r"^[(\[]|[)\]]$|(?<!\w)['\"]|['\"](?!\w)", "", value).replace(",", "").strip()
+        return f"--{name}" if bare in ("", "True") else f"--{name} {bare}"
+
+    known = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+    value = r"\([^()]*\)|\[[^\[\]]*\]|\"[^\"]*\"|'[^']*'|\.\.\.|[^\s,;:()]+"
+    return re.sub(rf"(?<![\w/.-])({known})(?![\w/.-])(?:=({value}))?", spell, message)
 
 
 @contextmanager

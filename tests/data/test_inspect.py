@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from picture_trees import write_mask, write_tree
+from picture_trees import pixels_of, write_mask, write_tree
 from PIL import Image
 
+from anomalyclip_hf.data import load_anomaly_dataset
 from anomalyclip_hf.data.__main__ import main
 from anomalyclip_hf.data.contact_sheet import OUTLINE, outline_mask
 from anomalyclip_hf.data.inspect import PROBLEMS, inspect_source
@@ -73,7 +74,7 @@ EXPECTED = {
 def test_every_problem_is_found(tree):
     report = inspect_source(tree, progress=False)
     assert problems_of(report) == EXPECTED
-    assert set(EXPECTED) | {"missing_file"} == set(PROBLEMS)
+    assert set(EXPECTED) | {"missing_file", "full_mask", "image_like_mask"} == set(PROBLEMS)
     assert report.num_images == 14
     assert report.counts["test", "nut", "bent", "anomalous"] == 6
     assert report.counts["train", "nut", "good", "normal"] == 2
@@ -82,6 +83,47 @@ def test_every_problem_is_found(tree):
     assert report.modes == {"RGB": 14} and report.mask_modes == {"L": 8}
     text = report.to_text()
     assert "PROBLEM empty_mask: 1 x anomalous image with an empty mask" in text and "10 problems" in text
+
+
+@pytest.mark.parametrize(
+    ("covered", "problems"),
+    [("inverted", ["full_mask"]), ("all", ["full_mask"]), ("most", []), ("none", ["empty_mask"])],
+)
+def test_masks_that_cover_their_image(covered, problems, tmp_path):
+    write_tree(tmp_path, {"good/0.png": 1, "bad/1.png": 2})
+    values = {"inverted": 18, "all": 0, "most": 20, "none": 192}  # background pixels of 192
+    mask = np.where(pixels_of(values[covered]), 0, 255).astype(np.uint8)
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(mask).save(tmp_path / "masks" / "1.png")
+    assert [problem.kind for problem in inspect_source(tmp_path, progress=False).problems] == problems
+
+
+def test_an_image_that_is_a_mask_is_told(tmp_path):
+    write_tree(tmp_path, {"good/0.png": 1, "bad/1.png": 2, "bad/black.png": 0}, {"bad/1-defect.png": 30})
+    (problem,) = inspect_source(tmp_path, progress=False).problems
+    assert problem.kind == "image_like_mask" and problem.path.endswith("bad/1-defect.png")
+
+
+def test_two_images_with_one_mask(tmp_path):
+    write_tree(tmp_path, {"good/0.png": 1, "bad/1.png": 2, "bad/1.jpg": 3}, {"masks/1.png": 2})
+    (problem,) = inspect_source(tmp_path, progress=False).problems
+    assert problem.kind == "shared_mask" and "1.jpg" in problem.detail and "1.png" in problem.detail
+    write_tree(tmp_path, {}, {"masks/1.jpg": 3})
+    assert not inspect_source(tmp_path, progress=False).problems
+
+
+def test_what_is_not_used_is_said(tmp_path):
+    write_tree(tmp_path, {"can/train/good/0.png": 1, "can/test_private/1.png": 2, "can/test/bad/2.png": 3})
+    (tmp_path / "can" / "photo.heic").write_bytes(b"x")
+    report = inspect_source(tmp_path, progress=False)
+    (note,) = [note for note in report.notes if "not used" in note]
+    assert sorted(note.split(": ", 1)[1].split("; ")) == [
+        "1 formats that are not read (can/photo.heic)",
+        "1 outside of {class_name}/{split}/{kind}/{sub}{stem} (can/test_private/1.png)",
+    ]
+    assert f"note: {note}" in report.to_text()
+    with pytest.warns(UserWarning, match="2 files not used.*can/test_private/1.png"):
+        load_anomaly_dataset(tmp_path)
 
 
 def test_one_split_alone(tree):

@@ -319,6 +319,8 @@ def test_paths_in_a_dataset(folder):
     )
     found = summary(load_anomaly_dataset(table, data_dir=folder))
     assert found == {1: ("object", GOOD, "good", None), 4: ("object", BAD, "anomaly", 4)}
+    plain = summary(load_anomaly_dataset(table.select([1, 0]).remove_columns("mask"), data_dir=folder))
+    assert plain == {1: ("object", GOOD, "good", None), 4: ("object", BAD, "anomaly", None)}
 
 
 @pytest.mark.parametrize("arguments", [{}, {"split": "all"}, {"kind": "folder"}])

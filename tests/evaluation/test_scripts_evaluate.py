@@ -55,8 +55,10 @@ def test_synthetic_is_what_the_checkout_draws(tiny_checkpoint, tmp_path, capsys)
     assert main(line) == 2
     assert "python scripts/demo_model/draw.py FOLDER" in capsys.readouterr().err
     line[line.index("synthetic")] = f"again={tree}"
-    assert main(line, draw) == 1
-    assert "error: no option of a source is called num_images: expected one of class_names" in capsys.readouterr().err
+    assert main(line, draw) == 2
+    assert (
+        "error: no option of a source is called num_images: expected one of --class_names" in capsys.readouterr().err
+    )
 
 
 def test_thresholds_travel_with_the_prompts(tiny_checkpoint, tiny_clip_dir, tmp_path, capsys):
@@ -145,8 +147,8 @@ def test_sources_of_the_command_line(tmp_path):
         (["--sources", "x"], "--model"),
         (["--model", "demo"], "--sources"),
         (["--model", "demo", "--source", "x", "--sources", "y"], "one of the two"),
-        (["--model", "demo", "--source", "x", "--calibrate", "recall"], "recall=None"),
-        (["--model", "demo", "--source", "x", "--calibrate", "best"], "calibrate='best'"),
+        (["--model", "demo", "--source", "x", "--calibrate", "recall"], "--recall None"),
+        (["--model", "demo", "--source", "x", "--calibrate", "best"], "--calibrate best"),
         (["--model", "demo", "--source", "x", "--save_thresholds", "d"], "needs --calibrate"),
     ],
 )

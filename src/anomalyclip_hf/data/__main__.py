@@ -7,19 +7,16 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from .._command import run_until_interrupted
 from .arguments import add_source_arguments, source_arguments
 
-FINE, PROBLEMS_FOUND, UNUSABLE = 0, 1, 2
+FINE, PROBLEMS_FOUND = 0, 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 fine, 1 problems under --strict, 2 unusable source."""
-    options = _parser().parse_args(arguments)
-    try:
-        return options.run(options)
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return UNUSABLE
+    parsed = _parser().parse_args(arguments)
+    return run_until_interrupted(lambda _: parsed.run(parsed), options=list(vars(parsed)))
 
 
 def _source(parsed: argparse.Namespace) -> dict[str, Any]:
@@ -58,6 +55,8 @@ def _parser() -> argparse.ArgumentParser:
 def _inspect(parsed: argparse.Namespace) -> int:
     from .inspect import inspect_source
 
+    if parsed.limit < 0:
+        raise ValueError(f"limit={parsed.limit}, expected 0 or more")
     report = inspect_source(
         parsed.source,
         parsed.data_dir,

@@ -9,7 +9,7 @@ from inspect import signature
 from typing import Any
 
 _COLUMNS = ("image_column", "mask_column", "label_column", "class_column", "defect_column", "split_column")
-_NAMES = ("kind", "class_names", "normal_kinds", "normal_labels", "mask_threshold", "revision")
+_NAMES = ("kind", "class_names", "normal_kinds", "normal_labels", "mask_threshold", "revision", "allow_outside")
 SOURCE_ARGUMENTS = (*_NAMES, *_COLUMNS)
 
 
@@ -31,6 +31,7 @@ def add_source_arguments(parser: argparse._ActionsContainer, skip: Collection[st
     add("normal_kinds", nargs="*", metavar="NAME", help="folder names that mean normal")
     add("normal_labels", nargs="+", metavar="VALUE", help="label values that mean normal")
     add("mask_threshold", type=int, help="largest mask value that is background, 0 to 254")
+    add("allow_outside", action="store_true", help="read files that a table names outside of its folder or data_dir")
     add("revision", help="revision of a repository on the Hub")
     for name in _COLUMNS:
         add(name, metavar="COLUMN", help=f"name of the {name.replace('_', ' ')}")
@@ -39,7 +40,7 @@ def add_source_arguments(parser: argparse._ActionsContainer, skip: Collection[st
 def source_arguments(parsed: argparse.Namespace) -> dict[str, Any]:
     """Those flags as arguments of `load_anomaly_dataset`, beside the source and `data_dir`; absent ones left out."""
     given = {name: getattr(parsed, name, None) for name in SOURCE_ARGUMENTS}
-    return {name: value for name, value in given.items() if value is not None}
+    return {name: value for name, value in given.items() if value is not None and value is not False}
 
 
 def parse_options(text: str | None, field: str) -> dict[str, Any]:

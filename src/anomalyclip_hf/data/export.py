@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from .file_tree import examples, leaves_root
 from .indexing import Index
 from .inspect import raw_rows
 from .loading import SourceOptions, open_source, records_to_dataset
@@ -22,6 +25,8 @@ SHARD_BYTES = 300 * 1024 * 1024
 ROWS_HELD, BYTES_HELD = 64, 64 * 1024 * 1024  # of pictures in memory at a time
 LICENSE_FILES = ("license", "license.txt", "license.md", "licence", "licence.txt", "readme.txt", "readme.md", "readme")
 UNKNOWN_LICENSE = "unknown"
+_SPLIT_NAME = re.compile(r"\w+([.-]\w+)*", re.ASCII)  # part of file names; `datasets` reads no others
+_LICENSE_ID = re.compile(r"[\w.+-]+", re.ASCII)
 _SIGNATURE = "Images with anomaly labels and masks, written by `anomalyclip_hf`."
 
 
@@ -59,8 +64,17 @@ def export_dataset(
     Raises:
         FileExistsError: the folder is not empty and `overwrite` is off.
         ImageReadError: a file cannot be read; nothing is left behind.
+        ValueError: a split's name is no plain name, or `license` no id.
     """
     parts = dict(dataset) if isinstance(dataset, Mapping) else {str(dataset.split or "test"): dataset}
+    for split in parts:
+        if not _SPLIT_NAME.fullmatch(split):
+            raise ValueError(
+                f"the split {split!r} cannot be exported: its name becomes a file's, so it must consist of letters, "
+                "digits and _ (a-z, as in test or train_2); rename it in the source"
+            )
+    if license and not _LICENSE_ID.fullmatch(license):
+        raise ValueError(f"license={license!r} is no id of the Hub, such as cc-by-4.0: put sentences in license_note")
     target = os.fspath(out)
     title = title or os.path.basename(os.path.abspath(target))
     parent = None if push else (os.path.dirname(os.path.abspath(target)))
@@ -72,7 +86,10 @@ def export_dataset(
         os.chmod(temporary, 0o755)
         counts = {split: _write_split(split, part, temporary, progress) for split, part in parts.items()}
         first = next(iter(parts.values()))
-        license = license or first.info.license or None
+        stated = _line(first.info.license or "")
+        license = license or (stated if _LICENSE_ID.fullmatch(stated) else None)
+        if stated and not _LICENSE_ID.fullmatch(stated):  # a sentence, or the whole text
+            license_note = license_note or stated[:200]
         if notices:
             os.makedirs(os.path.join(temporary, "source"))
         for notice in notices:
@@ -101,12 +118,24 @@ def export_source(
     options: SourceOptions | None = None,
     **arguments: Any,
 ) -> str:
-    """Export all splits of a source; arguments as in `load_anomaly_dataset` and `export_dataset`."""
+    """Export all splits of a source; arguments as in `load_anomaly_dataset` and `export_dataset`.
+
+    Raises:
+        ValueError: files are missing, or lie outside of the source behind links and `allow_outside` is off.
+    """
     options = options or SourceOptions()
     found = open_source(source, data_dir, options, kind=kind)
     if isinstance(found, Index):
         if found.missing:
             raise ValueError(f"{len(found.missing)} files named by {found.form} do not exist, e.g. {found.missing[0]}")
+        if found.outside and not options.allow_outside:
+            raise ValueError(
+                f"{len(found.outside)} files lie outside of {found.root}, behind links or by their paths "
+                f"({examples(found.outside)}): an export would hold copies of them. If you mean to share them, say so "
+                "with allow_outside=True"
+            )
+        if remarks := found.remarks():
+            warnings.warn(f"{found.root}: {'; '.join(remarks)}", stacklevel=2)
         records = [r for r in found.records if not options.class_names or r.class_name in options.class_names]
         splits = list(dict.fromkeys(record.split for record in records))
         parts: Any = {s: records_to_dataset(found, [r for r in records if r.split == s]) for s in splits}
@@ -137,7 +166,7 @@ def make_card(
 ) -> str:
     """The repository's README.md: where it comes from, what is in it, and the licence as the source states it."""
     files = "\n".join(f"  - split: {split}\n    path: data/{split}-*.parquet" for split in counts)
-    classes = sorted({name for part in parts.values() for name in part.unique("class_name")})
+    classes = sorted({_line(name) for part in parts.values() for name in part.unique("class_name")})
     copied = [f"`source/{os.path.basename(notice)}`" for notice in notices]
     lines = [
         "---",
@@ -147,7 +176,7 @@ def make_card(
         "tags:\n- anomaly-detection\n- anomalyclip_hf",
         f"configs:\n- config_name: default\n  data_files:\n{files}",
         "---",
-        f"# {title}",
+        f"# {_line(title)}",
         "",
         _SIGNATURE,
         "",
@@ -167,9 +196,9 @@ def make_card(
         "",
         "## Source and license",
         "",
-        f"Source: {home_page or 'not stated'}.",
+        f"Source: {_line(home_page) or 'not stated'}.",
         f"License: {license or 'not stated by the source. Find out before you share it'}.",
-        *([f"Note: {license_note}."] if license_note else []),
+        *([f"Note: {_line(license_note)}."] if license_note else []),
         *([f"The source's own notices: {', '.join(copied)}."] if copied else []),
         "Changed here: packed into parquet; masks written again as 0/255 PNG files, turned with their images.",
         "",
@@ -277,7 +306,10 @@ def _common_folder(paths: Any) -> str:
 def _notices(root: str) -> tuple[str, ...]:
     inside = {name.casefold(): name for name in os.listdir(root)} if os.path.isdir(root) else {}
     found = dict.fromkeys(inside[name] for name in LICENSE_FILES if name in inside)
-    return tuple(os.path.join(root, name) for name in found)
+    links = [name for name in found if not os.path.isfile(os.path.join(root, name)) or leaves_root(root, name)]
+    if links:
+        warnings.warn(f"{', '.join(links)} not copied: no file, or a link that leads out of {root}", stacklevel=3)
+    return tuple(os.path.join(root, name) for name in found if name not in links)
 
 
 def _upload(folder: str, repository: str, private: bool, token: str | None) -> str:
@@ -292,5 +324,10 @@ def _upload(folder: str, repository: str, private: bool, token: str | None) -> s
 
 
 def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    escaped = _line(text).replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
+
+
+def _line(text: str) -> str:
+    """Text from a source as one line of the card, without control characters."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())

@@ -5,18 +5,27 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
+from .file_tree import (
+    IMAGE_SUFFIXES,
+    FileTree,
+    MaskFinder,
+    examples,
+    file_key,
+    is_image_folder,
+    is_mask_folder,
+    natural_key,
+    plain_path,
+)
 from .layout_types import SPLITS, DatasetLayout, Variant
 from .masks import ImageReadError, MaskRule, read_mask
 
-IMAGE_SUFFIXES = (
-    *(".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".tif", ".tiff"),
-    *(".webp", ".gif", ".pgm", ".ppm", ".pnm", ".jp2"),
-)
+__all__ = ["IMAGE_SUFFIXES", "FileTree", "Index", "Record", "index_layout", "index_variant", "natural_key"]
 NORMAL_KIND, ANOMALOUS_KIND = "good", "anomaly"
+_NO_CLASS = "of no class"
 _NAMES = ("class_name", "split", "kind", "group", "stem")
 
 
@@ -45,6 +54,8 @@ class Index:
         extra_masks (`list[str]`): mask files no image asks for.
         missing (`list[str]`): files an index names but the disk lacks.
         notes (`list[str]`): what was left out, and why.
+        unused (`dict[str, list[str]]`): files below the root that are neither images nor masks here, by reason.
+        outside (`list[str]`): files that links lead out of the root for.
     """
 
     root: str
@@ -55,73 +66,20 @@ class Index:
     extra_masks: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    unused: dict[str, list[str]] = field(default_factory=dict)
+    outside: list[str] = field(default_factory=list)
 
-
-class FileTree:
-    """The image files under a folder, found by exact path, by path without suffix, or by number."""
-
-    def __init__(self, root: str | os.PathLike):
-        self.root = os.fspath(root)
-        self.files = sorted(_walk(self.root), key=natural_key)
-        self._by_path: dict[str, str] = {}
-        self._by_number: dict[tuple[str, int], str] = {}
-        for path in self.files:
-            head, name = os.path.split(os.path.splitext(path)[0])
-            for key in (path.casefold(), os.path.splitext(path)[0].casefold()):
-                self._by_path.setdefault(key, path)
-            if name.isascii() and name.isdigit():
-                self._by_number.setdefault((head.casefold(), int(name)), path)
-
-    def find(self, path: str) -> str | None:
-        """The file at a path given with or without suffix; case does not matter."""
-        path = os.path.normpath(path).replace(os.sep, "/")
-        return self._by_path.get(path.casefold())
-
-    def find_number(self, path: str) -> str | None:
-        """The file at a path whose name is a number, however many zeros lead it."""
-        head, name = os.path.split(path)
-        if not (name.isascii() and name.isdigit()):
-            return None
-        return self._by_number.get((head.casefold(), int(name)))
-
-    def under(self, folder: str) -> FileTree:
-        """The part of the tree below a folder, without walking the disk again."""
-        if not folder:
-            return self
-        part = FileTree.__new__(FileTree)
-        prefix = folder + "/"
-        part.root = os.path.join(self.root, folder)
-        part.files = [path[len(prefix) :] for path in self.files if path.startswith(prefix)]
-        cut = len(prefix)
-        part._by_path = {k[cut:]: v[cut:] for k, v in self._by_path.items() if v.startswith(prefix)}
-        part._by_number = {
-            (k[0][cut:] if len(k[0]) > cut else "", k[1]): v[cut:]
-            for k, v in self._by_number.items()
-            if v.startswith(prefix)
-        }
-        return part
-
-    def folders(self, depth: int) -> list[str]:
-        """Folders exactly `depth` levels down that hold images somewhere below."""
-        parts = (path.split("/") for path in self.files)
-        return sorted({"/".join(p[:depth]) for p in parts if len(p) > depth}, key=natural_key)
-
-    def describe(self, limit: int = 12) -> str:
-        """What lies at the top, for messages."""
-        if not os.path.isdir(self.root):
-            return "no such folder"
-        names = sorted(os.listdir(self.root), key=natural_key)
-        shown = [name + "/" if os.path.isdir(os.path.join(self.root, name)) else name for name in names[:limit]]
-        more = f" and {len(names) - limit} more" if len(names) > limit else ""
-        return (", ".join(shown) + more) or "nothing"
-
-
-def natural_key(text: str) -> list:
-    """Sort key by which 2 comes before 10."""
-    return [
-        (1, int(part), "") if part.isdigit() and part.isascii() else (0, 0, part)
-        for part in re.split(r"([0-9]+)", text)
-    ]
+    def remarks(self) -> list[str]:
+        """All that was left out or comes from elsewhere, a sentence each; empty where everything was used."""
+        told = list(self.notes)
+        if self.unused:
+            reasons = (f"{len(paths)} {reason} ({examples(paths)})" for reason, paths in self.unused.items())
+            told.append(f"{sum(map(len, self.unused.values()))} files not used: {'; '.join(reasons)}")
+        if self.outside:
+            told.append(
+                f"{len(self.outside)} images lie outside of {self.root}, behind links ({examples(self.outside)})"
+            )
+        return told
 
 
 def index_layout(layout: DatasetLayout, root: str, tree: FileTree | None = None) -> Index | None:
@@ -168,78 +126,119 @@ def _index_variants(layout: DatasetLayout, tree: FileTree) -> Index | None:
 
 def index_variant(variant: Variant, layout: DatasetLayout, tree: FileTree) -> Index | None:
     """Index a folder by one pattern; None where it does not fit."""
-    samples, notes = _match_images(variant, layout, tree)
-    if not samples:
+    normal = {file_key(kind) for kind in layout.normal_kinds}
+    masks = tree.masks(normal)
+    samples, notes, unused = _match_images(variant, layout, tree, masks, normal)
+    if not samples or (variant.needs_all and unused):
         return None
-    normal = {kind.casefold() for kind in layout.normal_kinds}
-    if variant.needs_normal and not any(names.get("kind", "").casefold() in normal for _, names in samples):
+    if variant.needs_normal and not any(file_key(names.get("kind", "")) in normal for _, names in samples):
         return None
-    records, used = _pair_masks(variant, samples, normal, tree)
+    records, used = _pair_masks(variant, samples, normal, tree, masks)
     if variant.needs_masks and not used:
         return None
-    expressions = [_expression(pattern) for pattern in variant.masks]
     images = {record.image for record in records}
-    extra = [
-        path
-        for path in tree.files
-        if path not in used and path not in images and any(e.fullmatch(os.path.splitext(path)[0]) for e in expressions)
-    ]
+    expressions = [_expression(pattern) for pattern in variant.masks]
+    told = {path for paths in unused.values() for path in paths}
+    extra: list[str] = []
+    for path in tree.files:
+        if path in used or path in images or path in told:
+            continue
+        asked = any(e.fullmatch(os.path.splitext(path)[0]) for e in expressions)
+        if asked or (variant.masks_by_name and path in masks):
+            extra.append(path)
+        else:
+            reason = "that are masks by their names" if path in masks else f"outside of {variant.images}"
+            unused.setdefault(reason, []).append(path)
+    unused.pop(_NO_CLASS, None)  # told of by a note for each class
     if variant.label == "mask_content":
+        if bare := [record.image for record in records if record.mask is None]:
+            notes.append(f"{len(bare)} images without a mask file are taken as normal ({examples(bare)})")
         records = [_label_by_content(record, tree, layout.mask_rule) for record in records]
     order = {name: place for place, name in enumerate(layout.classes)}
     records.sort(key=lambda r: (order.get(r.class_name, 0), natural_key(r.class_name), r.split, natural_key(r.image)))
     form = f"{layout.title}: {variant.images}"
-    return Index(tree.root, form, records, layout.mask_rule, layout, extra, [], notes)
+    outside = [path for path in tree.outside if path in images or path in used]
+    return Index(
+        tree.root, form, records, layout.mask_rule, layout, extra, [], notes, unused | tree.set_aside, outside
+    )
 
 
-def _match_images(variant: Variant, layout: DatasetLayout, tree: FileTree) -> tuple[list, list[str]]:
+def _match_images(
+    variant: Variant, layout: DatasetLayout, tree: FileTree, masks: set[str], normal: set[str]
+) -> tuple[list, list[str], dict[str, list[str]]]:
+    """The images of a variant with the names in their paths, notes, and images that contradict it, by reason."""
     expression = _expression(variant.images)
     skip = [_expression(pattern) for pattern in variant.skip]
-    skip_kinds = {kind.casefold() for kind in variant.skip_kinds}
-    kinds = None if variant.kinds is None else {kind.casefold() for kind in variant.kinds}
-    known = {name.casefold(): name for name in layout.classes}
-    samples, left_out = [], Counter[str]()
+    kinds = None if variant.kinds is None else {file_key(kind) for kind in variant.kinds}
+    known = {file_key(name): name for name in layout.classes}
+    samples: list = []
+    classes: Counter[str] = Counter()
+    unused: dict[str, list[str]] = {}
     for path in tree.files:
-        stem = os.path.splitext(path)[0]
+        if path in masks:
+            continue
+        stem = os.path.splitext(_plain_form(path, variant, normal))[0]
         match = expression.fullmatch(stem)
         if match is None or any(pattern.fullmatch(stem) for pattern in skip):
+            if variant.needs_all:
+                unused.setdefault("elsewhere", []).append(path)
             continue
         names = {key: value or "" for key, value in match.groupdict().items()}
-        kind = names.get("kind", "").casefold()
-        if kind and (kind in skip_kinds or (kinds is not None and kind not in kinds)):
+        kind = file_key(names.get("kind", ""))
+        if kind and kind not in normal and (is_mask_folder(kind) or (kinds is not None and kind not in kinds)):
             continue
-        if "split" in names and names["split"].casefold() not in SPLITS:
+        if "split" in names and file_key(names["split"]) not in SPLITS:
+            if variant.needs_all:
+                unused.setdefault("elsewhere", []).append(path)
+            continue
+        if kind and kind not in normal and normal & set(map(file_key, names.get("sub", "").split("/"))):
+            unused.setdefault(f"in a normal folder below {names['kind']}/, which is none", []).append(path)
             continue
         names["found_class"] = _class_of(names, layout, known, tree.root)
         if not names["found_class"]:
-            left_out[names.get("class_name", "")] += 1
+            unused.setdefault(_NO_CLASS, []).append(path)
+            classes[names.get("class_name", "")] += 1
             continue
         samples.append((path, names))
     notes = [
-        f"{count} images in {name}/ left out: {layout.title} has no such class" for name, count in left_out.items()
+        f"{count} images in {name}/ left out: {layout.title} has no such class" for name, count in classes.items()
     ]
-    return samples, notes
+    return samples, notes, unused
+
+
+def _plain_form(path: str, variant: Variant, normal: set[str]) -> str:
+    """The path to match: for own data folders of images by any name are `images`, and no kinds."""
+    if not variant.masks_by_name:
+        return path
+    plain = plain_path(path)
+    if variant.label != "kind":
+        return plain
+    *folders, name = plain.split("/")
+    return "/".join([*(f for f in folders if not is_image_folder(f) or file_key(f) in normal), name])
 
 
 def _class_of(names: dict[str, str], layout: DatasetLayout, known: dict[str, str], root: str) -> str:
     """The class of a sample: its folder, the only class there is, or the root folder's name; "" where unknown."""
     if "class_name" in names:
-        return known.get(names["class_name"].casefold(), "") if known else names["class_name"]
+        return known.get(file_key(names["class_name"]), "") if known else names["class_name"]
     if len(known) == 1:
         return layout.classes[0]
     folder = os.path.basename(os.path.abspath(root))
-    return known.get(folder.casefold(), "") if known else folder
+    return known.get(file_key(folder), "") if known else folder
 
 
-def _pair_masks(variant: Variant, samples: list, normal: set[str], tree: FileTree) -> tuple[list[Record], set[str]]:
+def _pair_masks(
+    variant: Variant, samples: list, normal: set[str], tree: FileTree, masks: set[str]
+) -> tuple[list[Record], set[str]]:
     """Find each image's mask by its stem: first for the anomalous ones, the rest may belong to normal ones."""
     records: list[Record] = []
     used: set[str] = set()
     waiting: list[tuple[int, list[str]]] = []
+    candidates = _mask_candidates(variant, tree, masks)
     for path, names in samples:
-        is_normal = variant.label == "kind" and names.get("kind", "").casefold() in normal
-        wanted = [_fill(pattern, names) for pattern in variant.masks]
-        mask = None if is_normal else next((m for m in map(tree.find, wanted) if m and m != path), None)
+        is_normal = variant.label == "kind" and file_key(names.get("kind", "")) in normal
+        wanted = [mask for mask in candidates(path, names) if mask != path]
+        mask = None if is_normal else next(iter(wanted), None)
         if mask:
             used.add(mask)
         label = {"kind": int(not is_normal), "mask_file": int(mask is not None), "unlabeled": None}.get(
@@ -247,14 +246,29 @@ def _pair_masks(variant: Variant, samples: list, normal: set[str], tree: FileTre
         )
         if is_normal and wanted:
             waiting.append((len(records), wanted))
-        split = SPLITS[names["split"].casefold()] if "split" in names else variant.split
+        split = SPLITS[file_key(names["split"])] if "split" in names else variant.split
         records.append(Record(path, mask, label, names["found_class"], _kind(label, names.get("kind")), split))
     for place, wanted in waiting:
-        mask = next((m for m in map(tree.find, wanted) if m and m not in used and m != records[place].image), None)
+        mask = next((mask for mask in wanted if mask not in used), None)
         if mask:
             used.add(mask)
             records[place] = replace(records[place], mask=mask)
     return records, used
+
+
+def _mask_candidates(variant: Variant, tree: FileTree, masks: set[str]) -> Callable[[str, dict[str, str]], list[str]]:
+    """What gives the masks an image may have, the likeliest first."""
+    if variant.masks_by_name:
+        finder = MaskFinder(masks)
+        return lambda path, names: finder.find(path)
+
+    def by_pattern(path: str, names: dict[str, str]) -> list[str]:
+        suffix = os.path.splitext(path)[1]
+        wanted = [_fill(pattern, names) for pattern in variant.masks]
+        found = [tree.find(form) for mask in wanted for form in (mask + suffix, mask)]
+        return list(dict.fromkeys(mask for mask in found if mask))
+
+    return by_pattern
 
 
 def _label_by_content(record: Record, tree: FileTree, rule: MaskRule) -> Record:
@@ -294,19 +308,3 @@ def _expression(pattern: str) -> re.Pattern:
         return rf"(?P<{name}>[^/]+)"
 
     return re.compile("".join(map(one, re.split(r"(\{\w+\})", pattern))), re.IGNORECASE)
-
-
-def _walk(root: str) -> Iterator[str]:
-    """Paths of all image files from the root, with forward slashes; hidden files and macOS leftovers are no files."""
-    seen = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
-        head = os.path.relpath(folder, root).replace(os.sep, "/")
-        for name in files:
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
-                yield name if head == "." else f"{head}/{name}"

@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from .indexing import Index, natural_key
+from .file_tree import natural_key, printable
+from .indexing import Index
 from .loading import SourceOptions, open_source, records_to_dataset
 from .masks import ImageReadError, MaskRule, open_image, orientation_of, read_image, read_mask
 
@@ -24,10 +25,13 @@ PROBLEMS = {
     "shared_mask": "one mask for several images",
     "size_differs": "mask and image differ in size",
     "empty_mask": "anomalous image with an empty mask",
+    "full_mask": "mask that covers over 90 % of its image: inverted, or no mask",
+    "image_like_mask": "image of black and one gray alone, as masks are",
     "mask_on_normal": "normal image with a mask that is not empty",
     "duplicate_across_splits": "same file in several splits",
     "duplicate_with_other_label": "same file, labeled both normal and anomalous",
 }
+FULL_SHARE = 0.9
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,10 @@ class InspectionReport:
         for kind, meaning in PROBLEMS.items():
             if by_kind[kind]:
                 lines += ["", f"PROBLEM {kind}: {len(by_kind[kind])} x {meaning}"]
-                lines += [f"  {p.path}" + (f": {p.detail}" if p.detail else "") for p in by_kind[kind][:limit]]
+                lines += [
+                    f"  {printable(p.path)}" + (f": {printable(p.detail)}" if p.detail else "")
+                    for p in by_kind[kind][:limit]
+                ]
                 lines += [f"  ... and {len(by_kind[kind]) - limit} more"] if len(by_kind[kind]) > limit else []
         lines += ["", f"{len(self.problems)} problems" if self.problems else "no problems"]
         return "\n".join(lines)
@@ -164,7 +171,7 @@ def _open(name, source, data_dir, split, options, kind) -> tuple[dict[str, Any],
     report = InspectionReport(name, "datasets source")
     if isinstance(found, Index):
         report.form = found.form
-        report.notes = list(found.notes)
+        report.notes = found.remarks()
         report.problems = [Problem("missing_file", path) for path in found.missing]
         report.problems += [Problem("extra_mask", os.path.join(found.root, path)) for path in found.extra_masks]
         splits = list(dict.fromkeys(record.split for record in found.records))
@@ -220,7 +227,10 @@ def _examine(row: dict, rule: MaskRule) -> _Finding:
         digest = hashlib.blake2b(content, digest_size=16).hexdigest()
         opened = open_image({"bytes": content, "path": row["image"]["path"]})
         mode, turned, stored = opened.mode, orientation_of(opened), opened.size
-        size = read_image(opened).size
+        picture = read_image(opened)
+        size = picture.size
+        if _looks_like_mask(picture):
+            problems.append(("image_like_mask", ""))
     except ImageReadError as error:
         problems.append(("unreadable_image", str(error)))
         turned, stored = 1, None
@@ -236,13 +246,23 @@ def _examine(row: dict, rule: MaskRule) -> _Finding:
 
 
 def _mask_problems(mask, size: tuple[int, int] | None, label: int | None) -> Iterator[tuple[str, str]]:
-    if size is not None and mask.size != size:
-        yield "size_differs", f"mask {mask.width}x{mask.height}, image {size[0]}x{size[1]}"
-    empty = mask.getbbox() is None
+    fits = size is None or mask.size == size
+    if not fits:
+        yield "size_differs", f"mask {mask.width}x{mask.height}, image {'x'.join(map(str, size or ()))}"
+    marked = mask.histogram()[255]
+    empty = marked == 0
+    if fits and label != 0 and marked > FULL_SHARE * mask.width * mask.height:
+        yield "full_mask", f"{100 * marked / (mask.width * mask.height):.1f} % marked"
     if empty and label == 1:
         yield "empty_mask", ""
     if not empty and label == 0:
-        yield "mask_on_normal", f"{mask.histogram()[255]} pixels marked"
+        yield "mask_on_normal", f"{marked} pixels marked"
+
+
+def _looks_like_mask(image) -> bool:
+    """Whether an RGB image is of black and one other gray alone."""
+    colors = [color for _, color in image.getcolors(2) or ()]
+    return len(colors) == 2 and (0, 0, 0) in colors and all(len(set(color)) == 1 for color in colors)
 
 
 def _content(cell: Mapping) -> bytes:

@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 
 from .masks import MaskRule
 
-SPLITS = {"train": "train", "training": "train", "test": "test", "val": "validation", "validation": "validation"}
-MASK_FOLDERS = ("masks", "mask", "ground_truth", "groundtruth", "gt")
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "testing", "test_public"), "test"),  # the last is MVTec AD 2's
+    **dict.fromkeys(("val", "valid", "validation"), "validation"),
+}
 LABEL_RULES = ("kind", "mask_file", "mask_content", "anomalous", "table", "unlabeled")
 
 
@@ -69,9 +72,11 @@ class Variant:
             "mask_content" (where the mask is not all zero), "anomalous" (always) or "unlabeled".
         split (`str`): the split where the pattern has no `{split}`.
         kinds (`tuple[str, ...]`, *optional*): the only kinds taken; all by default.
-        skip_kinds (`tuple[str, ...]`): folders that are no kinds.
         skip (`tuple[str, ...]`): patterns of image files that are no samples.
-        needs_normal, needs_masks (`bool`): take this variant only where a normal kind, or a mask, is found.
+        masks_by_name (`bool`): find masks wherever a folder or file name says that they are some (`MaskFinder`), and
+            take folders of images (`images`, `Img`, `Data/Images`) as `images`, or with kinds as not there at all.
+        needs_normal, needs_masks, needs_all (`bool`): take this variant only where a normal kind, or a mask, is found,
+            or where every image fits.
         table (`Table`, *optional*): read an index file.
     """
 
@@ -80,10 +85,11 @@ class Variant:
     label: str = "kind"
     split: str = "test"
     kinds: tuple[str, ...] | None = None
-    skip_kinds: tuple[str, ...] = MASK_FOLDERS
     skip: tuple[str, ...] = ()
     needs_normal: bool = False
     needs_masks: bool = False
+    needs_all: bool = False
+    masks_by_name: bool = False
     table: Table | None = None
 
     def __post_init__(self):

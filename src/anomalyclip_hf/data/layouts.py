@@ -31,7 +31,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .layout_types import MASK_FOLDERS, ClassResults, DatasetLayout, PaperResults, Table, Variant
+from .layout_types import ClassResults, DatasetLayout, PaperResults, Table, Variant
 
 __all__ = [
     "LAYOUTS",
@@ -144,7 +144,9 @@ _ROWS = (
                 ),
             ),
             *MVTEC_TREE,  # what the authors' prepare_data.py of VisA writes
+            Variant("{class_name}/Data/Images/{kind}/{stem}", masks=("{class_name}/Data/Masks/{kind}/{stem}",)),
         ),
+        normal_kinds=("good", "normal"),
         splits=("train", "test"),
         home_page="https://github.com/amazon-science/spot-diff",
         license="cc-by-4.0",
@@ -374,37 +376,40 @@ _ROWS = (
 
 OWN_NORMAL_KINDS = ("good", "ok", "normal", "negative", "no")
 
-_BESIDE = tuple(f"{folder}/{{kind}}/{{sub}}" for folder in MASK_FOLDERS) + tuple(f"{f}/{{sub}}" for f in MASK_FOLDERS)
+
+def _own(*patterns: str, **settings: Any) -> tuple[Variant, ...]:
+    return tuple(Variant(pattern, masks_by_name=True, **settings) for pattern in patterns)
+
 
 # Own data, tried in this order when a folder is given.
 OWN_LAYOUTS = (
-    DatasetLayout("tree", "MVTec-style tree", MVTEC_TREE, normal_kinds=OWN_NORMAL_KINDS, splits=("train", "test")),
+    DatasetLayout(
+        "tree",
+        "MVTec-style tree",
+        _own("{class_name}/{split}/{kind}/{sub}{stem}", "{split}/{kind}/{sub}{stem}", needs_normal=True),
+        normal_kinds=OWN_NORMAL_KINDS,
+        splits=("train", "test"),
+    ),
     DatasetLayout(
         "folder",
         "folder of kinds",
         (
-            Variant("{kind}/{sub}{stem}", masks=_own_masks(*_BESIDE), needs_normal=True),
-            Variant(
-                "{class_name}/{kind}/{sub}{stem}",
-                masks=_own_masks(*(f"{{class_name}}/{prefix}" for prefix in _BESIDE)),
-                needs_normal=True,
-            ),
+            *_own("{kind}/{split}/{sub}{stem}", needs_normal=True, needs_all=True),
+            *_own("{kind}/{sub}{stem}", "{class_name}/{kind}/{sub}{stem}", needs_normal=True),
         ),
         normal_kinds=OWN_NORMAL_KINDS,
     ),
     DatasetLayout(
         "images_masks",
         "images beside masks",
-        (
-            Variant(
-                "images/{sub}{stem}",
-                masks=_own_masks("masks/{sub}", "mask/{sub}"),
-                label="mask_content",
-                needs_masks=True,
-            ),
+        _own(
+            *("{class_name}/{split}/images/{sub}{stem}", "{split}/images/{sub}{stem}", "images/{split}/{sub}{stem}"),
+            *("images/{sub}{stem}", "{class_name}/images/{sub}{stem}", "{split}/{stem}", "{stem}"),
+            label="mask_content",
+            needs_masks=True,
         ),
     ),
-    DatasetLayout("images", "images without labels", (Variant("{stem}", label="unlabeled"),)),
+    DatasetLayout("images", "images without labels", _own("{stem}", label="unlabeled", needs_all=True)),
 )
 
 LAYOUTS: dict[str, DatasetLayout] = {row.name: row for row in _ROWS}

@@ -8,21 +8,22 @@ and not before: `ds["label"]` opens no file. A missing mask of an anomalous imag
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .indexing import IMAGE_SUFFIXES, FileTree, Index, Record, index_layout, natural_key
+from .file_tree import IMAGE_SUFFIXES, TABLE_SUFFIXES, FileTree, examples, natural_key
+from .indexing import Index, Record, index_layout
 from .layouts import LAYOUTS, OWN_LAYOUTS, DatasetLayout, find_layout
 from .masks import MaskRule, mask_turn
-from .tables import index_meta, index_own_table
+from .tables import add_unnamed, confine, index_image_folder, index_meta, index_table_file, metadata_files
 
 if TYPE_CHECKING:
     import datasets
 
 KINDS = ("folder", "tree", "table", "meta", "datasets")
-TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
-METADATA_FILES = ("metadata.csv", "metadata.jsonl")
+NO_DATA = ("metadata.parquet", "scores.parquet")  # an image folder's table, and a result of evaluation
 SAVED_FILES = ("dataset_dict.json", "state.json")
 
 
@@ -36,6 +37,7 @@ class SourceOptions:
     mask_threshold: int | None = None
     columns: Mapping[str, str | None] | None = None
     revision: str | None = None
+    allow_outside: bool = False
 
     def rule(self, default: MaskRule | None = None) -> MaskRule:
         """The mask rule: the row's, unless the user gave a threshold."""
@@ -94,6 +96,7 @@ def load_anomaly_dataset(
     streaming: bool = False,
     kind: str | None = None,
     revision: str | None = None,
+    allow_outside: bool = False,
 ) -> datasets.Dataset | datasets.IterableDataset:
     """Load any source of anomaly data into the one schema.
 
@@ -112,6 +115,8 @@ def load_anomaly_dataset(
         streaming (`bool`): give an `IterableDataset`; sources on the Hub are then not downloaded first.
         kind (`str`, *optional*): "folder", "tree", "table", "meta" or "datasets": do not guess.
         revision (`str`, *optional*): of a repository on the Hub.
+        allow_outside (`bool`): read files that a table, a meta.json or a repository names outside of its folder or of
+            `data_dir`, by path or behind links; refused by default. Links in plain folders are followed, and told of.
 
     Returns:
         `datasets.Dataset`, or `datasets.IterableDataset` where `streaming`.
@@ -119,6 +124,9 @@ def load_anomaly_dataset(
     Raises:
         FileNotFoundError: the source or `data_dir` does not exist.
         ValueError: nothing usable was found; the message lists what was looked for and what is there.
+
+    Warns:
+        UserWarning: files of the folder are not used, or lie elsewhere; `inspect_source` notes the same.
     """
     options = make_options(
         class_names=class_names,
@@ -132,6 +140,7 @@ def load_anomaly_dataset(
         normal_kinds=normal_kinds,
         mask_threshold=mask_threshold,
         revision=revision,
+        allow_outside=allow_outside,
     )
     found = open_source(source, data_dir, options, kind=kind, streaming=streaming)
     if isinstance(found, Index):
@@ -140,6 +149,8 @@ def load_anomaly_dataset(
                 f"{len(found.missing)} files named by {found.form} are not in {found.root}, e.g. {found.missing[0]}: "
                 "correct the index, or see all of them with `python -m anomalyclip_hf.data inspect`"
             )
+        if remarks := found.remarks():
+            warnings.warn(f"{found.root}: {'; '.join(remarks)}", stacklevel=2)
         dataset = records_to_dataset(found, _records_of(found, split, options.class_names))
         return dataset.to_iterable_dataset() if streaming else dataset
     from .repositories import select_split
@@ -185,7 +196,7 @@ def open_source(
         )
     from .repositories import load_repository
 
-    return load_repository(name, options, streaming=streaming)
+    return load_repository(name, options, data_dir=data_dir, streaming=streaming)
 
 
 def refuse_drawn(split: str = "test", **options: Any) -> NoReturn:
@@ -210,7 +221,7 @@ def index_named(layout: DatasetLayout, data_dir: str | os.PathLike | None, optio
     if data_dir is None:
         raise ValueError(
             f"{layout.title} is not downloaded by this package: get it from {layout.home_page}, unpack it and give "
-            "data_dir=FOLDER"
+            "the folder as data_dir=FOLDER"
         )
     root = os.fspath(data_dir)
     if not os.path.isdir(root):
@@ -222,8 +233,11 @@ def index_named(layout: DatasetLayout, data_dir: str | os.PathLike | None, optio
     )
     tree = FileTree(root)
     index = index_layout(layout, root, tree)
+    if index is not None and any(variant.table and variant.table.path in index.form for variant in layout.variants):
+        index = confine(index, options.allow_outside)
     if index is None and os.path.isfile(os.path.join(root, "meta.json")):
         index = replace(index_meta(os.path.join(root, "meta.json"), root, layout.mask_rule), layout=layout)
+        index = confine(index, options.allow_outside)
     if index is None:
         looked = [variant.table.path if variant.table else variant.images for variant in layout.variants]
         classes = f" with the classes {', '.join(layout.classes)}" if layout.classes else ""
@@ -239,23 +253,26 @@ def index_path(
 ) -> Index | None:
     """Index a file or folder of own data; None where it is a `datasets` repository."""
     root = None if data_dir is None else os.fspath(data_dir)
-    rule, columns = options.rule(), options.columns or {}
-    default = options.class_names[0] if options.class_names and len(options.class_names) == 1 else None
     if os.path.isfile(name):
-        if kind == "meta" or (kind is None and name.endswith(".json")):
-            return index_meta(name, root, rule)
+        if kind == "meta" or (kind is None and name.lower().endswith(".json")):
+            return confine(index_meta(name, root, options.rule()), options.allow_outside)
         if kind == "table" or name.lower().endswith(TABLE_SUFFIXES):
-            return index_own_table(name, root, columns, options.normal_labels, rule, default)
+            return confine(index_table_file(name, root, options), options.allow_outside)
         if kind == "datasets" or name.lower().endswith((".parquet", ".arrow")):
             return None
         raise ValueError(f"{name}: expected a table ({', '.join(TABLE_SUFFIXES)}), meta.json, .parquet or a folder")
-    inside = set(os.listdir(name))
-    if kind == "meta" or (kind is None and "meta.json" in inside):
-        return index_meta(os.path.join(name, "meta.json"), root or name, rule)
-    table = next((file for file in METADATA_FILES if file in inside), None)
-    if table and kind in (None, "table"):
-        return index_own_table(os.path.join(name, table), root or name, columns, options.normal_labels, rule, default)
+    if kind == "meta" or (kind is None and os.path.isfile(os.path.join(name, "meta.json"))):
+        index = add_unnamed(index_meta(os.path.join(name, "meta.json"), root or name, options.rule()))
+        return confine(index, options.allow_outside)
+    if kind in (None, "table") and (tables := metadata_files(name)):
+        return confine(index_image_folder(name, root or name, tables, options), options.allow_outside)
     if kind == "datasets" or (kind is None and _holds_repository(name)):
+        if kind is None and (images := FileTree(name).files):
+            warnings.warn(
+                f"{name} is read as a datasets repository: {len(images)} image files in it ({examples(images)}) are "
+                'used only where its tables name them; kind="folder" reads the folders',
+                stacklevel=4,
+            )
         return None
     return index_folder(name, options, kind)
 
@@ -278,14 +295,16 @@ def index_folder(root: str, options: SourceOptions, kind: str | None = None) -> 
         )
         index = index_layout_at_root(row, root, tree)
         if index is not None:
-            return replace(index, layout=None)
+            told = f"tables not read: {examples(tree.tables)}; give one as the source if it holds the labels"
+            return replace(index, layout=None, notes=index.notes + ([told] if tree.tables else []))
     tried = "; ".join(
         f"{layout.title} ({' or '.join(variant.images for variant in layout.variants)})" for layout in OWN_LAYOUTS
     )
     raise ValueError(
         f"{root} has no layout that says which images are normal: tried {tried}, with normal images in a folder "
         f"named {', '.join(OWN_LAYOUTS[0].normal_kinds if normal is None else normal) or '(none)'}; "
-        f"found {tree.describe()}. Name the normal folders with normal_kinds=(...); () if each folder is a defect"
+        f"found {tree.describe()}. Name the normal folders with normal_kinds=(...); give none "
+        "if each folder is a defect"
     )
 
 
@@ -352,7 +371,8 @@ def _holds_repository(folder: str) -> bool:
     inside = set(os.listdir(folder))
     data = os.path.join(folder, "data")
     files = inside | set(os.listdir(data) if os.path.isdir(data) else ())
-    return bool(inside & set(SAVED_FILES)) or any(name.endswith((".parquet", ".arrow")) for name in files)
+    tables = {name for name in map(str.lower, files) if name.endswith((".parquet", ".arrow"))}
+    return bool(inside & set(SAVED_FILES)) or bool(tables - set(NO_DATA))
 
 
 def _looks_like_repository(name: str) -> bool:

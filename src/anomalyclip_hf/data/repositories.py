@@ -9,6 +9,7 @@ from typing import Any
 import datasets
 
 from .features import LABEL_NAMES, AnomalyImage, AnomalyMask
+from .file_tree import examples, leaves_root
 from .indexing import ANOMALOUS_KIND, NORMAL_KIND
 from .masks import mask_turn
 from .tables import label_of_kind, labels_of_kinds, pick_columns, to_label
@@ -16,18 +17,25 @@ from .tables import label_of_kind, labels_of_kinds, pick_columns, to_label
 _ORDER = ("image", "mask", "label", "class_name", "defect_type", "path")
 
 
-def load_repository(name: str, options, *, streaming: bool = False) -> dict[str, Any]:
+def load_repository(name: str, options, *, data_dir=None, streaming: bool = False) -> dict[str, Any]:
     """Load a saved folder, a local repository or one on the Hub (the latter only because the user named it).
 
     Args:
         name (`str`): folder, .parquet or .arrow file, or owner/name.
         options (`SourceOptions`): columns, revision and the rest.
+        data_dir (path, *optional*): where paths in it start; its own folder by default.
         streaming (`bool`): do not download first.
+
+    Raises:
+        ValueError: it cannot be loaded, or names files outside of its folder, and `allow_outside` is off.
     """
+    if data_dir is None and os.path.exists(name):
+        data_dir = name if os.path.isdir(name) else os.path.dirname(name) or "."
+    homes = None if options.allow_outside else _homes(data_dir)
     if os.path.isdir(name) and any(os.path.isfile(os.path.join(name, f)) for f in ("dataset_dict.json", "state.json")):
         from . import features  # noqa: F401  (a saved set may carry our column types)
 
-        return adapt_datasets(datasets.load_from_disk(name), options, label=name)
+        return adapt_datasets(datasets.load_from_disk(name), options, data_dir, label=name, homes=homes)
     arguments: dict[str, Any] = {"streaming": streaming}
     if os.path.isfile(name):
         arguments |= {"path": "parquet" if name.lower().endswith(".parquet") else "arrow", "data_files": name}
@@ -40,11 +48,41 @@ def load_repository(name: str, options, *, streaming: bool = False) -> dict[str,
             f"{name!r} could not be loaded as a datasets repository: {error}. Expected a data set's name with "
             "data_dir, a folder, a table, or a repository owner/name that can be reached"
         ) from error
-    parts = adapt_datasets(loaded, options, label=name)
+    parts = adapt_datasets(loaded, options, data_dir, label=name, homes=homes)
     license = None if os.path.isfile(name) else _stated_license(name, options.revision)
     for part in parts.values():
         part.info.license = part.info.license or license or ""
     return parts
+
+
+def _homes(data_dir) -> list[str]:
+    """Folders that a repository may name files in: its own, and where the Hub's downloads are unpacked."""
+    import huggingface_hub.constants as hub
+
+    caches = [str(datasets.config.HF_DATASETS_CACHE), str(datasets.config.DOWNLOADED_DATASETS_PATH), hub.HF_HUB_CACHE]
+    return caches + ([os.fspath(data_dir)] if data_dir is not None else [])
+
+
+def _refuse_outside(dataset, homes: list[str], data_dir, label: str) -> None:
+    """Refuse image and mask cells that hold no bytes but the path of a file elsewhere on this disk."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    paths: list[str | None] = []
+    for column in ("image", "mask"):
+        for cells in dataset.data.column(column).chunks if column in dataset.features else ():
+            if pa.types.is_struct(cells.type):
+                cells = pc.filter(pc.struct_field(cells, "path"), pc.is_null(pc.struct_field(cells, "bytes")))
+            if pa.types.is_string(cells.type) or pa.types.is_large_string(cells.type):
+                paths += cells.to_pylist()
+    root = os.fspath(data_dir) if data_dir is not None else ""
+    local = [os.path.abspath(os.path.join(root, path)) for path in paths if path and "://" not in path]
+    outside = [path for path in local if all(leaves_root(home, path) for home in homes)]
+    if outside:
+        raise ValueError(
+            f"{label} names {len(outside)} files outside of its folder ({examples(outside)}): they are not read. If "
+            "you mean them, give the folder that holds them as data_dir, or allow_outside=True"
+        )
 
 
 def _stated_license(name: str, revision: str | None) -> str | None:
@@ -61,7 +99,9 @@ def _stated_license(name: str, revision: str | None) -> str | None:
     return stated if isinstance(stated, str) and stated != "unknown" else None
 
 
-def adapt_datasets(source: Any, options, data_dir=None, label: str = "the data set") -> dict[str, Any]:
+def adapt_datasets(
+    source: Any, options, data_dir=None, label: str = "the data set", homes: list[str] | None = None
+) -> dict[str, Any]:
     """Bring `Dataset`, `IterableDataset` or dictionaries of them into the one schema.
 
     Args:
@@ -69,6 +109,7 @@ def adapt_datasets(source: Any, options, data_dir=None, label: str = "the data s
         options (`SourceOptions`): column names and which labels mean normal.
         data_dir (path, *optional*): where relative paths in an image column start.
         label (`str`): its name in messages.
+        homes (*optional*): the only folders that cells may name files in.
 
     Returns:
         `dict`: split -> data set.
@@ -84,10 +125,10 @@ def adapt_datasets(source: Any, options, data_dir=None, label: str = "the data s
             f"source is a {type(source).__name__}; "
             "expected a name, a path, a Dataset, a DatasetDict or an IterableDataset"
         )
-    return {str(split): _adapt(part, options, data_dir, f"{label} ({split})") for split, part in source.items()}
+    return {str(split): _adapt(part, options, data_dir, f"{label} ({split})", homes) for split, part in source.items()}
 
 
-def _adapt(dataset, options, data_dir, label: str):
+def _adapt(dataset, options, data_dir, label: str, homes: list[str] | None):
     if dataset.features is None:
         raise ValueError(f"{label} has no features: give it some with cast(features), so that its columns are known")
     found = pick_columns(dataset.features, options.columns or {}, label)
@@ -99,6 +140,8 @@ def _adapt(dataset, options, data_dir, label: str):
     dataset = dataset.rename_columns(rename) if rename else dataset
     if isinstance(dataset, datasets.IterableDataset):
         return _adapt_stream(dataset, options, label)
+    if homes is not None:
+        _refuse_outside(dataset, homes, data_dir, label)
     dataset = _add_paths(dataset, data_dir)
     labels, kinds = _labels(dataset, options, label)
     rows = len(dataset)
@@ -166,6 +209,9 @@ def _add_paths(dataset, data_dir):
                 cells = [_mask_cell(image, mask) for image, mask in pairs]
                 feature = AnomalyMask()
             dataset = dataset.remove_columns(column).add_column(column, cells, feature=feature)
+            # As one block: `datasets` fails to add to what is left of several.
+            table = datasets.table.InMemoryTable(dataset.data.table)
+            dataset = datasets.Dataset(table, info=dataset.info, split=dataset.split)
         elif feature is not None and not isinstance(feature, datasets.Image) and feature != datasets.Value("null"):
             raise ValueError(f"column {column!r} is {feature}, expected datasets.Image or paths as strings")
     return dataset

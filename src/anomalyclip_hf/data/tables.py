@@ -6,9 +6,12 @@ import csv
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
-from .indexing import ANOMALOUS_KIND, NORMAL_KIND, FileTree, Index, Record
+from .file_tree import FileTree, examples, leaves_root
+from .indexing import ANOMALOUS_KIND, NORMAL_KIND, Index, Record
 from .layout_types import SPLITS, DatasetLayout, Table
 from .layouts import OWN_NORMAL_KINDS
 from .masks import MaskRule
@@ -22,6 +25,7 @@ COLUMN_ALIASES: dict[str, tuple[str, ...]] = {
     "defect_type": ("defect_type", "defect", "kind", "specie_name", "anomaly_type"),
     "split": ("split", "phase", "subset"),
 }
+METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _ZERO = ("0", "0.0", "false", "normal", "good", "ok", "negative", "no")
 _ONE = ("1", "1.0", "true", "anomaly", "anomalous", "abnormal", "defect", "defective", "bad", "positive", "yes", "ng")
 _NONE = ("", "none", "null", "nan", "na", "n/a")
@@ -29,13 +33,17 @@ _UNLABELED = ("-1", *_NONE)  # -1: what `datasets` writes for a hidden label
 
 
 def read_rows(path: str) -> list[tuple[int, dict]]:
-    """Rows of a CSV, TSV or JSON lines file, each with its number in the file, column names stripped.
+    """Rows of a CSV, TSV, JSON lines or parquet file, each with its number in the file, column names stripped.
 
     Raises:
         ValueError: not readable as such, or without rows.
     """
     try:
-        if path.lower().endswith((".jsonl", ".ndjson", ".json")):
+        if path.lower().endswith(".parquet"):
+            from pyarrow import parquet
+
+            rows = list(enumerate(parquet.read_table(path).to_pylist(), start=1))
+        elif path.lower().endswith((".jsonl", ".ndjson", ".json")):
             with open(path, encoding="utf-8-sig") as file:
                 rows = [(number, json.loads(line)) for number, line in enumerate(file, start=1) if line.strip()]
             if not all(isinstance(row, dict) for _, row in rows):
@@ -129,7 +137,10 @@ def labels_of_kinds(values: Iterable, normal_values: tuple[str, ...] | None) -> 
 
 
 def index_table(table: Table, layout: DatasetLayout, tree: FileTree) -> Index | None:
-    """Index a data set that comes with a table; None where the table is not there."""
+    """Index a data set that comes with a table; None where the table is not there.
+
+    Names are looked for among the files of the tree, so none leaves its root; files behind links do (`Index.outside`).
+    """
     path = os.path.join(tree.root, table.path)
     if not os.path.isfile(path):
         return None
@@ -157,7 +168,29 @@ def index_table(table: Table, layout: DatasetLayout, tree: FileTree) -> Index | 
             f"{layout.title}: none of the {len(missing)} images named by {path} exists, e.g. {missing[0]}"
         )
     form = f"{layout.title}: {table.path}"
-    return Index(tree.root, form, records, layout.mask_rule, layout, [], missing)
+    outside = [path for path in tree.outside if path in used]
+    return Index(tree.root, form, records, layout.mask_rule, layout, [], missing, outside=outside)
+
+
+def confine(index: Index, allowed: bool) -> Index:
+    """Refuse an index whose names or links lead out of its root, unless the user allows that.
+
+    Args:
+        index (`Index`): of a table or a meta.json, whose names someone else may have written.
+        allowed (`bool`): note such files in `Index.outside` instead.
+
+    Raises:
+        ValueError: a file lies elsewhere; the message names it.
+    """
+    named = (path for record in index.records for path in (record.image, record.mask) if path)
+    outside = [path for path in dict.fromkeys(named) if leaves_root(index.root, path)]
+    if outside and not allowed:
+        raise ValueError(
+            f"{index.form} names {len(outside)} files outside of its folder {index.root} ({examples(outside)}): they "
+            "are not read. If you know the table and mean these files, give the folder that holds them all as "
+            "data_dir, or allow_outside=True"
+        )
+    return replace(index, outside=outside)
 
 
 def index_own_table(
@@ -167,6 +200,7 @@ def index_own_table(
     normal_labels: tuple[str, ...] | None,
     mask_rule: MaskRule,
     class_name: str | None = None,
+    split: str = "test",
 ) -> Index:
     """Index a user's CSV, TSV or JSON lines file.
 
@@ -177,6 +211,7 @@ def index_own_table(
         normal_labels (*optional*): the label values that mean normal.
         mask_rule (`MaskRule`): how masks are binarised.
         class_name (`str`, *optional*): class where no column names one; the root folder's name by default.
+        split (`str`): where no column names one.
     """
     rows = read_rows(path)
     root = root or os.path.dirname(path) or "."
@@ -186,27 +221,86 @@ def index_own_table(
     by_kind = "defect_type" in found and "label" not in found
     kinds = labels_of_kinds([row.get(found["defect_type"]) for _, row in rows], normal_labels) if by_kind else None
     records, missing = [], []
+    respelled: dict[str, str] = {}
     for place, (number, row) in enumerate(rows):
         cell = {field: _text(row.get(column)) for field, column in found.items()}
         image, mask = cell["image"], cell.get("mask", "")
         if not image:
             raise ValueError(f"{path}, line {number}: the column {found['image']!r} is empty")
-        gone = [item for item in (image, mask) if item and not os.path.isfile(os.path.join(root, item))]
-        missing += gone
-        if image in gone:
+        places = {item: _relocate(root, item) for item in (image, mask) if item}
+        missing += [item for item, there in places.items() if there is None]
+        respelled |= {item: there for item, there in places.items() if there not in (None, item)}
+        if (image_path := places[image]) is None:
             continue
         label = kinds[place] if kinds else None
         if "label" in found:
             label = to_label(row.get(found["label"]), normal_labels, f"{path}, line {number}")
         kind = NORMAL_KIND if label == 0 else ("" if label is None else cell.get("defect_type") or ANOMALOUS_KIND)
-        split = cell.get("split", "").casefold()
-        split = SPLITS.get(split, split) or "test"
+        said = cell.get("split", "").casefold()
         class_of = cell.get("class_name") or default
-        record_mask = mask if mask and mask not in gone else None
-        records.append(Record(image, record_mask, label, class_of, kind, split))
+        records.append(Record(image_path, places.get(mask), label, class_of, kind, SPLITS.get(said, said) or split))
     if not records:
         raise ValueError(f"none of the {len(missing)} images named by {path} exists below {root}, e.g. {missing[0]}")
-    return Index(root, f"table {os.path.basename(path)}", records, mask_rule, missing=missing)
+    notes = _note_respelled(respelled)
+    return Index(root, f"table {os.path.basename(path)}", records, mask_rule, missing=missing, notes=notes)
+
+
+def index_table_file(path: str, root: str | None, options, split: str = "test") -> Index:
+    """Index a user's table with a user's options; arguments as in `index_own_table`."""
+    default = options.class_names[0] if options.class_names and len(options.class_names) == 1 else None
+    columns = options.columns or {}
+    return index_own_table(path, root, columns, options.normal_labels, options.rule(), default, split=split)
+
+
+def metadata_files(folder: str) -> dict[str, str]:
+    """Tables of an image folder of `datasets`, by the folder they speak of: its own, "", or those of its splits."""
+    splits = sorted(name for name in os.listdir(folder) if name.casefold() in SPLITS)
+    for parts in ([""], splits):
+        found: dict[str, str] = {}
+        for part in parts:
+            inside = os.path.join(folder, part)
+            names = {name.casefold(): name for name in os.listdir(inside)} if os.path.isdir(inside) else {}
+            for file in METADATA_FILES:
+                if file in names:
+                    found.setdefault(part, names[file])
+        if found:
+            return found
+    return {}
+
+
+def index_image_folder(name: str, root: str, tables: Mapping[str, str], options) -> Index:
+    """Index an image folder of `datasets` by its metadata files.
+
+    Args:
+        name (`str`): the folder.
+        root (`str`): where relative paths start; a split's from its folder in there.
+        tables: folder of a split, or "", -> name of its table.
+        options (`SourceOptions`): columns and the rest.
+    """
+    records: list[Record] = []
+    missing: list[str] = []
+    notes: list[str] = []
+    for part, file in tables.items():
+        split = SPLITS[part.casefold()] if part else "test"
+        index = index_table_file(os.path.join(name, part, file), os.path.join(root, part), options, split)
+        own = os.path.basename(os.path.abspath(root))
+        for record in index.records:
+            class_name = own if part and record.class_name == part else record.class_name
+            mask = record.mask and os.path.join(part, record.mask)
+            image = os.path.join(part, record.image)
+            records.append(replace(record, image=image, mask=mask, class_name=class_name))
+        missing += [os.path.join(part, path) for path in index.missing]
+        notes += index.notes
+    form = "table " + ", ".join(os.path.join(part, file).replace(os.sep, "/") for part, file in tables.items())
+    return add_unnamed(Index(root, form, records, options.rule(), missing=missing, notes=notes))
+
+
+def add_unnamed(index: Index) -> Index:
+    """List the images of a table's folder that it does not name."""
+    used = {os.path.realpath(os.path.join(index.root, p)) for r in index.records for p in (r.image, r.mask) if p}
+    tree = FileTree(index.root)
+    left = [path for path in tree.files if os.path.realpath(os.path.join(tree.root, path)) not in used]
+    return replace(index, unused={f"not named by {index.form}": left} if left else {})
 
 
 def index_meta(path: str, root: str | None, mask_rule: MaskRule) -> Index:
@@ -225,6 +319,7 @@ def index_meta(path: str, root: str | None, mask_rule: MaskRule) -> Index:
         raise ValueError(f"{path} is not the authors' index {{split: {{class: [entries]}}}}: {error}") from error
     root = root or os.path.dirname(path) or "."
     records, missing = [], []
+    respelled: dict[str, str] = {}
     for split, name, entry in entries:
         if not isinstance(entry, dict) or "img_path" not in entry or "anomaly" not in entry:
             raise ValueError(f'{path}: an entry of {split}/{name} has no "img_path" or "anomaly": {entry!r}')
@@ -232,6 +327,7 @@ def index_meta(path: str, root: str | None, mask_rule: MaskRule) -> Index:
         if image is None:
             missing.append(str(entry["img_path"]))
             continue
+        respelled |= {entry["img_path"]: image} if image != entry["img_path"] else {}
         label = to_label(entry["anomaly"], None, f"{path}, {split}/{name}")
         if entry.get("mask_path"):
             mask = _relocate(root, entry["mask_path"])
@@ -245,20 +341,36 @@ def index_meta(path: str, root: str | None, mask_rule: MaskRule) -> Index:
             f"none of its {len(missing)} images exists below {root}, e.g. {missing[0]}" if missing else "it is empty"
         )
         raise ValueError(f"{path}: {told}")
-    return Index(root, "the authors' meta.json", records, mask_rule, missing=missing)
+    notes = _note_respelled(respelled)
+    return Index(root, "the authors' meta.json", records, mask_rule, missing=missing, notes=notes)
+
+
+def _note_respelled(found: Mapping[str, str | None]) -> list[str]:
+    if not found:
+        return []
+    first, there = next(iter(found.items()))
+    return [f"{len(found)} paths found by another spelling or by their last parts: {first} as {there}, ..."]
 
 
 def _relocate(root: str, path: str) -> str | None:
-    """A path from an index as it is found here, from the root, or None."""
-    path = str(path).replace("\\", "/")
-    parts = [part for part in path.split("/") if part]
-    if os.path.isfile(os.path.join(root, path)):
-        return path
-    if path.startswith("/") or ":" in parts[0]:
-        for start in range(1, len(parts)):
-            tail = "/".join(parts[start:])
-            if os.path.isfile(os.path.join(root, tail)):
-                return tail
+    """A path from an index as it is found here, from the root, or None.
+
+    Only where there is no such file: backslashes are taken for slashes, accents composed or not and the suffix in
+    other letters are tried, and of an absolute path of another machine its last parts.
+    """
+    path = str(path)
+    slashed = path.replace("\\", "/")
+    parts = [part for part in slashed.split("/") if part]
+    forms = [path, slashed]
+    if parts and (slashed.startswith("/") or ":" in parts[0]):
+        forms += ["/".join(parts[start:]) for start in range(1, len(parts))]
+    for form in dict.fromkeys(forms):
+        stem, suffix = os.path.splitext(form)
+        spelled = [form, stem + suffix.lower(), stem + suffix.upper()]
+        spelled += [unicodedata.normalize(kind, form) for kind in ("NFC", "NFD")]
+        for spelling in dict.fromkeys(spelled):
+            if os.path.isfile(os.path.join(root, spelling)):
+                return spelling
     return None
 
 

@@ -14,8 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
 
-from ..data.indexing import IMAGE_SUFFIXES
-from ..data.layout_types import MASK_FOLDERS
+from ..data.file_tree import IMAGE_SUFFIXES, is_mask_folder
 from ..pipeline_anomalyclip import read_image
 from .files import MAP_FORMATS, atomic_path, is_disk_full, json_line, remove_leftovers, safe_name, save_map
 from .visualization import colorize, overlay, resize_map
@@ -72,7 +71,7 @@ def find_images(
     Args:
         inputs: files, taken whatever they are called, and folders, searched through for image extensions; linked
             folders in them are followed. Hidden files and folders are left out, and so are folders of masks below them
-            (`MASK_FOLDERS`).
+            (`is_mask_folder`).
         output_dir (*optional*): where results go; left out of the search, so that they are never taken for inputs.
 
     Returns:
@@ -127,7 +126,7 @@ def _search(inputs: Iterable[str | os.PathLike], output_dir: str | os.PathLike |
 
 
 def _is_mask(path: Path, source: Path) -> bool:
-    return any(part.lower() in MASK_FOLDERS for part in path.relative_to(source).parts[:-1])
+    return any(map(is_mask_folder, path.relative_to(source).parts[:-1]))
 
 
 def _check_apart(sources: list[Path], output: str | None) -> None:

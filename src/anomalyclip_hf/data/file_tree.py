@@ -1,0 +1,340 @@
+"""The files below a folder, and what their names say of them: images, masks, results of this package, links."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Collection
+from functools import lru_cache
+
+IMAGE_SUFFIXES = (
+    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif", ".avif"),
+    *(".pbm", ".pgm", ".ppm", ".pnm", ".jp2", ".j2k", ".jpx"),
+)
+# Pictures or arrays that are not read, so that folders of them do not vanish without a word.
+OTHER_SUFFIXES = (
+    *(
+        ".heic",
+        ".heif",
+        ".jxl",
+        ".tga",
+        ".psd",
+        ".ico",
+        ".svg",
+        ".eps",
+        ".exr",
+        ".hdr",
+        ".dng",
+        ".cr2",
+        ".nef",
+        ".raw",
+    ),
+    *(".dcm", ".nii", ".nii.gz", ".npy"),
+)
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
+
+_BY_WORD = r"(?:anomal(?:y|ies)|defects?|binary|pixels?|png|images?|img|train|test|trainval|val|validation)"
+_MASK_WORD = r"(?:masks?|gts?|groundtruths?|truths?|annotations?|segmentations?|segs?|labels?)"
+_MASK_FOLDER = re.compile(f"{_BY_WORD}*{_MASK_WORD}(?:{_BY_WORD}|{_MASK_WORD})*")
+_IMAGE_FOLDER = re.compile(r"(?:jpe?g|png|rgb)?(?:images?|imgs?)")
+_MASK_AFFIX = r"(?:masks?|gt|ground[ _-]?truth|truth|labels?|seg|segmentation|annotation)"
+_MASK_STEM = re.compile(rf"(?:{_MASK_AFFIX}[ ._-]+)?(.+?)(?:[ ._-]+{_MASK_AFFIX})?", re.IGNORECASE)
+
+# A file of the package's results -> the folders and files beside it that are results too.
+_RESULT_MARKS = re.compile(r"(predictions.*|skipped|training_log)\.jsonl|legend\.png|results\.json|report\.html")
+_RESULT_FOLDERS = ("overlays", "maps")
+_RESULT_FILES = ("legend.png", "samples.png", "training_curves.png")
+RESULTS, OTHER_FORMAT = "results of this package", "formats that are not read"
+LINKED_TWICE, UNLISTED = "links to what is read under its own name", "folders that cannot be listed"
+BAD_NAME = "with names that are not UTF-8"
+
+
+@lru_cache(maxsize=4096)
+def _plain(name: str) -> str:
+    return re.sub(r"[ ._-]", "", name.casefold())
+
+
+@lru_cache(maxsize=4096)
+def is_mask_folder(name: str) -> bool:
+    """Whether a folder is one of masks by its name: `Ground Truth`, `gt_masks`, `annotations` and the like."""
+    return _MASK_FOLDER.fullmatch(_plain(name)) is not None
+
+
+@lru_cache(maxsize=4096)
+def is_image_folder(name: str) -> bool:
+    """Whether a folder's name says that it holds images, and nothing of what they show: `images`, `Img`."""
+    return _IMAGE_FOLDER.fullmatch(_plain(name)) is not None
+
+
+def file_key(text: str) -> str:
+    """What two names share that differ in case, or in how accents are composed (NFC, NFD), alone."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+
+
+def natural_key(text: str) -> list:
+    """Sort key by which 2 comes before 10."""
+    return [
+        (1, int(part), "") if part.isdigit() and part.isascii() else (0, 0, part)
+        for part in re.split(r"([0-9]+)", text)
+    ]
+
+
+def leaves_root(root: str, path: str) -> bool:
+    """Whether a path, or the file that its links lead to, lies outside `root`.
+
+    A snapshot of the Hub's cache consists of links into its repository's folder: these stay inside.
+    """
+    home = os.path.realpath(root)
+    snapshots = os.path.dirname(home)
+    if os.path.basename(snapshots) == "snapshots" and os.path.isdir(os.path.join(snapshots, "..", "blobs")):
+        home = os.path.dirname(snapshots)
+    real = os.path.realpath(os.path.join(root, path))
+    return not (real == home or real.startswith(os.path.join(home, "")))
+
+
+def printable(text: str, lines: bool = False) -> str:
+    """Text with what no terminal shows escaped: bytes that are not UTF-8 and, unless `lines`, control characters."""
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return text if lines else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def examples(paths: Collection[str], limit: int = 3) -> str:
+    """The first few of some paths, for messages."""
+    shown = ", ".join(map(printable, list(paths)[:limit]))
+    return shown + (", ..." if len(paths) > limit else "")
+
+
+class FileTree:
+    """The image files under a folder, found by exact path, by path without suffix, or by number.
+
+    Attributes:
+        root (`str`): the folder.
+        files (`list[str]`): image files from the root with forward slashes, masks among them.
+        set_aside (`dict[str, list[str]]`): what is no image to look at, by reason.
+        tables (`list[str]`): CSV, TSV and JSON lines files, and meta.json.
+        outside (`list[str]`): image files that links lead out of the root for.
+    """
+
+    def __init__(self, root: str | os.PathLike):
+        self.root = os.fspath(root)
+        self.files: list[str] = []
+        self.tables: list[str] = []
+        self.outside: list[str] = []
+        self.set_aside: dict[str, list[str]] = {}
+        self._walk(self.root, "", {os.path.realpath(self.root)}, False)
+        self._sort()
+
+    def _sort(self) -> None:
+        self.files.sort(key=natural_key)
+        self._exact = set(self.files)
+        self._masks: dict[frozenset[str], set[str]] = {}
+        self._by_path: dict[str, str] = {}
+        self._by_stem: dict[str, str] = {}
+        self._by_number: dict[tuple[str, int], str] = {}
+        for path in self.files:
+            stem = os.path.splitext(path)[0]
+            head, name = os.path.split(stem)
+            self._by_path.setdefault(file_key(path), path)
+            self._by_stem.setdefault(file_key(stem), path)
+            if name.isascii() and name.isdigit():
+                self._by_number.setdefault((file_key(head), int(name)), path)
+
+    def _walk(self, folder: str, head: str, seen: set[str], linked: bool) -> None:
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError:
+            self._put_aside(UNLISTED, head)
+            return
+        entries = [entry for entry in entries if not entry.name.startswith(".") and entry.name != "__MACOSX"]
+        results = any(_RESULT_MARKS.fullmatch(entry.name) for entry in entries)
+        for entry in entries:
+            path, name = head + entry.name, entry.name.lower()
+            if printable(path, lines=True) != path:
+                self._put_aside(BAD_NAME, path)
+            elif entry.is_dir():
+                if results and name in _RESULT_FOLDERS:
+                    self._put_aside(RESULTS, path)
+                elif entry.is_symlink() and self._read_anyway(entry.path, seen):
+                    self._put_aside(LINKED_TWICE, path)
+                elif os.path.realpath(entry.path) not in seen or not entry.is_symlink():
+                    seen.add(os.path.realpath(entry.path))
+                    self._walk(entry.path, path + "/", seen, linked or self._is_outside(entry))
+            elif name.endswith(IMAGE_SUFFIXES):
+                if (results and name in _RESULT_FILES) or _is_result(path):
+                    self._put_aside(RESULTS, path)
+                    continue
+                self.files.append(path)
+                if linked or self._is_outside(entry):
+                    self.outside.append(path)
+            elif name.endswith(OTHER_SUFFIXES):
+                self._put_aside(RESULTS if _is_result(path) else OTHER_FORMAT, path)
+            elif not results and (name.endswith(TABLE_SUFFIXES) or name == "meta.json"):
+                self.tables.append(path)
+
+    def _is_outside(self, entry: os.DirEntry) -> bool:
+        return entry.is_symlink() and leaves_root(self.root, os.path.abspath(entry.path))
+
+    def _read_anyway(self, link: str, seen: set[str]) -> bool:
+        """Whether a linked folder is read under its own name, or holds the root: following it would go in circles."""
+        home, target = os.path.realpath(self.root), os.path.realpath(link)
+        if target in seen or home.startswith(os.path.join(target, "")):
+            return True
+        inside = os.path.relpath(target, home)
+        return not inside.startswith("..") and not any(part.startswith(".") for part in inside.split(os.sep))
+
+    def _put_aside(self, reason: str, path: str) -> None:
+        self.set_aside.setdefault(reason, []).append(path)
+
+    def find(self, path: str) -> str | None:
+        """The file at a path given with or without suffix; case, and how accents are composed, do not matter."""
+        for form in dict.fromkeys((path, path.replace("\\", "/"))):
+            form = os.path.normpath(form).replace(os.sep, "/")
+            if form in self._exact:
+                return form
+            found = self._by_path.get(file_key(form)) or self._by_stem.get(file_key(form))
+            if found is not None:
+                return found
+        return None
+
+    def find_number(self, path: str) -> str | None:
+        """The file at a path whose name is a number, however many zeros lead it."""
+        head, name = os.path.split(path)
+        if not (name.isascii() and name.isdigit()):
+            return None
+        return self._by_number.get((file_key(head), int(name)))
+
+    def masks(self, kinds: Collection[str] = ()) -> set[str]:
+        """The files that are masks by their names: in a folder of masks, or `1_mask.png` beside its `1.png`.
+
+        Args:
+            kinds: folder names that are kinds of images, whatever they sound like.
+        """
+        kept = frozenset(map(file_key, kinds))
+        if kept not in self._masks:
+            self._masks[kept] = self._find_masks(kept)
+        return self._masks[kept]
+
+    def _find_masks(self, kept: frozenset[str]) -> set[str]:
+        masks = {
+            path
+            for path in self.files
+            if any(is_mask_folder(part) and file_key(part) not in kept for part in path.split("/")[:-1])
+        }
+        stems = {file_key(os.path.splitext(path)[0]) for path in self.files if path not in masks}
+        named = {path: bare for path in self.files if path not in masks and (bare := mask_stem(path)) is not None}
+        beside = {path for path, bare in named.items() if file_key(bare) in stems}
+        # One without its image, where others of the same folder lie beside theirs, is a mask as well.
+        folders = {os.path.dirname(path) for path in beside}
+        return masks | beside | {path for path in named if os.path.dirname(path) in folders}
+
+    def under(self, folder: str) -> FileTree:
+        """The part of the tree below a folder, without walking the disk again."""
+        if not folder:
+            return self
+        part = FileTree.__new__(FileTree)
+        prefix = folder + "/"
+
+        def cut(paths: list[str]) -> list[str]:
+            return [path[len(prefix) :] for path in paths if path.startswith(prefix)]
+
+        part.root = os.path.join(self.root, folder)
+        part.files, part.tables, part.outside = cut(self.files), cut(self.tables), cut(self.outside)
+        part.set_aside = {reason: kept for reason, paths in self.set_aside.items() if (kept := cut(paths))}
+        part._sort()
+        return part
+
+    def folders(self, depth: int) -> list[str]:
+        """Folders exactly `depth` levels down that hold images somewhere below."""
+        parts = (path.split("/") for path in self.files)
+        return sorted({"/".join(p[:depth]) for p in parts if len(p) > depth}, key=natural_key)
+
+    def describe(self, limit: int = 12) -> str:
+        """What lies at the top, for messages."""
+        if not os.path.isdir(self.root):
+            return "no such folder"
+        names = sorted(os.listdir(self.root), key=natural_key)
+        shown = [name + "/" if os.path.isdir(os.path.join(self.root, name)) else name for name in names[:limit]]
+        more = f" and {len(names) - limit} more" if len(names) > limit else ""
+        return (", ".join(shown) + more) or "nothing"
+
+
+class MaskFinder:
+    """Finds an image's masks by its own name and those of its folders, wherever the folder of masks lies.
+
+    `masks/1.png`, `masks/bad/1.png`, `bad/masks/1.png`, `bad/1_mask.png` and `masks/bad/1/000.png` all are masks of
+    `bad/1.jpg`; `masks/rust/1.png` is none. Folders of masks and of images do not count; the mask that shares most
+    folders is first, then the one with the image's suffix.
+    """
+
+    def __init__(self, masks: Collection[str]):
+        self._by_stem: dict[str, list[tuple[tuple[str, ...], str, bool]]] = {}
+        several: dict[str, list[str]] = {}
+        for path in sorted(masks, key=natural_key):
+            head, name = os.path.split(os.path.splitext(path)[0])
+            self._add(head, name, path, True)
+            if (bare := mask_stem(path)) is not None:
+                self._add(head, os.path.basename(bare), path, False)
+            several.setdefault(head, []).append(path)
+        for head, paths in several.items():
+            if len(paths) == 1 and not is_mask_folder(os.path.basename(head)):  # of several masks none is the whole
+                self._add(*os.path.split(head), paths[0], False)
+
+    def _add(self, head: str, name: str, path: str, exact: bool) -> None:
+        self._by_stem.setdefault(file_key(name), []).append((_telling_parts(head), path, exact))
+
+    def find(self, image: str) -> list[str]:
+        """Masks that may be an image's, the likeliest first."""
+        head, name = os.path.split(image)
+        stem, suffix = os.path.splitext(name)
+        parts = _telling_parts(head)
+        fitting = [
+            (-len(own), os.path.splitext(path)[1].lower() != suffix.lower(), not exact, path)
+            for own, path, exact in self._by_stem.get(file_key(stem), ())
+            if _in_order(own, parts)
+        ]
+        return [path for *_, path in sorted(fitting, key=lambda item: item[:3])]
+
+
+def mask_stem(path: str) -> str | None:
+    """The path without suffix of the image that a mask's name speaks of: `bad/1` for `bad/1_mask.png`, else None."""
+    head, name = os.path.split(os.path.splitext(path)[0])
+    match = _MASK_STEM.fullmatch(name)
+    bare = match.group(1) if match else name
+    return None if bare == name else os.path.join(head, bare).replace(os.sep, "/")
+
+
+def plain_path(path: str) -> str:
+    """The path with folders of images called `images`, and VisA's `Data/Images` too."""
+    *folders, name = path.split("/")
+    return "/".join(["images" if is_image_folder(folder) else folder for folder in _without_data(folders)] + [name])
+
+
+def _telling_parts(head: str) -> tuple[str, ...]:
+    """The folders that say what is shown, not that it is images or masks."""
+    names = _without_data([name for name in head.split("/") if name])
+    return tuple(file_key(name) for name in names if not (is_mask_folder(name) or is_image_folder(name)))
+
+
+def _without_data(folders: list[str]) -> list[str]:
+    """VisA's own tree has `Data/Images` and `Data/Masks`."""
+    after = folders[1:]
+    return [
+        name
+        for place, name in enumerate(folders)
+        if name.casefold() != "data"
+        or place == len(after)
+        or not (is_mask_folder(after[place]) or is_image_folder(after[place]))
+    ]
+
+
+def _in_order(few: tuple[str, ...], many: tuple[str, ...]) -> bool:
+    rest = iter(many)
+    return all(name in rest for name in few)
+
+
+def _is_result(path: str) -> bool:
+    """Heat maps and maps of a run without records: they keep the image's suffix, as in `overlays/cut/000.png.png`."""
+    *folders, name = path.split("/")
+    twice = os.path.splitext(name)[0].lower().endswith(IMAGE_SUFFIXES)
+    return twice and any(folder.lower() in _RESULT_FOLDERS for folder in folders)
