@@ -282,8 +282,8 @@ def test_results_hold_no_graph():
 def test_16_bit_of_either_byte_order(tiny_processor, order):
     swapped = tiny_processor(DEEP.astype(order)).pixel_values[0]
     np.testing.assert_array_equal(swapped, tiny_processor(DEEP).pixel_values[0])
-    dark = np.full((8, 8), 200, order)  # dark, but 16 bits all the same
-    assert tiny_processor(dark).pixel_values[0][0, 0, 0] == pytest.approx((1 / 255 - MEAN[0]) / STD[0], abs=1e-6)
+    shallow = np.full((8, 8), 4095, order)  # 12 bits in 16
+    assert tiny_processor(shallow).pixel_values[0][0, 0, 0] == pytest.approx((1 - MEAN[0]) / STD[0], abs=1e-6)
 
 
 def test_a_stack_of_masks(tiny_processor):

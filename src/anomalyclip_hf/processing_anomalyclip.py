@@ -6,13 +6,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 from transformers import BatchFeature, PreTrainedConfig
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
+
+from .images_anomalyclip import (
+    ImageReadError,
+    channels_last,
+    load_image,
+    painted,
+    painted_channels,
+    to_array,
+    to_pil_image,
+    upright,
+)
 
 DEFAULT_SIZE = 518
 UNKNOWN_MASK = -1.0
@@ -25,62 +36,6 @@ class AnomalyCLIPImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-a
     """
 
     sigma: float
-
-
-def to_pil_image(image: Any, name: str = "image") -> Image.Image:
-    """Turn an image of any common kind into an upright 8-bit PIL image, without stretching its values.
-
-    Args:
-        image: PIL image of any mode (EXIF rotation is applied), or an array or tensor of shape `(H, W)`, `(H, W, C)`
-            or `(C, H, W)` with 1, 3 or 4 channels: bool, uint8, uint16 in their full range, or floats in [0, 1].
-        name (`str`): what to call it in errors.
-
-    Raises:
-        ValueError: if it is empty, has NaN or values out of range, or an unknown shape.
-        TypeError: if it is no image.
-    """
-    if isinstance(image, Image.Image):
-        image = ImageOps.exif_transpose(image)
-        if not image.width or not image.height:
-            raise ValueError(f"{name} is {image.width}x{image.height} pixels: it is empty")
-        if image.mode not in ("F", "I") and not image.mode.startswith("I;16"):
-            return image
-        image = np.asarray(image)
-    if isinstance(image, Tensor):
-        image = image.detach().cpu().float().numpy() if image.dtype == torch.bfloat16 else image.detach().cpu().numpy()
-    if not isinstance(image, np.ndarray):
-        raise TypeError(f"{name} is a {type(image).__name__}, expected a PIL image, an array or a tensor")
-    return Image.fromarray(_to_uint8(_channels_last(image, name), name))
-
-
-def _channels_last(array: np.ndarray, name: str) -> np.ndarray:
-    if array.ndim == 3 and array.shape[-1] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
-        array = np.moveaxis(array, 0, -1)
-    if array.ndim == 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    if array.size == 0 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (3, 4)):
-        raise ValueError(f"{name} has shape {array.shape}, expected (H, W), (H, W, C) or (C, H, W) with C = 1, 3 or 4")
-    return array
-
-
-def _to_uint8(array: np.ndarray, name: str) -> np.ndarray:
-    if array.dtype == np.uint8:
-        return np.ascontiguousarray(array)
-    if array.dtype == bool:
-        return array.astype(np.uint8) * 255
-    if np.issubdtype(array.dtype, np.floating):
-        low, high = float(array.min()), float(array.max())
-        if not (low >= 0 and high <= 1):  # also true of NaN
-            raise ValueError(f"{name} holds floats from {low:g} to {high:g}, expected [0, 1] without NaN; rescale it")
-        return np.rint(array * 255).astype(np.uint8)
-    if np.issubdtype(array.dtype, np.integer):
-        low, high = int(array.min()), int(array.max())
-        if low < 0 or high > 65535:
-            raise ValueError(f"{name} holds integers from {low} to {high}, expected 8 or 16 bit unsigned values")
-        # 16-bit data in its full range; wide integers that never leave 0..255 are 8-bit data.
-        wide = (array.dtype.kind, array.dtype.itemsize) == ("u", 2) or high > 255  # of either byte order
-        return ((array.astype(np.uint32) + 128) // 257 if wide else array).astype(np.uint8)
-    raise ValueError(f"{name} has dtype {array.dtype}, expected bool, uint8, uint16 or float")
 
 
 @lru_cache(maxsize=32)
@@ -317,20 +272,14 @@ def _as_list(value) -> list:
 def _binary_mask(mask, name: str) -> Image.Image:
     """A mask of any kind as an 8-bit image of 0 and 255, made binary before it is resized, as the authors do."""
     if isinstance(mask, Image.Image):
-        mask = ImageOps.exif_transpose(mask)
-        plain = mask.mode in ("L", "1", "F", "I") or mask.mode.startswith("I;16")
-        mask = np.asarray(mask if plain else mask.convert("RGB"))
-    elif isinstance(mask, Tensor):
-        mask = mask.detach().cpu().float().numpy() if mask.is_floating_point() else mask.detach().cpu().numpy()
-    if not isinstance(mask, np.ndarray):
-        raise TypeError(f"{name} is a {type(mask).__name__}, expected a PIL image, an array or a tensor")
-    mask = _channels_last(mask, name)
-    if np.isnan(mask).any():
-        raise ValueError(f"{name} holds NaN, expected 0 where normal and more where anomalous")
-    inside = mask > (0.5 if np.issubdtype(mask.dtype, np.floating) and mask.max() <= 1 else 0)
-    if inside.ndim == 3:
-        inside = inside[..., :3].any(axis=-1)
+        inside = painted(upright(mask, name))
+    else:
+        mask = channels_last(to_array(mask, name), name)
+        if np.isnan(mask).any():
+            raise ValueError(f"{name} holds NaN, expected 0 where normal and more where anomalous")
+        threshold = 0.5 if np.issubdtype(mask.dtype, np.floating) and mask.max() <= 1 else 0
+        inside = painted_channels(mask, threshold) if mask.ndim == 3 else mask > threshold
     return Image.fromarray(inside.astype(np.uint8) * 255)
 
 
-__all__ = ["AnomalyCLIPProcessor", "gaussian_smooth", "to_pil_image"]
+__all__ = ["AnomalyCLIPProcessor", "ImageReadError", "gaussian_smooth", "load_image", "to_pil_image"]
