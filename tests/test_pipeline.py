@@ -100,7 +100,7 @@ def test_url(detector, images, expected, tmp_path):
         assert_same([detector(f"{base}/photo.png")], expected[:1])
         assert_same(detector([f"{base}/photo.png"], timeout=10.0), expected[:1])
         for name in ("page.png", "missing.png"):
-            with pytest.raises(ValueError, match=rf"{name}: can't be read as an image"):
+            with pytest.raises(ValueError, match=rf"cannot read image .*{name}: \w"):
                 detector(f"{base}/{name}")
     finally:
         server.shutdown()
@@ -166,7 +166,7 @@ def test_rotated_photographs_give_upright_maps(detector, make_image, tmp_path):
 @pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n"])
 def test_unreadable_files_are_named(detector, tmp_path, content):
     (tmp_path / "bad.png").write_bytes(content)
-    with pytest.raises(ValueError, match=r"bad\.png: can't be read as an image"):
+    with pytest.raises(ValueError, match=r"cannot read image .*bad\.png: \w"):
         detector(str(tmp_path / "bad.png"))
 
 
@@ -174,9 +174,9 @@ def test_truncated_and_missing_files_are_named(detector, make_image, tmp_path):
     make_image().save(tmp_path / "cut.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:200])
     for name in ("cut.png", "missing.png"):
-        with pytest.raises(ValueError, match=rf"{name}: can't be read as an image"):
+        with pytest.raises(ValueError, match=rf"cannot read image .*{name}: \w"):
             detector([str(tmp_path / name)])
-    with pytest.raises(ValueError, match="can't be read as an image"):
+    with pytest.raises(ValueError, match="cannot read image"):
         detector(str(tmp_path))
 
 
@@ -224,7 +224,7 @@ def test_a_stream_of_images(detector, images, expected):
 
 
 def test_a_url_that_fails_is_named():
-    with pytest.raises(ValueError, match=r"http://127.0.0.1:9/none.png: can't be read"):
+    with pytest.raises(ValueError, match=r"cannot read image http://127.0.0.1:9/none.png: "):
         read_image("http://127.0.0.1:9/none.png", timeout=2)
 
 
@@ -232,14 +232,14 @@ def test_a_url_that_fails_is_named():
     ("url", "why"),
     [
         ("http://127.0.0.1:port/x.png", "nonnumeric port"),
-        ("http:///x.png", "can't be read as an image"),
-        ("data:image/png;base64,####", "can't be read as an image"),
+        ("http:///x.png", "no host given"),
+        ("data:image/png;base64,####", "it is empty"),
     ],
 )
 def test_addresses_that_make_no_sense_are_named(url, why):
     with pytest.raises(ValueError, match=why) as caught:
         read_image(url, timeout=2)
-    assert str(caught.value).startswith(url)
+    assert str(caught.value).startswith(f"cannot read image {url}: ")
 
 
 def test_iterators_and_stacks(detector, make_image):

@@ -327,8 +327,11 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
             return AnomalyCLIPProcessor.from_pretrained(known, **hub, size=size)
         try:
             base = locate_base(self.config.base_model_name_or_path, ".")
-            return AnomalyCLIPProcessor.from_pretrained(base, local_files_only=True, size=size)
         except (OSError, ValueError):
+            return AnomalyCLIPProcessor(size=size)
+        try:
+            return AnomalyCLIPProcessor.from_pretrained(base, local_files_only=True, size=size)
+        except OSError:  # not in the cache; settings that are there and out of range are told
             return AnomalyCLIPProcessor(size=size)
 
     def push_prompts_to_hub(
