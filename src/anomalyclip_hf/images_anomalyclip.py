@@ -43,8 +43,8 @@ def describe_source(source: Any) -> str:
         return name if len(name) <= 4096 else f"{name[:80]}... ({len(name)} letters)"
     if isinstance(source, Mapping) and source.get("path"):
         return str(source["path"])
-    name = getattr(source, "filename", None) or getattr(source, "name", None)
-    return str(name) if name else f"<{type(source).__name__} without a path>"
+    stated = getattr(source, "filename", None) or getattr(source, "name", None)
+    return str(stated) if stated else f"<{type(source).__name__} without a path>"
 
 
 def open_image(source: Any) -> Image.Image:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -336,7 +336,7 @@ def _check_settings(settings: dict[str, Any]) -> None:
     size = settings.get("size")
     sides = [side for side in (size.height, size.width) if side is not None] if size else []
     if not all(type(side) is int and 1 <= side <= MAX_SIDE for side in sides):
-        raise ValueError(f"size={dict(size)!r}, expected whole sides from 1 to {MAX_SIDE} pixels")
+        raise ValueError(f"size={dict(size or {})!r}, expected whole sides from 1 to {MAX_SIDE} pixels")
     _check_sigma(settings.get("sigma"), max([*sides, 1]))
     if settings.get("resample") is not None:
         try:
@@ -351,7 +351,7 @@ def _check_sigma(sigma: Any, side: int) -> None:
         raise ValueError(f"sigma={sigma!r}, expected 0 to {most} pixels, the input's own side")
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 

@@ -23,6 +23,7 @@ from ..images_anomalyclip import (
     orientation_of,
     states_orientation,
     unreadable,
+    upright,
     upright_size,
 )
 
@@ -37,6 +38,8 @@ __all__ = [
     "orientation_of",
     "read_image",
     "read_mask",
+    "states_orientation",
+    "upright",
     "upright_size",
 ]
 
@@ -103,7 +106,7 @@ def read_image(source: Any) -> Image.Image:
     """
     image = open_image(source)
     try:
-        image_8_bit = images.to_pil_image(images.upright(image), "it")
+        image_8_bit = images.to_pil_image(upright(image), "it")
         if image_8_bit.mode == "P" and "transparency" in image_8_bit.info:
             image_8_bit = image_8_bit.convert("RGBA")
         return image_8_bit if image_8_bit.mode == "RGB" else image_8_bit.convert("RGB")

@@ -347,14 +347,12 @@ def _as_array(image: Any) -> np.ndarray:
     """Any user's picture as uint8 (H, W, 3)."""
     from PIL import Image
 
+    from .masks import open_image, upright
+
     if isinstance(image, (str, os.PathLike)):
-        try:
-            with Image.open(image) as opened:
-                opened.load()
-                image = opened
-        except OSError as error:
-            raise ValueError(f"image={str(image)!r} cannot be read as a picture: {error}") from error
+        image = open_image(image)
     if isinstance(image, Image.Image):
+        image = upright(image, "image")
         if image.mode[0] in "IF":
             raise ValueError(f"image has mode {image.mode!r}, but 8 bits per channel are expected; convert it first")
         image = np.asarray(image.convert("RGB"))
