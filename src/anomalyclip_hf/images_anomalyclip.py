@@ -5,6 +5,7 @@ Importing this needs numpy and PIL only.
 
 import io
 import os
+import struct
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -28,6 +29,9 @@ UPRIGHT = {
 }
 _METADATA_KEYS = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 _METADATA_MARKS = (b"Exif", b"EXIF", b"XMP ", b"MPF\0", b"http://ns.adobe.com/xap/1.0/\0", b"application/rdf+xml")
+# Tags of a TIFF that say where and how its pixels lie.
+_TIFF_PIXELS = {*range(254, 267), 273, 274, *range(277, 280), 284, 292, 293, 317, *range(320, 326), 332, 334}
+_TIFF_PIXELS |= {*range(338, 343), 347, *range(512, 534)}
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_METADATA = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
 
@@ -166,7 +170,7 @@ def to_pil_image(image: Any, name: str = "image") -> Image.Image:
         image = upright(image, name)
         if not is_deep(image):
             return image
-        image = np.asarray(image)
+        image = _pixels_of(image)
     image = to_array(image, name)
     return Image.fromarray(to_uint8(channels_last(image, name), name))
 
@@ -208,7 +212,7 @@ def bit_depth_of(image: Image.Image | np.ndarray) -> int:
     if isinstance(image, Image.Image):
         if not is_deep(image) or image.mode == "F":
             return 8
-        image = np.asarray(image)
+        image = _pixels_of(image)
     highest = int(image.max()) if np.issubdtype(image.dtype, np.integer) and image.size else 0
     return next((depth for depth in BIT_DEPTHS if highest < 1 << depth), 16)
 
@@ -232,7 +236,7 @@ def to_uint8(array: np.ndarray, name: str) -> np.ndarray:
             raise ImageReadError(f"{name} holds integers from {low} to {high}, expected 8 or 16 bit unsigned values")
         most = (1 << bit_depth_of(array)) - 1
         table = ((np.arange(most + 1) * 510 + most) // (2 * most)).astype(np.uint8)  # round(255 value / most)
-        return table[array.astype(np.uint16)]
+        return table[array.astype(np.uint16, copy=False)]
     raise ImageReadError(f"{name} has dtype {array.dtype}, expected bool, uint8, uint16 or float")
 
 
@@ -250,7 +254,7 @@ def painted(image: Image.Image, threshold: int = 0) -> np.ndarray:
         ImageReadError: if it holds NaN or infinite values.
     """
     if is_deep(image):
-        values = np.asarray(image)
+        values = _pixels_of(image)
         if image.mode == "F":
             if not np.isfinite(values).all():
                 raise ImageReadError("it holds NaN or infinite values")
@@ -275,10 +279,22 @@ def painted_channels(pixels: np.ndarray, threshold: float = 0) -> np.ndarray:
         nothing = alpha.max() == 0 and bool((colors == colors[:1, :1]).all())
         return np.zeros_like(inside) if nothing else inside
     seen = alpha > threshold
+    if seen.all():
+        return inside
     if np.median(colors[~seen].max(axis=-1)) <= threshold:  # transparent black is background by its color already
         return inside if inside.any() else seen
     shown = colors[seen]
     return seen if bool((shown == shown[:1]).all()) else inside & seen
+
+
+def _pixels_of(image: Image.Image, rows: int = 256) -> np.ndarray:
+    """As `np.asarray(image)` of one channel, in strips: at once it would take three times the image's memory."""
+    image.load()
+    (width, height), first = image.size, np.asarray(image.crop((0, 0, 1, 1)))
+    pixels = np.empty((height, width), first.dtype)
+    for top in range(0, height, rows):
+        pixels[top : top + rows] = np.asarray(image.crop((0, top, width, min(top + rows, height))))
+    return pixels
 
 
 def _is_file(source: Any) -> bool:
@@ -343,16 +359,29 @@ def _without_metadata(stream: Any) -> bytes | None:
             end = place + 12 + int.from_bytes(content[place : place + 4], "big")
             changed += b"" if content[place + 4 : place + 8] in _PNG_METADATA else content[place:end]
             place = end
+    elif content[:4] in (b"II*\0", b"MM\0*"):
+        changed = _plain_tiff(content)
     else:
         for mark in _METADATA_MARKS:
             changed = changed.replace(mark, b"x" * len(mark))
     return None if changed == content else changed
 
 
+def _plain_tiff(content: bytes) -> bytes:
+    """A TIFF whose first directory says nothing but how its pixels lie: other entries become a byte each."""
+    order, changed = ("<" if content[:2] == b"II" else ">"), bytearray(content)
+    (start,) = struct.unpack_from(f"{order}I", content, 4)
+    (number,) = struct.unpack_from(f"{order}H", content, start)
+    for place in range(start + 2, min(start + 2 + 12 * number, len(content) - 11), 12):
+        if struct.unpack_from(f"{order}H", content, place)[0] not in _TIFF_PIXELS:
+            struct.pack_into(f"{order}HI", changed, place + 2, 1, 1)
+    return bytes(changed)
+
+
 def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file"
-    text = str(error)
+    text = (isinstance(error, OSError) and error.strerror) or str(error)
     if "cannot identify image file" in text:
         return f"not an image, or its header is damaged (read are {', '.join(FORMATS)})"
     if isinstance(error, MemoryError):
