@@ -1,8 +1,11 @@
 """One call from an image to a score and a heat map, for every kind of input."""
 
+import base64
 import functools
 import http.server
+import io
 import threading
+import time
 
 import datasets
 import numpy as np
@@ -250,3 +253,58 @@ def test_iterators_and_stacks(detector, make_image):
     stack = np.stack([np.asarray(image) for image in images])
     assert_same(detector(stack), expected)
     assert_same(detector(torch.from_numpy(stack).permute(0, 3, 1, 2)), expected)
+
+
+def test_files_and_their_bytes(detector, images, expected, tmp_path):
+    images[0].save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    with open(tmp_path / "a.png", "rb") as file:
+        assert_same([detector(file)], expected[:1])
+    for one in (content, bytearray(content), io.BytesIO(content), {"bytes": content, "path": None}):
+        assert_same([detector(one)], expected[:1])
+        assert_same(detector([one]), expected[:1])
+    data = "data:image/png;base64," + base64.b64encode(content).decode()
+    assert_same([detector(data)], expected[:1])
+
+
+@pytest.fixture
+def slow_server():
+    """Sends a byte now and then: in the head of its answer (/head), or in the body (/body)."""
+
+    class Drip(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            if self.path == "/large":
+                self.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n" + bytes(200_000))
+                return
+            self.wfile.write(b"HTTP/1.0 200 OK\r\n" + (b"\r\n" if self.path == "/body" else b"X: "))
+            for _ in range(100):
+                try:
+                    self.wfile.write(b"a")
+                    time.sleep(0.05)
+                except OSError:
+                    return
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Drip)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("part", ["head", "body"])
+def test_a_dripping_server_meets_the_deadline(slow_server, part):
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=rf"{part}: not received within 0.3 s \(timeout="):
+        read_image(f"{slow_server}/{part}", timeout=0.3)
+    assert time.monotonic() - start < 2
+
+
+def test_a_large_download_is_refused(slow_server, detector):
+    with pytest.raises(ValueError, match=r"large: it is larger than 100,000 bytes \(max_bytes="):
+        detector(f"{slow_server}/large", max_bytes=100_000)
+    with pytest.raises(ValueError, match="timeout=-1"):
+        read_image(f"{slow_server}/large", timeout=-1)
