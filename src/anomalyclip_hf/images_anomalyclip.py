@@ -6,6 +6,7 @@ Importing this needs numpy and PIL only.
 import io
 import os
 import struct
+import sys
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -65,14 +66,17 @@ def open_image(source: Any) -> Image.Image:
     try:
         stream = _stream_of(source)
         try:
-            image = Image.open(stream, formats=_formats())
+            image: Image.Image = Image.open(stream, formats=_formats())
         except FileNotFoundError:
             raise
         except Exception:  # perhaps of the metadata alone
             content = _without_metadata(stream)
             if content is None:
                 raise
-            image = Image.open(io.BytesIO(content), formats=_formats())
+            stream = io.BytesIO(content)
+            image = Image.open(stream, formats=_formats())
+        if _swapped_tiles(image):
+            image = _deep_color(image, stream)
     except Exception as error:  # PIL raises many kinds for broken files
         raise unreadable(source, error) from error
     _tame_metadata(image)
@@ -324,6 +328,41 @@ def _stream_of(source: Any) -> Any:
     if not _is_file(source):
         raise ImageReadError(f"a {type(source).__name__} is no image, path, bytes or binary file")
     return source if hasattr(source, "seek") else io.BytesIO(source.read())
+
+
+def _swapped_tiles(image: Image.Image) -> list:
+    """The tiles of a color image of 16 bits a channel, with the other byte order; none for other images."""
+    tiles = getattr(image, "tile", [])
+    modes = [tile.args if isinstance(tile.args, str) else tile.args[0] for tile in tiles if tile.args]
+    if not modes or not all(isinstance(mode, str) and mode[:3] == "RGB" and ";16" in mode for mode in modes):
+        return []
+    native = "L" if sys.byteorder == "little" else "B"
+    swapped = [mode[:-1] + {"B": "L", "L": "B"}[mode[-1].replace("N", native)] for mode in modes]
+    return [
+        tile._replace(args=mode if isinstance(tile.args, str) else (mode, *tile.args[1:]))
+        for tile, mode in zip(tiles, swapped, strict=True)
+    ]
+
+
+def _deep_color(image: Image.Image, stream: Any) -> Image.Image:
+    """A color image of 16 bits a channel, of which PIL reads the upper byte: with the lower one too, in another byte
+    order, where the upper holds less than 7 bits (12-bit data would be as good as black)."""
+    if hasattr(stream, "seek"):
+        stream.seek(0)
+    with Image.open(stream if not hasattr(stream, "read") else io.BytesIO(stream.read()), formats=_formats()) as other:
+        _tame_metadata(other)
+        other.tile = _swapped_tiles(other)
+        _tame_metadata(image)
+        image.load()
+        upper = np.asarray(image)[..., :3]
+        if upper.max() >= 64:
+            return image
+        values = upper.astype(np.uint16) << 8 | np.asarray(other)[..., :3]
+    deep = Image.fromarray(to_uint8(values, "it"))
+    if "A" in image.mode:
+        deep.putalpha(image.getchannel("A"))
+    deep.getexif().update(image.getexif())
+    return deep
 
 
 def _stated_orientation(image: Image.Image) -> int | None:
