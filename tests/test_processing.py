@@ -1,6 +1,8 @@
 """The processor: the authors' preprocessing for every kind of image, masks, smoothing, results."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from torch.testing import assert_close
 
-from anomalyclip_hf import AnomalyCLIPProcessor
+from anomalyclip_hf import AnomalyCLIPModel, AnomalyCLIPProcessor
 from anomalyclip_hf.processing_anomalyclip import gaussian_smooth, to_pil_image
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
@@ -282,8 +284,8 @@ def test_results_hold_no_graph():
 def test_16_bit_of_either_byte_order(tiny_processor, order):
     swapped = tiny_processor(DEEP.astype(order)).pixel_values[0]
     np.testing.assert_array_equal(swapped, tiny_processor(DEEP).pixel_values[0])
-    dark = np.full((8, 8), 200, order)  # dark, but 16 bits all the same
-    assert tiny_processor(dark).pixel_values[0][0, 0, 0] == pytest.approx((1 / 255 - MEAN[0]) / STD[0], abs=1e-6)
+    shallow = np.full((8, 8), 4095, order)  # 12 bits in 16
+    assert tiny_processor(shallow).pixel_values[0][0, 0, 0] == pytest.approx((1 - MEAN[0]) / STD[0], abs=1e-6)
 
 
 def test_a_stack_of_masks(tiny_processor):
@@ -312,3 +314,121 @@ def test_a_damaged_stored_processor_is_told(tiny_processor, tmp_path):
     path.write_text(path.read_text()[:40])
     with pytest.raises(OSError, match=r"preprocessor_config\.json"):
         AnomalyCLIPProcessor.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("image_std", [0.0, 0.0, 0.0]),
+        ("image_std", [0.2, float("nan"), 0.2]),
+        ("image_std", [0.2, 0.2]),
+        ("image_std", 1e-30),
+        ("image_std", [-0.2] * 3),
+        ("image_mean", [float("inf"), 0.0, 0.0]),
+        ("image_mean", [0.5]),
+        ("image_mean", "half"),
+        ("rescale_factor", 0),
+        ("rescale_factor", float("nan")),
+        ("rescale_factor", [1.0, 1.0, 1.0]),
+        ("sigma", 1e5),
+        ("sigma", -1),
+        ("sigma", float("nan")),
+        ("sigma", True),
+        ("size", {"height": 10**6, "width": 42}),
+        ("size", {"height": 0, "width": 42}),
+        ("resample", 9),
+        ("do_center_crop", True),
+        ("data_format", "channels_last"),
+    ],
+)
+@pytest.mark.parametrize("way", ["made", "loaded", "overridden", "called"])
+def test_settings_out_of_range_are_refused(field, value, way, tiny_processor, tmp_path):
+    ways = {
+        "made": lambda: AnomalyCLIPProcessor(**{field: value}),
+        "loaded": lambda: AnomalyCLIPProcessor.from_pretrained(tmp_path),
+        "overridden": lambda: AnomalyCLIPProcessor.from_pretrained(tmp_path, **{field: value}),
+        "called": lambda: tiny_processor(RGB, **{field: value}),
+    }
+    tiny_processor.save_pretrained(tmp_path)
+    if way == "loaded":
+        path = tmp_path / "preprocessor_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+    with pytest.raises(ValueError, match=rf"{field}="):
+        ways[way]()
+
+
+def test_unknown_settings_are_refused_and_stored_ones_named(tiny_processor, tmp_path, caplog, monkeypatch):
+    tiny_processor.save_pretrained(tmp_path)
+    for call in (
+        lambda: AnomalyCLIPProcessor(sgima=1),
+        lambda: AnomalyCLIPProcessor.from_pretrained(tmp_path, sgima=1),
+        lambda: tiny_processor(RGB, sgima=1),
+        lambda: AnomalyCLIPProcessor.from_dict({}, sgima=1),
+    ):
+        with pytest.raises(TypeError, match=r"unknown arguments \['sgima'\].*known are .*sigma, size"):
+            call()
+    with pytest.raises(TypeError, match="image_size"):
+        AnomalyCLIPProcessor(image_size=100)
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "of_version_6": 1}))
+    told = []
+    monkeypatch.setattr("anomalyclip_hf.processing_anomalyclip.logger.warning", told.append)
+    loaded = AnomalyCLIPProcessor.from_pretrained(tmp_path)
+    assert loaded.to_dict() == tiny_processor.to_dict() and "of_version_6" in told[0]
+    loaded, unused = AnomalyCLIPProcessor.from_pretrained(tmp_path, sigma=2.0, other=1, return_unused_kwargs=True)
+    assert loaded.sigma == 2.0 and unused == {"other": 1}
+
+
+def test_masks_under_their_other_name(tiny_processor):
+    expected = tiny_processor(RGB, masks=MASK)["masks"]
+    np.testing.assert_array_equal(tiny_processor(RGB, segmentation_maps=MASK)["masks"], expected)
+    with pytest.raises(TypeError, match="two names of one argument"):
+        tiny_processor(RGB, masks=MASK, segmentation_maps=MASK)
+
+
+@pytest.mark.parametrize("name", ["logits", "anomaly_maps"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_outputs_that_are_not_finite_are_refused(tiny_processor, name, value):
+    outputs = {"logits": torch.zeros(2, 2), "anomaly_maps": torch.rand(2, 42, 42)}
+    outputs[name][1].view(-1)[0] = value
+    with pytest.raises(ValueError, match=r"image 1 of 2 is not finite.*weights.*image_std"):
+        tiny_processor.post_process_anomaly_detection(outputs, image_threshold=0.5)
+    with pytest.raises(ValueError, match=r"sigma=1e\+05|sigma=100000"):
+        tiny_processor.post_process_anomaly_detection(
+            {"logits": torch.zeros(1, 2), "anomaly_maps": torch.rand(1, 42, 42)}, sigma=1e5
+        )
+
+
+NESTED = {"image_processor": {"image_processor_type": "CLIPImageProcessor", "image_mean": [0.5] * 3}}
+
+
+@pytest.mark.parametrize(
+    ("files", "mean"),
+    [
+        ({"processor_config.json": NESTED}, 0.5),
+        ({"processor_config.json": NESTED, "preprocessor_config.json": {"image_mean": [0.1] * 3}}, 0.5),
+        ({"processor_config.json": {"processor_class": "CLIPProcessor"}}, MEAN[0]),
+        ({"processor_config.json": {}, "preprocessor_config.json": {"image_mean": [0.1] * 3}}, 0.1),
+        ({}, MEAN[0]),
+    ],
+)
+def test_settings_as_transformers_5_stores_them(tiny_clip_dir, tmp_path, files, mean):
+    """With the precedence of `AutoImageProcessor`; prompts saved afterwards carry them."""
+    for path in Path(tiny_clip_dir).iterdir():
+        shutil.copy(path, tmp_path)
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    assert AnomalyCLIPProcessor.from_pretrained(tmp_path).image_mean[0] == pytest.approx(mean)
+    model = AnomalyCLIPModel.from_pretrained(tmp_path, image_size=42)
+    model.save_prompts(tmp_path / "prompts", card=False, save_code=False)
+    assert AnomalyCLIPProcessor.from_pretrained(tmp_path / "prompts").image_mean[0] == pytest.approx(mean)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "LA", "RGB", "RGBA", "P"])
+def test_resizing_in_the_images_own_mode_changes_no_bit(mode):
+    """A large grey image is never made three times as large before it is made small."""
+    rng = np.random.default_rng(3)
+    image = Image.fromarray(rng.integers(0, 256, (90, 131, 4), dtype=np.uint8)).convert(mode)
+    processor = AnomalyCLIPProcessor(size={"height": 42, "width": 28}, do_normalize=False, do_rescale=False)
+    expected = np.asarray(image.convert("RGB").resize((28, 42), Image.Resampling.BICUBIC), np.float32)
+    np.testing.assert_array_equal(processor(image)["pixel_values"][0], expected.transpose(2, 0, 1))

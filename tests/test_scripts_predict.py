@@ -101,7 +101,7 @@ def test_unreadable_files_are_reported_and_skipped(script, photos, tiny_checkpoi
     assert [r["path"] for r in read_lines(out / "predictions.jsonl")] == [str(photos / "a" / "000.png")]
     skipped = {Path(r["path"]).name: r["error"] for r in read_lines(out / "skipped.jsonl")}
     assert set(skipped) == {"cut.png", "empty.jpg", "text.png", "nowhere"}
-    assert "can't be read as an image" in skipped["cut.png"] and skipped["nowhere"] == "no such file or folder"
+    assert "cannot read image" in skipped["cut.png"] and skipped["nowhere"] == "no such file or folder"
     captured = capsys.readouterr()
     assert "1 images scored, 4 inputs skipped" in captured.out and "skipped" in captured.err
 

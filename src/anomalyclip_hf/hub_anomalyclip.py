@@ -298,7 +298,7 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
                 configuration does.
             card (`bool`, `dict` or `ModelCard`, defaults to `True`): the README.md to write. False = none; a dict,
                 such as `{"training": ..., "results": ...}`, is told to [`make_model_card`].
-            save_code (`bool`, defaults to `True`): add the code that `trust_remote_code=True` runs (about 115 KB).
+            save_code (`bool`, defaults to `True`): add the code that `trust_remote_code=True` runs (about 155 KB).
 
         Raises:
             ValueError: if nothing names the backbone, the folder holds a full checkpoint, or the model is vision-only.
@@ -328,8 +328,11 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
             return AnomalyCLIPProcessor.from_pretrained(known, **hub, size=size)
         try:
             base = locate_base(self.config.base_model_name_or_path, ".")
-            return AnomalyCLIPProcessor.from_pretrained(base, local_files_only=True, size=size)
         except (OSError, ValueError):
+            return AnomalyCLIPProcessor(size=size)
+        try:
+            return AnomalyCLIPProcessor.from_pretrained(base, local_files_only=True, size=size)
+        except OSError:  # not in the cache; settings that are there and out of range are told
             return AnomalyCLIPProcessor(size=size)
 
     def push_prompts_to_hub(
@@ -373,7 +376,7 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
         Args:
             save_directory (`str` or `os.PathLike`): folder, made if absent.
             push_to_hub (`bool`, defaults to `False`): also push it, to `repo_id` or the folder's name.
-            save_code (`bool`, defaults to `True`): add the code that `trust_remote_code=True` runs (about 115 KB).
+            save_code (`bool`, defaults to `True`): add the code that `trust_remote_code=True` runs (about 155 KB).
             *args, **kwargs: as in `PreTrainedModel.save_pretrained`.
         """
         hub = {

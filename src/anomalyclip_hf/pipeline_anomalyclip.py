@@ -1,10 +1,11 @@
 """Pipeline: one call from an image to a score and a heat map."""
 
-import io
 import os
+import queue
+import threading
+import time
 import urllib.request
-from collections.abc import Iterator
-from http.client import HTTPException
+from collections.abc import Iterator, Mapping
 from types import GeneratorType
 from typing import Any
 from urllib.parse import quote
@@ -15,9 +16,12 @@ from PIL import Image
 from transformers.pipelines import Pipeline
 from transformers.utils import logging
 
-from .processing_anomalyclip import AnomalyCLIPProcessor, to_pil_image
+from .images_anomalyclip import ImageReadError, load_image, unreadable
+from .processing_anomalyclip import AnomalyCLIPProcessor
 
 logger = logging.get_logger(__name__)
+DOWNLOAD_TIMEOUT = 30.0
+DOWNLOAD_BYTES = 100_000_000
 URL_SAFE = "%/:=&?~#+!$,;'@()*[]"  # what has a meaning in a URL; spaces and the like are quoted
 
 
@@ -34,12 +38,13 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
     ```
 
     Args of a call:
-        inputs: a path, URL, PIL image or array, or a list, iterator, torch dataset or `datasets` column of them, or an
-            array or tensor of several, `(B, H, W, C)` or `(B, C, H, W)`.
+        inputs: a path, URL, open binary file, the bytes of a file, PIL image or array, or a list, iterator, torch
+            dataset or `datasets` column of them, or an array or tensor of several, `(B, H, W, C)` or `(B, C, H, W)`.
         batch_size (`int`, defaults to 1).
         sigma (`float`, pixels at the model's input size, *optional*): smoothing; the processor's own if absent.
         image_threshold, pixel_threshold (`float` in [0, 1], *optional*): those of the model's config if absent.
-        timeout (`float`, seconds, *optional*): for URLs.
+        timeout (`float`, seconds, defaults to 30): for a URL, from the request to the last byte.
+        max_bytes (`int`, defaults to 100 million): largest file that a URL may lead to.
 
     Returns:
         for each image a `dict`: `score` (float, P(anomalous)), `anomaly_map` (float32 array (h, w) in [0, 1], at the
@@ -68,7 +73,7 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
             return super().__call__(list(inputs), **kwargs) if inputs else []
         if isinstance(inputs, np.ndarray | torch.Tensor) and inputs.ndim == 4:
             return super().__call__(list(inputs), **kwargs)
-        if isinstance(inputs, Iterator) and not isinstance(inputs, GeneratorType):
+        if isinstance(inputs, Iterator) and not isinstance(inputs, GeneratorType) and not _is_file(inputs):
             inputs = (image for image in inputs)
         if _is_column(inputs):
             indexed = hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__")
@@ -77,21 +82,24 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         return super().__call__(inputs, **kwargs)
 
     def _sanitize_parameters(
-        self, sigma=None, image_threshold=None, pixel_threshold=None, timeout=None, **kwargs
+        self, sigma=None, image_threshold=None, pixel_threshold=None, timeout=None, max_bytes=None, **kwargs
     ) -> tuple[dict, dict, dict]:
         if kwargs:
             raise TypeError(
-                f"unknown arguments {sorted(kwargs)}; known are sigma, image_threshold, pixel_threshold, timeout"
+                f"unknown arguments {sorted(kwargs)}; known are sigma, image_threshold, pixel_threshold, timeout, "
+                "max_bytes"
             )
         post = {"sigma": sigma, "image_threshold": image_threshold, "pixel_threshold": pixel_threshold}
         return (
-            {"timeout": timeout} if timeout is not None else {},
+            {key: value for key, value in (("timeout", timeout), ("max_bytes", max_bytes)) if value is not None},
             {},
             {key: value for key, value in post.items() if value is not None},
         )
 
-    def preprocess(self, image: Any, timeout: float | None = None) -> dict[str, Any]:
-        image = read_image(image, timeout)
+    def preprocess(
+        self, image: Any, timeout: float = DOWNLOAD_TIMEOUT, max_bytes: int = DOWNLOAD_BYTES
+    ) -> dict[str, Any]:
+        image = read_image(image, timeout, max_bytes)
         pixel_values = self.image_processor(image, return_tensors="pt")["pixel_values"]
         return {"pixel_values": pixel_values.to(self.dtype), "target_size": torch.tensor([image.size[::-1]])}
 
@@ -115,38 +123,68 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         return {key: value.cpu().numpy() if torch.is_tensor(value) else value for key, value in result.items()}
 
 
-def read_image(image: Any, timeout: float | None = None) -> Image.Image:
-    """Read a path, URL, PIL image or array as an upright 8-bit PIL image.
+def read_image(image: Any, timeout: float | None = DOWNLOAD_TIMEOUT, max_bytes: int = DOWNLOAD_BYTES) -> Image.Image:
+    """Read an image of any kind as an upright 8-bit PIL image.
 
     Args:
-        image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`).
-        timeout (`float`, seconds, *optional*): for URLs.
+        image (`str`, `os.PathLike`, binary file, `bytes`, `{"bytes", "path"}`, `PIL.Image.Image`, `np.ndarray` or
+            `torch.Tensor`): a `str` is a path, an address (`http://`, `https://`) or a `data:` URL.
+        timeout (`float`, seconds, defaults to 30): for an address, from the request to the last byte.
+        max_bytes (`int`, defaults to 100 million): largest file that an address may lead to.
 
     Raises:
-        ValueError: if the file is missing, empty or no image; the message names it.
+        ImageReadError: (a `ValueError`) if it is missing, empty, too large, too slow or no image; names it.
+        TypeError: if it is nothing that could be an image.
     """
-    if isinstance(image, str | os.PathLike):
-        name = os.fspath(image)
+    if isinstance(image, str) and image.startswith(("http://", "https://", "data:")):
         try:
-            remote = name.startswith(("http://", "https://", "data:"))
-            with _fetch(name, timeout) if remote else Image.open(name) as opened:
-                opened.load()
-                return to_pil_image(opened, name)
-        except (OSError, SyntaxError, HTTPException, Image.DecompressionBombError) as error:
-            raise ValueError(f"{name}: can't be read as an image ({error})") from error
-    return to_pil_image(image)
+            content = _fetch(image, DOWNLOAD_TIMEOUT if timeout is None else timeout, max_bytes)
+        except Exception as error:  # of the address, the network, the server's answer
+            raise unreadable(image, error) from error
+        return load_image({"bytes": content, "path": image})
+    return load_image(image)
 
 
-def _fetch(url: str, timeout: float | None) -> Image.Image:
-    """Open an image by its URL, at its own bit depth."""
+def _fetch(url: str, timeout: float, max_bytes: int) -> bytes:
+    """Content of a URL; in a thread, since a server that sends a byte now and then keeps a socket's time limit."""
+    if not timeout > 0:
+        raise ValueError(f"timeout={timeout!r}, expected seconds above 0")
+    results: queue.SimpleQueue = queue.SimpleQueue()
+    deadline = time.monotonic() + timeout
+
+    def work() -> None:
+        try:
+            results.put(_download(url, deadline, max_bytes))
+        except Exception as error:
+            results.put(error)
+
+    threading.Thread(target=work, name="anomalyclip-download", daemon=True).start()
     try:
-        response = urllib.request.urlopen(
-            url if url.startswith("data:") else quote(url, safe=URL_SAFE), timeout=timeout
-        )
-    except ValueError as error:  # what is wrong with the address itself
-        raise OSError(f"it is no valid address: {error}") from error
-    with response:
-        return Image.open(io.BytesIO(response.read()))
+        result = results.get(timeout=min(timeout, threading.TIMEOUT_MAX))
+    except queue.Empty:
+        result = TimeoutError()
+    if isinstance(result, TimeoutError):
+        raise TimeoutError(f"not received within {timeout:g} s (timeout=... sets the limit)") from result
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def _download(url: str, deadline: float, max_bytes: int) -> bytes:
+    address = url if url.startswith("data:") else quote(url, safe=URL_SAFE)
+    content = bytearray()
+    with urllib.request.urlopen(address, timeout=max(deadline - time.monotonic(), 0.001)) as response:
+        while chunk := response.read1(1 << 16):
+            content += chunk
+            if len(content) > max_bytes:
+                raise ImageReadError(f"it is larger than {max_bytes:,} bytes (max_bytes=... sets the limit)")
+            if time.monotonic() > deadline:
+                raise TimeoutError
+    return bytes(content)
+
+
+def _is_file(inputs: Any) -> bool:
+    return callable(getattr(inputs, "read", None))
 
 
 def _find_processor(model: Any, name: Any) -> AnomalyCLIPProcessor:
@@ -159,8 +197,9 @@ def _find_processor(model: Any, name: Any) -> AnomalyCLIPProcessor:
 
 def _is_column(inputs: Any) -> bool:
     """A `datasets` column or another sized sequence that is neither an image nor a list, path or torch dataset."""
-    known = (str, os.PathLike, list, tuple, dict, Image.Image, np.ndarray, torch.Tensor, GeneratorType, Iterator)
-    if isinstance(inputs, (*known, torch.utils.data.Dataset)):
+    one = (str, bytes, bytearray, memoryview, os.PathLike, Mapping, Image.Image, np.ndarray, torch.Tensor)
+    several = (list, tuple, GeneratorType, Iterator, torch.utils.data.Dataset)
+    if isinstance(inputs, (*one, *several)) or _is_file(inputs):
         return False
     return hasattr(inputs, "__iter__") or (hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__"))
 

@@ -2,20 +2,44 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 from transformers import BatchFeature, PreTrainedConfig
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
 from transformers.processing_utils import ImagesKwargs
-from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
+from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file, logging, safe_load_json_file
+
+from .images_anomalyclip import (
+    ImageReadError,
+    channels_last,
+    load_image,
+    painted,
+    painted_channels,
+    to_array,
+    to_pil_image,
+    upright,
+)
+
+logger = logging.get_logger(__name__)
 
 DEFAULT_SIZE = 518
+MAX_SIDE = 8192
 UNKNOWN_MASK = -1.0
+# Bounds of settings: wide enough for values in [0, 1] and in 0 .. 255, too narrow for numbers that overflow.
+BOUNDS = {"image_mean": (-1000.0, 1000.0), "image_std": (1e-3, 1000.0), "rescale_factor": (1e-6, 256.0)}
+# What a saved processor says beside its settings, and what loading takes beside them.
+SERVICE_FIELDS = {"image_processor_type", "feature_extractor_type", "processor_class", "auto_map"}
+HUB_FIELDS = {"cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder"}
+LOADING_FIELDS = {"_from_auto", "_from_pipeline", "_commit_hash", "trust_remote_code", "code_revision", "use_fast"}
+LOADING_FIELDS |= {"backend", "config", "proxies", "user_agent"}
+# Settings of other processors: what they would have to be to change nothing here.
+UNUSED = {"do_center_crop": False, "do_pad": False, "do_convert_rgb": True, "data_format": "channels_first"}
+UNUSED |= {"crop_size": None, "pad_size": None, "input_data_format": None, "image_seq_length": None}
 
 
 class AnomalyCLIPImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
@@ -25,62 +49,6 @@ class AnomalyCLIPImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-a
     """
 
     sigma: float
-
-
-def to_pil_image(image: Any, name: str = "image") -> Image.Image:
-    """Turn an image of any common kind into an upright 8-bit PIL image, without stretching its values.
-
-    Args:
-        image: PIL image of any mode (EXIF rotation is applied), or an array or tensor of shape `(H, W)`, `(H, W, C)`
-            or `(C, H, W)` with 1, 3 or 4 channels: bool, uint8, uint16 in their full range, or floats in [0, 1].
-        name (`str`): what to call it in errors.
-
-    Raises:
-        ValueError: if it is empty, has NaN or values out of range, or an unknown shape.
-        TypeError: if it is no image.
-    """
-    if isinstance(image, Image.Image):
-        image = ImageOps.exif_transpose(image)
-        if not image.width or not image.height:
-            raise ValueError(f"{name} is {image.width}x{image.height} pixels: it is empty")
-        if image.mode not in ("F", "I") and not image.mode.startswith("I;16"):
-            return image
-        image = np.asarray(image)
-    if isinstance(image, Tensor):
-        image = image.detach().cpu().float().numpy() if image.dtype == torch.bfloat16 else image.detach().cpu().numpy()
-    if not isinstance(image, np.ndarray):
-        raise TypeError(f"{name} is a {type(image).__name__}, expected a PIL image, an array or a tensor")
-    return Image.fromarray(_to_uint8(_channels_last(image, name), name))
-
-
-def _channels_last(array: np.ndarray, name: str) -> np.ndarray:
-    if array.ndim == 3 and array.shape[-1] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
-        array = np.moveaxis(array, 0, -1)
-    if array.ndim == 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    if array.size == 0 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (3, 4)):
-        raise ValueError(f"{name} has shape {array.shape}, expected (H, W), (H, W, C) or (C, H, W) with C = 1, 3 or 4")
-    return array
-
-
-def _to_uint8(array: np.ndarray, name: str) -> np.ndarray:
-    if array.dtype == np.uint8:
-        return np.ascontiguousarray(array)
-    if array.dtype == bool:
-        return array.astype(np.uint8) * 255
-    if np.issubdtype(array.dtype, np.floating):
-        low, high = float(array.min()), float(array.max())
-        if not (low >= 0 and high <= 1):  # also true of NaN
-            raise ValueError(f"{name} holds floats from {low:g} to {high:g}, expected [0, 1] without NaN; rescale it")
-        return np.rint(array * 255).astype(np.uint8)
-    if np.issubdtype(array.dtype, np.integer):
-        low, high = int(array.min()), int(array.max())
-        if low < 0 or high > 65535:
-            raise ValueError(f"{name} holds integers from {low} to {high}, expected 8 or 16 bit unsigned values")
-        # 16-bit data in its full range; wide integers that never leave 0..255 are 8-bit data.
-        wide = (array.dtype.kind, array.dtype.itemsize) == ("u", 2) or high > 255  # of either byte order
-        return ((array.astype(np.uint32) + 128) // 257 if wide else array).astype(np.uint8)
-    raise ValueError(f"{name} has dtype {array.dtype}, expected bool, uint8, uint16 or float")
 
 
 @lru_cache(maxsize=32)
@@ -105,7 +73,7 @@ def gaussian_smooth(maps: Tensor, sigma: float) -> Tensor:
         maps (`Tensor` of shape `(..., H, W)`, float).
         sigma (`float`, pixels, 0 or more): standard deviation; 0 = unchanged.
     """
-    if sigma < 0:
+    if not sigma >= 0:
         raise ValueError(f"sigma={sigma}, expected 0 or more pixels")
     if sigma == 0:
         return maps
@@ -143,6 +111,10 @@ class AnomalyCLIPProcessor(PilBackend):
     do_convert_rgb = True
     sigma = 4.0
 
+    def __init__(self, **kwargs: Any):
+        _refuse_unknown(kwargs, set(self.valid_kwargs.__annotations__) | SERVICE_FIELDS)
+        super().__init__(**kwargs)
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
         """Load the processor of an AnomalyCLIP checkpoint, or make one for any CLIP checkpoint.
@@ -153,31 +125,48 @@ class AnomalyCLIPProcessor(PilBackend):
 
         Raises:
             OSError: if the checkpoint can't be found, or its stored processor can't be read.
+            ValueError: if a setting is out of range.
+            TypeError: if there is no such setting.
         """
-        hub = {
-            k: v
-            for k, v in kwargs.items()
-            if k in ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-        }
-        # A file that isn't there is one thing; one that is damaged, or a Hub that refuses, is told.
-        absent_is_fine = {"_raise_exceptions_for_missing_entries": False}
-        found = cached_file(pretrained_model_name_or_path, IMAGE_PROCESSOR_NAME, **absent_is_fine, **hub)
-        stored = cls.get_image_processor_dict(pretrained_model_name_or_path, **hub)[0] if found else {}
-        own_kind = stored.get("image_processor_type") == cls.__name__
-        fields = {
-            k: v
-            for k, v in kwargs.items()
-            if k in cls.valid_kwargs.__annotations__ or k in ImagesKwargs.__annotations__
-        }
-        if own_kind:
-            return cls.from_dict({**stored, **fields})
-        # A CLIP checkpoint: keep its colours, not its crop to 224 pixels.
-        config, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub)
-        colours = {k: stored[k] for k in ("image_mean", "image_std") if k in stored}
-        side = config.get("image_size") or default_image_size(config)
-        return cls(**{"size": {"height": side, "width": side}, **colours, **fields})
+        hub = {key: value for key, value in kwargs.items() if key in HUB_FIELDS}
+        fields = {key: value for key, value in kwargs.items() if key not in HUB_FIELDS | LOADING_FIELDS}
+        known = cls.valid_kwargs.__annotations__
+        unused = None
+        if fields.pop("return_unused_kwargs", False):
+            unused = {key: fields.pop(key) for key in sorted(set(fields) - set(known))}
+        _refuse_unknown(fields, set(known))
+        stored = _stored_settings(cls, pretrained_model_name_or_path, hub)
+        if stored.get("image_processor_type") == cls.__name__:
+            processor = cls.from_dict(stored, **fields)
+        else:  # A CLIP checkpoint: keep how it reads values, not its crop to 224 pixels.
+            config, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub)
+            kept = ("image_mean", "image_std", "rescale_factor", "do_rescale", "do_normalize")
+            side = config.get("image_size") or default_image_size(config)
+            values = {key: stored[key] for key in kept if stored.get(key) is not None}
+            processor = cls(**{"size": {"height": side, "width": side}, **values, **fields})
+        return processor if unused is None else (processor, unused)
 
-    def preprocess(self, images, masks=None, return_tensors=None, **kwargs) -> BatchFeature:  # type: ignore[override]
+    @classmethod
+    def from_dict(cls, image_processor_dict, **kwargs):
+        """Make a processor of stored settings; those of other versions that are unknown here are left out, and named.
+
+        Args:
+            image_processor_dict (`dict`): as `to_dict` returns it.
+            **kwargs: fields of the processor, which override the stored ones.
+        """
+        known = set(cls.valid_kwargs.__annotations__) | SERVICE_FIELDS
+        if unknown := sorted(set(image_processor_dict) - known):
+            logger.warning(f"settings unknown to {cls.__name__} are left out: {', '.join(map(str, unknown))}")
+        return cls(**{key: value for key, value in {**image_processor_dict, **kwargs}.items() if key not in unknown})
+
+    def _standardize_kwargs(self, **kwargs) -> dict:  # of every way in: made, loaded and called
+        settings = super()._standardize_kwargs(**kwargs)
+        _check_settings(settings)
+        return settings
+
+    def preprocess(  # type: ignore[override]
+        self, images, masks=None, return_tensors=None, segmentation_maps=None, **kwargs
+    ) -> BatchFeature:
         """Prepare images, and masks if given.
 
         Args:
@@ -186,13 +175,22 @@ class AnomalyCLIPProcessor(PilBackend):
                 not black: above 0 in any colour, or above 0.5 in floats. None in the list: the image has no mask, and
                 its row is filled with -1.
             return_tensors (`str`, *optional*): `"pt"` or `"np"`.
+            segmentation_maps (*optional*): another name of `masks`, as other image processors call them.
+            **kwargs: settings of the processor, for this call.
 
         Returns:
             `BatchFeature` with `pixel_values` (B, 3, H, W) float32 and, with masks, `masks` (B, H, W) float32, 0 or 1.
 
         Raises:
-            ValueError: if there is no image, one can't be read, or masks differ from images in number or size.
+            ValueError: if there is no image, one can't be read, masks differ from images in number or size, or a
+                setting is out of range.
+            TypeError: if there is no such setting.
         """
+        _refuse_unknown(kwargs, set(self._valid_kwargs_names))
+        if segmentation_maps is not None:
+            if masks is not None:
+                raise TypeError("masks and segmentation_maps are two names of one argument; give one of them")
+            masks = segmentation_maps
         images = _as_list(images)
         if not images:
             raise ValueError("images is empty, expected at least one image")
@@ -220,10 +218,7 @@ class AnomalyCLIPProcessor(PilBackend):
         return BatchFeature(data=data, tensor_type=return_tensors)
 
     def _prepare_image(self, image: Image.Image, settings: dict) -> np.ndarray:
-        image = image.convert("RGB")
-        if settings["do_resize"]:
-            size = settings["size"]
-            image = image.resize((size.width, size.height), resample=settings["resample"])
+        image = _resized_rgb(image, settings) if settings["do_resize"] else image.convert("RGB")
         array = np.asarray(image).astype(np.float32)
         if settings["do_rescale"]:
             array *= np.float32(settings["rescale_factor"])
@@ -266,9 +261,15 @@ class AnomalyCLIPProcessor(PilBackend):
         Returns:
             for each image `score` (float, P(anomalous)), `anomaly_map` (`Tensor` (h, w) float32 in [0, 1]), and, with
             thresholds, `label` ("normal" or "anomalous") and `mask` (`Tensor` (h, w) bool).
+
+        Raises:
+            ValueError: if logits or maps are not finite, sigma is out of range, or target sizes differ in number.
         """
-        maps = gaussian_smooth(outputs["anomaly_maps"].float(), self.sigma if sigma is None else sigma)
-        scores = outputs["logits"].float().softmax(dim=-1)[:, 1].tolist()
+        raw, logits = outputs["anomaly_maps"].float(), outputs["logits"].float()
+        _check_finite(logits, raw)
+        _check_sigma(sigma, max(raw.shape[-2:]))
+        maps = gaussian_smooth(raw, self.sigma if sigma is None else sigma)
+        scores = logits.softmax(dim=-1)[:, 1].tolist()
         if target_sizes is not None and len(target_sizes) != len(scores):
             raise ValueError(f"target_sizes has {len(target_sizes)} entries for {len(scores)} images")
         results = []
@@ -295,6 +296,76 @@ def default_image_size(config: dict[str, Any], wanted: int = DEFAULT_SIZE) -> in
     return max(wanted // patch, 1) * patch
 
 
+def _stored_settings(cls, name, hub: dict) -> dict[str, Any]:
+    """The processor settings of a checkpoint, with the precedence of `AutoImageProcessor`; empty where it has none."""
+    # A file that isn't there is one thing; one that is damaged, or a Hub that refuses, is told.
+    found = {
+        file: cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub)
+        for file in (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME)
+    }
+    try:
+        stored = cls.get_image_processor_dict(name, **hub)[0] if any(found.values()) else {}
+    except OSError:
+        if found[IMAGE_PROCESSOR_NAME] or "image_processor" in safe_load_json_file(found[PROCESSOR_NAME]):
+            raise
+        return {}  # processor_config.json as older versions write it, which says nothing of images
+    if not isinstance(stored, dict):
+        raise ValueError(f"{name}: its image processor settings are a {type(stored).__name__}, expected fields")
+    return stored
+
+
+def _refuse_unknown(given: dict[str, Any], known: set[str]) -> None:
+    unknown = sorted(set(given) - known)
+    if unknown:
+        offered = ", ".join(sorted(known - SERVICE_FIELDS - set(UNUSED)))
+        raise TypeError(f"unknown arguments {unknown} of the processor; known are {offered}")
+
+
+def _check_settings(settings: dict[str, Any]) -> None:
+    """Refuse settings that would be ignored, or that make numbers that are not finite or do not fit into memory."""
+    for name, neutral in UNUSED.items():
+        value = settings.get(name)
+        if value is not None and value != neutral:
+            raise ValueError(f"{name}={value!r} is not supported by this processor, expected {neutral!r}")
+    for name, (low, high) in BOUNDS.items():
+        value = settings.get(name)
+        values = value if isinstance(value, list | tuple) and name != "rescale_factor" else [value] * 3
+        if len(values) != 3 or not all(_is_number(one) and low <= one <= high for one in values):
+            many = "" if name == "rescale_factor" else ", or three of them"
+            raise ValueError(f"{name}={value!r}, expected a number from {low:g} to {high:g}{many}")
+    size = settings.get("size")
+    sides = [side for side in (size.height, size.width) if side is not None] if size else []
+    if not all(type(side) is int and 1 <= side <= MAX_SIDE for side in sides):
+        raise ValueError(f"size={dict(size or {})!r}, expected whole sides from 1 to {MAX_SIDE} pixels")
+    _check_sigma(settings.get("sigma"), max([*sides, 1]))
+    if settings.get("resample") is not None:
+        try:
+            PILImageResampling(settings["resample"])
+        except ValueError:
+            raise ValueError(f"resample={settings['resample']!r}, expected one of PIL's filters, 0 to 5") from None
+
+
+def _check_sigma(sigma: Any, side: int) -> None:
+    most = max(side, 64)
+    if sigma is not None and not (_is_number(sigma) and 0 <= sigma <= most):
+        raise ValueError(f"sigma={sigma!r}, expected 0 to {most} pixels, the input's own side")
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
+def _check_finite(logits: Tensor, maps: Tensor) -> None:
+    sound = logits.isfinite().all(dim=-1) & maps.isfinite().flatten(1).all(dim=-1)
+    if not bool(sound.all()):
+        index = int((~sound).nonzero()[0])
+        raise ValueError(
+            f"the model's output for image {index} of {len(sound)} is not finite (logits {logits[index].tolist()}): "
+            "it can't be judged. Its weights hold NaN or infinite values, overflow in this dtype (try float32), or "
+            "pixel_values were not finite: load the checkpoint again, and check image_mean and image_std"
+        )
+
+
 def _check_sizes(settings: dict, images: list[Image.Image]) -> None:
     size = settings["size"]
     if settings["do_resize"] and not (size and size.height and size.width):
@@ -304,6 +375,16 @@ def _check_sizes(settings: dict, images: list[Image.Image]) -> None:
     if not settings["do_resize"] and len(sizes) > 1:
         shown = ", ".join(f"{width}x{height}" for width, height in sizes[:4])
         raise ValueError(f"do_resize=False, but images of {shown} pixels can't be one batch; give them one by one")
+
+
+def _resized_rgb(image: Image.Image, settings: dict) -> Image.Image:
+    """As `image.convert("RGB").resize(...)` to the bit, without a copy of four bytes a pixel where the mode allows."""
+    size, resample = (settings["size"].width, settings["size"].height), settings["resample"]
+    if image.mode in ("L", "1", "LA"):
+        return image.convert("L").resize(size, resample=resample).convert("RGB")
+    if image.mode == "RGBA":
+        return Image.merge("RGB", [image.getchannel(name).resize(size, resample=resample) for name in "RGB"])
+    return (image if image.mode == "RGB" else image.convert("RGB")).resize(size, resample=resample)
 
 
 def _as_list(value) -> list:
@@ -317,20 +398,14 @@ def _as_list(value) -> list:
 def _binary_mask(mask, name: str) -> Image.Image:
     """A mask of any kind as an 8-bit image of 0 and 255, made binary before it is resized, as the authors do."""
     if isinstance(mask, Image.Image):
-        mask = ImageOps.exif_transpose(mask)
-        plain = mask.mode in ("L", "1", "F", "I") or mask.mode.startswith("I;16")
-        mask = np.asarray(mask if plain else mask.convert("RGB"))
-    elif isinstance(mask, Tensor):
-        mask = mask.detach().cpu().float().numpy() if mask.is_floating_point() else mask.detach().cpu().numpy()
-    if not isinstance(mask, np.ndarray):
-        raise TypeError(f"{name} is a {type(mask).__name__}, expected a PIL image, an array or a tensor")
-    mask = _channels_last(mask, name)
-    if np.isnan(mask).any():
-        raise ValueError(f"{name} holds NaN, expected 0 where normal and more where anomalous")
-    inside = mask > (0.5 if np.issubdtype(mask.dtype, np.floating) and mask.max() <= 1 else 0)
-    if inside.ndim == 3:
-        inside = inside[..., :3].any(axis=-1)
+        inside = painted(upright(mask, name))
+    else:
+        mask = channels_last(to_array(mask, name), name)
+        if np.isnan(mask).any():
+            raise ValueError(f"{name} holds NaN, expected 0 where normal and more where anomalous")
+        threshold = 0.5 if np.issubdtype(mask.dtype, np.floating) and mask.max() <= 1 else 0
+        inside = painted_channels(mask, threshold) if mask.ndim == 3 else mask > threshold
     return Image.fromarray(inside.astype(np.uint8) * 255)
 
 
-__all__ = ["AnomalyCLIPProcessor", "gaussian_smooth", "to_pil_image"]
+__all__ = ["AnomalyCLIPProcessor", "ImageReadError", "gaussian_smooth", "load_image", "to_pil_image"]

@@ -19,6 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 CODE_FILES = (
     "configuration_anomalyclip.py",
     "hub_anomalyclip.py",
+    "images_anomalyclip.py",
     "loss_anomalyclip.py",
     "modeling_anomalyclip.py",
     "pipeline_anomalyclip.py",

@@ -222,3 +222,19 @@ def test_as_a_program():
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1, done.stderr
     assert "PROBLEM missing_mask: 1 x" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("highest", "note"),
+    [
+        ((4095, 4000), "make use of fewer: 2 of 12 bits; each is scaled by its own depth"),
+        ((4095, 900), "1 of 10 bits, 1 of 12 bits; each is scaled by its own depth, so equal values"),
+        ((65535, 40000), "2 images of 16 bits, scaled by their full range"),
+    ],
+)
+def test_bit_depths_are_noted(tmp_path, highest, note):
+    for name, value in zip(("good", "bad"), highest, strict=True):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.full((4, 6), value, np.uint16)).save(tmp_path / name / "0.tif")
+    report = inspect_source(tmp_path, progress=False)
+    assert note in "\n".join(report.notes) and not any(p.kind == "unreadable_image" for p in report.problems)

@@ -11,6 +11,7 @@ from picture_trees import area_of, number_of, pixels_of, summary, write_mask, wr
 from PIL import Image
 
 from anomalyclip_hf.data import load_anomaly_dataset
+from anomalyclip_hf.data.export import export_source
 from anomalyclip_hf.data.masks import ImageReadError
 
 REAL = Path(__file__).parents[1] / "fixtures" / "real"
@@ -391,3 +392,61 @@ def test_a_loaded_set_survives_saving_and_parallel_maps(folder, tmp_path):
     dataset.save_to_disk(tmp_path / "saved")
     shutil.rmtree(folder / "masks")  # the files are inside now
     assert summary(load_anomaly_dataset(tmp_path / "saved")) == FOLDER
+
+
+IMAGE_COLUMNS = {"image": datasets.Image(), "mask": datasets.Image(), "label": datasets.Value("int64")}
+
+
+@pytest.fixture(params=[(6, (12, 16)), (3, (12, 16)), (6, (16, 16)), (8, (12, 16))], ids=str)
+def rotated(request, tmp_path):
+    """A folder with a photo rotated by EXIF and its mask drawn on the stored pixels."""
+    orientation, shape = request.param
+    stored = np.zeros((*shape, 3), np.uint8)
+    stored[1:4, 2:11] = 200
+    exif = Image.Exif()
+    exif[274] = orientation
+    for name in ("bad", "masks"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+    Image.fromarray(stored).save(tmp_path / "photos/bad/a.png", exif=exif)
+    Image.fromarray(stored[..., 0]).save(tmp_path / "photos/masks/a.png")
+    write_picture(tmp_path / "photos/good/b.png", 1)
+    return tmp_path / "photos"
+
+
+@pytest.mark.parametrize("way", ["folder", "paths", "bytes", "stream", "disk", "parquet", "export", "export again"])
+def test_a_mask_turns_with_its_photograph_whichever_way_it_comes(rotated, way, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    image, mask = str(rotated / "bad/a.png"), str(rotated / "masks/a.png")
+    rows = {"image": [str(rotated / "good/b.png"), image], "mask": [None, mask], "label": [0, 1]}
+    columns = datasets.Dataset.from_dict(rows, datasets.Features(IMAGE_COLUMNS))
+    if way in ("bytes", "parquet"):
+        rows = {name: [p and {"bytes": Path(p).read_bytes()} for p in rows[name]] for name in ("image", "mask")}
+        columns = datasets.Dataset.from_dict({**rows, "label": [0, 1]}, datasets.Features(IMAGE_COLUMNS))
+    source = {"folder": rotated, "stream": columns.to_iterable_dataset()}.get(way, columns)
+    if way == "disk":
+        columns.save_to_disk(tmp_path / "disk")
+        source = tmp_path / "disk"
+    elif way == "parquet":
+        columns.to_parquet(tmp_path / "set.parquet")
+        source = tmp_path / "set.parquet"
+    elif way.startswith("export"):
+        source = export_source(rotated if way == "export" else columns, tmp_path / "out", progress=False)
+    split = "all" if way in ("disk", "parquet") else "test"
+    row = next(row for row in load_anomaly_dataset(source, split=split) if row["label"] == 1)
+    assert row["image"].size == row["mask"].size
+    np.testing.assert_array_equal(np.asarray(row["mask"]) > 0, np.asarray(row["image"])[..., 0] > 100)
+
+
+@pytest.mark.parametrize("form", ["torch", "numpy", "transform", "stream"])
+def test_data_sets_with_a_format(form, caplog):
+    rows = {"image": [Image.new("RGB", (6, 4), (n, n, n)) for n in (8, 16)], "label": [0, 1]}
+    plain = datasets.Dataset.from_dict(rows, datasets.Features(image=datasets.Image(), label=datasets.Value("int64")))
+    formatted = {
+        "torch": lambda: plain.with_format("torch"),
+        "numpy": lambda: plain.with_format("numpy"),
+        "transform": lambda: plain.with_transform(lambda batch: {"image": [None] * len(batch["image"])}),
+        "stream": lambda: plain.to_iterable_dataset().with_format("torch"),
+    }[form]()
+    found = list(load_anomaly_dataset(formatted))
+    assert [(number_of(row["image"]), row["label"]) for row in found] == [(1, 0), (2, 1)]
+    assert ("has a transform, which is left out" in caplog.text) == (form == "transform")

@@ -109,7 +109,11 @@ def test_exif_turns_image_and_mask_alike(orientation, tmp_path):
     ("array", "expected"),
     [
         (np.array([[0, 257, 32768, 65535]], np.uint16), [0, 1, 128, 255]),
-        (np.array([[0, 1, 200, 255]], np.uint16), [0, 0, 1, 1]),
+        (np.array([[0, 1, 200, 255]], np.uint16), [0, 1, 200, 255]),
+        (np.array([[0, 512, 1023]], np.uint16), [0, 128, 255]),
+        (np.array([[16, 2048, 4095]], np.uint16), [1, 128, 255]),
+        (np.array([[0, 8192, 16383]], np.uint16), [0, 128, 255]),
+        (np.array([[0, 2048, 4095]], np.int32), [0, 128, 255]),
         (np.array([[0, 40000, 65535]], np.int32), [0, 156, 255]),
         (np.array([[0.0, 0.5, 1.0]], np.float32), [0, 128, 255]),
     ],

@@ -15,11 +15,14 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from PIL import Image
+
+from ..images_anomalyclip import ORIENTATION_TAG
 from .file_tree import examples, leaves_root
 from .indexing import Index
 from .inspect import raw_rows
 from .loading import SourceOptions, open_source, records_to_dataset
-from .masks import MaskRule, fit_mask, open_image, orientation_of, read_image, read_mask
+from .masks import MaskRule, fit_mask, open_image, orientation_of, read_image, read_mask, upright_size
 
 SHARD_BYTES = 300 * 1024 * 1024
 ROWS_HELD, BYTES_HELD = 64, 64 * 1024 * 1024  # of pictures in memory at a time
@@ -268,9 +271,12 @@ def _mask_png(row: dict, rule: MaskRule, path: str) -> dict | None:
         return None
     mask = read_mask(row["mask"], rule, row["mask"]["turn"])
     opened = open_image(row["image"])
-    size = opened.size[::-1] if orientation_of(opened) > 4 else opened.size
+    more: dict[str, Any] = {}
+    if orientation_of(opened) != 1:  # says that the mask is upright already, or its reader would have to guess
+        more["exif"] = Image.Exif()
+        more["exif"][ORIENTATION_TAG] = 1
     buffer = io.BytesIO()
-    fit_mask(mask, size, f"of {path}").save(buffer, "PNG")
+    fit_mask(mask, upright_size(opened), f"of {path}").save(buffer, "PNG", **more)
     return {"bytes": buffer.getvalue(), "path": f"{os.path.splitext(os.path.basename(path))[0]}_mask.png"}
 
 

@@ -10,10 +10,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..images_anomalyclip import is_deep
 from .file_tree import natural_key, printable
 from .indexing import Index
 from .loading import SourceOptions, open_source, records_to_dataset
-from .masks import ImageReadError, MaskRule, open_image, orientation_of, read_image, read_mask
+from .masks import (
+    ImageReadError,
+    MaskRule,
+    bit_depth_of,
+    open_image,
+    orientation_of,
+    read_image,
+    read_mask,
+    states_orientation,
+    upright_size,
+)
 
 # Every kind of problem there is, in the order of the report.
 PROBLEMS = {
@@ -53,6 +64,7 @@ class InspectionReport:
         counts: (split, class, defect type, label) -> number of images.
         masked: the same keys -> number of images with a mask.
         sizes, modes: (width, height) of upright images, and modes of image and mask files -> number of images.
+        depths: bits that images of more than 8 bits make use of (`bit_depth_of`) -> number of images.
         problems (`list[Problem]`): everything wrong.
         notes (`list[str]`): what is worth knowing but not wrong.
     """
@@ -64,6 +76,7 @@ class InspectionReport:
     sizes: Counter = field(default_factory=Counter)
     modes: Counter = field(default_factory=Counter)
     mask_modes: Counter = field(default_factory=Counter)
+    depths: Counter = field(default_factory=Counter)
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -147,6 +160,7 @@ def inspect_source(
                 mask_users[row["mask"]["path"]].append(row["path"])
     _compare_rows(report, seen, mask_users)
     _note_labels(report)
+    _note_depths(report)
     if contact_sheet is not None:
         from .contact_sheet import write_contact_sheet
 
@@ -162,6 +176,7 @@ class _Finding:
     size: tuple[int, int] | None = None
     mode: str = ""
     mask_mode: str = ""
+    depth: int | None = None
     problems: tuple[tuple[str, str], ...] = ()
     ambiguous: bool = False
 
@@ -221,13 +236,16 @@ def _examine_all(title: str, dataset, progress: bool, num_workers: int | None) -
 
 def _examine(row: dict, rule: MaskRule) -> _Finding:
     problems: list[tuple[str, str]] = []
-    digest, size, mode, mask_mode, ambiguous = "", None, "", "", False
+    digest, size, mode, mask_mode, depth, ambiguous = "", None, "", "", None, False
     try:
         content = _content(row["image"])
         digest = hashlib.blake2b(content, digest_size=16).hexdigest()
-        opened = open_image({"bytes": content, "path": row["image"]["path"]})
-        mode, turned, stored = opened.mode, orientation_of(opened), opened.size
-        picture = read_image(opened)
+        cell = {"bytes": content, "path": row["image"]["path"]}
+        opened = open_image(cell)
+        mode, turned = opened.mode, orientation_of(opened)
+        stored = upright_size(opened)[::-1] if turned >= 5 else opened.size
+        depth = bit_depth_of(opened) if is_deep(opened) else None
+        picture = read_image(cell)
         size = picture.size
         if _looks_like_mask(picture):
             problems.append(("image_like_mask", ""))
@@ -238,11 +256,11 @@ def _examine(row: dict, rule: MaskRule) -> _Finding:
         try:
             drawn = open_image(row["mask"])
             mask_mode = drawn.mode
-            ambiguous = turned != 1 and orientation_of(drawn) == 1 and drawn.size == stored and size == stored
+            ambiguous = turned != 1 and not states_orientation(drawn) and drawn.size == stored and size == stored
             problems += _mask_problems(read_mask(row["mask"], rule, row["mask"]["turn"]), size, row["label"])
         except ImageReadError as error:
             problems.append(("unreadable_mask", str(error)))
-    return _Finding(digest, size, mode, mask_mode, tuple(problems), ambiguous)
+    return _Finding(digest, size, mode, mask_mode, depth, tuple(problems), ambiguous)
 
 
 def _mask_problems(mask, size: tuple[int, int] | None, label: int | None) -> Iterator[tuple[str, str]]:
@@ -283,6 +301,8 @@ def _note_row(report: InspectionReport, split: str, row: dict, finding: _Finding
         report.sizes[finding.size] += 1
     if finding.mode:
         report.modes[finding.mode] += 1
+    if finding.depth:
+        report.depths[finding.depth] += 1
     if finding.mask_mode:
         report.mask_modes[finding.mask_mode] += 1
     report.problems += [Problem(kind, row["path"], detail) for kind, detail in finding.problems]
@@ -321,6 +341,17 @@ def _note_labels(report: InspectionReport) -> None:
         report.notes.append(f"{labels['unknown']} images without a label: good for prediction only")
     elif not labels["normal"] or not labels["anomalous"]:
         report.notes.append("every image has the same label: image-level AUROC and AP are undefined")
+
+
+def _note_depths(report: InspectionReport) -> None:
+    if report.depths:
+        found = ", ".join(f"{number} of {depth} bits" for depth, number in sorted(report.depths.items()))
+        text = f"images in files of 16 bits or more make use of fewer: {found}; each is scaled by its own depth"
+        if set(report.depths) == {16}:
+            text = f"{report.depths[16]} images of 16 bits, scaled by their full range"
+        elif len(report.depths) > 1:
+            text += ", so equal values of two depths look different; give all one depth to keep them comparable"
+        report.notes.append(text)
 
 
 def _most(pairs, limit: int = 6) -> str:

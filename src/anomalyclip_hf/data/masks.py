@@ -7,8 +7,6 @@ and name the file when it cannot be read. Importing this needs numpy and PIL onl
 
 from __future__ import annotations
 
-import io
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,30 +14,42 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-ORIENTATION_TAG = 274
-# EXIF orientation -> what puts the stored pixels upright; the last four swap width and height.
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_SWAPS_SIDES = (5, 6, 7, 8)
+from .. import images_anomalyclip as images
+from ..images_anomalyclip import (
+    UPRIGHT,
+    ImageReadError,
+    bit_depth_of,
+    describe_source,
+    orientation_of,
+    states_orientation,
+    unreadable,
+    upright,
+    upright_size,
+)
 
-
-class ImageReadError(ValueError):
-    """An image or a mask that cannot be read; the message names the file and the reason."""
+__all__ = [
+    "ImageReadError",
+    "MaskRule",
+    "bit_depth_of",
+    "describe_source",
+    "fit_mask",
+    "mask_turn",
+    "open_image",
+    "orientation_of",
+    "read_image",
+    "read_mask",
+    "states_orientation",
+    "upright",
+    "upright_size",
+]
 
 
 @dataclass(frozen=True)
 class MaskRule:
     """How the pixels of a mask file become 0 and 255.
 
-    A pixel is anomalous where its largest color channel exceeds the threshold. A mask whose color is the same
-    everywhere is read from its alpha channel. Masks above 255 are compared with 257 times the threshold.
+    A pixel is anomalous where its largest color channel exceeds the threshold and it is not transparent. A mask of one
+    color on nothing is read from its alpha channel. In masks above 8 bits the threshold is scaled to their bit depth.
 
     Args:
         threshold (`int`, 0 to 254, defaults to 0): largest 8-bit value that still is background.
@@ -56,16 +66,6 @@ class MaskRule:
                 raise ValueError(f"MaskRule.{name}={value} must lie in 0 .. 254, in 8-bit units")
 
 
-def describe_source(source: Any) -> str:
-    """Name an image source for messages: its path where it has one."""
-    if isinstance(source, (str, os.PathLike)):
-        return os.fspath(source)
-    if isinstance(source, Mapping) and source.get("path"):
-        return str(source["path"])
-    name = getattr(source, "filename", None) or getattr(source, "name", None)
-    return str(name) if name else f"<{type(source).__name__} without a path>"
-
-
 def open_image(source: Any) -> Image.Image:
     """Open an image without changing it: pixels as stored, header read, not yet rotated.
 
@@ -75,47 +75,25 @@ def open_image(source: Any) -> Image.Image:
     Raises:
         ImageReadError: the file is missing, empty or not an image.
     """
-    if isinstance(source, Image.Image):
-        return source
     if isinstance(source, np.ndarray):
         return _from_array(source)
-    name, stream = describe_source(source), source
-    try:
-        if isinstance(source, Mapping):
-            stream = source.get("bytes") if source.get("bytes") is not None else source.get("path")
-            if stream is None:
-                raise ImageReadError('an image needs "bytes" or "path", but both are missing')
-        if isinstance(stream, str) and "://" in stream:
-            from datasets.utils.file_utils import xopen
+    path = source.get("path") if isinstance(source, Mapping) and source.get("bytes") is None else source
+    if isinstance(path, str) and "://" in path:
+        from datasets.utils.file_utils import xopen
 
-            with xopen(stream, "rb") as file:
-                stream = file.read()
-        if isinstance(stream, (bytes, bytearray, memoryview)):
-            if len(stream) == 0:
-                raise ImageReadError(f"cannot read image {name}: it is empty (0 bytes)")
-            stream = io.BytesIO(stream)
-        elif isinstance(stream, (str, os.PathLike)) and os.path.isfile(stream) and os.path.getsize(stream) == 0:
-            raise ImageReadError(f"cannot read image {name}: it is empty (0 bytes)")
-        return Image.open(stream)
-    except ImageReadError:
-        raise
-    except Exception as error:  # PIL raises many kinds for broken files
-        raise ImageReadError(f"cannot read image {name}: {_reason(error)}") from error
-
-
-def orientation_of(image: Image.Image) -> int:
-    """EXIF orientation of an opened image, 1 to 8; 1 where there is none."""
-    try:
-        value = image.getexif().get(ORIENTATION_TAG, 1)
-    except Exception:  # broken metadata must not hide sound pixels
-        return 1
-    return int(value) if value in _UPRIGHT else 1
+        try:
+            with xopen(path, "rb") as file:
+                source = {"bytes": file.read(), "path": path}
+        except Exception as error:  # of any file system there is
+            raise unreadable(path, error) from error
+    return images.open_image(source)
 
 
 def read_image(source: Any) -> Image.Image:
     """Read any image as upright 8-bit RGB.
 
-    16-bit gray is scaled by 1/257, never clipped, floats in [0, 1] by 255; alpha is dropped, as CLIP does.
+    Gray of more than 8 bits is scaled by the bit depth it makes use of (`bit_depth_of`), never clipped; floats in
+    [0, 1] by 255; alpha is dropped, as CLIP does.
 
     Args:
         source: path, bytes, binary file, `{"bytes", "path"}`, array or PIL image.
@@ -128,17 +106,14 @@ def read_image(source: Any) -> Image.Image:
     """
     image = open_image(source)
     try:
-        image.load()
-        upright = _turn(image, orientation_of(image))
-        if upright.mode == "RGB":
-            return upright
-        if upright.mode.startswith("I") or upright.mode == "F":
-            upright = Image.fromarray(_to_8_bit(np.asarray(upright)))
-        elif upright.mode == "P" and "transparency" in upright.info:
-            upright = upright.convert("RGBA")
-        return upright.convert("RGB")
+        image_8_bit = images.to_pil_image(upright(image), "it")
+        if image_8_bit.mode == "P" and "transparency" in image_8_bit.info:
+            image_8_bit = image_8_bit.convert("RGBA")
+        return image_8_bit if image_8_bit.mode == "RGB" else image_8_bit.convert("RGB")
     except Exception as error:
-        raise ImageReadError(f"cannot read image {describe_source(source)}: {_reason(error)}") from error
+        raise unreadable(source, error) from error
+    finally:
+        _close(image, source)
 
 
 def read_mask(source: Any, rule: MaskRule | None = None, turn: int | None = None) -> Image.Image:
@@ -158,13 +133,16 @@ def read_mask(source: Any, rule: MaskRule | None = None, turn: int | None = None
     rule = rule or MaskRule()
     image = open_image(source)
     try:
-        image.load()
-        own = orientation_of(image)
         threshold = rule.jpeg_threshold if image.format in ("JPEG", "MPO") else rule.threshold
-        mask = Image.fromarray(_foreground(image, threshold).astype(np.uint8) * 255)
-        return _turn(mask, own if own != 1 or turn is None else turn)
+        own = states_orientation(image)
+        image.load()  # turns a TIFF
+        orientation = orientation_of(image) if own or turn is None else turn
+        mask = Image.fromarray(images.painted(image, threshold).astype(np.uint8) * 255)
+        return mask if orientation == 1 else mask.transpose(UPRIGHT[orientation])
     except Exception as error:
-        raise ImageReadError(f"cannot read mask {describe_source(source)}: {_reason(error)}") from error
+        raise unreadable(source, error, "mask") from error
+    finally:
+        _close(image, source)
 
 
 def mask_turn(image: Any, mask: Any) -> int:
@@ -181,16 +159,22 @@ def mask_turn(image: Any, mask: Any) -> int:
     """
     try:
         opened = open_image(image)
-        turn = orientation_of(opened)
+        try:
+            turn, displayed = orientation_of(opened), upright_size(opened)
+        finally:
+            _close(opened, image)
         if turn == 1:
             return 1
         drawn = open_image(mask)
     except ImageReadError:
         return 1
-    if orientation_of(drawn) != 1:
-        return orientation_of(drawn)
-    displayed = opened.size[::-1] if turn in _SWAPS_SIDES else opened.size
-    return 1 if drawn.size == displayed and drawn.size != opened.size else turn
+    try:
+        if states_orientation(drawn):
+            return orientation_of(drawn)
+        stored = displayed[::-1] if turn >= 5 else displayed
+        return 1 if drawn.size == displayed and drawn.size != stored else turn
+    finally:
+        _close(drawn, mask)
 
 
 def fit_mask(mask: Image.Image, size: tuple[int, int], name: str = "mask") -> Image.Image:
@@ -215,13 +199,11 @@ def fit_mask(mask: Image.Image, size: tuple[int, int], name: str = "mask") -> Im
     return mask.resize(size, Image.Resampling.NEAREST)
 
 
-def _turn(image: Image.Image, orientation: int) -> Image.Image:
-    if orientation == 1:
-        return image
-    turned = image.transpose(_UPRIGHT[orientation])
-    for key in ("exif", "xmp", "XML:com.adobe.xmp"):  # or the orientation would be applied again
-        turned.info.pop(key, None)
-    return turned
+def _close(image: Image.Image, source: Any) -> None:
+    """Let go of the file that `open_image` opened; the pixels stay."""
+    if image is not source:
+        with image:
+            pass
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
@@ -233,7 +215,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
         array = array.astype(np.uint8) * 255
     elif array.dtype != np.uint8:
         try:
-            scaled = _to_8_bit(array)
+            scaled = images.to_uint8(array, "the image")
         except ValueError as error:
             raise ImageReadError(f"cannot read an image from an array: {error}") from error
         deep = np.uint16 if array.dtype == np.uint16 else np.int32
@@ -242,36 +224,3 @@ def _from_array(array: np.ndarray) -> Image.Image:
         else:  # kept as it is, since a mask of ones would be scaled to nothing
             array = array.astype(np.float32 if np.issubdtype(array.dtype, np.floating) else deep)
     return Image.fromarray(array)
-
-
-def _to_8_bit(values: np.ndarray) -> np.ndarray:
-    """Scale to 0 .. 255: uint16 by its full range, other integers too unless all are below 256, floats from [0, 1]."""
-    from ..processing_anomalyclip import _to_uint8  # here, since it imports torch, which few images need
-
-    return _to_uint8(values, "the image")
-
-
-def _foreground(image: Image.Image, threshold: int) -> np.ndarray:
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image)
-        if image.mode == "F" and not np.isfinite(values).all():
-            raise ValueError("it holds NaN or infinite values")
-        return values > (257 * threshold if values.max() > 255 and image.mode != "F" else threshold)
-    if image.mode in ("1", "L"):
-        return np.asarray(image.convert("L")) > threshold
-    has_alpha = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
-    pixels = np.asarray(image.convert("RGBA" if has_alpha else "RGB"))
-    color = pixels[..., :3].max(axis=-1)
-    uniform = bool((pixels[..., :3] == pixels[:1, :1, :3]).all())
-    if has_alpha and uniform and pixels[..., 3].min() != pixels[..., 3].max():
-        return pixels[..., 3] > threshold
-    return color > threshold
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    text = str(error)
-    if "cannot identify image file" in text:
-        return "not an image, or its header is damaged"
-    return text or type(error).__name__

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import datasets
+import pyarrow as pa
 
-from .features import LABEL_NAMES, AnomalyImage, AnomalyMask
+from .features import LABEL_NAMES, AnomalyImage, AnomalyMask, make_features
 from .file_tree import examples, leaves_root
 from .indexing import ANOMALOUS_KIND, NORMAL_KIND
 from .masks import mask_turn
 from .tables import label_of_kind, labels_of_kinds, pick_columns, to_label
+
+logger = logging.getLogger(__name__)
 
 _ORDER = ("image", "mask", "label", "class_name", "defect_type", "path")
 
@@ -131,6 +135,7 @@ def adapt_datasets(
 def _adapt(dataset, options, data_dir, label: str, homes: list[str] | None):
     if dataset.features is None:
         raise ValueError(f"{label} has no features: give it some with cast(features), so that its columns are known")
+    dataset = _as_stored(dataset, label)
     found = pick_columns(dataset.features, options.columns or {}, label)
     found.pop("split", None)
     if "path" in dataset.features and "path" not in found.values():
@@ -151,13 +156,58 @@ def _adapt(dataset, options, data_dir, label: str, homes: list[str] | None):
     if "mask" not in keep.features:
         keep = keep.add_column("mask", [None] * rows, feature=AnomalyMask())
     rule = options.rule()
+    turns = _mask_turns(keep)
     keep = keep.cast_column("image", AnomalyImage())
     keep = keep.cast_column("mask", AnomalyMask(threshold=rule.threshold, jpeg_threshold=rule.jpeg_threshold))
+    if any(turn != 1 for turn in turns.values()):
+        keep = _with_turns(keep, turns)
     paths = _texts(dataset, "path", [f"{index:06d}" for index in range(rows)])
     keep = keep.add_column("label", labels, feature=datasets.ClassLabel(names=list(LABEL_NAMES)))
     for column, values in (("class_name", classes), ("defect_type", kinds), ("path", paths)):
         keep = keep.add_column(column, values, feature=datasets.Value("string"))
     return keep.select_columns(list(_ORDER))
+
+
+def _mask_turns(dataset) -> dict[int, int]:
+    """Row -> orientation that lays its mask on its upright image (`mask_turn`), where the column does not hold it."""
+    if isinstance(dataset.features["mask"], AnomalyMask) or dataset.features["mask"] == datasets.Value("null"):
+        return {}
+    return {
+        row: mask_turn(image, mask)
+        for row, (image, mask) in enumerate(zip(_cells(dataset, "image"), _cells(dataset, "mask"), strict=True))
+        if image is not None and mask is not None
+    }
+
+
+def _cells(dataset, column: str) -> Iterator[Any]:
+    """The cells of an image column unread, as paths or files; an embedded file is not copied for its first bytes."""
+    for batch in dataset.select_columns(column).with_format("arrow").iter(batch_size=1000):
+        for cell in batch.column(column):
+            if not cell.is_valid:
+                yield None
+            elif cell["bytes"].is_valid:
+                yield pa.BufferReader(cell["bytes"].as_buffer())
+            else:
+                yield {"bytes": None, "path": cell["path"].as_py()}
+
+
+def _with_turns(dataset, turns: dict[int, int]):
+    feature = dataset.features["mask"]
+
+    def add(cells, rows):
+        return {"mask": [cell and {**cell, "turn": turns.get(row)} for cell, row in zip(cells, rows, strict=True)]}
+
+    plain = AnomalyMask(decode=False, threshold=feature.threshold, jpeg_threshold=feature.jpeg_threshold)
+    masks = dataset.select_columns("mask").cast_column("mask", plain)  # alone, or the images would be copied too
+    masks = masks.map(add, input_columns="mask", with_indices=True, batched=True, batch_size=100)
+    return datasets.concatenate_datasets([dataset.remove_columns("mask"), masks.cast_column("mask", feature)], axis=1)
+
+
+def _as_stored(dataset, label: str):
+    """The data set without format: torch tensors or numpy arrays are read as what they were made of."""
+    if isinstance(dataset, datasets.Dataset) and dataset.format["type"] == "custom":
+        logger.warning(f"{label} has a transform, which is left out: images are read as stored; map() keeps changes")
+    return dataset.with_format(None)
 
 
 def _adapt_stream(dataset, options, label: str):
@@ -166,10 +216,13 @@ def _adapt_stream(dataset, options, label: str):
     class_names = _class_label_names(dataset.features.get("class_name"))
     kind_names = _class_label_names(dataset.features.get("defect_type"))
     has_label = "label" in dataset.features or "defect_type" not in dataset.features
-    dataset = dataset.cast_column("image", AnomalyImage())
-    mask = AnomalyMask(threshold=rule.threshold, jpeg_threshold=rule.jpeg_threshold)
-    if "mask" in dataset.features:
-        dataset = dataset.cast_column("mask", mask)
+    features = make_features(rule)
+    for column in ("image", "mask"):  # left unread until the turn of the mask is known
+        feature = dataset.features.get(column)
+        if isinstance(feature, AnomalyMask):
+            dataset = dataset.cast_column(column, AnomalyMask(decode=False))
+        elif feature is not None and feature != datasets.Value("null"):
+            dataset = dataset.cast_column(column, datasets.Image(decode=False))
     counter = iter(range(1 << 62))
 
     def complete(row):
@@ -180,14 +233,14 @@ def _adapt_stream(dataset, options, label: str):
             value = label_of_kind(row.get("defect_type") and kind, options.normal_labels)
         return {
             "image": row["image"],
-            "mask": row.get("mask"),
+            "mask": row.get("mask") and _with_turn(row["image"], row["mask"]),
             "label": value,
             "class_name": str(_name_of(row.get("class_name"), class_names) or name),
             "defect_type": NORMAL_KIND if value == 0 else ("" if value is None else str(kind)),
             "path": row.get("path") or f"{next(counter):06d}",
         }
 
-    return dataset.map(complete)
+    return dataset.map(complete).cast(features)
 
 
 def _add_paths(dataset, data_dir):
@@ -215,6 +268,11 @@ def _add_paths(dataset, data_dir):
         elif feature is not None and not isinstance(feature, datasets.Image) and feature != datasets.Value("null"):
             raise ValueError(f"column {column!r} is {feature}, expected datasets.Image or paths as strings")
     return dataset
+
+
+def _with_turn(image: Mapping | None, mask: Mapping) -> dict:
+    turn = mask.get("turn")
+    return {**mask, "turn": mask_turn(image, mask) if image and turn is None else turn}
 
 
 def _mask_cell(image: str | None, mask: str | None) -> dict | None:
