@@ -1,6 +1,90 @@
-"""What the command lines of training and evaluation share: the model and the processor that their options name."""
+"""What the command lines share: how they end, and the model and the processor that their options name."""
 
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+
+INTERRUPTED, TERMINATED = 130, 143  # 128 and the number of the signal, as shells say it
+
+
+class _Terminated(BaseException):
+    """SIGTERM, raised where the work is, so that whatever cleans up does; never caught as an error."""
+
+
+def run_until_interrupted(
+    main: Callable[[Sequence[str] | None], int],
+    argv: Sequence[str] | None = None,
+    *,
+    options: Collection[str] = (),
+    error_status: int | None = 2,
+) -> int:
+    """Run a command: an interruption, or an error of settings and data, is one line on stderr and an exit status.
+
+    Args:
+        main: takes argv and returns the exit status.
+        argv: words of the command line; those of the process if None.
+        options: names of the command's options; where an error speaks of the argument of that name (`name=value`), the
+            line says `--name=value`.
+        error_status: for OSError, ValueError, TypeError, RuntimeError, AssertionError, MemoryError and the refusals of
+            a configuration; None lets them pass. Others, such as KeyError, are faults of ours and always pass.
+
+    Returns:
+        the status of `main`, `error_status`, 130 for Ctrl-C or 143 for SIGTERM.
+    """
+    try:
+        with _terminated_by_signal():
+            return main(argv)
+    except KeyboardInterrupt:
+        print("interrupted: what was finished is kept", file=sys.stderr)
+        return INTERRUPTED
+    except _Terminated:
+        print("terminated: what was finished is kept", file=sys.stderr)
+        return TERMINATED
+    except Exception as error:
+        if error_status is None or not isinstance(error, _expected_errors()):
+            raise
+        print(f"error: {_as_one_line(error, options)}", file=sys.stderr)
+        return error_status
+
+
+def _expected_errors() -> tuple[type[Exception], ...]:
+    from huggingface_hub.errors import StrictDataclassError  # of a configuration's fields
+
+    return (OSError, ValueError, TypeError, RuntimeError, AssertionError, MemoryError, StrictDataclassError)
+
+
+def _as_one_line(error: Exception, options: Collection[str]) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    if options:
+        names = "|".join(map(re.escape, options))
+        text = re.sub(rf"(?<![\w.\-])({names})=(?=\S)", r"--\1=", text)
+    return text
+
+
+@contextmanager
+def _terminated_by_signal() -> Iterator[None]:
+    """Raise [`_Terminated`] on SIGTERM in the main thread of this process; forked children end as they used to."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    own = os.getpid()
+
+    def end(number: int, frame: Any) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        if os.getpid() == own:
+            raise _Terminated
+        os.kill(os.getpid(), number)
+
+    former = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former if former is not None else signal.SIG_DFL)
 
 
 def load_model(command: Any) -> Any:

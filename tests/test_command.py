@@ -1,0 +1,54 @@
+"""How commands end: one line and a status, whatever stops them."""
+
+import os
+import signal
+
+import pytest
+
+from anomalyclip_hf._command import run_until_interrupted
+
+
+def stopped_by(error):
+    def main(argv):
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    "error, status, line",
+    [
+        (KeyboardInterrupt(), 130, "interrupted: what was finished is kept"),
+        (ValueError("a\n  b"), 2, "error: a b"),
+        (MemoryError(), 2, "error: MemoryError"),
+        (AssertionError("Torch not compiled with CUDA enabled"), 2, "error: Torch not compiled with CUDA enabled"),
+        (TypeError("batch_size=0, not my.batch_size=0"), 2, "error: --batch_size=0, not my.batch_size=0"),
+    ],
+)
+def test_what_stops_a_command_is_one_line(error, status, line, capsys):
+    assert run_until_interrupted(stopped_by(error), [], options=["batch_size"]) == status
+    assert capsys.readouterr().err == f"{line}\n"
+
+
+def test_faults_of_ours_and_unasked_errors_pass():
+    with pytest.raises(KeyError):
+        run_until_interrupted(stopped_by(KeyError("x")), [])
+    with pytest.raises(ValueError):
+        run_until_interrupted(stopped_by(ValueError("x")), [], error_status=None)
+
+
+def test_sigterm_is_raised_where_the_work_is(capsys):
+    former, cleaned = signal.getsignal(signal.SIGTERM), []
+
+    def main(argv):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+        finally:
+            cleaned.append(argv)
+        return 0
+
+    assert run_until_interrupted(main, ["x"]) == 143 and cleaned == [["x"]]
+    assert capsys.readouterr().err == "terminated: what was finished is kept\n"
+    assert signal.getsignal(signal.SIGTERM) == former
+    assert run_until_interrupted(lambda argv: 7, None) == 7
