@@ -1,6 +1,7 @@
 """How the model behaves: names, gradients, precision, caches, work left out, compilation, loading."""
 
 import copy
+import os
 from collections import Counter
 
 import pytest
