@@ -6,10 +6,12 @@ The embedded model is a stand-in of a few million parameters, made from drawings
 """
 
 import argparse
+import contextlib
+import io
 import statistics
-import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -17,15 +19,16 @@ REAL = ROOT / "tests" / "fixtures" / "photos"  # small photographs, with their l
 JUDGED_ON = {"seed": 2026, "size": 128, "difficulty": 0.5}
 
 
-def learn_prompts(output_dir: Path, num_images: int, epochs: int, seed: int) -> None:
-    """Run scripts/train.py through accelerate, as a user would: training classes only, kept features."""
+def learn_prompts(output_dir: Path, num_images: int, epochs: int, seed: int) -> int:
+    """What scripts/train.py does: training classes only, kept features. Returns its exit status."""
+    from anomalyclip_hf.training.command import main as train
+
     options = f'{{"num_images": {num_images}, "size": 128, "seed": 7, "difficulty": 0.5}}'
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
-    command += ["--mixed_precision", "no", "--dynamo_backend", "no", str(ROOT / "scripts" / "train.py")]
-    command += ["--model", "demo", "--source", "synthetic", "--source_options", options, "--initial_prompts", "fresh"]
+    command = ["--model", "demo", "--source", "synthetic", "--source_options", options, "--initial_prompts", "fresh"]
     command += ["--epochs", str(epochs), "--output_dir", str(output_dir), "--overwrite", "--disable_tqdm"]
     command += ["--seed", str(seed), "--cache_dir", str(output_dir.parent / "cache")]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    with contextlib.redirect_stdout(io.StringIO()):
+        return train(command)
 
 
 def judge(prompts: Path, num_images: int):
@@ -91,7 +94,7 @@ def draw_pictures(model, processor, sets: dict, output_dir: Path, rows: int) -> 
     return paths
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo"))
     parser.add_argument("--train_images", type=int, default=800)
@@ -99,7 +102,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--seeds", type=int, nargs="+", default=[111], help="several give mean and spread")
     parser.add_argument("--rows", type=int, default=7, help="anomalous drawings in the picture")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     start = time.perf_counter()
     print("The embedded model is a small stand-in made from drawings: for trying things out, not for production.")
@@ -107,14 +110,19 @@ def main() -> None:
     runs = []
     for seed in args.seeds:
         prompts = args.output_dir / f"prompts-{seed}"
-        learn_prompts(prompts, args.train_images, args.epochs, seed)
+        status = learn_prompts(prompts, args.train_images, args.epochs, seed)
+        if status:
+            return status
         model, processor, sets, results = judge(prompts, args.test_images)
         runs.append(results)
     print_table(sets, runs)
     pictures = draw_pictures(model, processor, sets, args.output_dir, args.rows)
     print(f"\npictures: {', '.join(map(str, pictures))}\nprompts: {prompts}")
     print(f"{time.perf_counter() - start:.0f} s in all")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    from anomalyclip_hf._command import run_until_interrupted
+
+    sys.exit(run_until_interrupted(main))

@@ -5,6 +5,7 @@ import re
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -37,7 +38,7 @@ def run_until_interrupted(
         the status of `main`, `error_status`, 130 for Ctrl-C or 143 for SIGTERM.
     """
     try:
-        with _terminated_by_signal():
+        with _terminated_by_signal(), _plain_warnings():
             return main(argv)
     except KeyboardInterrupt:
         print("interrupted: what was finished is kept", file=sys.stderr)
@@ -52,6 +53,16 @@ def run_until_interrupted(
         return error_status
 
 
+def one_line(text: Any) -> str:
+    """Text from data as one printable line: line breaks, control characters and what is no Unicode are escaped."""
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
+    )
+
+
 def _expected_errors() -> tuple[type[Exception], ...]:
     from huggingface_hub.errors import StrictDataclassError  # of a configuration's fields
 
@@ -59,11 +70,25 @@ def _expected_errors() -> tuple[type[Exception], ...]:
 
 
 def _as_one_line(error: Exception, options: Collection[str]) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = one_line(" ".join(str(error).split())) or type(error).__name__
     if options:
         names = "|".join(map(re.escape, options))
         text = re.sub(rf"(?<![\w.\-])({names})=(?=\S)", r"--\1=", text)
     return text
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Show warnings as one line each, without the line of source that warns."""
+
+    def show(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
+        print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+    former, warnings.showwarning = warnings.showwarning, show
+    try:
+        yield
+    finally:
+        warnings.showwarning = former
 
 
 @contextmanager

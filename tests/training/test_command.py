@@ -32,19 +32,19 @@ def test_a_settings_file_with_a_typo_is_refused(tmp_path):
 
 
 def test_errors_are_one_line(tiny_clip_dir, tmp_path, capsys):
-    assert main(["--model", tiny_clip_dir]) == 1
+    assert main(["--model", tiny_clip_dir]) == 2
     assert capsys.readouterr().err == "error: source is missing; give --source\n"
-    assert main(["--model", tiny_clip_dir, "--source", str(tmp_path / "nowhere")]) == 1
+    assert main(["--model", tiny_clip_dir, "--source", str(tmp_path / "nowhere")]) == 2
     assert "nowhere" in capsys.readouterr().err
 
 
 def test_a_push_that_must_fail_is_refused_before_the_training(tiny_clip_dir, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("anomalyclip_hf.training.trainer.train_prompts", lambda *args: pytest.fail("was trained"))
     command = ["--model", tiny_clip_dir, "--image_size", "42", "--source", "synthetic", "--push_to_hub"]
-    assert main([*command, "me/prompts"]) == 1
+    assert main([*command, "me/prompts"]) == 2
     assert f"the local folder '{tiny_clip_dir}', which nobody else has" in capsys.readouterr().err
-    assert main([*command, "not a name"]) == 1
-    assert "error: push_to_hub='not a name', expected a repository such as" in capsys.readouterr().err
+    assert main([*command, "not a name"]) == 2
+    assert "error: --push_to_hub='not a name', expected a repository such as" in capsys.readouterr().err
 
 
 def test_a_push_that_fails_is_one_line_and_says_where_prompts_are(table, tiny_clip_dir, tmp_path, capsys, monkeypatch):
@@ -59,7 +59,7 @@ def test_a_push_that_fails_is_one_line_and_says_where_prompts_are(table, tiny_cl
             raise PermissionError("can't push to me/prompts: log in")
 
     monkeypatch.setattr("anomalyclip_hf.AnomalyCLIPModel.push_prompts_to_hub", push)
-    assert main(command) == 1
+    assert main(command) == 2
     shown = capsys.readouterr()
     assert "error: can't push to me/prompts: log in\n" in shown.err and "Traceback" not in shown.err
     assert f"prompts, log and curves: {tmp_path / 'out'}" in shown.out
@@ -87,6 +87,6 @@ def test_training_from_the_command_line(tiny_clip_dir, table, tmp_path, capsys):
 )
 def test_options_of_a_source_are_json(tiny_clip_dir, capsys, options, message):
     command = ["--model", tiny_clip_dir, "--image_size", "42", "--source", "synthetic", "--source_options", options]
-    assert main([*command, "--output_dir", "unused"]) == 1
+    assert main([*command, "--output_dir", "unused"]) == 2
     told = capsys.readouterr().err
-    assert f"error: source_options={options!r}" in told and message in told
+    assert f"error: --source_options={options!r}" in told and message in told

@@ -1,15 +1,24 @@
-"""Writing files whole or not at all."""
+"""Writing files whole or not at all, under names that are safe."""
 
+import errno
+import hashlib
+import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from .._command import one_line
+
 MAP_FORMATS = ("png", "npy")
+MAX_NAME = 120  # bytes of a name made from data: file systems take 255, of which suffixes need some
+_TEMPORARY = re.compile(r"\..*\.(\d+)-[^.]{8}\.part(\.[^.]+)?", re.DOTALL)
 
 
 @contextmanager
@@ -23,7 +32,8 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     if target.is_dir():
         raise IsADirectoryError(f"path={str(target)!r} is a folder but a file is to be written there: name the file")
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=target.suffix, dir=target.parent)
+    prefix = f".{target.stem[:32]}.{os.getpid()}-"  # the process is named for `remove_leftovers`
+    handle, name = tempfile.mkstemp(prefix=prefix, suffix=f".part{target.suffix}", dir=target.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -35,6 +45,71 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: str | os.PathLike, *subfolders: str) -> None:
+    """Remove the temporary files of killed runs: those of `atomic_path` whose process is gone.
+
+    Args:
+        folder: searched itself, without what lies below.
+        subfolders: names of folders in it that are searched as a whole.
+    """
+    import psutil
+
+    places = [Path(folder).glob(".*.part*"), *(Path(folder, name).rglob(".*.part*") for name in subfolders)]
+    for path in (path for found in places for path in found):
+        made_by = _TEMPORARY.fullmatch(path.name)
+        if made_by is None or not path.is_file():
+            continue
+        try:
+            gone = psutil.Process(int(made_by[1])).create_time() > path.stat().st_mtime  # the number is another's now
+        except psutil.NoSuchProcess:
+            gone = True
+        except (psutil.Error, OSError, OverflowError):
+            continue
+        if gone:
+            path.unlink(missing_ok=True)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error of writing one file will meet every other file too."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+def json_line(record: Any) -> str:
+    """A record as one line of JSON that any reader splits in the right places and decodes as UTF-8."""
+    text = json.dumps(record, ensure_ascii=False)
+    return (text if text.isprintable() else json.dumps(record)) + "\n"
+
+
+def safe_name(name: str, also: str = "-_") -> str:
+    """A name that is safe as a file's, of at most `MAX_NAME` bytes, and different for different names.
+
+    Args:
+        name: any text; letters and digits stay, others become "_".
+        also: characters that stay too.
+    """
+    plain = "".join(letter if letter.isalnum() or letter in also else "_" for letter in name)
+    if plain == name and name.strip(". ") and len(name.encode()) <= MAX_NAME:
+        return name
+    kept = plain.strip(". ").encode()[: MAX_NAME - 9].decode(errors="ignore")
+    return f"{kept}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:8]}"
+
+
+def check_name(name: str, what: str) -> str:
+    """Return a name of the user's that is to be a folder of the output, if it is a name and no path.
+
+    Raises:
+        ValueError: it is empty, ".", "..", longer than `MAX_NAME` bytes, or holds a separator or a control character;
+            `what` says whose name it is.
+    """
+    separators = any(letter in name for letter in "/\\")
+    if separators or not name.strip(". ") or not name.isprintable() or len(name.encode()) > MAX_NAME:
+        raise ValueError(
+            f"{what} {one_line(name)!r} can't name a folder of the results: expected a plain name such as 'parts', "
+            f"without / or \\, of at most {MAX_NAME} bytes"
+        )
+    return name
 
 
 def save_map(anomaly_map: np.ndarray, path: str | os.PathLike) -> None:
