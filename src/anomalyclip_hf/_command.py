@@ -74,6 +74,9 @@ def _as_one_line(error: Exception, options: Collection[str]) -> str:
     if options:
         names = "|".join(map(re.escape, options))
         text = re.sub(rf"(?<![\w.\-])({names})=(?=\S)", r"--\1=", text)
+        # A name with an underscore is no word of English, nor here one of a path or a quotation.
+        names = "|".join(re.escape(name) for name in options if "_" in name)
+        text = re.sub(rf"(?<![\w.\-/'\"])({names})(?=[,;:.]?(\s|$))", r"--\1", text) if names else text
     return text
 
 

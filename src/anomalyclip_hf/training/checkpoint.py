@@ -152,7 +152,7 @@ def load_last_checkpoint(
         optimizer.load_state_dict(join_state(tensors, content["optimizer"]))
         return state, rng, content["scaler"]
     if paths:
-        raise ValueError(f"none of the checkpoints in {root} can be read; start anew with overwrite")
+        raise ValueError(f"none of the checkpoints in {root} can be read; start anew with overwrite=True")
     return None
 
 

@@ -321,7 +321,7 @@ def _prepare_folder(path: Path, header: dict, limit_gb: float | None) -> None:
 
 
 def _check_space(path: Path, header: dict, size: int, limit_gb: float | None) -> None:
-    way_out = "raise cache_limit_gb, choose cache_dtype=float16, another cache_dir, or no_cache"
+    way_out = "raise cache_limit_gb, choose cache_dtype=float16, another cache_dir, or no_cache=True"
     if limit_gb is not None and size > limit_gb * 1e9:
         raise ValueError(
             f"features would take {_gigabytes(header):.3g} GB, more than cache_limit_gb={limit_gb}; {way_out}"

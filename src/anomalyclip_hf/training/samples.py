@@ -280,12 +280,12 @@ def check_kinds(
     if anomalous == 0 and not synthetic:
         raise ValueError(
             f"{samples.name} has {normal} {which}normal images and no anomalous one, so there is nothing to tell "
-            "apart: train on a split with both (train_split=test, as the authors do), or set synthetic_anomalies"
+            "apart: train on a split with both (train_split=test, as the authors do), or set synthetic_anomalies=True"
         )
     if normal == 0 and balanced:
         raise ValueError(
             f"balanced=True but {samples.name} has {anomalous} {which}anomalous images and no normal one, so there is "
-            "nothing to balance: add normal images, or train without balanced"
+            "nothing to balance: add normal images, or set balanced=False"
         )
     if normal == 0 and not masks_count:
         what = "no mask" if loss_weights[1] > 0 else "local_loss_weight=0 leaves the masks out"

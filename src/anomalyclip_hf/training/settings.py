@@ -108,5 +108,5 @@ def check_settings(old: dict[str, Any], new: dict[str, Any]) -> None:
             continue
         raise ValueError(
             f"can't go on from this checkpoint: {name} was {old.get(name)!r} and is {new.get(name)!r}; restore it, or "
-            "start anew with overwrite"
+            "start anew with overwrite=True"
         )

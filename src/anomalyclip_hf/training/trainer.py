@@ -169,14 +169,14 @@ class PromptTrainer:
         found, args = list_checkpoints(self.checkpoints), self.args
         if found and not args.resume and not args.overwrite:
             raise FileExistsError(
-                f"{self.output_dir} holds checkpoints of an earlier run, such as {found[-1].name}: set resume to go "
-                "on from there, overwrite to discard them, or another output_dir"
+                f"{self.output_dir} holds checkpoints of an earlier run, such as {found[-1].name}: set resume=True "
+                "to go on from there, overwrite=True to discard them, or another output_dir"
             )
         # What would fail when saving after hours should fail now.
         if self.saves_prompts_alone and (self.output_dir / "model.safetensors").exists():
             raise FileExistsError(
                 f"{self.output_dir} holds a full checkpoint (model.safetensors), which prompts alone must not "
-                "overwrite: give another output_dir, or save_full"
+                "overwrite: give another output_dir, or save_full=True"
             )
         if not self.saves_prompts_alone and not args.save_full and self.accelerator.is_main_process:
             logger.warning("nothing names the backbone of this model, so it will be saved whole")

@@ -3,7 +3,7 @@ import json
 import pytest
 import yaml
 
-from anomalyclip_hf.training.command import main, parse_command, read_settings
+from anomalyclip_hf.training.command import load_data, main, parse_command, read_settings
 
 
 @pytest.fixture
@@ -23,6 +23,51 @@ def test_flags_and_settings_files_agree(tmp_path):
     assert parse_command([str(tmp_path / "run.json")]) == flags
     assert parse_command([str(tmp_path / "run.json"), "--epochs", "5"]).epochs == 5
     assert (flags.batch_size, flags.learning_rate, flags.train_split) == (8, 1e-3, "train")
+
+
+def test_flags_of_a_source_reach_its_loader(monkeypatch):
+    calls = []
+    monkeypatch.setattr("anomalyclip_hf.data.load_anomaly_dataset", lambda source, **given: calls.append(given))
+    flags = ["--normal_kinds", "ok", "fine", "--mask_threshold", "10", "--kind", "folder", "--image_column", "file"]
+    flags += ["--normal_labels", "pass", "--revision", "of-the-model"]
+    command = parse_command(["--model", "m", "--source", "s", "--validation_source", "v", *flags])
+    load_data(command)
+    train, validation = calls
+    assert train == {
+        "data_dir": None,
+        "split": "train",
+        "normal_kinds": ["ok", "fine"],
+        "normal_labels": ["pass"],
+        "mask_threshold": 10,
+        "kind": "folder",
+        "image_column": "file",
+    }
+    assert validation == {"data_dir": None, "split": "test"}
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, 130), (RuntimeError("no memory"), 2)])
+def test_interruptions_and_failures_are_one_line(monkeypatch, capsys, error, status):
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr("anomalyclip_hf.training.command.load_model", fail)
+    assert main(["--model", "m", "--source", "s"]) == status
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_errors_advise_options(capsys, tiny_clip_dir, table, tmp_path):
+    command = ["--model", tiny_clip_dir, "--image_size", "42", "--source", str(table), "--train_split", "test"]
+    command += ["--output_dir", str(tmp_path / "out"), "--cache_dir", str(tmp_path / "cache"), "--cpu"]
+    command += ["--disable_tqdm", "--max_steps", "1"]
+    assert main(command) == 0
+    capsys.readouterr()
+    assert main(command) == 2
+    told = capsys.readouterr().err
+    assert "set --resume=True to go on from there, --overwrite=True to discard them, or another --output_dir" in told
+    assert main([*command, "--resume", "--learning_rate", "0.1"]) == 2
+    told = capsys.readouterr().err
+    assert "--learning_rate was 0.001 and is 0.1; restore it, or start anew with --overwrite=True" in told
+    assert parse_command([*command, "--resume=True", "--overwrite=True"]).resume  # what was advised can be given
 
 
 def test_a_settings_file_with_a_typo_is_refused(tmp_path):
