@@ -393,3 +393,11 @@ def test_a_loaded_set_survives_saving_and_parallel_maps(folder, tmp_path):
     dataset.save_to_disk(tmp_path / "saved")
     shutil.rmtree(folder / "masks")  # the files are inside now
     assert summary(load_anomaly_dataset(tmp_path / "saved")) == FOLDER
+
+
+def test_a_stream_names_its_rows_alike_in_every_pass(make_image):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    rows = {"image": [make_image(seed=i) for i in range(3)], "label": [0, 1, 0]}
+    stream = load_anomaly_dataset(datasets.Dataset.from_dict(rows, features=features).to_iterable_dataset())
+    for _ in range(2):
+        assert [row["path"] for row in stream] == ["000000", "000001", "000002"]
