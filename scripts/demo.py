@@ -6,8 +6,9 @@ The embedded model is a stand-in of a few million parameters, made from drawings
 """
 
 import argparse
+import contextlib
+import io
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,16 +22,16 @@ ROOT = Path(__file__).resolve().parent.parent
 REAL = ROOT / "tests" / "fixtures" / "photos"  # small photographs, with their licences beside them
 
 
-def learn_prompts(output_dir: Path, num_images: int, epochs: int, seed: int) -> None:
-    """Run scripts/train.py through accelerate, as a user would: training classes only, kept features."""
+def learn_prompts(output_dir: Path, num_images: int, epochs: int, seed: int) -> int:
+    """What scripts/train.py does: training classes only, kept features. Returns its exit status."""
+    from anomalyclip_hf.training.command import main as train
+
     options = f'{{"num_images": {num_images}, "size": 128, "seed": 7, "difficulty": 0.5}}'
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
-    command += ["--mixed_precision", "no", "--dynamo_backend", "no", str(ROOT / "scripts" / "train.py")]
-    command += ["--model", "demo", "--source", "synthetic", "--source_options", options, "--initial_prompts", "fresh"]
+    command = ["--model", "demo", "--source", "synthetic", "--source_options", options, "--initial_prompts", "fresh"]
     command += ["--epochs", str(epochs), "--output_dir", str(output_dir), "--overwrite", "--disable_tqdm"]
     command += ["--seed", str(seed), "--cache_dir", str(output_dir.parent / "cache")]
-    if status := subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
-        raise RuntimeError(f"the training ended with status {status}")
+    with contextlib.redirect_stdout(io.StringIO()):
+        return train(command, draw)
 
 
 def judge(prompts: Path, num_images: int):
@@ -115,7 +116,9 @@ def show(argv: list[str] | None) -> int:
     runs = []
     for seed in args.seeds:
         prompts = args.output_dir / f"prompts-{seed}"
-        learn_prompts(prompts, args.train_images, args.epochs, seed)
+        status = learn_prompts(prompts, args.train_images, args.epochs, seed)
+        if status:
+            return status
         model, processor, sets, results = judge(prompts, args.test_images)
         runs.append(results)
     print_table(sets, runs)

@@ -84,6 +84,7 @@ def capable(monkeypatch):
     """A CPU that takes every fast way."""
     monkeypatch.setattr(cpu_anomalyclip, "_is_amd_with_avx512", lambda: True)
     monkeypatch.setattr(cpu_anomalyclip, "_products_without_amx", lambda: True)
+    monkeypatch.setattr(cpu_anomalyclip, "_has_slow_bfloat16", lambda: False)
 
 
 @pytest.mark.parametrize(

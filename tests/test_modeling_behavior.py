@@ -1,6 +1,7 @@
 """How the model behaves: names, gradients, precision, caches, work left out, compilation, loading."""
 
 import copy
+import os
 from collections import Counter
 
 import pytest
@@ -309,6 +310,9 @@ def test_wrong_inputs_are_named(tiny_model, inputs, message):
 @pytest.mark.slow
 @pytest.mark.parametrize(("backend", "layers"), [("aot_eager", 3), ("inductor", 1)])
 def test_compiles_without_graph_breaks(backend, layers, tmp_path):
+    if backend == "inductor" and os.environ.get("ATEN_CPU_CAPABILITY") == "default":
+        # Its C++ names at::vec, which it declares for vector instructions alone; with others than ATen's it crashes.
+        pytest.skip("inductor writes C++ that is no C++ where vector instructions are forbidden")
     depth = {"num_hidden_layers": layers}
     make_tiny_clip(text=depth, vision=depth).save_pretrained(tmp_path)
     model = AnomalyCLIPModel.from_pretrained(tmp_path, image_size=42, preset="paper").eval()

@@ -84,8 +84,9 @@ def name_options(message: str, names: Collection[str]) -> str:
 
     def spell(match: re.Match) -> str:
         name, value = match.group(1), match.group(2)
-        if value is None:
-            return f"--{name}" if "_" in name else match.group()  # `split` is a word as well
+        if value is None:  # `split` is a word as well, and what is quoted is no option
+            quoted = message[match.start() - 1 : match.start()] in ("'", '"')
+            return f"--{name}" if "_" in name and not quoted else match.group()
         bare = re.sub(r"^[(\[]|[)\]]$|(?<!\w)['\"]|['\"](?!\w)", "", value).replace(",", "").strip()
         return f"--{name}" if bare in ("", "True") else f"--{name} {bare}"
 

@@ -450,3 +450,11 @@ def test_data_sets_with_a_format(form, caplog):
     found = list(load_anomaly_dataset(formatted))
     assert [(number_of(row["image"]), row["label"]) for row in found] == [(1, 0), (2, 1)]
     assert ("has a transform, which is left out" in caplog.text) == (form == "transform")
+
+
+def test_a_stream_names_its_rows_alike_in_every_pass(make_image):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    rows = {"image": [make_image(seed=i) for i in range(3)], "label": [0, 1, 0]}
+    stream = load_anomaly_dataset(datasets.Dataset.from_dict(rows, features=features).to_iterable_dataset())
+    for _ in range(2):
+        assert [row["path"] for row in stream] == ["000000", "000001", "000002"]

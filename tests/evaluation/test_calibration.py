@@ -20,7 +20,7 @@ def test_number_of_images_needed():
 def test_normal_threshold_is_just_above_the_right_score():
     scores = np.random.default_rng(0).permutation(59).astype(np.float32)
     result = calibrate_from_normal(scores)
-    assert result.threshold == float(np.nextafter(np.float32(58), np.float32(np.inf)))
+    assert result.threshold == pytest.approx(58 * (1 + 1e-5), rel=1e-12)  # no probabilities: a share of the score
     assert result.achieved_confidence == pytest.approx(1 - 0.95**59, abs=1e-12) and result.is_guaranteed
     # 93 is the least number of samples for which the second highest suffices (0.95**93 + 93 * 0.05 * 0.95**92 < 0.05).
     assert calibrate_from_normal(np.arange(93.0)).num_above == 1
@@ -67,7 +67,29 @@ def test_label_threshold_for_f1_and_for_recall():
     some = calibrate_from_labels(scores, labels, objective="recall", recall=2 / 3)
     assert some.threshold == pytest.approx(0.45) and some.recall == pytest.approx(2 / 3)
     assert calibrate_from_labels(scores, labels, objective="recall", recall=0.7).recall == 1.0
-    assert calibrate_from_labels([0.5, 0.4], [0, 1]).threshold == 0.4  # no lower score to keep away from
+    assert calibrate_from_labels([0.5, 0.4], [0, 1]).threshold == pytest.approx(0.4 - 0.24e-5, abs=1e-8)
+    # A normal sample nearer than rounding counts as the false alarm that it can be.
+    near = calibrate_from_labels([0.1, 0.4, 0.4 + 1e-7], [0, 0, 1])
+    assert (near.recall, near.precision, near.false_alarm_rate) == (1.0, 0.5, 0.5)
+    assert near.threshold == 0.25
+
+
+@pytest.mark.parametrize("margin", [calibration.MARGIN, calibration.HALF_MARGIN])
+@pytest.mark.parametrize("score", [0.0, 1e-30, 1e-6, 0.3, 0.5, 0.97, 1 - 1e-4])
+def test_shift_of_a_score_is_a_difference_of_logits(score, margin):
+    for signed in (margin, -margin):
+        moved = calibration.shift_score(score, signed)
+        if 0 < score < 0.98:
+            logits = [np.log(value) - np.log1p(-value) for value in (score, moved)]
+            assert logits[1] - logits[0] == pytest.approx(signed, rel=0.02)
+        assert np.sign(np.float32(moved) - np.float32(score)) == np.sign(signed)
+
+
+def test_saturated_scores_promise_nothing():
+    scores = np.full(60, 1 - 2.0**-24)  # the largest float32 below 1: rounding makes it 1
+    with pytest.warns(UserWarning, match="promises nothing"):
+        result = calibrate_from_normal(scores)
+    assert (result.threshold, result.achieved_confidence, result.is_guaranteed) == (1.0, 0.0, False)
 
 
 def test_pixel_labels_exact_and_streamed():
@@ -76,7 +98,8 @@ def test_pixel_labels_exact_and_streamed():
     maps = (rng.random(masks.shape) + masks).astype(np.float32)
     exact = calibration.calibrate_pixels_from_labels(maps, masks, objective="recall", recall=0.9)
     assert (maps[masks] >= exact.threshold).mean() == exact.recall >= 0.9
-    assert (maps[masks] > exact.threshold).mean() < 0.9
+    above = calibration.shift_score(exact.threshold, 3e-5)
+    assert (maps[masks] > above).mean() < 0.9
     streaming = StreamingPixelMetrics()
     streaming.update(maps, masks)
     streamed = calibration.calibrate_from_ranking(streaming.ranking(), "recall", 0.9)

@@ -9,6 +9,7 @@ from anomalyclip_hf import AnomalyCLIPConfig
 from anomalyclip_hf.data import load_anomaly_dataset
 from anomalyclip_hf.evaluation import calibrate, save_thresholds
 from anomalyclip_hf.evaluation.model_card import make_model_card
+from anomalyclip_hf.evaluation.thresholds import choose_margin
 from anomalyclip_hf.pipeline_anomalyclip import ZeroShotAnomalyDetectionPipeline
 
 
@@ -27,6 +28,28 @@ def test_normal_images_set_both_thresholds(tiny_model, tiny_processor, dataset):
     # 22 images, 10% at 90%: the highest score is the bound, so none of them is called anomalous.
     assert {result["label"] for result in results} == {"normal"}
     assert max(np.asarray(result["mask"]).mean() for result in results) < 0.02
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2.4e-7), (torch.bfloat16, 1.2e-3)])
+def test_thresholds_stand_rounding(tiny_model, tiny_processor, dataset, dtype, tolerance):
+    """Whatever an image's score differs by in another batch size, as measured, it stays on its side."""
+    tiny_model.to(dtype)
+    normal = [row["image"] for row in dataset if row["label"] == 0]
+    with torch.no_grad():
+        output = tiny_model(tiny_processor(normal, return_tensors="pt").pixel_values)
+    results = tiny_processor.post_process_anomaly_detection(output)
+    options = {"false_alarm_rate": 0.1, "confidence": 0.9, "show_progress": False}
+    for batch_size in (1, 7):
+        found = calibrate(tiny_model, tiny_processor, normal, pixel_rate=0.0, batch_size=batch_size, **options)
+        assert found["image"]["threshold"] > max(result["score"] for result in results) + tolerance
+        assert found["pixel"]["threshold"] > max(result["anomaly_map"].max() for result in results) + tolerance
+
+
+def test_margin_goes_by_what_is_computed(tiny_model):
+    assert choose_margin(tiny_model) == 1e-5
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert choose_margin(tiny_model) == 2e-2
+    assert choose_margin(tiny_model.to(torch.float16)) == 2e-2
 
 
 def test_labels_set_the_threshold_of_the_best_f1(tiny_model, tiny_processor, dataset):

@@ -1,5 +1,7 @@
 import json
 import os
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -62,13 +64,61 @@ def test_other_settings_have_a_cache_of_their_own(build, dataset, tiny_model, en
     assert build(dataset).path not in (first.path, other.path)
 
 
-def test_a_changed_image_makes_it_stale(build, rows, dataset, encoded):
+def test_a_changed_image_has_features_of_its_own(build, rows, dataset, encoded):
     first = build(dataset).read([0])["patch_embeds"]
     Image.new("RGB", (48, 48), (200, 30, 30)).save(rows[0]["path"])
     changed = build(dataset)
     assert sum(encoded) == 20
     assert not torch.allclose(changed.read([0])["patch_embeds"], first)
-    assert len(list(changed.path.parent.iterdir())) == 1
+
+
+def test_data_sets_of_equal_names_have_features_of_their_own(build, dataset, make_rows, to_dataset, encoded):
+    first = build(dataset)
+    held = first.read([0])["patch_embeds"].clone()
+    other = build(to_dataset(make_rows("others/images", seed=5)))
+    assert other.path != first.path and sum(encoded) == 20
+    assert not torch.allclose(other.read([0])["patch_embeds"], held)
+    assert build(dataset).path == first.path and sum(encoded) == 20  # neither was rebuilt
+    assert build(to_dataset(make_rows("copies/images"))).path == first.path and sum(encoded) == 20
+
+
+def test_a_run_waits_for_another_that_makes_the_same_features(build, dataset, encoded, monkeypatch):
+    threads, said = [], []
+    monkeypatch.setattr(module.logger, "warning", said.append)
+    original = module._fill
+
+    def fill(*args):
+        if not threads:
+            threads.append(threading.Thread(target=lambda: built.append(build(dataset))))
+            threads[0].start()
+            while not any("waiting for it" in line for line in said):
+                time.sleep(0.001)
+        original(*args)
+
+    built = []
+    monkeypatch.setattr(module, "_fill", fill)
+    built.append(build(dataset))
+    threads[0].join()
+    assert built[0].path == built[1].path and sum(encoded) == 10
+
+
+def test_features_do_not_depend_on_where_the_work_was_cut_off(build, dataset, tiny_model, monkeypatch, tmp_path):
+    """Batches are cut at the same images, since others give other last bits."""
+    original, batches = module._RowWriter.write, []
+
+    def write(self, indices, *args):
+        if len(batches) == 1:
+            batches.append(None)
+            raise KeyboardInterrupt
+        batches.append(indices)
+        original(self, indices, *args)
+        self.mark(indices[2:], module.TODO)  # what had not reached the disk
+
+    monkeypatch.setattr(module._RowWriter, "write", write)
+    with pytest.raises(KeyboardInterrupt):
+        build(dataset, batch_size=4)
+    build(dataset, batch_size=4)
+    assert batches == [[0, 1, 2, 3], None, [0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
 @pytest.mark.parametrize("name", ["patch_embeds.bin", "masks.bin", "header.json"])
@@ -117,7 +167,7 @@ def test_building_goes_on_where_it_stopped(build, dataset, encoded, monkeypatch)
 def test_size_is_announced_and_limited(build, dataset, tmp_path, caplog, monkeypatch):
     with pytest.raises(ValueError, match=r"features would take .* GB, more than cache_limit_gb=1e-06; raise"):
         build(dataset, limit_gb=1e-6)
-    assert not (tmp_path / "cache").exists()
+    assert not list((tmp_path / "cache").rglob("*.bin"))
     announced = []
     monkeypatch.setattr(module.logger, "warning", announced.append)
     cache = build(dataset)

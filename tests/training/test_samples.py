@@ -1,3 +1,5 @@
+import weakref
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -28,6 +30,58 @@ def test_a_list_of_dicts_is_a_data_set_too(make_image):
     assert samples.load(2) == (make_image(seed=2), None)
     other = TrainingSamples([{"image": make_image(seed=i + 1), "label": i % 2} for i in range(4)])
     assert samples.outline() == other.outline() and samples.fingerprint() != other.fingerprint()
+
+
+class Lazy:
+    """A torch-style data set that counts the rows held at a time."""
+
+    def __init__(self, make_image, count=6):
+        self.make_image, self.count, self.alive, self.most = make_image, count, 0, 0
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        image = self.make_image(seed=index)
+        self.alive += 1
+        self.most = max(self.most, self.alive)
+        weakref.finalize(image, self.let_go)
+        return {"image": image, "label": index % 2, "class_name": "part"}
+
+    def let_go(self):
+        self.alive -= 1
+
+
+def test_rows_are_read_one_by_one(make_image):
+    lazy = Lazy(make_image)
+    samples = TrainingSamples(lazy)
+    samples.fingerprint(), check_validation_set(samples, TrainingSamples(Lazy(lambda seed: make_image(seed=seed + 9))))
+    assert samples.labels.tolist() == [0, 1] * 3 and samples.class_names == ["part"] * 6
+    assert lazy.most <= 2 and lazy.alive == 0
+
+
+def test_formats_and_transforms_give_pictures(dataset):
+    plain = TrainingSamples(dataset)
+    for format in ("torch", "numpy"):
+        other = TrainingSamples(dataset.with_format(format))
+        assert other.labels.tolist() == [0, 1] * 5 and other.fingerprint() == plain.fingerprint()
+        assert other.load(1) == plain.load(1)
+    turned = dataset.with_transform(
+        lambda batch: {**batch, "image": [image.rotate(180) if image else None for image in batch["image"]]}
+    )
+    samples = TrainingSamples(turned)
+    assert samples.labels.tolist() == [0, 1] * 5 and samples.has_mask.tolist() == [False, True] * 5
+    assert samples.load(2)[0] == plain.load(2)[0].rotate(180)
+    assert samples.paths == plain.paths and samples.fingerprint() != plain.fingerprint()
+
+
+def test_a_row_that_cannot_be_read_is_named():
+    class Broken(list):
+        def __getitem__(self, index):
+            raise OSError("the disk is gone")
+
+    with pytest.raises(ValueError, match=r"train_dataset\[0\] can't be read: the disk is gone"):
+        TrainingSamples(Broken([1]))
 
 
 def test_fingerprint_follows_files_and_bytes(rows, dataset, to_dataset):

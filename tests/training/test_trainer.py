@@ -1,6 +1,7 @@
 import copy
 import json
 import math
+import signal
 
 import numpy as np
 import pytest
@@ -189,7 +190,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(run, tmp_path):
 
 def test_earlier_runs_are_not_overwritten_unasked(run):
     run(epochs=1)
-    with pytest.raises(FileExistsError, match="set resume to go on from there, overwrite to discard"):
+    with pytest.raises(FileExistsError, match="set resume=True to go on from there, overwrite=True to discard"):
         run(epochs=1)
     result, _ = run(epochs=1, overwrite=True)
     assert result.summary["steps"] == 3
@@ -201,6 +202,119 @@ def test_going_on_with_other_settings_is_refused(run, rows, to_dataset):
         run(resume=True, learning_rate=0.01)
     with pytest.raises(ValueError, match="training images was"):
         run(data=to_dataset(rows[:8]), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda model, processor: setattr(model.config, "temperature", 0.1), r"temperature was 0.07 and is 0.1"),
+        (lambda model, processor: model.to(torch.bfloat16), r"dtype was 'float32' and is 'bfloat16'"),
+        (lambda model, processor: setattr(model.config, "base_model_revision", "abc"), r"was None and is 'abc'"),
+        (lambda model, processor: setattr(processor, "image_mean", [0.5] * 3), r"_mean was \[0.48.* is \[0.5, 0.5"),
+        (lambda model, processor: setattr(processor, "image_std", [0.5] * 3), r"_std was \[0.26.* is \[0.5, 0.5"),
+        (lambda model, processor: setattr(processor, "sigma", 2.0), r"sigma was 4.0 and is 2.0"),
+        (lambda model, processor: setattr(processor, "resample", 2), r"resample was 3 and is 2"),
+        (lambda model, processor: model.text_projection.weight.data.mul_(2), r"backbone was '\w+' and is '\w+'"),
+    ],
+)
+def test_going_on_with_another_model_or_processor_is_refused(run, tiny_model, tiny_processor, change, message):
+    run(max_steps=1)
+    change(tiny_model, tiny_processor)
+    before = prompts(tiny_model)
+    with pytest.raises(ValueError, match=message):
+        run(resume=True)
+    assert torch.equal(prompts(tiny_model), before)
+
+
+def test_going_on_with_another_image_size_is_refused(run, tiny_clip_dir, dataset, make_args):
+    args = {"image_size": 42, "prompt_length": 5, "feature_layers": [2, 4]}
+    for size in (42, 28):
+        model = AnomalyCLIPModel.from_pretrained(tiny_clip_dir, **{**args, "image_size": size})
+        processor = AnomalyCLIPProcessor(size={"height": size, "width": size})
+        if size == 42:
+            train_prompts(model, processor, dataset, make_args(max_steps=1))
+            continue
+        with pytest.raises(ValueError, match="image_size was 42 and is 28"):
+            train_prompts(model, processor, dataset, make_args(resume=True))
+
+
+def test_going_on_with_other_pictures_of_the_same_names_is_refused(run, make_rows, to_dataset):
+    run(max_steps=1)
+    with pytest.raises(ValueError, match=r"training images was '10 with contents \w+' and is '10 with contents"):
+        run(data=to_dataset(make_rows("others/images", seed=5)), resume=True)
+    run(data=to_dataset(make_rows("copies/images")), resume=True, max_steps=2)  # the same ones, elsewhere
+
+
+@pytest.mark.parametrize("fields", [{}, {"initial_prompts": "fresh"}])
+def test_thresholds_of_the_prompts_before_are_removed_and_that_is_said(run, tiny_model, monkeypatch, fields):
+    said = []
+    monkeypatch.setattr(module.logger, "warning", said.append)
+    tiny_model.config.image_threshold, tiny_model.config.pixel_threshold = 0.25, 0.5
+    result, model = run(max_steps=1, **fields)
+    assert (model.config.image_threshold, model.config.pixel_threshold) == (None, None)
+    stored = json.loads((result.output_dir / "config.json").read_text())
+    assert stored.get("image_threshold") is None and stored.get("pixel_threshold") is None
+    (line,) = [line for line in said if "threshold" in line]
+    assert line.startswith("image_threshold=0.25 and pixel_threshold=0.5 belong to the prompts before training")
+
+
+def test_the_summary_names_model_and_prompts(run, tiny_model, tiny_clip_dir, tmp_path):
+    from anomalyclip_hf.evaluation.model_card import prompts_checksum
+
+    result, model = run(max_steps=1)
+    summary = json.loads((result.output_dir / "training_summary.json").read_text())
+    assert summary["base_model"] == tiny_clip_dir
+    assert summary["initial_prompts"] == prompts_checksum(tiny_model)
+    assert summary["prompts_sha256"] == prompts_checksum(model) != prompts_checksum(tiny_model)
+    fresh, _ = run(max_steps=1, initial_prompts="fresh", output_dir=str(tmp_path / "fresh"))
+    assert fresh.summary["initial_prompts"] == "fresh"
+
+
+def test_an_epoch_that_is_better_by_rounding_is_as_good(run, validation_dataset, monkeypatch):
+    values = iter([0.9, 0.9 + 1e-9, 0.9 - 1e-9])
+    monkeypatch.setattr(module, "validate", lambda *args, **kwargs: {"image_auroc": next(values)})
+    result, _ = run(validation=validation_dataset, epochs=3)
+    assert result.best_epoch == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("place", ["_step", "_update_best", "validate"])
+def test_a_signal_leaves_a_state_from_which_the_run_goes_on_bit_for_bit(
+    run, validation_dataset, tmp_path, monkeypatch, number, place
+):
+    whole, expected = run(validation=validation_dataset, output_dir=str(tmp_path / "whole"))
+    owner = module if place == "validate" else module.PromptTrainer
+    original, calls = getattr(owner, place), []
+
+    def sending(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == (2 if place == "_step" else 1):
+            signal.raise_signal(number)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, place, sending)
+    former = signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # raises as the command line's does
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(validation=validation_dataset)
+    finally:
+        signal.signal(signal.SIGTERM, former)
+    monkeypatch.setattr(owner, place, original)
+    kept = sorted(path.name for path in (tmp_path / "out" / "checkpoints").glob("step-*"))
+    assert kept == ["step-00000002" if place == "_step" else "step-00000003"]  # not a step is lost
+    result, model = run(validation=validation_dataset, resume=True)
+    assert torch.equal(prompts(model), prompts(expected))
+    assert losses(result).tolist() == losses(whole).tolist() and result.history == whole.history
+
+
+def test_what_a_killed_run_was_writing_is_removed_by_the_next(run, tmp_path):
+    half = tmp_path / "out" / "checkpoints" / ".unfinished-step-00000001"
+    half.mkdir(parents=True)
+    (half / "prompts.safetensors").write_bytes(b"")
+    gone = tmp_path / "out" / ".training_log.999999999-abcdefgh.part.jsonl"
+    gone.write_text("")
+    run(max_steps=1)
+    assert not half.exists() and not gone.exists()
 
 
 def test_the_best_epoch_is_kept(run, validation_dataset, tiny_model, monkeypatch):

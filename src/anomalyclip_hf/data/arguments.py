@@ -37,7 +37,7 @@ def add_source_arguments(parser: argparse._ActionsContainer, skip: Collection[st
         add(name, metavar="COLUMN", help=f"name of the {name.replace('_', ' ')}")
 
 
-def source_arguments(parsed: argparse.Namespace) -> dict[str, Any]:
+def source_arguments(parsed: Any) -> dict[str, Any]:
     """Those flags as arguments of `load_anomaly_dataset`, beside the source and `data_dir`; absent ones left out."""
     given = {name: getattr(parsed, name, None) for name in SOURCE_ARGUMENTS}
     return {name: value for name, value in given.items() if value is not None and value is not False}

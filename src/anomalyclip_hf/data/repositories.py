@@ -223,9 +223,8 @@ def _adapt_stream(dataset, options, label: str):
             dataset = dataset.cast_column(column, AnomalyMask(decode=False))
         elif feature is not None and feature != datasets.Value("null"):
             dataset = dataset.cast_column(column, datasets.Image(decode=False))
-    counter = iter(range(1 << 62))
 
-    def complete(row):
+    def complete(row, index):
         kind = _name_of(row.get("defect_type"), kind_names) or ANOMALOUS_KIND
         if has_label:
             value = to_label(_name_of(row.get("label"), names), options.normal_labels, label)
@@ -237,10 +236,10 @@ def _adapt_stream(dataset, options, label: str):
             "label": value,
             "class_name": str(_name_of(row.get("class_name"), class_names) or name),
             "defect_type": NORMAL_KIND if value == 0 else ("" if value is None else str(kind)),
-            "path": row.get("path") or f"{next(counter):06d}",
+            "path": row.get("path") or f"{index:06d}",
         }
 
-    return dataset.map(complete).cast(features)
+    return dataset.map(complete, with_indices=True).cast(features)
 
 
 def _add_paths(dataset, data_dir):

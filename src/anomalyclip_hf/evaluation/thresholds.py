@@ -16,7 +16,14 @@ from tqdm.auto import tqdm
 
 from ..data.loader import make_loader
 from ..data.masks import describe_source, read_image
-from .calibration import calibrate_from_labels, calibrate_from_normal, calibrate_from_ranking, pixel_level
+from .calibration import (
+    HALF_MARGIN,
+    MARGIN,
+    calibrate_from_labels,
+    calibrate_from_normal,
+    calibrate_from_ranking,
+    pixel_level,
+)
 from .files import atomic_path
 from .model_card import update_thresholds
 from .streaming import StreamingPixelMetrics
@@ -43,7 +50,9 @@ def calibrate(
     """Choose `image_threshold` and `pixel_threshold` and put them into `model.config`.
 
     They then travel with the prompts, and the pipeline gives `label` and `mask`. Maps are judged at the model's input
-    size, smoothed as the processor does it.
+    size, smoothed as the processor does it. Thresholds keep a margin from the scores that they were chosen by, since
+    an image scores a little differently in another batch size: 1e-5 in the difference of the two logits where the
+    model computes in float32, 2e-2 in half precision. They are never above 1.
 
     Args:
         model: an [`AnomalyCLIPModel`].
@@ -98,17 +107,25 @@ def calibrate(
         warnings.warn(f"{left_out}; the first: {unreadable[0]}", stacklevel=2)
     image: Any
     pixel: Any
+    margin = choose_margin(model)
     if method == "normal":
-        image = calibrate_from_normal(scores, false_alarm_rate, confidence)
-        pixel = calibrate_from_normal(levels, false_alarm_rate, confidence)
+        image = calibrate_from_normal(scores, false_alarm_rate, confidence, margin)
+        # Smoothing can leave [0, 1] by a rounding error.
+        pixel = calibrate_from_normal(np.clip(levels, 0.0, 1.0), false_alarm_rate, confidence, margin)
     else:
-        image = calibrate_from_labels(scores, labels, objective, recall)
+        image = calibrate_from_labels(scores, labels, objective, recall, margin)
         has_masks = pixels.num_images > 0 and pixels.num_regions > 0
-        pixel = calibrate_from_ranking(pixels.ranking(), objective, recall) if has_masks else None
-    # Scores are probabilities; just above the highest of them can be just above 1.
-    model.config.image_threshold = min(image.threshold, 1.0)
-    model.config.pixel_threshold = None if pixel is None else min(pixel.threshold, 1.0)
+        pixel = calibrate_from_ranking(pixels.ranking(), objective, recall, margin=margin) if has_masks else None
+    for name, found in (("image_threshold", image), ("pixel_threshold", pixel)):
+        setattr(model.config, name, None if found is None else min(max(found.threshold, 0.0), 1.0))
     return {"image": image.to_dict(), "pixel": None if pixel is None else pixel.to_dict()}
+
+
+def choose_margin(model: Any) -> float:
+    """How far thresholds keep from scores, as a difference of logits: by the model's least precise weights."""
+    halves = (torch.bfloat16, torch.float16)
+    computed_in_half = torch.is_autocast_enabled(model.device.type)
+    return HALF_MARGIN if computed_in_half or any(p.dtype in halves for p in model.parameters()) else MARGIN
 
 
 class _NormalImages:

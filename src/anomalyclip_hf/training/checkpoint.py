@@ -10,7 +10,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,8 +116,20 @@ def list_checkpoints(root: Path) -> list[Path]:
     return sorted(root.glob(f"{PREFIX}[0-9]*")) if root.is_dir() else []
 
 
-def load_last_checkpoint(root: Path, model, optimizer) -> tuple[TrainingState, Tensor, dict | None] | None:
+def remove_unfinished(root: Path) -> None:
+    """Remove folders that a killed run began to write."""
+    for path in root.glob(f"{TEMPORARY}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def load_last_checkpoint(
+    root: Path, model, optimizer, check: Callable[[dict[str, Any]], None] = lambda settings: None
+) -> tuple[TrainingState, Tensor, dict | None] | None:
     """Restore prompts and optimizer from the newest checkpoint that can be read.
+
+    Args:
+        root, model, optimizer: as of [`save_checkpoint`].
+        check: called with the settings of the checkpoint before anything is changed; raises where they don't fit.
 
     Returns:
         state, random numbers and the state of the gradient scaler; None if there is no checkpoint.
@@ -135,11 +147,12 @@ def load_last_checkpoint(root: Path, model, optimizer) -> tuple[TrainingState, T
         except Exception as error:  # safetensors, JSON and the system each have their own
             logger.warning(f"checkpoint {path} is damaged ({error}); trying the one before")
             continue
+        check(state.settings)
         load_prompt_tensors(model, prompts)
         optimizer.load_state_dict(join_state(tensors, content["optimizer"]))
         return state, rng, content["scaler"]
     if paths:
-        raise ValueError(f"none of the checkpoints in {root} can be read; start anew with overwrite")
+        raise ValueError(f"none of the checkpoints in {root} can be read; start anew with overwrite=True")
     return None
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import _command
-from ..data.arguments import parse_options, split_options
+from ..data.arguments import parse_options, source_arguments, split_options
 from ..data.loading import refuse_drawn
 from .arguments import TrainingArguments, option
 
@@ -30,13 +30,27 @@ class TrainCommand(TrainingArguments):
     source: str = option(None, "Training data: a data set's name, folder, table, repository, or 'synthetic'.")
     data_dir: str | None = option(None, "The unpacked archive of a named data set.")
     train_split: str = option("train", "'test' to train on a test split, as the authors do.")
+    kind: str | None = option(None, "Of the training data: folder, tree, table, meta, datasets, instead of looking.")
     class_names: list[str] | None = option(None, "Train on these classes alone.")  # noqa: RUF009
-    source_options: str | None = option(None, "JSON with further arguments of load_anomaly_dataset.")
+    normal_kinds: list[str] | None = option(None, "Folder names that mean normal.")  # noqa: RUF009
+    normal_labels: list[str] | None = option(None, "Label values that mean normal.")  # noqa: RUF009
+    mask_threshold: int | None = option(None, "Largest mask value that is background, 0 to 254.")
+    image_column: str | None = option(None, "Name of the image column.")
+    mask_column: str | None = option(None, "Name of the mask column.")
+    label_column: str | None = option(None, "Name of the label column.")
+    class_column: str | None = option(None, "Name of the class column.")
+    defect_column: str | None = option(None, "Name of the defect column.")
+    split_column: str | None = option(None, "Name of the split column.")
+    source_options: str | None = option(
+        None, "JSON with further arguments of load_anomaly_dataset, such as its revision."
+    )
     validation_source: str | None = option(None, "Data that choose the best epoch; never those trained on.")
     validation_data_dir: str | None = option(None, "As data_dir.")
     validation_split: str = option("test", "As train_split.")
     validation_class_names: list[str] | None = option(None, "As class_names.")  # noqa: RUF009
-    validation_options: str | None = option(None, "As source_options.")
+    validation_options: str | None = option(
+        None, "As source_options; takes normal_kinds and the columns of the validation data too."
+    )
     push_to_hub: str | None = option(None, "Hub repository that the learned prompts are sent to, when done.")
 
     def __post_init__(self):
@@ -98,12 +112,14 @@ def load_model(command: TrainCommand):
 
 def load_data(command: TrainCommand, draw: Callable[..., Any] = refuse_drawn) -> tuple[Any, Any]:
     """Training set and validation set (or None) of a command; `draw` is that of [`main`]."""
+    given = source_arguments(command)
+    given.pop("revision", None)  # of the model here
     train = _load(
         command.source,
         command.data_dir,
         command.train_split,
         command.class_names,
-        parse_options(command.source_options, "source_options"),
+        given | parse_options(command.source_options, "source_options"),
         partial(draw, "train"),
     )
     if command.validation_source is None:
@@ -131,32 +147,36 @@ def _load(source: str, data_dir: str | None, split: str, classes: list[str] | No
 
 
 def main(argv: Sequence[str] | None = None, draw: Callable[..., Any] = refuse_drawn) -> int:
-    """Run the command; errors of settings and data are one line, without a traceback.
+    """Run the command; errors of settings and data, and interruptions, are one line, without a traceback.
 
     Args:
         argv (*optional*): the process's own by default.
         draw (callable, *optional*): function `(split, **options)` that returns the data set `synthetic`, split
             "train" or "validation"; a checkout's scripts have one.
     """
+    options = tuple(TrainCommand.__dataclass_fields__)
+    return _command.run_until_interrupted(lambda words: _train(words, draw), argv, options=options)
+
+
+def _train(argv: Sequence[str] | None, draw: Callable[..., Any]) -> int:
     from .step import NonFiniteLossError
     from .trainer import train_prompts
 
+    command = parse_command(argv)
+    model, processor = load_model(command)
+    if command.push_to_hub:
+        check_push(command.push_to_hub, model, processor)
+    train, validation = load_data(command, draw)
     try:
-        command = parse_command(argv)
-        model, processor = load_model(command)
-        if command.push_to_hub:
-            check_push(command.push_to_hub, model, processor)
-        train, validation = load_data(command, draw)
         result = train_prompts(model, processor, train, command, validation)
-        if _is_main_process():
-            print(json.dumps(result.summary, indent=2))
-            print(f"prompts, log and curves: {result.output_dir}")
-            if command.push_to_hub:
-                card = {"training": result.card_facts}
-                model.push_prompts_to_hub(command.push_to_hub, processor=processor, card=card)
-    except (ValueError, OSError, NonFiniteLossError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    except NonFiniteLossError as error:
+        raise RuntimeError(error) from error
+    if _is_main_process():
+        print(json.dumps(result.summary, indent=2))
+        print(f"prompts, log and curves: {result.output_dir}")
+        if command.push_to_hub:
+            card = {"training": result.card_facts}
+            model.push_prompts_to_hub(command.push_to_hub, processor=processor, card=card)
     return 0
 
 

@@ -1,18 +1,20 @@
 """Features of the frozen backbone, computed once per image and kept in memory-mapped files.
 
-A cache is a folder named by what decides it (weights, revision, image size, layers, DPAM, processor, names of images):
+A cache is a folder named by what decides it (weights, revision, image size, layers, DPAM, processor, contents of the
+images): data sets of equal names have caches of their own, and runs that need the same one wait for the first.
 `image_embeds.bin` (N, P), `patch_embeds.bin` (N, M, patches, P), `masks.bin` (packed bits of images that have a mask),
 `rows.bin` (one byte per image: to do, done, unreadable) and `header.json`, which says whether all of it is complete.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,7 @@ from transformers.utils import logging
 
 from ..evaluation.files import atomic_path
 from .batches import EncodedBatches, iterate_batches
+from .checkpoint import PROMPTS
 from .samples import TrainingSamples
 
 if TYPE_CHECKING:
@@ -53,11 +56,11 @@ def default_cache_dir() -> Path:
     return Path(HF_HOME) / "anomalyclip_hf" / "features"
 
 
-def fingerprint_backbone(model) -> str:
-    """Digest of the weights that image features depend on: the vision tower and its projection."""
+def fingerprint_backbone(model, parts: str | tuple[str, ...] = ("vision_model.", "visual_projection.")) -> str:
+    """Digest of the frozen weights whose names start so; as a rule those that image features depend on."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        if name.startswith(("vision_model.", "visual_projection.")):
+        if name.startswith(parts) and not name.startswith(PROMPTS):
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
@@ -66,9 +69,6 @@ def fingerprint_backbone(model) -> str:
 def describe_features(model, processor, dtype: str, mixed_precision: str = "no") -> dict[str, Any]:
     """All settings that decide the features of an image."""
     config = model.config
-    described = processor.to_dict()
-    for key in ("sigma", "image_processor_type", "processor_class", "_processor_class"):
-        described.pop(key, None)
     return {
         "format": FORMAT,
         "dtype": dtype,
@@ -79,8 +79,16 @@ def describe_features(model, processor, dtype: str, mixed_precision: str = "no")
         "feature_layers": list(config.feature_layers),
         "dpam_layers": config.dpam_layers,
         "dpam_attention": config.dpam_attention,
-        "processor": json.loads(json.dumps(described, default=str, sort_keys=True)),
+        "processor": describe_processor(processor),
     }
+
+
+def describe_processor(processor) -> dict[str, Any]:
+    """What decides the model's input, as JSON knows it; smoothing comes after the model."""
+    described = processor.to_dict()
+    for key in ("sigma", "auto_map", "image_processor_type", "processor_class", "_processor_class"):
+        described.pop(key, None)
+    return json.loads(json.dumps(described, default=str, sort_keys=True))
 
 
 class FeatureCache:
@@ -165,7 +173,7 @@ class FeatureCache:
         accelerator: Accelerator | None = None,
         show_progress: bool = True,
     ) -> FeatureCache:
-        """Open the cache of these samples, or go on building it, or build it anew if it is stale or damaged.
+        """Open the cache of these samples, or go on building it, or build it anew if it is damaged.
 
         Args:
             model ([`AnomalyCLIPModel`]), processor ([`AnomalyCLIPProcessor`]).
@@ -187,19 +195,20 @@ class FeatureCache:
             raise ValueError(f"dtype={dtype!r}, expected one of {sorted(DTYPES)}")
         accelerator = accelerator or Accelerator()
         settings = describe_features(model, processor, dtype, str(accelerator.mixed_precision))
-        outline = hashlib.sha256((json.dumps(settings, sort_keys=True) + samples.outline()).encode()).hexdigest()
-        path = Path(cache_dir or default_cache_dir()) / outline[:32]
         header = _make_header(model, processor, samples, settings)
-        if accelerator.is_main_process:
-            _prepare_folder(path, header, limit_gb)
-        accelerator.wait_for_everyone()
-        if not _read_header(path)["complete"]:
-            _fill(path, header, model, processor, samples, accelerator, batch_size, num_workers, show_progress)
-            accelerator.wait_for_everyone()
+        name = hashlib.sha256((json.dumps(settings, sort_keys=True) + header["data"]).encode()).hexdigest()
+        path = Path(cache_dir or default_cache_dir()) / name[:32]
+        with _only_builder(path) if accelerator.is_main_process else contextlib.nullcontext():
             if accelerator.is_main_process:
-                _write_header(path, {**header, "complete": True})
+                _prepare_folder(path, header, limit_gb)
             accelerator.wait_for_everyone()
-        return cls(path)._checked(samples)
+            if not _read_header(path)["complete"]:
+                _fill(path, header, model, processor, samples, accelerator, batch_size, num_workers, show_progress)
+                accelerator.wait_for_everyone()
+                if accelerator.is_main_process:
+                    _write_header(path, {**header, "complete": True})
+                accelerator.wait_for_everyone()
+            return cls(path)._checked(samples)
 
     def _checked(self, samples: TrainingSamples) -> FeatureCache:
         unreadable = np.flatnonzero(~self.readable)
@@ -211,6 +220,24 @@ class FeatureCache:
                 f"{samples.name}: {len(unreadable)} of {len(self)} images could not be read and are left out: {names}"
             )
         return self
+
+
+@contextlib.contextmanager
+def _only_builder(path: Path) -> Iterator[None]:
+    """Wait for other runs that make the same features; a lock of a killed run is free."""
+    from filelock import FileLock, Timeout
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{path}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.warning(f"another run makes the same features in {path}: waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _make_header(model, processor, samples: TrainingSamples, settings: dict) -> dict[str, Any]:
@@ -274,7 +301,7 @@ def _prepare_folder(path: Path, header: dict, limit_gb: float | None) -> None:
             found = _read_header(path)
             _check_sizes(path, found)
             if {**found, "complete": False} != header:
-                raise CacheError(f"{path} is stale: the images have changed since")
+                raise CacheError(f"{path} is of other images than its name says")
             state = "using kept features" if found["complete"] else "going on with half-built features"
             logger.info(f"{state} in {path} ({_gigabytes(header):.2f} GB)")
             return
@@ -294,7 +321,7 @@ def _prepare_folder(path: Path, header: dict, limit_gb: float | None) -> None:
 
 
 def _check_space(path: Path, header: dict, size: int, limit_gb: float | None) -> None:
-    way_out = "raise cache_limit_gb, choose cache_dtype=float16, another cache_dir, or no_cache"
+    way_out = "raise cache_limit_gb, choose cache_dtype=float16, another cache_dir, or no_cache=True"
     if limit_gb is not None and size > limit_gb * 1e9:
         raise ValueError(
             f"features would take {_gigabytes(header):.3g} GB, more than cache_limit_gb={limit_gb}; {way_out}"
@@ -316,12 +343,16 @@ def _fill(path, header, model, processor, samples, accelerator, batch_size, num_
     rank, world = accelerator.process_index, accelerator.num_processes
     status = np.fromfile(path / "rows.bin", np.uint8)
     todo = np.flatnonzero(status == TODO)
-    todo = todo[todo % world == rank]
-    parts = [todo[start : start + batch_size] for start in range(0, len(todo), batch_size)]
+    # Batches are the same however often the work was cut off, and so are the features, to the last bit.
+    starts = np.unique(todo // batch_size) * batch_size
+    parts = [np.arange(start, min(start + batch_size, len(status))) for start in starts[rank::world]]
     with (
         _RowWriter(path, header) as writer,
         tqdm(
-            total=len(todo), desc="features", unit="image", disable=not (show_progress and accelerator.is_main_process)
+            total=sum(map(len, parts)),
+            desc="features",
+            unit="image",
+            disable=not (show_progress and accelerator.is_main_process),
         ) as bar,
     ):
         for part, batch in zip(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from ..data.masks import fit_mask
 from ..data.synthetic import DEFECTS, draw_anomaly_on
 from ..processing_anomalyclip import to_pil_image
 
-CHUNK = 1000
+CHUNK = 32  # rows whose files are held at a time
 
 
 class TrainingSamples:
@@ -40,19 +41,21 @@ class TrainingSamples:
             raise ValueError(
                 f"{name} is empty, expected at least one image; check the source, the split and the classes"
             )
-        self.dataset, self.name = dataset, name
+        self.name = name
         self._arrow = hasattr(dataset, "with_format") and hasattr(dataset, "column_names")
+        if self._arrow and (dataset.format or {}).get("type") == "custom":
+            self._arrow = False  # what a transform makes of a row is known only row by row
+        # Pictures and not what another format makes of them.
+        self.dataset = dataset.with_format(None) if self._arrow else dataset
+        self._contents: str | None = None
+        self._digests: list[list[str]] = []
         self._read_columns()
         self._check_labels()
 
     def _read_columns(self) -> None:
         dataset, count = self.dataset, len(self.dataset)
         if not self._arrow:
-            # Kept as they are: a sequence of dicts lies in memory already.
-            rows = [dataset[index] for index in range(count)]
-            columns = {key: [row.get(key) for row in rows] for key in ("label", "mask", "path", "class_name")}
-            self.has_mask = np.array([mask is not None for mask in columns["mask"]], dtype=bool)
-            labels, paths, classes = columns["label"], columns["path"], columns["class_name"]
+            labels, paths, classes = self._read_rows()
         else:
             names = dataset.column_names
             missing = [key for key in ("image", "label") if key not in names]
@@ -61,23 +64,34 @@ class TrainingSamples:
             labels = list(dataset["label"])
             paths = list(dataset["path"]) if "path" in names else [None] * count
             classes = list(dataset["class_name"]) if "class_name" in names else [None] * count
-            cells = self._raw_cells("mask") if "mask" in names else [None] * count
-            self.has_mask = np.array([cell is not None for cell in cells], dtype=bool)
+            self.has_mask = np.array(self._has_cell("mask") if "mask" in names else [False] * count, dtype=bool)
         self.paths = [str(path) if path else f"{self.name}[{index}]" for index, path in enumerate(paths)]
         self.class_names = [str(value) if value is not None else "" for value in classes]
         self._labels = labels
 
-    def _raw_cells(self, column: str) -> list:
-        """Cells of a picture column as stored: `{"bytes", "path"}` with bytes replaced by their digest, or None."""
-        cells: list = []
+    def _read_rows(self) -> tuple[list, list, list]:
+        """Labels, paths and class names of rows that are made when asked for; each is let go before the next."""
+        columns: dict[str, list] = {"label": [], "path": [], "class_name": []}
+        has_mask = []
+        for index in range(len(self.dataset)):
+            try:
+                row = self.dataset[index]
+            except (OSError, ValueError, SyntaxError) as error:
+                raise ValueError(f"{self.name}[{index}] can't be read: {error}") from error
+            for key, values in columns.items():
+                values.append(row.get(key))
+            has_mask.append(row.get("mask") is not None)
+            self._digests.append([_hash_picture(row.get("image")), _hash_picture(row.get("mask"))])
+        self.has_mask = np.array(has_mask, dtype=bool)
+        return columns["label"], columns["path"], columns["class_name"]
+
+    def _cells(self, column: str) -> Iterator[Any]:
+        """Cells of a picture column as stored: `{"bytes", "path"}` or None."""
         for table in self.dataset.select_columns([column]).with_format("arrow").iter(batch_size=CHUNK):
-            for cell in table.column(0).to_pylist():
-                if isinstance(cell, dict):
-                    digest = None if cell.get("bytes") is None else hashlib.sha256(cell["bytes"]).hexdigest()
-                    empty = digest is None and cell.get("path") is None
-                    cell = None if empty else {**cell, "bytes": digest}
-                cells.append(cell)
-        return cells
+            yield from table.column(0).to_pylist()
+
+    def _has_cell(self, column: str) -> list[bool]:
+        return [bool(cell) and (cell.get("bytes") or cell.get("path")) is not None for cell in self._cells(column)]
 
     def _check_labels(self) -> None:
         wrong = [i for i, label in enumerate(self._labels) if label not in (0, 1)]
@@ -127,20 +141,19 @@ class TrainingSamples:
         return _digest([names, self.labels.tolist(), self.has_mask.tolist()])
 
     def fingerprint(self) -> str:
-        """Digest that changes when a picture does: sizes and times of files, or the bytes held in the data set."""
-        digest = hashlib.sha256(self.outline().encode())
-        if not self._arrow:
-            for index in range(len(self)):
-                image, mask = self.load(index)
-                digest.update(_pixels(image) + (b"none" if mask is None else _pixels(mask)))
-            return digest.hexdigest()
-        for column in ("image", "mask"):
-            if column in self.dataset.column_names:
-                # Column types hold rules, such as the threshold of masks.
-                digest.update(str(self.dataset.features[column]).encode())
-                for cell in self._raw_cells(column):
-                    digest.update(_describe_cell(cell).encode())
-        return digest.hexdigest()
+        """Digest of outline and pictures: the bytes of files, wherever they lie, or those held in the data set."""
+        if self._contents is None:
+            digest = hashlib.sha256(self.outline().encode())
+            if not self._arrow:
+                digest.update(repr(self._digests).encode())
+            for column in ("image", "mask") if self._arrow else ():
+                if column in self.dataset.column_names:
+                    # Column types hold rules, such as the threshold of masks.
+                    digest.update(str(self.dataset.features[column]).encode())
+                    for cell in self._cells(column):
+                        digest.update(_describe_cell(cell).encode())
+            self._contents = digest.hexdigest()
+        return self._contents
 
 
 class SyntheticAnomalies:
@@ -266,12 +279,12 @@ def check_kinds(
     if anomalous == 0 and not synthetic:
         raise ValueError(
             f"{samples.name} has {normal} {which}normal images and no anomalous one, so there is nothing to tell "
-            "apart: train on a split with both (train_split=test, as the authors do), or set synthetic_anomalies"
+            "apart: train on a split with both (train_split=test, as the authors do), or set synthetic_anomalies=True"
         )
     if normal == 0 and balanced:
         raise ValueError(
             f"balanced=True but {samples.name} has {anomalous} {which}anomalous images and no normal one, so there is "
-            "nothing to balance: add normal images, or train without balanced"
+            "nothing to balance: add normal images, or set balanced=False"
         )
     if normal == 0 and not masks_count:
         what = "no mask" if loss_weights[1] > 0 else "local_loss_weight=0 leaves the masks out"
@@ -347,28 +360,39 @@ def check_metric(validation: TrainingSamples, metric: str) -> None:
 def _identities(samples: TrainingSamples) -> dict[str, int]:
     samples = getattr(samples, "_own", samples)
     if any(path.startswith(f"{samples.name}[") for path in samples.paths):
-        return {hashlib.sha256(_pixels(samples.load(i)[0])).hexdigest(): i for i in range(len(samples))}
+        return {_picture_of(samples, index): index for index in range(len(samples))}
     return {os.path.realpath(path) if os.path.exists(path) else path: i for i, path in enumerate(samples.paths)}
 
 
 def _same_picture(first: TrainingSamples, index: int, second: TrainingSamples, other: int) -> bool:
     first, second = getattr(first, "_own", first), getattr(second, "_own", second)
-    return _pixels(first.load(index)[0]) == _pixels(second.load(other)[0])
+    return _picture_of(first, index) == _picture_of(second, other)
+
+
+def _picture_of(samples: TrainingSamples, index: int) -> str:
+    return _hash_picture(samples.load(index)[0]) if samples._arrow else samples._digests[index][0]
 
 
 def _describe_cell(cell: Any) -> str:
+    """What decides the picture of a cell: its bytes, not where they lie."""
     if not isinstance(cell, dict):
         return str(cell)
-    path = cell.get("path")
-    if cell.get("bytes") is None and path and os.path.exists(path):
-        stat = os.stat(path)
-        return str([cell, stat.st_size, stat.st_mtime_ns])
-    return str(cell)
+    path, rest = cell.get("path"), {key: value for key, value in cell.items() if key not in ("bytes", "path")}
+    if cell.get("bytes") is not None:
+        return str([hashlib.sha256(cell["bytes"]).hexdigest(), rest])
+    try:
+        return str([hashlib.sha256(Path(str(path)).read_bytes()).hexdigest(), rest])
+    except (OSError, ValueError):  # a URL, or a file that will be reported when it is read
+        return str([path, rest])
 
 
-def _pixels(image: Any) -> bytes:
+def _hash_picture(image: Any) -> str:
+    if image is None:
+        return "none"
+    if isinstance(image, (str, os.PathLike)):
+        return _describe_cell({"path": os.fspath(image)})
     array = np.ascontiguousarray(image)
-    return str((array.shape, array.dtype)).encode() + array.tobytes()
+    return hashlib.sha256(str((array.shape, array.dtype)).encode() + array.tobytes()).hexdigest()
 
 
 def _digest(value: Sequence) -> str:

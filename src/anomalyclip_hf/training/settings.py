@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.utils import logging
 
-from .feature_cache import fingerprint_backbone
+from .feature_cache import describe_processor, fingerprint_backbone
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -34,25 +34,45 @@ FIXED = (
     "cache_dtype",
     "metric",
 )
+FIXED_CONFIG = (
+    "image_size",
+    "temperature",
+    "feature_layers",
+    "dpam_layers",
+    "dpam_attention",
+    "prompt_length",
+    "deep_prompt_depth",
+    "deep_prompt_length",
+    "prompt_token_ids",
+    "base_model_revision",
+)
 
 
 def fixed_settings(
     args: TrainingArguments,
     model: Any,
+    processor: Any,
     accelerator: Accelerator,
     samples: TrainingSamples,
     validation: TrainingSamples | None,
 ) -> dict[str, Any]:
     """All that decides the result of a run, as JSON knows it."""
-    config = model.config
     settings = {name: getattr(args, name) for name in FIXED}
-    settings |= {name: getattr(config, name) for name in ("feature_layers", "dpam_layers", "dpam_attention")}
+    settings |= {name: getattr(model.config, name) for name in FIXED_CONFIG}
+    settings |= {f"the processor's {name}": value for name, value in describe_processor(processor).items()}
+    settings["the processor's sigma"] = processor.sigma
+    settings["dtype"] = str(model.dtype).removeprefix("torch.")
     settings["mixed_precision"] = str(accelerator.mixed_precision)
-    settings["backbone"] = fingerprint_backbone(model)
-    settings["training images"] = samples.outline()
-    settings["validation images"] = validation.outline() if validation is not None else None
+    # What is known by its digest alone comes last: the names above tell more of a difference.
+    settings["backbone"] = fingerprint_backbone(model, "")
+    settings["training images"] = _describe_samples(samples)
+    settings["validation images"] = _describe_samples(validation)
     settings["number of processes"] = accelerator.num_processes
     return json.loads(json.dumps(settings))
+
+
+def _describe_samples(samples: TrainingSamples | None) -> str | None:
+    return None if samples is None else f"{len(samples)} with contents {samples.fingerprint()[:16]}"
 
 
 def check_model(model, processor) -> None:
@@ -80,7 +100,7 @@ def check_settings(old: dict[str, Any], new: dict[str, Any]) -> None:
     Raises:
         ValueError: naming the first difference.
     """
-    for name in sorted(set(old) | set(new)):
+    for name in {**new, **old}:
         if old.get(name) == new.get(name):
             continue
         if name == "number of processes":
@@ -88,5 +108,5 @@ def check_settings(old: dict[str, Any], new: dict[str, Any]) -> None:
             continue
         raise ValueError(
             f"can't go on from this checkpoint: {name} was {old.get(name)!r} and is {new.get(name)!r}; restore it, or "
-            "start anew with overwrite"
+            "start anew with overwrite=True"
         )

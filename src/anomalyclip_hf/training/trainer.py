@@ -6,7 +6,10 @@ import json
 import math
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ..evaluation.files import atomic_path
+from ..evaluation.files import atomic_path, remove_leftovers
+from ..evaluation.model_card import prompts_checksum
 from .arguments import TrainingArguments
 from .batches import CachedBatches, ImageBatches, iterate_batches
 from .checkpoint import (
@@ -29,11 +33,12 @@ from .checkpoint import (
     load_last_checkpoint,
     load_prompt_tensors,
     prompt_tensors,
+    remove_unfinished,
     save_checkpoint,
     set_rng_state,
     write_folder,
 )
-from .environment import deterministic_algorithms, make_accelerator
+from .environment import delay_interruption, deterministic_algorithms, make_accelerator
 from .feature_cache import FeatureCache
 from .history import PICTURE_NAME, TrainingLog, plot_training, read_log
 from .record import describe_training, summarize_run
@@ -53,6 +58,7 @@ from .validation import validate
 
 logger = logging.get_logger(__name__)
 
+ROUNDING = 1e-6  # an epoch that is better by less is as good: other machines would see it the other way round
 SUMMARY_NAME, ARGUMENTS_NAME = "training_summary.json", "training_arguments.json"
 
 
@@ -132,6 +138,7 @@ class PromptTrainer:
             for notice in notices:
                 logger.warning(notice)
         self.state = TrainingState()
+        self.between_steps = True
 
     def train(self) -> TrainingResult:
         """Run from the start or from the last checkpoint to the end."""
@@ -162,20 +169,22 @@ class PromptTrainer:
         found, args = list_checkpoints(self.checkpoints), self.args
         if found and not args.resume and not args.overwrite:
             raise FileExistsError(
-                f"{self.output_dir} holds checkpoints of an earlier run, such as {found[-1].name}: set resume to go "
-                "on from there, overwrite to discard them, or another output_dir"
+                f"{self.output_dir} holds checkpoints of an earlier run, such as {found[-1].name}: set resume=True "
+                "to go on from there, overwrite=True to discard them, or another output_dir"
             )
         # What would fail when saving after hours should fail now.
         if self.saves_prompts_alone and (self.output_dir / "model.safetensors").exists():
             raise FileExistsError(
                 f"{self.output_dir} holds a full checkpoint (model.safetensors), which prompts alone must not "
-                "overwrite: give another output_dir, or save_full"
+                "overwrite: give another output_dir, or save_full=True"
             )
         if not self.saves_prompts_alone and not args.save_full and self.accelerator.is_main_process:
             logger.warning("nothing names the backbone of this model, so it will be saved whole")
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self.output_dir.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.output_dir)
+            remove_unfinished(self.checkpoints)
             if args.overwrite and not args.resume:
                 shutil.rmtree(self.checkpoints, ignore_errors=True)
                 # What an earlier run left must not be taken for this one's.
@@ -188,6 +197,8 @@ class PromptTrainer:
     def _prepare(self) -> None:
         args, accelerator = self.args, self.accelerator
         self.model.to(accelerator.device).eval()
+        forget_thresholds(self.model, say=accelerator.is_main_process)
+        self.initial_prompts = prompts_checksum(self.model) if args.initial_prompts == "model" else "fresh"
         if args.initial_prompts == "fresh":
             draw_fresh_prompts(self.model, args.seed)
         self.source, readable = self._open_source(self.samples)
@@ -225,15 +236,19 @@ class PromptTrainer:
         return CachedBatches(samples, cache, samples.uses_masks), cache.readable
 
     def _restore(self) -> None:
-        settings = fixed_settings(self.args, self.model, self.accelerator, self.samples, self.validation)
-        restored = load_last_checkpoint(self.checkpoints, self.model, self.optimizer) if self.args.resume else None
+        settings = fixed_settings(
+            self.args, self.model, self.processor, self.accelerator, self.samples, self.validation
+        )
+        restored = None
+        if self.args.resume:
+            check = partial(check_settings, new=settings)
+            restored = load_last_checkpoint(self.checkpoints, self.model, self.optimizer, check)
         if restored is None:
             if self.args.resume and self.accelerator.is_main_process:
                 logger.warning(f"{self.checkpoints} holds no checkpoint: starting from the beginning")
             self.state = TrainingState(settings=settings)
         else:
             self.state, rng, scaler = restored
-            check_settings(self.state.settings, settings)
             self.state.settings = settings
             patience = self.args.patience
             if patience is None or self.state.epochs_without_improvement < patience:
@@ -257,11 +272,26 @@ class PromptTrainer:
         hidden = args.disable_tqdm or not self.accelerator.is_main_process
         with tqdm(total=total, initial=state.global_step, desc="training", unit="step", disable=hidden) as self.bar:
             while state.stopped is None and state.epoch < args.epochs and state.global_step < total:
-                self._run_epoch(steps_per_epoch, total)
-                if state.step_in_epoch == steps_per_epoch:
-                    self._end_epoch()
-                else:
-                    self._end_early()
+                try:
+                    self._run_epoch(steps_per_epoch, total)
+                    if state.step_in_epoch == steps_per_epoch:
+                        self._end_epoch()
+                    else:
+                        self._end_early()
+                except BaseException as error:
+                    # Several processes are not interrupted at the same step, and would wait for one another.
+                    alone = self.accelerator.num_processes == 1
+                    if not isinstance(error, Exception) and self.between_steps and alone:
+                        self._save()
+                    raise
+
+    @contextmanager
+    def _as_a_whole(self) -> Iterator[None]:
+        """A block during which the state is no one that a run could be taken up from."""
+        with delay_interruption():
+            self.between_steps = False
+            yield
+            self.between_steps = True
 
     def _run_epoch(self, steps_per_epoch: int, total: int) -> None:
         args, state = self.args, self.state
@@ -273,10 +303,11 @@ class PromptTrainer:
         flat = [part if len(part) else indices[:1] for own, indices in zip(parts, todo, strict=True) for part in own]
         batches = iterate_batches(self.source, flat, args.num_workers)
         for indices, own in zip(todo, parts, strict=True):
-            started = time.perf_counter()
-            losses = self._step(indices, own, batches)
-            state.seconds += time.perf_counter() - started
-            self._count_step(losses, len(indices))
+            with self._as_a_whole():
+                started = time.perf_counter()
+                losses = self._step(indices, own, batches)
+                state.seconds += time.perf_counter() - started
+                self._count_step(losses, len(indices))
             if args.save_steps and state.global_step % args.save_steps == 0 and state.step_in_epoch < steps_per_epoch:
                 self._save()
 
@@ -343,8 +374,12 @@ class PromptTrainer:
         self.accelerator.log({f"train/{key}": value for key, value in row.items()}, step=state.global_step)
 
     def _end_epoch(self) -> None:
-        state = self.state
         row = self._judge_epoch()
+        with self._as_a_whole():
+            self._close_epoch(row)
+
+    def _close_epoch(self, row: dict[str, Any]) -> None:
+        state = self.state
         improved = self._update_best(row)
         state.epoch += 1
         state.step_in_epoch = 0
@@ -400,7 +435,10 @@ class PromptTrainer:
             return False
         state, value = self.state, row["validation"][self.args.metric]
         sign = -1 if self.args.metric == "loss" else 1
-        if value is not None and (state.best_metric is None or sign * value > sign * state.best_metric):
+        better = state.best_metric is None or (
+            value is not None and sign * (value - state.best_metric) > ROUNDING * max(1.0, abs(state.best_metric))
+        )
+        if value is not None and better:
             state.best_metric, state.best_epoch, state.epochs_without_improvement = value, row["epoch"], 0
             return True
         state.epochs_without_improvement += 1
@@ -438,6 +476,11 @@ class PromptTrainer:
             load_prompt_tensors(self.model, load_file(self._best_folder() / "prompts.safetensors"))
         metric = self.args.metric if self.validation is not None else None
         summary = summarize_run(state, accelerator, len(self.samples), len(self.members), metric)
+        summary |= {
+            "base_model": self.model.config.base_model_name_or_path,
+            "initial_prompts": self.initial_prompts,
+            "prompts_sha256": prompts_checksum(self.model),
+        }
         facts = describe_training(self.samples, self.args, state, len(self.members))
         accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
         if accelerator.is_main_process:
@@ -457,6 +500,21 @@ class PromptTrainer:
         with atomic_path(self.output_dir / SUMMARY_NAME) as temporary:
             temporary.write_text(json.dumps({**summary, "card": facts}, indent=2) + "\n")
         plot_training(self.output_dir)
+
+
+def forget_thresholds(model, say: bool = True) -> None:
+    """Take thresholds off a model whose prompts are about to change: they were chosen for the scores of the old ones.
+
+    Args:
+        model ([`AnomalyCLIPModel`]).
+        say (`bool`): warn, if there are any.
+    """
+    names = [name for name in ("image_threshold", "pixel_threshold") if getattr(model.config, name) is not None]
+    if names and say:
+        values = " and ".join(f"{name}={getattr(model.config, name):g}" for name in names)
+        logger.warning(f"{values} belong to the prompts before training and are removed; calibrate the new prompts")
+    for name in names:
+        setattr(model.config, name, None)
 
 
 @torch.no_grad()

@@ -36,6 +36,51 @@ def test_synthetic_is_what_the_checkout_draws():
         load_data(parse_command(["--model", "m", "--source", "parts", "--source_options", '{"num_images": 4}']))
 
 
+def test_flags_of_a_source_reach_its_loader(monkeypatch):
+    calls = []
+    monkeypatch.setattr("anomalyclip_hf.data.load_anomaly_dataset", lambda source, **given: calls.append(given))
+    flags = ["--normal_kinds", "ok", "fine", "--mask_threshold", "10", "--kind", "folder", "--image_column", "file"]
+    flags += ["--normal_labels", "pass", "--revision", "of-the-model"]
+    command = parse_command(["--model", "m", "--source", "s", "--validation_source", "v", *flags])
+    load_data(command)
+    train, validation = calls
+    assert train == {
+        "data_dir": None,
+        "split": "train",
+        "normal_kinds": ["ok", "fine"],
+        "normal_labels": ["pass"],
+        "mask_threshold": 10,
+        "kind": "folder",
+        "image_column": "file",
+    }
+    assert validation == {"data_dir": None, "split": "test"}
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, 130), (RuntimeError("no memory"), 2)])
+def test_interruptions_and_failures_are_one_line(monkeypatch, capsys, error, status):
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr("anomalyclip_hf.training.command.load_model", fail)
+    assert main(["--model", "m", "--source", "s"]) == status
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_errors_advise_options(capsys, tiny_clip_dir, table, tmp_path):
+    command = ["--model", tiny_clip_dir, "--image_size", "42", "--source", str(table), "--train_split", "test"]
+    command += ["--output_dir", str(tmp_path / "out"), "--cache_dir", str(tmp_path / "cache"), "--cpu"]
+    command += ["--disable_tqdm", "--max_steps", "1"]
+    assert main(command) == 0
+    capsys.readouterr()
+    assert main(command) == 2
+    told = capsys.readouterr().err
+    assert "set --resume to go on from there, --overwrite to discard them, or another --output_dir" in told
+    assert main([*command, "--resume", "--learning_rate", "0.1"]) == 2
+    told = capsys.readouterr().err
+    assert "--learning_rate was 0.001 and is 0.1; restore it, or start anew with --overwrite" in told
+    assert parse_command([*command, "--resume", "--overwrite"]).resume  # what was advised can be given
+
+
 def test_a_settings_file_with_a_typo_is_refused(tmp_path):
     (tmp_path / "run.json").write_text('{"epoch": 3}')
     with pytest.raises(ValueError, match=r"unknown settings \['epoch'\]"):
@@ -43,19 +88,19 @@ def test_a_settings_file_with_a_typo_is_refused(tmp_path):
 
 
 def test_errors_are_one_line(tiny_clip_dir, tmp_path, capsys):
-    assert main(["--model", tiny_clip_dir]) == 1
+    assert main(["--model", tiny_clip_dir]) == 2
     assert capsys.readouterr().err == "error: source is missing; give --source\n"
-    assert main(["--model", tiny_clip_dir, "--source", str(tmp_path / "nowhere")]) == 1
+    assert main(["--model", tiny_clip_dir, "--source", str(tmp_path / "nowhere")]) == 2
     assert "nowhere" in capsys.readouterr().err
 
 
 def test_a_push_that_must_fail_is_refused_before_the_training(tiny_clip_dir, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("anomalyclip_hf.training.trainer.train_prompts", lambda *args: pytest.fail("was trained"))
     command = ["--model", tiny_clip_dir, "--image_size", "42", "--source", "synthetic", "--push_to_hub"]
-    assert main([*command, "me/prompts"]) == 1
+    assert main([*command, "me/prompts"]) == 2
     assert f"the local folder '{tiny_clip_dir}', which nobody else has" in capsys.readouterr().err
-    assert main([*command, "not a name"]) == 1
-    assert "error: push_to_hub='not a name', expected a repository such as" in capsys.readouterr().err
+    assert main([*command, "not a name"]) == 2
+    assert "error: --push_to_hub not a name, expected a repository such as" in capsys.readouterr().err
 
 
 def test_a_push_that_fails_is_one_line_and_says_where_prompts_are(table, tiny_clip_dir, tmp_path, capsys, monkeypatch):
@@ -70,7 +115,7 @@ def test_a_push_that_fails_is_one_line_and_says_where_prompts_are(table, tiny_cl
             raise PermissionError("can't push to me/prompts: log in")
 
     monkeypatch.setattr("anomalyclip_hf.AnomalyCLIPModel.push_prompts_to_hub", push)
-    assert main(command) == 1
+    assert main(command) == 2
     shown = capsys.readouterr()
     assert "error: can't push to me/prompts: log in\n" in shown.err and "Traceback" not in shown.err
     assert f"prompts, log and curves: {tmp_path / 'out'}" in shown.out
@@ -98,6 +143,6 @@ def test_training_from_the_command_line(tiny_clip_dir, table, tmp_path, capsys):
 )
 def test_options_of_a_source_are_json(tiny_clip_dir, capsys, options, message):
     command = ["--model", tiny_clip_dir, "--image_size", "42", "--source", "synthetic", "--source_options", options]
-    assert main([*command, "--output_dir", "unused"]) == 1
+    assert main([*command, "--output_dir", "unused"]) == 2
     told = capsys.readouterr().err
-    assert f"error: source_options={options!r}" in told and message in told
+    assert f"error: --source_options {options}" in told and message in told
