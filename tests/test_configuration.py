@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from huggingface_hub.errors import StrictDataclassError
 
 from anomalyclip_hf import AnomalyCLIPConfig
 from anomalyclip_hf.configuration_anomalyclip import feature_layers_of_preset
@@ -97,13 +96,13 @@ def test_configurations_do_not_share_lists():
         ({"dpam_attention": "qk"}, "dpam_attention='qk', expected 'vv', 'qq' or 'kk'"),
         ({"image_size": 40}, "image_size=40 but patch_size=7; give a multiple of 7 such as 35"),
         ({"image_size": 0}, "image_size=0"),
-        ({"temperature": 0.0}, "temperature=0.0, expected a number above 0"),
+        ({"temperature": 0.0}, "temperature=0.0, expected a number in 1e-06"),
         ({"temperature": float("nan")}, "temperature=nan"),
         ({"image_threshold": 1.5}, r"image_threshold=1.5, expected a score in \[0, 1\]"),
         ({"pixel_threshold": -0.1}, "pixel_threshold=-0.1"),
-        ({"prompt_length": 0}, "prompt_length=0, expected at least 1"),
+        ({"prompt_length": 0}, "prompt_length=0 is outside 1..65536"),
         ({"prompt_length": 76}, "prompt_length=76 puts the end of text at position 77 but the text tower has 77"),
-        ({"deep_prompt_depth": 0}, "deep_prompt_depth=0 but the text tower has 4 layers"),
+        ({"deep_prompt_depth": 0}, r"deep_prompt_depth=0 is outside 1\.\.256"),
         ({"deep_prompt_depth": 5}, "deep_prompt_depth=5 but the text tower has 4 layers"),
         ({"deep_prompt_length": 13}, "deep_prompt_length=13 but the shorter prompt ends at position 13"),
         ({"prompt_token_ids": [[97, 98]]}, r"prompt_token_ids has rows of \[2\] ids, expected 2 equal rows"),
@@ -136,7 +135,7 @@ def test_contradictions_are_named(fields, message):
     ],
 )
 def test_wrong_types_are_refused(fields):
-    with pytest.raises((TypeError, ValueError, StrictDataclassError), match=next(iter(fields))):
+    with pytest.raises(ValueError, match=next(iter(fields))):
         tiny(**fields)
 
 
@@ -151,5 +150,5 @@ def test_contradictions_in_stored_files_are_named(tmp_path):
 def test_contradictions_made_later_are_found_when_saving(tmp_path):
     config = tiny()
     config.feature_layers = [9]
-    with pytest.raises(StrictDataclassError, match=r"feature_layers=\[9\] but the vision tower has 4 layers"):
+    with pytest.raises(ValueError, match=r"feature_layers=\[9\] but the vision tower has 4 layers"):
         config.save_pretrained(tmp_path)

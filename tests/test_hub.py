@@ -348,7 +348,7 @@ class TestAttacks:
         [
             ({"vision_config": {"hidden_size": 16 * 10**9, "num_attention_heads": 16}}, r"outside 1\.\.16384"),
             ({"prompt_length": 10**9, "prompt_token_ids": ...}, "prompt_length=1000000000"),
-            ({"prompt_length": 10**9}, "parameters, more than"),
+            ({"prompt_length": 10**9}, "prompt_length=1000000000 is outside"),
             ({"projection_dim": 10**9}, r"outside 1\.\.16384"),
             ({"deep_prompt_length": 10**9}, "parameters, more than"),
             ({"projection_dim": "16"}, "projection_dim"),
@@ -367,10 +367,8 @@ class TestAttacks:
             folder = tmp_path / "full"
             tiny_model.save_pretrained(folder)
         edit_config(folder, **fields)
-        # huggingface_hub's StrictDataclassError is no ValueError for every field.
-        with pytest.raises(Exception, match=message) as caught:
+        with pytest.raises(ValueError, match=message):
             AnomalyCLIPModel.from_pretrained(folder)
-        assert isinstance(caught.value, ValueError | TypeError) or "Strict" in type(caught.value).__name__
 
     def test_pickles_and_shards_elsewhere(self, tiny_model, tmp_path):
         tiny_model.save_pretrained(tmp_path)

@@ -2,18 +2,27 @@
 
 import copy
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoTokenizer, CLIPConfig, PreTrainedConfig, PreTrainedModel
-from transformers.utils import logging
+from transformers import AutoTokenizer, CLIPConfig, PreTrainedModel
+from transformers.utils import is_accelerate_available, logging
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from .configuration_anomalyclip import CLIP_VOCAB_SIZE, AnomalyCLIPConfig, encode_prompts
+from .configuration_anomalyclip import (
+    CLIP_VOCAB_SIZE,
+    CONFIG_FIELDS,
+    AnomalyCLIPConfig,
+    check_fields,
+    check_names,
+    encode_prompts,
+    in_one_line,
+)
 from .processing_anomalyclip import AnomalyCLIPProcessor
 from .prompts_anomalyclip import (
     HUB_ARGUMENTS,
@@ -33,17 +42,15 @@ from .prompts_anomalyclip import (
     write_prompts,
 )
 from .sharing_anomalyclip import add_card, add_code, refuse_full_checkpoint, staged_folder, upload
-from .weights_anomalyclip import check_complete, check_shard_names, revision_of_weights
+from .weights_anomalyclip import check_complete, check_shard_names, check_sizes, revision_of_weights
 
 logger = logging.get_logger(__name__)
 
-KNOWN_ATTENTION = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 # What of the arguments for a repository of prompts does not hold for the repository of their base model.
 PROMPTS_REPOSITORY_ARGUMENTS = (
     *("revision", "subfolder", "variant", "code_revision", "force_download", "trust_remote_code", "adapter_kwargs"),
     "_from_auto",
 )
-CONFIG_FIELDS = set(AnomalyCLIPConfig.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__)
 
 
 def config_from_clip(clip: CLIPConfig, name_or_path: str, hub: dict[str, Any], **overrides) -> AnomalyCLIPConfig:
@@ -127,7 +134,7 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
         hub = {k: kwargs[k] for k in HUB_ARGUMENTS if k in kwargs}
         if overrides.get("base_model_name_or_path") is not None:
             overrides["base_model_name_or_path"] = os.fspath(overrides["base_model_name_or_path"])
-        raw, _ = PreTrainedConfig.get_config_dict(name, **hub)
+        raw, _ = AnomalyCLIPConfig.get_config_dict(name, **hub)
         if not raw:
             raise OSError(f"{name} has no config.json, so it is no checkpoint; check the path")
         check_raw_config(raw, name)
@@ -144,6 +151,8 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
         if kwargs.get("variant") is None:
             kwargs["revision"] = revision_of_weights(name, hub, pinned) or "main"
         try:
+            if kwargs.get("variant") is None:
+                check_sizes(name, {**hub, "revision": kwargs["revision"]}, config)
             model, info = super().from_pretrained(  # type: ignore[misc]
                 name, *model_args, config=config, output_loading_info=True, use_safetensors=True, **kwargs
             )
@@ -151,7 +160,14 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
             raise ValueError(
                 f"the weights of {name} are truncated or no safetensors file ({error}); fetch them again"
             ) from error
+        except ImportError as error:
+            raise ValueError(f"{name} can't be loaded without another package: {error}") from error
+        except RuntimeError as error:
+            if "ignore_mismatched_sizes" not in str(error):
+                raise
+            raise ValueError(f"weights of {name} have other shapes than its config.json says; see the log") from error
         check_complete(info, name, fresh=raw.get("model_type") == "clip")
+        model._hold_prompts()
         model.freeze_backbone()
         model._loaded_from = (portable_base_name(name), commit_of(name, hub))
         model._processor_source = (_lasting_name(name), hub)
@@ -172,7 +188,7 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
         revision = revision if not os.path.isdir(base) else None
         base_hub = {k: v for k, v in hub.items() if k not in PROMPTS_REPOSITORY_ARGUMENTS} | {"revision": revision}
         try:
-            base_raw, _ = PreTrainedConfig.get_config_dict(base, **base_hub)
+            base_raw, _ = AnomalyCLIPConfig.get_config_dict(base, **base_hub)
         except OSError as error:
             raise OSError(
                 f"{name} holds prompts alone, and their base model {base!r} (revision {revision}) can't be loaded; "
@@ -208,6 +224,7 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
             ValueError: if the model is vision-only.
         """
         _refuse_vision_only(self.config, "it has no prompts to take out")
+        self._hold_prompts()
         config = copy.deepcopy(self.config)
         loaded_from, commit = getattr(self, "_loaded_from", (None, None))
         if base_model_name_or_path is not None:
@@ -268,7 +285,27 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
         return list(self.__dict__.get("_prompt_sets", {}))
 
     @torch.no_grad()
+    def _hold_prompts(self) -> None:
+        """Take prompts that accelerate offloaded back into memory for good: they are small, and read and written."""
+        learner = getattr(self, "prompt_learner", None)
+        if learner is None or not any(parameter.is_meta for parameter in learner.parameters()):
+            return
+        stored = getattr(getattr(learner, "_hf_hook", None), "weights_map", None) or {}
+        for key in PROMPT_KEYS:
+            old = getattr(learner, key)
+            setattr(learner, key, nn.Parameter(torch.empty(old.shape), requires_grad=old.requires_grad))
+        self._init_weights(learner)  # what no file held is drawn afresh, as it is without offloading
+        for key in PROMPT_KEYS:
+            with suppress(KeyError):
+                getattr(learner, key).copy_(stored[key])
+        if is_accelerate_available():
+            from accelerate.hooks import remove_hook_from_module
+
+            remove_hook_from_module(learner)
+
+    @torch.no_grad()
     def _put(self, prompts: PromptSet) -> None:
+        self._hold_prompts()
         for key in PROMPT_KEYS:
             old, new = getattr(self.prompt_learner, key), getattr(prompts, key)
             if old.shape == new.shape:
@@ -418,6 +455,8 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
             [`AnomalyCLIPModel`] that gives the same results; save and load it as any other.
         """
         _refuse_vision_only(self.config, "there is nothing to fold")
+        if any(parameter.is_meta for parameter in self.parameters()):
+            raise ValueError("some weights are offloaded, so no copy can be made; load the model without device_map")
         config = AnomalyCLIPConfig.from_dict({**self.config.to_dict(), "vision_only": True})
         model = type(self)._from_config(config, attn_implementation=self.config._attn_implementation)
         model = model.to(device=self.device, dtype=self.dtype)
@@ -450,18 +489,16 @@ def _no_load_report():
 
 
 def check_raw_config(raw: dict, name: str) -> None:
-    """Refuse what a config.json must not decide: attention code from elsewhere, and the name of the weights' file.
+    """Refuse a config.json whose values are of wrong kinds or sizes, or that names code from elsewhere.
 
     Raises:
-        ValueError: naming the field.
+        ValueError: naming the file and the field.
     """
-    if "transformers_weights" in raw:
-        raise ValueError(f"config.json of {name} has transformers_weights={raw['transformers_weights']!r}; remove it")
-    for key, value in raw.items():
-        if isinstance(value, dict):
-            check_raw_config(value, name)
-        elif "attn_implementation" in key and value not in KNOWN_ATTENTION:
-            raise ValueError(f"config.json of {name} has {key}={value!r}, expected one of {KNOWN_ATTENTION}")
+    try:
+        check_names(raw)
+        check_fields(raw)
+    except ValueError as error:
+        raise ValueError(f"config.json of {name} has {error}") from error
 
 
 def _refuse_vision_only(config: AnomalyCLIPConfig, why: str) -> None:
@@ -472,7 +509,11 @@ def _refuse_vision_only(config: AnomalyCLIPConfig, why: str) -> None:
 def _resolve_config(raw: dict, name: str, hub: dict, overrides: dict) -> AnomalyCLIPConfig:
     kind = raw.get("model_type")
     if kind == "clip":
-        return config_from_clip(CLIPConfig.from_dict(raw), name, hub, **overrides)
+        try:
+            clip = CLIPConfig.from_dict(raw)
+        except (StrictDataclassError, TypeError, AttributeError, KeyError, OverflowError) as error:
+            raise ValueError(f"config.json of {name}: {in_one_line(error)}") from error
+        return config_from_clip(clip, name, hub, **overrides)
     if kind == "anomalyclip":
         return override_config(raw, overrides)
     raise ValueError(f"{name} has model_type={kind!r}, expected 'clip' or 'anomalyclip'")

@@ -16,7 +16,6 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 from transformers.utils.hub import cached_file
 
 from .configuration_anomalyclip import AnomalyCLIPConfig
@@ -203,7 +202,7 @@ def read_prompts(source: str | os.PathLike, config: AnomalyCLIPConfig | None = N
     """
     name = os.fspath(source)
     if config is None:
-        raw, _ = PreTrainedConfig.get_config_dict(name, **hub)
+        raw, _ = AnomalyCLIPConfig.get_config_dict(name, **hub)
         config = prompts_config(raw, name)
     file = PROMPTS_NAME if config.prompts_only else _file_of_weights(name, hub)
     path = cached_file(name, file, **hub)
@@ -241,9 +240,7 @@ def prompts_config(raw: dict[str, Any], name: str, overrides: dict[str, Any] | N
 
 def override_config(raw: dict[str, Any], overrides: dict[str, Any]) -> AnomalyCLIPConfig:
     """A stored configuration with what the user says instead; a preset replaces the stored feature layers."""
-    if overrides.get("preset") is not None:
-        raw = {key: value for key, value in raw.items() if key != "feature_layers"}
-    return AnomalyCLIPConfig.from_dict({**raw, **overrides})
+    return AnomalyCLIPConfig.from_dict(raw, **overrides)
 
 
 def _file_of_weights(name: str, hub: dict[str, Any]) -> str:
