@@ -41,7 +41,15 @@ from .prompts_anomalyclip import (
     read_prompts,
     write_prompts,
 )
-from .sharing_anomalyclip import add_card, add_code, refuse_full_checkpoint, staged_folder, upload
+from .sharing_anomalyclip import (
+    add_card,
+    add_code,
+    add_tags,
+    check_upload,
+    refuse_full_checkpoint,
+    staged_folder,
+    upload,
+)
 from .weights_anomalyclip import check_complete, check_shard_names, check_sizes, revision_of_weights
 
 logger = logging.get_logger(__name__)
@@ -376,6 +384,7 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
         base_model_revision=None,
         card=True,
         save_code=True,
+        tags=None,
         **upload_kwargs,
     ):
         """Share the prompts alone on the Hub, in one commit.
@@ -384,12 +393,15 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
             repo_id (`str`): such as `"me/anomalyclip-prompts"`; made if absent.
             processor, base_model_name_or_path, base_model_revision, card, save_code: as in
                 [`~AnomalyCLIPModel.save_prompts`]. The base model must be on the Hub too.
-            **upload_kwargs: `private`, `token`, `revision`, `commit_message`, `create_pr`, `dry_run`.
+            tags (`str` or `list[str]`, *optional*): added to the card's.
+            **upload_kwargs: `private`, `token`, `revision`, `commit_message`, `commit_description`, `create_pr`,
+                `dry_run`.
 
         Raises:
-            ValueError: if the base model is a local folder, which nobody else has.
+            ValueError: if the base model is a local folder, which nobody else has, or `repo_id` is no name.
             OSError: (`PermissionError`, `FileNotFoundError`, `ConnectionError`) if the Hub refuses; says what to do.
         """
+        upload_kwargs = check_upload(repo_id, upload_kwargs)
         base = self.get_prompts(base_model_name_or_path, base_model_revision).config.base_model_name_or_path
         if base is not None and os.path.isabs(base):
             raise ValueError(
@@ -401,6 +413,7 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
             if card is True or isinstance(card, dict):
                 card = {"repo_id": repo_id, **({} if card is True else card)}
             self.save_prompts(folder, processor, base_model_name_or_path, base_model_revision, card, save_code)
+            add_tags(folder, tags)
             return upload(folder, repo_id, **upload_kwargs)
 
     def save_pretrained(self, save_directory, *args, push_to_hub=False, save_code=True, **kwargs) -> None:
@@ -413,8 +426,12 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
             *args, **kwargs: as in `PreTrainedModel.save_pretrained`.
         """
         hub = {
-            k: kwargs.pop(k) for k in ("repo_id", "commit_message", "private", "create_pr", "revision") if k in kwargs
+            k: kwargs.pop(k)
+            for k in ("repo_id", "commit_message", "commit_description", "private", "create_pr", "revision", "tags")
+            if k in kwargs
         }
+        if push_to_hub and hub.get("repo_id"):
+            check_upload(hub["repo_id"], {})
         if kwargs.get("distributed_checkpoint"):
             return super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         with staged_folder(save_directory) as stage:
@@ -425,7 +442,15 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
             self.push_to_hub(repo_id, save_code=save_code, token=kwargs.get("token"), **hub)
 
     def push_to_hub(
-        self, repo_id: str, processor=None, card=True, save_code=True, max_shard_size="50GB", **upload_kwargs
+        self,
+        repo_id: str,
+        processor=None,
+        card=True,
+        save_code=True,
+        max_shard_size="50GB",
+        variant=None,
+        tags=None,
+        **upload_kwargs,
     ):
         """Share everything on the Hub, in one commit: weights, configuration, processor, code and card.
 
@@ -433,18 +458,22 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
             repo_id (`str`): such as `"me/anomalyclip"`; made if absent.
             processor ([`AnomalyCLIPProcessor`], *optional*): one for the model's input size if absent.
             card, save_code: as in [`~AnomalyCLIPModel.save_prompts`].
-            max_shard_size (`int` or `str`): as in `PreTrainedModel.save_pretrained`.
-            **upload_kwargs: `private`, `token`, `revision`, `commit_message`, `create_pr`, `dry_run`.
+            max_shard_size (`int` or `str`), variant (`str`, *optional*): as in `PreTrainedModel.save_pretrained`.
+            tags (`str` or `list[str]`, *optional*): added to the card's.
+            **upload_kwargs: `private`, `token`, `revision`, `commit_message`, `commit_description`, `create_pr`,
+                `dry_run`.
 
         Raises:
             OSError: (`PermissionError`, `FileNotFoundError`, `ConnectionError`) if the Hub refuses; says what to do.
         """
+        upload_kwargs = check_upload(repo_id, upload_kwargs)
         upload_kwargs.setdefault("commit_message", "Upload model")
         with staged_folder(None) as folder:
-            self.save_pretrained(folder, save_code=save_code, max_shard_size=max_shard_size)
+            self.save_pretrained(folder, save_code=save_code, max_shard_size=max_shard_size, variant=variant)
             (processor or self._default_processor()).save_pretrained(folder)
             add_code(folder, save_code)
             add_card(folder, self, card, repo_id=repo_id)
+            add_tags(folder, tags)
             return upload(folder, repo_id, **upload_kwargs)
 
     @torch.no_grad()

@@ -16,9 +16,12 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from .configuration_anomalyclip import AnomalyCLIPConfig
+
+logger = logging.get_logger(__name__)
 
 PROMPTS_NAME = "prompts.safetensors"
 WEIGHTS_NAME, WEIGHTS_INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
@@ -172,6 +175,13 @@ def check_same_backbone(prompts: PromptSet, model: nn.Module) -> None:
     check_same_sizes(prompts.config, config, prompts.source)
     here = backbone_fingerprint(model)
     if prompts.fingerprint is None or here is None:
+        lacking = "carry no fingerprint of their backbone" if prompts.fingerprint is None else (
+            "can't be compared by fingerprint with a backbone that is quantised or not in memory"
+        )
+        logger.warning(
+            f"the prompts of {prompts.source} {lacking}: whether this model's weights are those they were learned on "
+            "isn't known. On others their scores mean nothing; check the base model, and save the prompts anew"
+        )
         return
     same = here.shape == prompts.fingerprint.shape and torch.isclose(here, prompts.fingerprint, rtol=2**-7, atol=1e-6)
     if same is False or not bool(torch.as_tensor(same).all()):
