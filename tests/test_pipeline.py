@@ -250,3 +250,22 @@ def test_iterators_and_stacks(detector, make_image):
     stack = np.stack([np.asarray(image) for image in images])
     assert_same(detector(stack), expected)
     assert_same(detector(torch.from_numpy(stack).permute(0, 3, 1, 2)), expected)
+
+
+@pytest.mark.parametrize("name", ["image_threshold", "pixel_threshold"])
+@pytest.mark.parametrize("value", [float("nan"), 7, -1, True, "0.5"])
+def test_thresholds_out_of_range_are_refused(detector, images, name, value):
+    with pytest.raises(ValueError, match=f"{name}=.*expected a score"):
+        detector(images[0], **{name: value})
+    with pytest.raises(ValueError, match=f"{name}=.*expected a score"):
+        ZeroShotAnomalyDetectionPipeline(model=detector.model, **{name: value})
+
+
+@pytest.mark.parametrize("name", ["processor", "image_processor"])
+def test_the_processor_given_is_used_and_a_foreign_one_refused(detector, name):
+    from transformers import CLIPImageProcessor
+
+    own = AnomalyCLIPProcessor(size={"height": 42, "width": 42}, sigma=1.5)
+    assert ZeroShotAnomalyDetectionPipeline(model=detector.model, **{name: own}).image_processor is own
+    with pytest.raises(ValueError, match="is a CLIPImageProcessor.*, which neither"):
+        ZeroShotAnomalyDetectionPipeline(model=detector.model, **{name: CLIPImageProcessor()})

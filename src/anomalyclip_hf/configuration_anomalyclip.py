@@ -329,7 +329,9 @@ class AnomalyCLIPConfig(PreTrainedConfig):
                 raise
             raise OSError(f"there is no folder {name!r}, and no repository of that name was found: {error}") from error
         except (TypeError, AttributeError, KeyError, IndexError, ValueError, RecursionError) as error:
-            raise OSError(f"config.json of {name} can't be read as settings ({type(error).__name__}: {error})") from error
+            raise OSError(
+                f"config.json of {name} can't be read as settings ({type(error).__name__}: {error})"
+            ) from error
         return found
 
     def _default_prompt_token_ids(self) -> list[list[int]]:

@@ -1,6 +1,7 @@
 """Loading and sharing of AnomalyCLIP: from any CLIP checkpoint, from a full one, or from prompts alone."""
 
 import copy
+import importlib
 import os
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,7 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoTokenizer, CLIPConfig, PreTrainedModel
-from transformers.utils import is_accelerate_available, logging
+from transformers.utils import logging
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from .configuration_anomalyclip import (
@@ -306,10 +307,7 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
         for key in PROMPT_KEYS:
             with suppress(KeyError):
                 getattr(learner, key).copy_(stored[key])
-        if is_accelerate_available():
-            from accelerate.hooks import remove_hook_from_module
-
-            remove_hook_from_module(learner)
+        importlib.import_module("accelerate.hooks").remove_hook_from_module(learner)  # who offloaded has it
 
     @torch.no_grad()
     def _put(self, prompts: PromptSet) -> None:

@@ -14,7 +14,7 @@ import torch
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
@@ -175,8 +175,10 @@ def check_same_backbone(prompts: PromptSet, model: nn.Module) -> None:
     check_same_sizes(prompts.config, config, prompts.source)
     here = backbone_fingerprint(model)
     if prompts.fingerprint is None or here is None:
-        lacking = "carry no fingerprint of their backbone" if prompts.fingerprint is None else (
-            "can't be compared by fingerprint with a backbone that is quantised or not in memory"
+        lacking = (
+            "carry no fingerprint of their backbone"
+            if prompts.fingerprint is None
+            else ("can't be compared by fingerprint with a backbone that is quantised or not in memory")
         )
         logger.warning(
             f"the prompts of {prompts.source} {lacking}: whether this model's weights are those they were learned on "
@@ -289,6 +291,14 @@ def _stored_fingerprint(metadata: dict[str, str], where: str) -> Tensor | None:
         raise ValueError(f"{where} has a damaged fingerprint of its backbone ({error}); fetch it again") from error
 
 
+def _with_sorted_head(data: bytes) -> bytes:
+    """A safetensors file with its head in a fixed order, so that the same prompts are the same bytes."""
+    size = int.from_bytes(data[:8], "little")
+    head = json.dumps(json.loads(data[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    return len(head).to_bytes(8, "little") + head + data[8 + size :]
+
+
 def write_prompts(prompts: PromptSet, path: str | os.PathLike) -> None:
     """Write the two tensors and the backbone's fingerprint; the file appears complete or not at all."""
     tensors = {
@@ -300,7 +310,7 @@ def write_prompts(prompts: PromptSet, path: str | os.PathLike) -> None:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        save_file(tensors, temporary, metadata=metadata)
+        temporary.write_bytes(_with_sorted_head(save(tensors, metadata=metadata)))
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

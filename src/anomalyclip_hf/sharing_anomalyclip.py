@@ -213,7 +213,11 @@ def add_tags(folder: Path, tags: str | list[str] | None) -> None:
     if not tags:
         return
     path = Path(folder) / "README.md"
-    card = ModelCard.load(path) if path.is_file() else ModelCard.from_template(ModelCardData(), template_str="---\n{{ card_data }}\n---\n")
+    card = (
+        ModelCard.load(path)
+        if path.is_file()
+        else ModelCard.from_template(ModelCardData(), template_str="---\n{{ card_data }}\n---\n")
+    )
     added = [tags] if isinstance(tags, str) else list(tags)
     card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *added]))
     path.write_text(str(card), encoding="utf-8")
