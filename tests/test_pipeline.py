@@ -267,5 +267,5 @@ def test_the_processor_given_is_used_and_a_foreign_one_refused(detector, name):
 
     own = AnomalyCLIPProcessor(size={"height": 42, "width": 42}, sigma=1.5)
     assert ZeroShotAnomalyDetectionPipeline(model=detector.model, **{name: own}).image_processor is own
-    with pytest.raises(ValueError, match="is a CLIPImageProcessor.*, which neither"):
+    with pytest.raises(ValueError, match=r"is a CLIPImageProcessor.*, which neither"):
         ZeroShotAnomalyDetectionPipeline(model=detector.model, **{name: CLIPImageProcessor()})

@@ -96,7 +96,7 @@ def check_fields(values: dict[str, Any], where: str = "") -> None:
     """Refuse values of wrong kinds, sizes that no CLIP has and code from elsewhere, before anything is allocated.
 
     Args:
-        values (`dict`): of a configuration's fields, as stored or as attributes; None is left to the types of the fields.
+        values (`dict`): of a configuration's fields, as stored or as attributes; None is left to their types.
         where (`str`): what to write before a field's name.
 
     Raises:
@@ -293,8 +293,9 @@ class AnomalyCLIPConfig(PreTrainedConfig):
 
         Args:
             config_dict (`dict`): as stored.
-            **kwargs: fields of [`AnomalyCLIPConfig`], instead of the stored ones, and what `PreTrainedConfig.from_dict`
-                takes. A `preset` replaces the stored feature layers; the settings of a tower are merged.
+            **kwargs: fields of [`AnomalyCLIPConfig`], instead of the stored ones, and what
+                `PreTrainedConfig.from_dict` takes. A `preset` replaces the stored feature
+                layers; the settings of a tower are merged.
 
         Raises:
             ValueError: as [`AnomalyCLIPConfig`]; or if a key is the name of a method.
@@ -322,6 +323,8 @@ class AnomalyCLIPConfig(PreTrainedConfig):
             if not is_here:
                 validate_repo_id(name)
             found = super().get_config_dict(name, **kwargs)
+            if not isinstance(found[0], dict):
+                raise TypeError(f"it holds a {type(found[0]).__name__}, expected a table")
         except HFValidationError as error:
             raise OSError(f"there is no folder {name!r}, and no repository can have that name; check it") from error
         except OSError as error:

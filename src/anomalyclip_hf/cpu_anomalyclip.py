@@ -45,7 +45,7 @@ def run_widened(module: nn.Module, *args, **kwargs):
     """
     weight = next(module.parameters())
     if weight.is_meta:  # offloaded: nothing but the module itself sees its weights, so states take their dtype
-        args = [arg.to(weight.dtype) if torch.is_tensor(arg) and arg.is_floating_point() else arg for arg in args]
+        args = tuple(arg.to(weight.dtype) if torch.is_tensor(arg) and arg.is_floating_point() else arg for arg in args)
     if not is_emulated(weight):
         return module(*args, **kwargs)
     weights = {name: weight.float() for name, weight in module.named_parameters()}

@@ -359,7 +359,8 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
     def get_text_features(self) -> Tensor:
         """Embeddings of the normal and the anomalous prompt, kept between calls while no gradient is asked for.
 
-        What is returned is the caller's own; changing it changes no later call. Code under `torch.compile` keeps nothing: give it `text_embeds`, made once outside.
+        What is returned is the caller's own; changing it changes no later call. Code under `torch.compile` keeps
+        nothing: give it `text_embeds`, made once outside.
 
         Returns:
             `Tensor` of shape `(2, P)`, float32, L2-normalised.
