@@ -38,8 +38,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         parser.error("give files and folders, or --source: one of the two")
     if args.inputs and (args.data_dir or source_arguments(args)):
         parser.error("--data_dir and the flags of data sets belong to --source; give --source in place of the files")
-    if args.threshold is not None and not 0 <= args.threshold <= 1:
-        parser.error(f"--threshold {args.threshold}: expected a score in [0, 1]")
     return args
 
 
