@@ -343,3 +343,59 @@ def test_presets_through_auto_classes_and_beside_a_config(tiny_checkpoint):
     ):
         assert type(model) is AnomalyCLIPModel and model.config.feature_layers == [4]
     assert config.feature_layers == [2, 4]  # the user's own stays as it was
+
+
+def _offload(model, way, folder):
+    from accelerate import cpu_offload, disk_offload
+
+    if way == "disk":
+        return disk_offload(model, folder, execution_device="cpu")
+    return cpu_offload(model, execution_device="cpu", offload_buffers=True)
+
+
+@pytest.mark.parametrize("way", ["cpu", "disk"])
+@pytest.mark.parametrize("folded", [False, True])
+def test_offloaded_weights_give_the_same_results(tiny_model, tmp_path, way, folded):
+    model = tiny_model.to_vision_only() if folded else tiny_model
+    pixels = torch.rand(2, 3, 42, 42)
+    with torch.no_grad():
+        expected = model(pixels)
+        found = _offload(model, way, tmp_path)(pixels)
+    assert model.vision_model.embeddings.class_embedding.is_meta
+    assert_close(found.logits, expected.logits, atol=1e-4, rtol=1e-4)
+    assert_close(found.anomaly_maps, expected.anomaly_maps, atol=1e-4, rtol=1e-4)
+
+
+def test_prompts_of_an_offloaded_model_can_be_taken_out_and_put_on(tiny_model, tmp_path):
+    other = copy.deepcopy(tiny_model)
+    with torch.no_grad():
+        other.prompt_learner.context.mul_(2)
+    other.save_prompts(tmp_path / "other", base_model_name_or_path="a/b", card=False)
+    expected = tiny_model.prompt_learner.context.detach().clone()
+    pixels = torch.rand(1, 3, 42, 42)
+    with torch.no_grad():
+        wanted = other(pixels).logits
+    _offload(tiny_model, "cpu", tmp_path)
+    assert torch.equal(tiny_model.get_prompts().context, expected)
+    tiny_model.load_prompts(tmp_path / "other")
+    with torch.no_grad():
+        assert_close(tiny_model(pixels).logits, wanted, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_changing_what_is_returned_changes_no_later_call(tiny_model):
+    expected = tiny_model.get_text_features().clone()
+    for _ in range(2):
+        tiny_model.get_text_features().zero_()
+    assert torch.equal(tiny_model.get_text_features(), expected)
+    folded = tiny_model.to_vision_only()
+    folded.get_text_features().zero_()
+    assert torch.equal(folded.get_text_features(), expected)
+
+
+@torch.no_grad()
+def test_the_configuration_says_whether_a_tuple_is_returned(tiny_model):
+    pixels = torch.rand(1, 3, 42, 42)
+    tiny_model.config.return_dict = False
+    assert isinstance(tiny_model(pixels), tuple)
+    assert torch.equal(tiny_model(pixels, return_dict=True).logits, tiny_model(pixels)[0])

@@ -308,3 +308,22 @@ def test_a_large_download_is_refused(slow_server, detector):
         detector(f"{slow_server}/large", max_bytes=100_000)
     with pytest.raises(ValueError, match="timeout=-1"):
         read_image(f"{slow_server}/large", timeout=-1)
+
+
+@pytest.mark.parametrize("name", ["image_threshold", "pixel_threshold"])
+@pytest.mark.parametrize("value", [float("nan"), 7, -1, True, "0.5"])
+def test_thresholds_out_of_range_are_refused(detector, images, name, value):
+    with pytest.raises(ValueError, match=f"{name}=.*expected a score"):
+        detector(images[0], **{name: value})
+    with pytest.raises(ValueError, match=f"{name}=.*expected a score"):
+        ZeroShotAnomalyDetectionPipeline(model=detector.model, **{name: value})
+
+
+@pytest.mark.parametrize("name", ["processor", "image_processor"])
+def test_the_processor_given_is_used_and_a_foreign_one_refused(detector, name):
+    from transformers import CLIPImageProcessor
+
+    own = AnomalyCLIPProcessor(size={"height": 42, "width": 42}, sigma=1.5)
+    assert ZeroShotAnomalyDetectionPipeline(model=detector.model, **{name: own}).image_processor is own
+    with pytest.raises(ValueError, match=r"is a CLIPImageProcessor.*, which neither"):
+        ZeroShotAnomalyDetectionPipeline(model=detector.model, **{name: CLIPImageProcessor()})

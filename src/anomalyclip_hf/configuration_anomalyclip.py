@@ -1,9 +1,16 @@
 """Configuration of AnomalyCLIP."""
 
+import os
+from dataclasses import fields
+from functools import wraps
 from typing import Any
 
+import torch
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from huggingface_hub.utils import validate_repo_id
 from transformers import CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
+from transformers.activations import ACT2FN
 
 # Word ids in CLIP's own vocabulary: <|startoftext|>, "x", "object", ".", "damaged", <|endoftext|>.
 CLIP_VOCAB_SIZE = 49408
@@ -34,8 +41,27 @@ UPPER_BOUNDS = {
     "max_position_embeddings": 65536,
     "image_size": 16384,
     "num_channels": 64,
+    "patch_size": 16384,
+    "projection_dim": 16384,
+    "prompt_length": 65536,
+    "deep_prompt_depth": 256,
 }
 MAX_PARAMETERS = 20_000_000_000
+MAX_LABELS = 10_000  # of num_labels and the tables of labels, which nothing here uses
+MAX_CHARACTERS = 4096  # of a text
+NUMBERS = {
+    "layer_norm_eps": (1e-12, 1),
+    "attention_dropout": (0, 1),
+    "initializer_range": (0, 1000),
+    "initializer_factor": (0, 1000),
+    "logit_scale_init_value": (-1000, 1000),
+    "temperature": (1e-6, 1e6),
+}
+THRESHOLDS = ("image_threshold", "pixel_threshold")
+FOREIGN_FIELDS = ("per_layer_config", "layer_types", "mlp_layer_types", "problem_type", "transformers_weights")
+FLAGS = ("return_dict", "output_hidden_states", "output_attentions", "is_encoder_decoder")
+DTYPES = ("float32", "float16", "bfloat16", "float64")
+KNOWN_ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
 
 
 def feature_layers_of_preset(preset: str, num_hidden_layers: int) -> list[int]:
@@ -66,6 +92,112 @@ def encode_prompts(words: tuple[list[int], list[int]], prompt_length: int, bos: 
     return [row + [0] * (length - len(row)) for row in rows]
 
 
+def check_fields(values: dict[str, Any], where: str = "") -> None:
+    """Refuse values of wrong kinds, sizes that no CLIP has and code from elsewhere, before anything is allocated.
+
+    Args:
+        values (`dict`): of a configuration's fields, as stored or as attributes; None is left to their types.
+        where (`str`): what to write before a field's name.
+
+    Raises:
+        ValueError: naming the field, its value and what is expected.
+    """
+    for name, value in values.items():
+        if value is None and name != "num_labels":
+            continue
+        if "attn_implementation" in name or "experts_implementation" in name:
+            known = list(value.values()) if isinstance(value, dict) else [value]
+            wrong = any(one is not None and one not in KNOWN_ATTENTION for one in known)
+            expected = f", expected one of {KNOWN_ATTENTION}" if wrong else None
+        elif isinstance(value, dict) and name not in ("id2label", "label2id"):
+            check_fields(value, f"{where}{name}.")
+            expected = _what_is_expected(name, value)
+        else:
+            expected = _what_is_expected(name, value)
+        if expected is not None:
+            shown = repr(value) if isinstance(value, str | float | bool) else str(value)
+            raise ValueError(f"{where}{name}={shown[:100]}{expected}")
+
+
+def _what_is_expected(name: str, value: Any) -> str | None:
+    """None if the value is possible, else the rest of a sentence that begins with it."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, str) and len(value) > MAX_CHARACTERS:
+        return f".., expected at most {MAX_CHARACTERS} characters"
+    if name in UPPER_BOUNDS:
+        possible = type(value) is int and 1 <= value <= UPPER_BOUNDS[name]
+        return None if possible else f" is outside 1..{UPPER_BOUNDS[name]}, expected a whole number in it"
+    if name in NUMBERS:
+        low, high = NUMBERS[name]
+        return None if is_number and low <= value <= high else f", expected a number in {low:g}..{high:g}"
+    if name in THRESHOLDS:
+        return None if is_number and 0 <= value <= 1 else ", expected a score in [0, 1] or None"
+    if name == "architectures":
+        possible = isinstance(value, list) and all(isinstance(one, str) for one in value)
+        return None if possible else ", expected a list of names"
+    if name == "model_type":
+        return None if isinstance(value, str) else ", expected a name"
+    if name == "quantization_config":
+        possible = not isinstance(value, dict) or isinstance(value.get("quant_method"), str)
+        possible = possible and (isinstance(value, dict) or hasattr(value, "to_dict"))
+        return None if possible else ", expected the settings of a quantization with a quant_method"
+    if name in FLAGS:
+        return None if isinstance(value, bool) else ", expected true or false"
+    if name.endswith("_token_id"):
+        ids = value if isinstance(value, list) and name == "eos_token_id" else [value]
+        possible = all(type(number) is int and abs(number) < 2**31 for number in ids)
+        return None if possible else ", expected the number of a token or null"
+    if name in ("dtype", "torch_dtype"):
+        possible = str(value).removeprefix("torch.") in DTYPES and isinstance(value, str | torch.dtype)
+        return None if possible else f", expected one of {DTYPES}"
+    if name == "hidden_act":
+        possible = isinstance(value, str) and value in ACT2FN
+        return None if possible else ", expected the name of an activation, such as 'quick_gelu' or 'gelu'"
+    if name == "num_labels":
+        possible = type(value) is int and 0 <= value <= MAX_LABELS
+        return None if possible else f", expected a whole number in 0..{MAX_LABELS}; remove it, no label is used"
+    if name in ("id2label", "label2id"):
+        numbers = value if name == "id2label" else value.values() if isinstance(value, dict) else ()
+        possible = isinstance(value, dict) and len(value) <= MAX_LABELS
+        possible = possible and all(str(number).isdecimal() and len(str(number)) < 10 for number in numbers)
+        return None if possible else f", expected a table of at most {MAX_LABELS} numbered labels; remove it"
+    if name in ("text_config", "vision_config", "text_config_dict", "vision_config_dict"):
+        return None if isinstance(value, dict | PreTrainedConfig) else ", expected the settings of a tower"
+    if name in FOREIGN_FIELDS:
+        return ", which no configuration of this model has; remove it"
+    return None
+
+
+def in_one_line(error: Exception) -> str:
+    """What a configuration's error says, its cause first, without line breaks."""
+    return " ".join(str(error.__cause__ or error).split())[:500] or type(error).__name__
+
+
+def _raise_value_errors(config_class):
+    """What huggingface_hub's `strict` finds wrong is a ValueError in one line, as everything else that is wrong."""
+
+    def plain(method):
+        @wraps(method)
+        def call(self, *args, **kwargs):
+            try:
+                return method(self, *args, **kwargs)
+            except (StrictDataclassError, TypeError, AttributeError, KeyError, OverflowError) as error:
+                raise ValueError(in_one_line(error)) from error
+
+        return call
+
+    assign = plain(config_class.__setattr__)
+
+    def assign_checked(self, name, value):
+        check_fields({name: value})
+        assign(self, name, value)
+
+    config_class.__init__, config_class.validate = plain(config_class.__init__), plain(config_class.validate)
+    config_class.__setattr__ = assign_checked
+    return config_class
+
+
+@_raise_value_errors
 @strict
 class AnomalyCLIPConfig(PreTrainedConfig):
     r"""Configuration of an [`AnomalyCLIPModel`].
@@ -99,8 +231,8 @@ class AnomalyCLIPConfig(PreTrainedConfig):
         prompts_only (`bool`, defaults to `False`): says of stored files that they hold prompts alone, and no backbone.
 
     Raises:
-        ValueError: if a field contradicts another, with both values named. (A wrong type is huggingface_hub's
-            `StrictDataclassFieldValidationError`.)
+        ValueError: if a field is of a wrong kind or beyond what any CLIP has, or contradicts another; fields and
+            values are named.
     """
 
     model_type = "anomalyclip"
@@ -155,10 +287,58 @@ class AnomalyCLIPConfig(PreTrainedConfig):
         self.validate_prompts()
         super().__post_init__(**kwargs)
 
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As `PreTrainedConfig.from_dict`, but fields given are checked together with the stored ones.
+
+        Args:
+            config_dict (`dict`): as stored.
+            **kwargs: fields of [`AnomalyCLIPConfig`], instead of the stored ones, and what
+                `PreTrainedConfig.from_dict` takes. A `preset` replaces the stored feature
+                layers; the settings of a tower are merged.
+
+        Raises:
+            ValueError: as [`AnomalyCLIPConfig`]; or if a key is the name of a method.
+        """
+        given = {key: kwargs.pop(key) for key in list(kwargs) if key in CONFIG_FIELDS or key == "preset"}
+        for key in ("text_config", "vision_config"):
+            if isinstance(given.get(key), dict) and isinstance(config_dict.get(key), dict):
+                given[key] = {**config_dict[key], **given[key]}
+        if given.get("preset") is not None:
+            given.setdefault("feature_layers", None)
+        config_dict = {**config_dict, **given}
+        check_names(config_dict)
+        return super().from_dict(config_dict, **kwargs)
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        """As `PreTrainedConfig.get_config_dict`, but what is missing or damaged is named.
+
+        Raises:
+            OSError: if there is neither a folder nor a repository of that name, or its config.json is no settings.
+        """
+        name = os.fspath(pretrained_model_name_or_path)
+        is_here = os.path.exists(name)
+        try:
+            if not is_here:
+                validate_repo_id(name)
+            found = super().get_config_dict(name, **kwargs)
+            if not isinstance(found[0], dict):
+                raise TypeError(f"it holds a {type(found[0]).__name__}, expected a table")
+        except HFValidationError as error:
+            raise OSError(f"there is no folder {name!r}, and no repository can have that name; check it") from error
+        except OSError as error:
+            if is_here:
+                raise
+            raise OSError(f"there is no folder {name!r}, and no repository of that name was found: {error}") from error
+        except (TypeError, AttributeError, KeyError, IndexError, ValueError, RecursionError) as error:
+            raise OSError(
+                f"config.json of {name} can't be read as settings ({type(error).__name__}: {error})"
+            ) from error
+        return found
+
     def _default_prompt_token_ids(self) -> list[list[int]]:
         text = self.text_config
-        if isinstance(self.prompt_length, int) and self.prompt_length > UPPER_BOUNDS["max_position_embeddings"]:
-            raise ValueError(f"prompt_length={self.prompt_length}, more than any text tower has positions")
         if text.vocab_size == CLIP_VOCAB_SIZE:
             words = ([CLIP_OBJECT, CLIP_PERIOD], [CLIP_DAMAGED, CLIP_OBJECT, CLIP_PERIOD])
             return encode_prompts(words, self.prompt_length, CLIP_BOS, CLIP_PLACEHOLDER, CLIP_EOS)
@@ -186,23 +366,18 @@ class AnomalyCLIPConfig(PreTrainedConfig):
         """Refuse wrong types and sizes that no CLIP has, before anything is allocated."""
         for name in ("deep_prompt_depth", "dpam_layers", "image_size"):
             if type(getattr(self, name)) is not int:
-                raise TypeError(f"{name}={getattr(self, name)!r}, expected an int")
+                raise ValueError(f"{name}={getattr(self, name)!r}, expected a whole number")
         for name in ("text_config", "vision_config"):
             sub = getattr(self, name)
-            for field, bound in UPPER_BOUNDS.items():
-                value = getattr(sub, field, None)
-                if value is not None and (not isinstance(value, int) or not 1 <= value <= bound):
-                    raise ValueError(f"{name}.{field}={value!r} is outside 1..{bound}")
-            patch = getattr(sub, "patch_size", 1)
-            if not isinstance(patch, int) or patch < 1:
-                raise ValueError(f"{name}.patch_size={patch!r}, expected one positive int")
-        if not 1 <= self.projection_dim <= UPPER_BOUNDS["hidden_size"]:
-            raise ValueError(f"projection_dim={self.projection_dim} is outside 1..{UPPER_BOUNDS['hidden_size']}")
-        if (count := _count_parameters(self)) > MAX_PARAMETERS:
+            check_fields(vars(sub), f"{name}.")
+            for field in ("layer_norm_eps", "attention_dropout", "initializer_factor", "image_size", "patch_size"):
+                if getattr(sub, field, 0) is None:
+                    raise ValueError(f"{name}.{field} is null, expected a number")
+        if (count := count_parameters(self)) > MAX_PARAMETERS:
             raise ValueError(f"this configuration asks for {count:.1e} parameters, more than {MAX_PARAMETERS:.0e}")
 
     def validate_vision(self):
-        """Check the fields that speak of vision layers, image size and temperature."""
+        """Check the fields that speak of vision layers and image size."""
         depth, patch = self.vision_config.num_hidden_layers, self.vision_config.patch_size
         if not 0 <= self.dpam_layers <= depth:
             raise ValueError(
@@ -211,7 +386,7 @@ class AnomalyCLIPConfig(PreTrainedConfig):
         if self.dpam_attention not in ("vv", "qq", "kk"):
             raise ValueError(f"dpam_attention={self.dpam_attention!r}, expected 'vv', 'qq' or 'kk'")
         layers = self.feature_layers
-        if any(not isinstance(layer, int) for layer in layers):
+        if any(type(layer) is not int for layer in layers):
             raise ValueError(f"feature_layers={layers}, expected a list of whole numbers")
         if not layers or any(not 1 <= layer <= depth for layer in layers):
             raise ValueError(f"feature_layers={layers} but the vision tower has {depth} layers; count them from 1")
@@ -222,18 +397,10 @@ class AnomalyCLIPConfig(PreTrainedConfig):
                 f"image_size={self.image_size} but patch_size={patch}; give a multiple of {patch} such as "
                 f"{max(self.image_size // patch, 1) * patch}"
             )
-        if not 0 < self.temperature < float("inf"):
-            raise ValueError(f"temperature={self.temperature}, expected a number above 0")
-        for name in ("image_threshold", "pixel_threshold"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"{name}={value}, expected a score in [0, 1] or None")
 
     def validate_prompts(self):
         """Check the fields that speak of prompts and of the text tower."""
         depth, positions = self.text_config.num_hidden_layers, self.text_config.max_position_embeddings
-        if self.prompt_length < 1:
-            raise ValueError(f"prompt_length={self.prompt_length}, expected at least 1 learned word")
         if not 1 <= self.deep_prompt_depth <= depth:
             raise ValueError(
                 f"deep_prompt_depth={self.deep_prompt_depth} but the text tower has {depth} layers; give 1..{depth}"
@@ -271,13 +438,34 @@ def _sub_config(value, config_class, defaults: dict, name: str):
     if value is None:
         return config_class(**defaults)
     if isinstance(value, dict):
-        return config_class(**value)
+        try:
+            return config_class(**value)
+        except (StrictDataclassError, TypeError, AttributeError, KeyError, OverflowError) as error:
+            raise ValueError(f"{name}: {in_one_line(error)}") from error
     if not isinstance(value, config_class):
-        raise TypeError(f"{name} is a {type(value).__name__}, expected a dict or {config_class.__name__}")
+        raise ValueError(f"{name} is a {type(value).__name__}, expected a dict or {config_class.__name__}")
     return value
 
 
-def _count_parameters(config: AnomalyCLIPConfig) -> int:
+def check_names(raw: dict[str, Any], where: str = "") -> None:
+    """Refuse keys of stored settings that would replace a method or property of a configuration.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    settable = {"model_type", "num_labels", "torch_dtype", "name_or_path", "output_attentions", "_attn_implementation"}
+    settable |= {field.name for field in fields(AnomalyCLIPConfig)}
+    for key, value in raw.items():
+        if key not in settable and hasattr(AnomalyCLIPConfig, key):
+            raise ValueError(f"{where}{key}={str(value)[:100]}, but that is no setting; remove it")
+        if key in ("text_config", "vision_config") and isinstance(value, dict):
+            check_names(value, f"{where}{key}.")
+
+
+CONFIG_FIELDS = set(AnomalyCLIPConfig.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__)
+
+
+def count_parameters(config: AnomalyCLIPConfig) -> int:
     """Rough number of weights, from the sizes alone."""
     total = 0
     for tower in (config.text_config, config.vision_config):

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CLIPConfig, PreTrainedConfig
+from transformers import CLIPConfig
 from transformers.utils import logging
 
 from .configuration_anomalyclip import (
@@ -270,7 +270,7 @@ def _make_config(path, prompts: AuthorsPrompts, base: str, base_config, settings
         base_config = CLIPConfig.from_pretrained(base_config)
     revision = None
     if base_config is None and (os.path.isdir(base) or base != AUTHORS_BACKBONE):
-        raw, _ = PreTrainedConfig.get_config_dict(base)
+        raw, _ = AnomalyCLIPConfig.get_config_dict(base)
         revision = commit_of(base, {})
         if raw.get("model_type") != "clip":
             raise ValueError(f"base_model={base!r} has model_type={raw.get('model_type')!r}, expected a plain 'clip'")

@@ -43,7 +43,10 @@ def run_widened(module: nn.Module, *args, **kwargs):
         module (`nn.Module`): with at least one parameter.
         args, kwargs: its arguments; floating-point ones may be float32 or of the weights' dtype.
     """
-    if not is_emulated(next(module.parameters())):
+    weight = next(module.parameters())
+    if weight.is_meta:  # offloaded: nothing but the module itself sees its weights, so states take their dtype
+        args = tuple(arg.to(weight.dtype) if torch.is_tensor(arg) and arg.is_floating_point() else arg for arg in args)
+    if not is_emulated(weight):
         return module(*args, **kwargs)
     weights = {name: weight.float() for name, weight in module.named_parameters()}
     return torch.func.functional_call(module, weights, args, kwargs)

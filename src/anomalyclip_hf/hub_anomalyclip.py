@@ -1,19 +1,29 @@
 """Loading and sharing of AnomalyCLIP: from any CLIP checkpoint, from a full one, or from prompts alone."""
 
 import copy
+import importlib
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoTokenizer, CLIPConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoTokenizer, CLIPConfig, PreTrainedModel
 from transformers.utils import logging
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from .configuration_anomalyclip import CLIP_VOCAB_SIZE, AnomalyCLIPConfig, encode_prompts
+from .configuration_anomalyclip import (
+    CLIP_VOCAB_SIZE,
+    CONFIG_FIELDS,
+    AnomalyCLIPConfig,
+    check_fields,
+    check_names,
+    encode_prompts,
+    in_one_line,
+)
 from .processing_anomalyclip import AnomalyCLIPProcessor
 from .prompts_anomalyclip import (
     HUB_ARGUMENTS,
@@ -32,18 +42,24 @@ from .prompts_anomalyclip import (
     read_prompts,
     write_prompts,
 )
-from .sharing_anomalyclip import add_card, add_code, refuse_full_checkpoint, staged_folder, upload
-from .weights_anomalyclip import check_complete, check_shard_names, revision_of_weights
+from .sharing_anomalyclip import (
+    add_card,
+    add_code,
+    add_tags,
+    check_upload,
+    refuse_full_checkpoint,
+    staged_folder,
+    upload,
+)
+from .weights_anomalyclip import check_complete, check_shard_names, check_sizes, revision_of_weights
 
 logger = logging.get_logger(__name__)
 
-KNOWN_ATTENTION = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 # What of the arguments for a repository of prompts does not hold for the repository of their base model.
 PROMPTS_REPOSITORY_ARGUMENTS = (
     *("revision", "subfolder", "variant", "code_revision", "force_download", "trust_remote_code", "adapter_kwargs"),
     "_from_auto",
 )
-CONFIG_FIELDS = set(AnomalyCLIPConfig.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__)
 
 
 def config_from_clip(clip: CLIPConfig, name_or_path: str, hub: dict[str, Any], **overrides) -> AnomalyCLIPConfig:
@@ -127,7 +143,7 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
         hub = {k: kwargs[k] for k in HUB_ARGUMENTS if k in kwargs}
         if overrides.get("base_model_name_or_path") is not None:
             overrides["base_model_name_or_path"] = os.fspath(overrides["base_model_name_or_path"])
-        raw, _ = PreTrainedConfig.get_config_dict(name, **hub)
+        raw, _ = AnomalyCLIPConfig.get_config_dict(name, **hub)
         if not raw:
             raise OSError(f"{name} has no config.json, so it is no checkpoint; check the path")
         check_raw_config(raw, name)
@@ -144,6 +160,8 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
         if kwargs.get("variant") is None:
             kwargs["revision"] = revision_of_weights(name, hub, pinned) or "main"
         try:
+            if kwargs.get("variant") is None:
+                check_sizes(name, {**hub, "revision": kwargs["revision"]}, config)
             model, info = super().from_pretrained(  # type: ignore[misc]
                 name, *model_args, config=config, output_loading_info=True, use_safetensors=True, **kwargs
             )
@@ -151,7 +169,14 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
             raise ValueError(
                 f"the weights of {name} are truncated or no safetensors file ({error}); fetch them again"
             ) from error
+        except ImportError as error:
+            raise ValueError(f"{name} can't be loaded without another package: {error}") from error
+        except RuntimeError as error:
+            if "ignore_mismatched_sizes" not in str(error):
+                raise
+            raise ValueError(f"weights of {name} have other shapes than its config.json says; see the log") from error
         check_complete(info, name, fresh=raw.get("model_type") == "clip")
+        model._hold_prompts()
         model.freeze_backbone()
         model._loaded_from = (portable_base_name(name), commit_of(name, hub))
         model._processor_source = (_lasting_name(name), hub)
@@ -172,7 +197,7 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
         revision = revision if not os.path.isdir(base) else None
         base_hub = {k: v for k, v in hub.items() if k not in PROMPTS_REPOSITORY_ARGUMENTS} | {"revision": revision}
         try:
-            base_raw, _ = PreTrainedConfig.get_config_dict(base, **base_hub)
+            base_raw, _ = AnomalyCLIPConfig.get_config_dict(base, **base_hub)
         except OSError as error:
             raise OSError(
                 f"{name} holds prompts alone, and their base model {base!r} (revision {revision}) can't be loaded; "
@@ -208,6 +233,7 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
             ValueError: if the model is vision-only.
         """
         _refuse_vision_only(self.config, "it has no prompts to take out")
+        self._hold_prompts()
         config = copy.deepcopy(self.config)
         loaded_from, commit = getattr(self, "_loaded_from", (None, None))
         if base_model_name_or_path is not None:
@@ -268,8 +294,25 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
         return list(self.__dict__.get("_prompt_sets", {}))
 
     @torch.no_grad()
+    def _hold_prompts(self) -> None:
+        """Take prompts that accelerate offloaded back into memory for good: they are small, and read and written."""
+        learner = getattr(self, "prompt_learner", None)
+        if learner is None or not any(parameter.is_meta for parameter in learner.parameters()):
+            return
+        stored = getattr(getattr(learner, "_hf_hook", None), "weights_map", None) or {}
+        for key in PROMPT_KEYS:
+            old = getattr(learner, key)
+            setattr(learner, key, nn.Parameter(torch.empty(old.shape), requires_grad=old.requires_grad))
+        self._init_weights(learner)  # what no file held is drawn afresh, as it is without offloading
+        for key in PROMPT_KEYS:
+            with suppress(KeyError):
+                getattr(learner, key).copy_(stored[key])
+        importlib.import_module("accelerate.hooks").remove_hook_from_module(learner)  # who offloaded has it
+
+    @torch.no_grad()
     def _put(self, prompts: PromptSet) -> None:
         self.prompts_source = prompts.source  # for records of what was judged
+        self._hold_prompts()
         for key in PROMPT_KEYS:
             old, new = getattr(self.prompt_learner, key), getattr(prompts, key)
             if old.shape == new.shape:
@@ -343,6 +386,7 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
         base_model_revision=None,
         card=True,
         save_code=True,
+        tags=None,
         **upload_kwargs,
     ):
         """Share the prompts alone on the Hub, in one commit.
@@ -351,12 +395,15 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
             repo_id (`str`): such as `"me/anomalyclip-prompts"`; made if absent.
             processor, base_model_name_or_path, base_model_revision, card, save_code: as in
                 [`~AnomalyCLIPModel.save_prompts`]. The base model must be on the Hub too.
-            **upload_kwargs: `private`, `token`, `revision`, `commit_message`, `create_pr`, `dry_run`.
+            tags (`str` or `list[str]`, *optional*): added to the card's.
+            **upload_kwargs: `private`, `token`, `revision`, `commit_message`, `commit_description`, `create_pr`,
+                `dry_run`.
 
         Raises:
-            ValueError: if the base model is a local folder, which nobody else has.
+            ValueError: if the base model is a local folder, which nobody else has, or `repo_id` is no name.
             OSError: (`PermissionError`, `FileNotFoundError`, `ConnectionError`) if the Hub refuses; says what to do.
         """
+        upload_kwargs = check_upload(repo_id, upload_kwargs)
         base = self.get_prompts(base_model_name_or_path, base_model_revision).config.base_model_name_or_path
         if base is not None and os.path.isabs(base):
             raise ValueError(
@@ -368,6 +415,7 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
             if card is True or isinstance(card, dict):
                 card = {"repo_id": repo_id, **({} if card is True else card)}
             self.save_prompts(folder, processor, base_model_name_or_path, base_model_revision, card, save_code)
+            add_tags(folder, tags)
             return upload(folder, repo_id, **upload_kwargs)
 
     def save_pretrained(self, save_directory, *args, push_to_hub=False, save_code=True, **kwargs) -> None:
@@ -380,8 +428,12 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
             *args, **kwargs: as in `PreTrainedModel.save_pretrained`.
         """
         hub = {
-            k: kwargs.pop(k) for k in ("repo_id", "commit_message", "private", "create_pr", "revision") if k in kwargs
+            k: kwargs.pop(k)
+            for k in ("repo_id", "commit_message", "commit_description", "private", "create_pr", "revision", "tags")
+            if k in kwargs
         }
+        if push_to_hub and hub.get("repo_id"):
+            check_upload(hub["repo_id"], {})
         if kwargs.get("distributed_checkpoint"):
             return super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         with staged_folder(save_directory) as stage:
@@ -392,7 +444,15 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
             self.push_to_hub(repo_id, save_code=save_code, token=kwargs.get("token"), **hub)
 
     def push_to_hub(
-        self, repo_id: str, processor=None, card=True, save_code=True, max_shard_size="50GB", **upload_kwargs
+        self,
+        repo_id: str,
+        processor=None,
+        card=True,
+        save_code=True,
+        max_shard_size="50GB",
+        variant=None,
+        tags=None,
+        **upload_kwargs,
     ):
         """Share everything on the Hub, in one commit: weights, configuration, processor, code and card.
 
@@ -400,18 +460,22 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
             repo_id (`str`): such as `"me/anomalyclip"`; made if absent.
             processor ([`AnomalyCLIPProcessor`], *optional*): one for the model's input size if absent.
             card, save_code: as in [`~AnomalyCLIPModel.save_prompts`].
-            max_shard_size (`int` or `str`): as in `PreTrainedModel.save_pretrained`.
-            **upload_kwargs: `private`, `token`, `revision`, `commit_message`, `create_pr`, `dry_run`.
+            max_shard_size (`int` or `str`), variant (`str`, *optional*): as in `PreTrainedModel.save_pretrained`.
+            tags (`str` or `list[str]`, *optional*): added to the card's.
+            **upload_kwargs: `private`, `token`, `revision`, `commit_message`, `commit_description`, `create_pr`,
+                `dry_run`.
 
         Raises:
             OSError: (`PermissionError`, `FileNotFoundError`, `ConnectionError`) if the Hub refuses; says what to do.
         """
+        upload_kwargs = check_upload(repo_id, upload_kwargs)
         upload_kwargs.setdefault("commit_message", "Upload model")
         with staged_folder(None) as folder:
-            self.save_pretrained(folder, save_code=save_code, max_shard_size=max_shard_size)
+            self.save_pretrained(folder, save_code=save_code, max_shard_size=max_shard_size, variant=variant)
             (processor or self._default_processor()).save_pretrained(folder)
             add_code(folder, save_code)
             add_card(folder, self, card, repo_id=repo_id)
+            add_tags(folder, tags)
             return upload(folder, repo_id, **upload_kwargs)
 
     @torch.no_grad()
@@ -422,6 +486,8 @@ class AnomalyCLIPHubMixin(PreTrainedModel if TYPE_CHECKING else object):  # type
             [`AnomalyCLIPModel`] that gives the same results; save and load it as any other.
         """
         _refuse_vision_only(self.config, "there is nothing to fold")
+        if any(parameter.is_meta for parameter in self.parameters()):
+            raise ValueError("some weights are offloaded, so no copy can be made; load the model without device_map")
         config = AnomalyCLIPConfig.from_dict({**self.config.to_dict(), "vision_only": True})
         model = type(self)._from_config(config, attn_implementation=self.config._attn_implementation)
         model = model.to(device=self.device, dtype=self.dtype)
@@ -454,18 +520,16 @@ def _no_load_report():
 
 
 def check_raw_config(raw: dict, name: str) -> None:
-    """Refuse what a config.json must not decide: attention code from elsewhere, and the name of the weights' file.
+    """Refuse a config.json whose values are of wrong kinds or sizes, or that names code from elsewhere.
 
     Raises:
-        ValueError: naming the field.
+        ValueError: naming the file and the field.
     """
-    if "transformers_weights" in raw:
-        raise ValueError(f"config.json of {name} has transformers_weights={raw['transformers_weights']!r}; remove it")
-    for key, value in raw.items():
-        if isinstance(value, dict):
-            check_raw_config(value, name)
-        elif "attn_implementation" in key and value not in KNOWN_ATTENTION:
-            raise ValueError(f"config.json of {name} has {key}={value!r}, expected one of {KNOWN_ATTENTION}")
+    try:
+        check_names(raw)
+        check_fields(raw)
+    except ValueError as error:
+        raise ValueError(f"config.json of {name} has {error}") from error
 
 
 def _refuse_vision_only(config: AnomalyCLIPConfig, why: str) -> None:
@@ -476,7 +540,11 @@ def _refuse_vision_only(config: AnomalyCLIPConfig, why: str) -> None:
 def _resolve_config(raw: dict, name: str, hub: dict, overrides: dict) -> AnomalyCLIPConfig:
     kind = raw.get("model_type")
     if kind == "clip":
-        return config_from_clip(CLIPConfig.from_dict(raw), name, hub, **overrides)
+        try:
+            clip = CLIPConfig.from_dict(raw)
+        except (StrictDataclassError, TypeError, AttributeError, KeyError, OverflowError) as error:
+            raise ValueError(f"config.json of {name}: {in_one_line(error)}") from error
+        return config_from_clip(clip, name, hub, **overrides)
     if kind == "anomalyclip":
         return override_config(raw, overrides)
     raise ValueError(f"{name} has model_type={kind!r}, expected 'clip' or 'anomalyclip'")

@@ -163,7 +163,9 @@ class AnomalyCLIPVisionEmbeddings(CLIPVisionEmbeddings):
         patches = self.patch_embedding(pixel_values.to(weight.dtype))
         grid = patches.shape[-2:]
         tokens = torch.cat([self.class_embedding.expand(len(patches), 1, -1), patches.flatten(2).mT], dim=1)
-        return tokens + resize_positions(self.position_embedding.weight, (grid[0], grid[1]))
+        # Called, not read: offloaded weights are there only while their own module runs.
+        positions = self.position_embedding(self.position_ids)[0]
+        return tokens + resize_positions(positions, (grid[0], grid[1]))
 
 
 class AnomalyCLIPVisionModel(CLIPPreTrainedModel):
@@ -242,7 +244,7 @@ class AnomalyCLIPTextModel(CLIPTextModel):
         # 2. Layers, with deep prompts written over positions 1..T before layers 2..depth.
         for index, layer in enumerate(self.encoder.layers):
             if 1 <= index <= len(deep_prompts):
-                prompts = deep_prompts[index - 1].to(hidden_states.dtype).expand(len(hidden_states), -1, -1)
+                prompts = deep_prompts[index - 1].to(hidden_states).expand(len(hidden_states), -1, -1)
                 after = hidden_states[:, 1 + prompts.shape[1] :]
                 hidden_states = torch.cat([hidden_states[:, :1], prompts, after], dim=1)
             hidden_states = run_widened(layer, hidden_states, mask, is_causal=True, **kwargs)
@@ -275,10 +277,15 @@ class AnomalyCLIPPromptLearner(nn.Module):
 
         return super()._apply(keep_float32, recurse)
 
-    def forward(self, token_embeds: Tensor) -> Tensor:
-        """Replace positions 1..E of the embedded prompts `(2, L, d)` by the learned words."""
-        context = self.context.to(token_embeds.dtype)
-        return torch.cat([token_embeds[:, :1], context, token_embeds[:, 1 + context.shape[1] :]], dim=1)
+    def forward(self, token_embeds: Tensor) -> tuple[Tensor, Tensor]:
+        """Replace positions 1..E of the embedded prompts `(2, L, d)` by the learned words.
+
+        Returns:
+            the embedded prompts `(2, L, d)` and the deep prompts `(depth - 1, T, d)`.
+        """
+        context = self.context.to(token_embeds)
+        embeds = torch.cat([token_embeds[:, :1], context, token_embeds[:, 1 + context.shape[1] :]], dim=1)
+        return embeds, self.deep_prompts
 
 
 class AnomalyCLIPPreTrainedModel(AnomalyCLIPHubMixin, PreTrainedModel):
@@ -352,30 +359,31 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
     def get_text_features(self) -> Tensor:
         """Embeddings of the normal and the anomalous prompt, kept between calls while no gradient is asked for.
 
-        Code under `torch.compile` keeps nothing: give it `text_embeds`, made once outside.
+        What is returned is the caller's own; changing it changes no later call. Code under `torch.compile` keeps
+        nothing: give it `text_embeds`, made once outside.
 
         Returns:
             `Tensor` of shape `(2, P)`, float32, L2-normalised.
         """
         if self.config.vision_only:
-            return self.folded_text_embeds.float()
+            return self.folded_text_embeds.to(torch.float32, copy=True)
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self.encode_prompts()
-        learner, key = self.prompt_learner, self._text_cache_key()
+        learner, weights = self.prompt_learner, (*self.text_model.parameters(), self.text_projection.weight)
+        if any(weight.is_meta for weight in (*learner.parameters(), *weights)):
+            return self.encode_prompts()  # offloaded: whether they changed can't be seen
+        autocast = torch.is_autocast_enabled(weights[0].device.type)
+        versions = ((w.data_ptr(), w.dtype, 0 if w.is_inference() else w._version) for w in weights)
+        key = (str(self.config.prompt_token_ids), autocast, *versions)
         if self._text_cache is not None:
             old_key, context, deep_prompts, embeds = self._text_cache
             # Values, not versions: p.data may be written without a trace.
             same = old_key == key and torch.equal(context, learner.context)
             if same and torch.equal(deep_prompts, learner.deep_prompts):
-                return embeds
+                return embeds.clone()
         embeds = self.encode_prompts()
         self._text_cache = (key, learner.context.clone(), learner.deep_prompts.clone(), embeds)
-        return embeds
-
-    def _text_cache_key(self) -> tuple:
-        weights = (*self.text_model.parameters(), self.text_projection.weight)
-        settings = (str(self.config.prompt_token_ids), torch.is_autocast_enabled(weights[0].device.type))
-        return (*settings, *((w.data_ptr(), w.dtype, 0 if w.is_inference() else w._version) for w in weights))
+        return embeds.clone()
 
     def encode_prompts(self, deep_prompts: Tensor | None = None) -> Tensor:
         """Run the text tower on both prompts.
@@ -386,11 +394,11 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
         Returns:
             `Tensor` of shape `(2, P)`, float32, L2-normalised.
         """
-        learner, positions = self.prompt_learner, self.config.eos_positions
-        device = self.text_projection.weight.device
+        positions, table = self.config.eos_positions, self.text_model.embeddings.token_embedding
+        device = "cpu" if table.weight.is_meta else table.weight.device  # offloaded: its own hook moves what it gets
         ids = torch.tensor(self.config.prompt_token_ids, device=device)[:, : max(positions) + 1]
-        embeds = learner(widen(self.text_model.embeddings.token_embedding(ids)))
-        pooled = self.text_model(embeds, learner.deep_prompts if deep_prompts is None else deep_prompts, positions)
+        embeds, learned = self.prompt_learner(widen(table(ids)))
+        pooled = self.text_model(embeds, learned if deep_prompts is None else deep_prompts, positions)
         return self.project(self.text_projection, pooled)
 
     def project(self, projection: nn.Linear, states: Tensor) -> Tensor:
@@ -437,7 +445,7 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
             image_embeds, patch_embeds (`Tensor` of shape `(B, P)` and `(B, M, N, P)`, *optional*): kept features
                 of [`~AnomalyCLIPModel.get_image_features`] instead of pixel_values.
             text_embeds (`Tensor` of shape `(2, P)`, *optional*): kept text embeddings; the text tower isn't run.
-            return_dict (`bool`, *optional*): False = a plain tuple.
+            return_dict (`bool`, *optional*): False = a plain tuple; the configuration's `return_dict` if absent.
 
         Raises:
             ValueError: if shapes contradict each other, or a vision-only model is asked for a loss.
@@ -487,6 +495,7 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
             text_embeds=text_embeds,
             patch_embeds=patch_embeds,
         )
+        return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict is not False else output.to_tuple()
 
     def _check_pixel_values(self, pixel_values: Tensor) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 from transformers.pipelines import Pipeline
 from transformers.utils import logging
 
+from .configuration_anomalyclip import check_fields
 from .images_anomalyclip import ImageReadError, load_image, unreadable
 from .processing_anomalyclip import AnomalyCLIPProcessor
 
@@ -58,11 +59,19 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
     _load_video_processor = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        given = [kwargs[name] for name in ("image_processor", "processor") if kwargs.get(name) is not None]
+        for one in given:
+            if not isinstance(one, AnomalyCLIPProcessor | str | os.PathLike):
+                raise ValueError(
+                    f"the processor given is a {type(one).__name__}, which neither resizes nor scores as this model "
+                    "needs it; give an AnomalyCLIPProcessor, or the name of its folder or repository"
+                )
+        if len(given) == 2 and given[0] is not given[1]:
+            raise ValueError("image_processor and processor are both given and differ; give one")
         super().__init__(*args, **kwargs)
         # Found here and not by the base class, which would take CLIP's own processor for a plain CLIP checkpoint.
-        given: Any = kwargs.get("image_processor")
-        is_ours = isinstance(given, AnomalyCLIPProcessor)
-        self.image_processor: Any = given if is_ours else _find_processor(self.model, given)
+        is_ours = bool(given) and isinstance(given[0], AnomalyCLIPProcessor)
+        self.image_processor: Any = given[0] if is_ours else _find_processor(self.model, *given)
         if notice := getattr(self.model.config, "notice", None):
             logger.warning(notice)
 
@@ -90,6 +99,7 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
                 "max_bytes"
             )
         post = {"sigma": sigma, "image_threshold": image_threshold, "pixel_threshold": pixel_threshold}
+        check_fields(post)
         return (
             {key: value for key, value in (("timeout", timeout), ("max_bytes", max_bytes)) if value is not None},
             {},
@@ -105,7 +115,7 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
         target_size = model_inputs.pop("target_size")
-        outputs = self.model(**model_inputs)
+        outputs = self.model(**model_inputs, return_dict=True)
         # Only what has one row per image: the base class takes batches apart row by row.
         return {"logits": outputs.logits, "anomaly_maps": outputs.anomaly_maps, "target_size": target_size}
 
@@ -187,12 +197,9 @@ def _is_file(inputs: Any) -> bool:
     return callable(getattr(inputs, "read", None))
 
 
-def _find_processor(model: Any, name: Any) -> AnomalyCLIPProcessor:
+def _find_processor(model: Any, name: str | os.PathLike | None = None) -> AnomalyCLIPProcessor:
     """The processor named by the user, or the one stored with the model, or one that fits the model's input."""
-    if name is not None:
-        name = name if isinstance(name, str | os.PathLike) else model.name_or_path
-        return AnomalyCLIPProcessor.from_pretrained(name)
-    return model._default_processor()
+    return model._default_processor() if name is None else AnomalyCLIPProcessor.from_pretrained(name)
 
 
 def _is_column(inputs: Any) -> bool:

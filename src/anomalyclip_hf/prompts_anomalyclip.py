@@ -14,12 +14,14 @@ import torch
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from .configuration_anomalyclip import AnomalyCLIPConfig
+
+logger = logging.get_logger(__name__)
 
 PROMPTS_NAME = "prompts.safetensors"
 WEIGHTS_NAME, WEIGHTS_INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
@@ -173,6 +175,15 @@ def check_same_backbone(prompts: PromptSet, model: nn.Module) -> None:
     check_same_sizes(prompts.config, config, prompts.source)
     here = backbone_fingerprint(model)
     if prompts.fingerprint is None or here is None:
+        lacking = (
+            "carry no fingerprint of their backbone"
+            if prompts.fingerprint is None
+            else ("can't be compared by fingerprint with a backbone that is quantised or not in memory")
+        )
+        logger.warning(
+            f"the prompts of {prompts.source} {lacking}: whether this model's weights are those they were learned on "
+            "isn't known. On others their scores mean nothing; check the base model, and save the prompts anew"
+        )
         return
     same = here.shape == prompts.fingerprint.shape and torch.isclose(here, prompts.fingerprint, rtol=2**-7, atol=1e-6)
     if same is False or not bool(torch.as_tensor(same).all()):
@@ -203,7 +214,7 @@ def read_prompts(source: str | os.PathLike, config: AnomalyCLIPConfig | None = N
     """
     name = os.fspath(source)
     if config is None:
-        raw, _ = PreTrainedConfig.get_config_dict(name, **hub)
+        raw, _ = AnomalyCLIPConfig.get_config_dict(name, **hub)
         config = prompts_config(raw, name)
     file = PROMPTS_NAME if config.prompts_only else _file_of_weights(name, hub)
     path = cached_file(name, file, **hub)
@@ -241,9 +252,7 @@ def prompts_config(raw: dict[str, Any], name: str, overrides: dict[str, Any] | N
 
 def override_config(raw: dict[str, Any], overrides: dict[str, Any]) -> AnomalyCLIPConfig:
     """A stored configuration with what the user says instead; a preset replaces the stored feature layers."""
-    if overrides.get("preset") is not None:
-        raw = {key: value for key, value in raw.items() if key != "feature_layers"}
-    return AnomalyCLIPConfig.from_dict({**raw, **overrides})
+    return AnomalyCLIPConfig.from_dict(raw, **overrides)
 
 
 def _file_of_weights(name: str, hub: dict[str, Any]) -> str:
@@ -282,6 +291,14 @@ def _stored_fingerprint(metadata: dict[str, str], where: str) -> Tensor | None:
         raise ValueError(f"{where} has a damaged fingerprint of its backbone ({error}); fetch it again") from error
 
 
+def _with_sorted_head(data: bytes) -> bytes:
+    """A safetensors file with its head in a fixed order, so that the same prompts are the same bytes."""
+    size = int.from_bytes(data[:8], "little")
+    head = json.dumps(json.loads(data[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    return len(head).to_bytes(8, "little") + head + data[8 + size :]
+
+
 def write_prompts(prompts: PromptSet, path: str | os.PathLike) -> None:
     """Write the two tensors and the backbone's fingerprint; the file appears complete or not at all."""
     tensors = {
@@ -293,7 +310,7 @@ def write_prompts(prompts: PromptSet, path: str | os.PathLike) -> None:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        save_file(tensors, temporary, metadata=metadata)
+        temporary.write_bytes(_with_sorted_head(save(tensors, metadata=metadata)))
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

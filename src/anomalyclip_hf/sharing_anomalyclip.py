@@ -1,6 +1,7 @@
 """What sharing needs beside weights: whole files or none, the code that travels, the card, and uploads."""
 
 import importlib
+import inspect
 import json
 import os
 import re
@@ -12,8 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.utils import validate_repo_id
 
 # Files that travel with a checkpoint, so that it runs without this package.
 CODE_FILES = (
@@ -139,6 +141,7 @@ def upload(
     commit_message: str = "Upload model",
     create_pr: bool = False,
     dry_run: bool = False,
+    commit_description: str | None = None,
 ):
     """Send a folder to the Hub in one commit; weights that are no longer part of it are deleted there.
 
@@ -151,6 +154,7 @@ def upload(
         commit_message (`str`).
         create_pr (`bool`): propose the change instead of making it.
         dry_run (`bool`): send nothing, and make no contact.
+        commit_description (`str`, *optional*): what the commit says beside its message.
 
     Returns:
         `huggingface_hub.CommitInfo`; with `dry_run`, what would be sent: `{path: bytes}`.
@@ -168,12 +172,56 @@ def upload(
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         operations = _operations(api, Path(folder), repo_id, None if create_pr else revision)
         return api.create_commit(
-            repo_id, operations, commit_message=commit_message, revision=revision, create_pr=create_pr
+            repo_id,
+            operations,
+            commit_message=commit_message,
+            commit_description=commit_description,
+            revision=revision,
+            create_pr=create_pr,
         )
     except Exception as error:
         if (explained := explain_hub_error(error, repo_id, api.endpoint)) is not None:
             raise explained from error
         raise
+
+
+def check_upload(repo_id: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Check the arguments of a push before anything is written or sent.
+
+    Args:
+        repo_id (`str`): as in [`upload`]; a name without a user is the token's own.
+        options (`dict`): arguments of [`upload`]; None leaves them as they are there.
+
+    Returns:
+        the options without those that are None.
+
+    Raises:
+        TypeError: if one is unknown.
+        ValueError: if `repo_id` is no name of a repository.
+    """
+    known = [name for name in inspect.signature(upload).parameters if name not in ("folder", "repo_id")]
+    if unknown := sorted(set(options) - set(known)):
+        raise TypeError(f"unknown arguments {unknown}; known are {known}")
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise explain_hub_error(error, repo_id, "") from error  # type: ignore[misc]
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def add_tags(folder: Path, tags: str | list[str] | None) -> None:
+    """Add tags to the metadata of a folder's README.md, which is made if absent."""
+    if not tags:
+        return
+    path = Path(folder) / "README.md"
+    card = (
+        ModelCard.load(path)
+        if path.is_file()
+        else ModelCard.from_template(ModelCardData(), template_str="---\n{{ card_data }}\n---\n")
+    )
+    added = [tags] if isinstance(tags, str) else list(tags)
+    card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *added]))
+    path.write_text(str(card), encoding="utf-8")
 
 
 def list_upload(folder: str | os.PathLike) -> dict[str, int]:

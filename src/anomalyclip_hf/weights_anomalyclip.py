@@ -1,15 +1,18 @@
 """The weights of a checkpoint: which revision of a repository holds them as safetensors, and whether all are there."""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import constants, is_offline_mode
 from huggingface_hub.file_download import repo_folder_name
+from safetensors import safe_open
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
+from .configuration_anomalyclip import AnomalyCLIPConfig, count_parameters
 from .prompts_anomalyclip import WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 logger = logging.get_logger(__name__)
@@ -78,6 +81,85 @@ def check_shard_names(name: str, subfolder: str) -> None:
             raise ValueError(f"{index} names the file {shard!r}, expected a .safetensors file beside it")
 
 
+# Weights whose shapes tell the sizes of a model: name -> field of each of its dimensions.
+SIZES = {
+    "visual_projection.weight": ("projection_dim", "vision_config.hidden_size"),
+    "vision_model.embeddings.patch_embedding.weight": (
+        *("vision_config.hidden_size", "vision_config.num_channels"),
+        *("vision_config.patch_size", "vision_config.patch_size"),
+    ),
+    "vision_model.encoder.layers.0.mlp.fc1.weight": ("vision_config.intermediate_size", "vision_config.hidden_size"),
+    "text_projection.weight": ("projection_dim", "text_config.hidden_size"),
+    "text_model.embeddings.token_embedding.weight": ("text_config.vocab_size", "text_config.hidden_size"),
+    "text_model.embeddings.position_embedding.weight": (
+        *("text_config.max_position_embeddings", "text_config.hidden_size"),
+    ),
+    "text_model.encoder.layers.0.mlp.fc1.weight": ("text_config.intermediate_size", "text_config.hidden_size"),
+    "prompt_learner.context": (None, "prompt_length", "text_config.hidden_size"),
+    "prompt_learner.deep_prompts": (None, "deep_prompt_length", "text_config.hidden_size"),
+}
+
+
+def check_sizes(name: str, hub: dict[str, Any], config: AnomalyCLIPConfig) -> None:
+    """Compare the sizes of a configuration with those of the weights, before any memory is taken.
+
+    Args:
+        name: repository or folder; where it has no safetensors, nothing is compared.
+        hub: arguments for the Hub, the revision of the weights among them.
+        config: what is to be loaded.
+
+    Raises:
+        ValueError: naming the field, its value and that of the weights.
+    """
+    shapes = _stored_shapes(name, hub)
+    if not shapes:
+        return
+    for tower in ("vision_config",) if config.vision_only else ("vision_config", "text_config"):
+        layers = f"{tower.removesuffix('_config')}_model.encoder.layers."
+        numbers = [int(key.removeprefix(layers).split(".")[0]) for key in shapes if key.startswith(layers)]
+        wanted = getattr(config, tower).num_hidden_layers
+        if numbers and max(numbers) + 1 != wanted:
+            raise ValueError(
+                f"{tower}.num_hidden_layers={wanted}, but the weights of {name} have {max(numbers) + 1} layers"
+            )
+    for key, fields in SIZES.items():
+        for field, size in zip(fields, shapes.get(key, ()), strict=False):
+            value: Any = config
+            for part in (field or "").split("."):
+                value = getattr(value, part) if part else size
+            if value != size:
+                raise ValueError(f"{field}={value}, but the weights of {name} have {size} ({key})")
+    deep = shapes.get("prompt_learner.deep_prompts")
+    if deep and not config.vision_only and deep[0] + 1 != config.deep_prompt_depth:
+        raise ValueError(
+            f"deep_prompt_depth={config.deep_prompt_depth}, but the weights of {name} are of depth {deep[0] + 1}"
+        )
+    positions = shapes.get("vision_model.embeddings.position_embedding.weight", [0])[0]
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    if positions and side**2 + 1 != positions:
+        raise ValueError(
+            f"vision_config.image_size={config.vision_config.image_size} makes {side**2 + 1} positions, but the "
+            f"weights of {name} have {positions}; another input size is image_size, beside the towers"
+        )
+    stored, wanted = sum(math.prod(shape) for shape in shapes.values()), count_parameters(config)
+    if not config.vision_only and wanted > 2 * stored + 10_000_000:
+        raise ValueError(f"the configuration of {name} asks for {wanted:.1e} weights, but {stored:.1e} are stored")
+
+
+def _stored_shapes(name: str, hub: dict[str, Any]) -> dict[str, list[int]]:
+    """Shapes of all weights, from the heads of their files."""
+    options = {**hub, **_QUIET}
+    files = [cached_file(name, WEIGHTS_NAME, **options)]
+    if files[0] is None and (index := cached_file(name, WEIGHTS_INDEX_NAME, **options)) is not None:
+        shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()
+        files = [cached_file(name, shard, **options) for shard in sorted(set(shards))]
+    shapes = {}
+    for path in filter(None, files):
+        with safe_open(path, "pt") as file:
+            shapes.update({key: file.get_slice(key).get_shape() for key in file.keys()})  # noqa: SIM118
+    return shapes
+
+
 def check_complete(info: dict, name: str, fresh: bool) -> None:
     """Refuse a checkpoint without some of the weights.
 
@@ -98,4 +180,4 @@ def check_complete(info: dict, name: str, fresh: bool) -> None:
         )
 
 
-__all__ = ["check_complete", "check_shard_names", "has_safetensors", "revision_of_weights"]
+__all__ = ["check_complete", "check_shard_names", "check_sizes", "has_safetensors", "revision_of_weights"]

@@ -99,17 +99,24 @@ def test_checksums(tiny_model, tmp_path):
     assert f"SHA-256 of prompts.safetensors:** `{file}`" in text and prompts_checksum(tiny_model) in text
 
 
+@pytest.mark.parametrize(("base", "blocks"), [("user/clip", 3), ("anomalyclip_hf/demo", 2)])
+def test_a_card_promises_only_what_loads(tiny_model, base, blocks):
+    card = str(make_model_card(tiny_model, repo_id="me/prompts", prompts_file=__file__, base=base))
+    assert len(code_blocks(card)) == blocks
+    assert ("trust_remote_code" in card) == (base == "user/clip")
+    assert ("without the package, these prompts can't be loaded" in card) == (base != "user/clip")
+
+
 def test_code_runs(tiny_model, tiny_processor, make_image, tmp_path, monkeypatch, capsys):
     tiny_model.save_prompts(tmp_path / "prompts", tiny_processor)
     make_image(50, 40).save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
-    blocks = code_blocks((tmp_path / "prompts" / "README.md").read_text())
-    assert len(blocks) == 3  # the second, for where the package is missing, runs in test_remote_code.py's way
+    base = tiny_model.config.base_model_name_or_path
+    (block,) = code_blocks((tmp_path / "prompts" / "README.md").read_text())  # the base is a folder of this machine
     scope: dict = {}
-    for block in blocks:
-        exec(block, scope)
+    exec(block.replace("path/to/the/base/model", base), scope)
     assert 0 <= scope["result"]["score"] <= 1 and scope["result"]["anomaly_map"].shape == (40, 50)
-    assert capsys.readouterr().out.count("(40, 50)") == 2 and scope["model"].config.prompt_length == 5
+    assert capsys.readouterr().out.count("(40, 50)") == 1 and scope["model"].config.prompt_length == 5
 
 
 @pytest.mark.parametrize(

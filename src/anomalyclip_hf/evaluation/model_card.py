@@ -75,7 +75,9 @@ def make_model_card(
     recorded = dict(_read(training, "training"))
     kind = "vision-only" if config.vision_only else "prompts" if prompts_file is not None else "full"
     name = (repo_id or "").rstrip("/").split("/")[-1] or "AnomalyCLIP"
-    on_hub = base is not None and not os.path.isabs(base) and not base.startswith("anomalyclip_hf/")
+    in_folder = base is not None and os.path.isabs(base)
+    in_package = base is not None and base.startswith("anomalyclip_hf/")
+    on_hub = base is not None and not in_folder and not in_package
     relation: dict[str, Any] = (
         {"base_model_relation": "adapter" if kind == "prompts" else "finetune"} if on_hub else {}
     )
@@ -99,6 +101,8 @@ def make_model_card(
         kind=kind,
         facts=list(_facts(config, model, base, prompts_file).items()),
         repo_id=repo_id or "user/name",
+        base_folder=kind == "prompts" and in_folder,
+        base_in_package=kind == "prompts" and in_package,
         results=[
             {"name": title, "values": [_percent(mean.get(key)) for key in shown]} for title, mean in means.values()
         ],
