@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from anomalyclip_hf._command import run_until_interrupted
+from anomalyclip_hf.cli.running import run_until_interrupted
 
 sys.path.append(str(Path(__file__).resolve().parent / "demo_model"))
 from draw import draw  # the drawings that the demo is judged on

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from picture_trees import number_of, write_mask, write_picture, write_tree
 
-from anomalyclip_hf._command import name_options
+from anomalyclip_hf.cli.running import name_options
 from anomalyclip_hf.data import export_dataset, inspect_source, load_anomaly_dataset
 from anomalyclip_hf.data.__main__ import main
 from anomalyclip_hf.data.export import export_source
@@ -216,10 +216,10 @@ def test_the_card_holds_no_lines_of_the_data(root, tmp_path):
     ("message", "shown"),
     [
         ("split='dev', but d has test; or split=\"all\"", "--split dev, but d has test; or --split all"),
-        ("names with normal_kinds=(...); none", "names with --normal_kinds ...; none"),
-        ("class_names=['a', 'b'], but", "--class_names a b, but"),
+        ("names with normal_kinds=(...); none", "names with --normal-kinds ...; none"),
+        ("class_names=['a', 'b'], but", "--class-names a b, but"),
         ("(overwrite=True replaces it)", "(--overwrite replaces it)"),
-        ("give the folder as data_dir", "give the folder as --data_dir"),
+        ("give the folder as data_dir", "give the folder as --data-dir"),
         ("/data_dir/x of the split", "/data_dir/x of the split"),
     ],
 )
@@ -231,14 +231,14 @@ def test_errors_of_the_command_line_name_options(message, shown):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["inspect", "{root}/t.csv"], "--allow_outside"),
+        (["inspect", "{root}/t.csv"], "--allow-outside"),
         (["inspect", "{root}/t.csv", "--allow_outside", "--split", "dev"], "--split dev, but"),
         (["inspect", "{root}/sub", "--mask_threshold", "300"], "300"),
-        (["inspect", "mvtec"], "as --data_dir"),
+        (["inspect", "mvtec"], "as --data-dir"),
         (["inspect", "{root}/sub", "--limit", "-1"], "--limit -1, expected 0 or more"),
-        (["inspect", "{root}/kinds"], "--normal_kinds ..."),
+        (["inspect", "{root}/kinds"], "--normal-kinds ..."),
         (["export", "{root}/sub", "{root}/sub"], "not empty"),
-        (["inspect", "{root}/t.csv", "--image_column", "pic"], "--image_column pic"),
+        (["inspect", "{root}/t.csv", "--image_column", "pic"], "--image-column pic"),
     ],
 )
 def test_wrong_input_ends_with_one_line_and_status_2(arguments, said, root, capsys):

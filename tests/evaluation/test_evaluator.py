@@ -10,9 +10,9 @@ from evaluation_tools import make_tree
 from PIL import Image
 
 from anomalyclip_hf.data import load_anomaly_dataset
+from anomalyclip_hf.data.files import safe_name
 from anomalyclip_hf.evaluation import EvaluationSettings, evaluate_model, evaluate_sources, metrics
 from anomalyclip_hf.evaluation.baselines import MethodScorer
-from anomalyclip_hf.evaluation.files import safe_name
 from anomalyclip_hf.evaluation.model_card import make_model_card
 from anomalyclip_hf.evaluation.results import mean_over_classes, paper_results, to_markdown
 

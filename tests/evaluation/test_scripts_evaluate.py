@@ -57,7 +57,7 @@ def test_synthetic_is_what_the_checkout_draws(tiny_checkpoint, tmp_path, capsys)
     line[line.index("synthetic")] = f"again={tree}"
     assert main(line, draw) == 2
     assert (
-        "error: no option of a source is called num_images: expected one of --class_names" in capsys.readouterr().err
+        "error: no option of a source is called num_images: expected one of --class-names" in capsys.readouterr().err
     )
 
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from anomalyclip_hf.data.files import atomic_path
 from anomalyclip_hf.evaluation import visualization
-from anomalyclip_hf.evaluation.files import atomic_path
 from anomalyclip_hf.evaluation.visualization import Sample
 
 

@@ -74,10 +74,10 @@ def test_errors_advise_options(capsys, tiny_clip_dir, table, tmp_path):
     capsys.readouterr()
     assert main(command) == 2
     told = capsys.readouterr().err
-    assert "set --resume to go on from there, --overwrite to discard them, or another --output_dir" in told
+    assert "set --resume to go on from there, --overwrite to discard them, or another --output-dir" in told
     assert main([*command, "--resume", "--learning_rate", "0.1"]) == 2
     told = capsys.readouterr().err
-    assert "--learning_rate was 0.001 and is 0.1; restore it, or start anew with --overwrite" in told
+    assert "--learning-rate was 0.001 and is 0.1; restore it, or start anew with --overwrite" in told
     assert parse_command([*command, "--resume", "--overwrite"]).resume  # what was advised can be given
 
 
@@ -100,7 +100,7 @@ def test_a_push_that_must_fail_is_refused_before_the_training(tiny_clip_dir, tmp
     assert main([*command, "me/prompts"]) == 2
     assert f"the local folder '{tiny_clip_dir}', which nobody else has" in capsys.readouterr().err
     assert main([*command, "not a name"]) == 2
-    assert "error: --push_to_hub not a name, expected a repository such as" in capsys.readouterr().err
+    assert "error: --push-to-hub not a name, expected a repository such as" in capsys.readouterr().err
 
 
 def test_a_push_that_fails_is_one_line_and_says_where_prompts_are(table, tiny_clip_dir, tmp_path, capsys, monkeypatch):
@@ -145,4 +145,4 @@ def test_options_of_a_source_are_json(tiny_clip_dir, capsys, options, message):
     command = ["--model", tiny_clip_dir, "--image_size", "42", "--source", "synthetic", "--source_options", options]
     assert main([*command, "--output_dir", "unused"]) == 2
     told = capsys.readouterr().err
-    assert f"error: --source_options {options}" in told and message in told
+    assert f"error: --source-options {options}" in told and message in told

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from .._command import run_until_interrupted
+from ..cli.running import run_until_interrupted
 from .arguments import add_source_arguments, source_arguments
 
 FINE, PROBLEMS_FOUND = 0, 1

@@ -8,6 +8,8 @@ import unicodedata
 from collections.abc import Collection
 from functools import lru_cache
 
+from .files import one_line
+
 IMAGE_SUFFIXES = (
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif", ".avif"),
     *(".pbm", ".pgm", ".ppm", ".pnm", ".jp2", ".j2k", ".jpx"),
@@ -93,15 +95,9 @@ def leaves_root(root: str, path: str) -> bool:
     return not (real == home or real.startswith(os.path.join(home, "")))
 
 
-def printable(text: str, lines: bool = False) -> str:
-    """Text with what no terminal shows escaped: bytes that are not UTF-8 and, unless `lines`, control characters."""
-    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return text if lines else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def examples(paths: Collection[str], limit: int = 3) -> str:
     """The first few of some paths, for messages."""
-    shown = ", ".join(map(printable, list(paths)[:limit]))
+    shown = ", ".join(map(one_line, list(paths)[:limit]))
     return shown + (", ..." if len(paths) > limit else "")
 
 
@@ -150,7 +146,7 @@ class FileTree:
         results = any(_RESULT_MARKS.fullmatch(entry.name) for entry in entries)
         for entry in entries:
             path, name = head + entry.name, entry.name.lower()
-            if printable(path, lines=True) != path:
+            if not path.isascii() and any("\ud800" <= letter <= "\udfff" for letter in path):  # not UTF-8
                 self._put_aside(BAD_NAME, path)
             elif entry.is_dir():
                 if results and name in _RESULT_FOLDERS:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..images_anomalyclip import is_deep
-from .file_tree import natural_key, printable
+from .file_tree import natural_key
+from .files import one_line
 from .indexing import Index
 from .loading import SourceOptions, open_source, records_to_dataset
 from .masks import (
@@ -103,7 +104,7 @@ class InspectionReport:
             if by_kind[kind]:
                 lines += ["", f"PROBLEM {kind}: {len(by_kind[kind])} x {meaning}"]
                 lines += [
-                    f"  {printable(p.path)}" + (f": {printable(p.detail)}" if p.detail else "")
+                    f"  {one_line(p.path)}" + (f": {one_line(p.detail)}" if p.detail else "")
                     for p in by_kind[kind][:limit]
                 ]
                 lines += [f"  ... and {len(by_kind[kind]) - limit} more"] if len(by_kind[kind]) > limit else []

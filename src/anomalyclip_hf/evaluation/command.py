@@ -9,21 +9,17 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from .. import _command
+from ..cli import loading, running
 from ..configuration_anomalyclip import feature_layers_of_preset
 from ..data.arguments import SOURCE_ARGUMENTS, parse_options, split_options
+from ..data.files import check_name, one_line
 from ..data.loading import refuse_drawn
+from ..data.options import option
 from .baselines import BASELINES, OWN, parse_ablations
 from .evaluator import EvaluationSettings
-from .files import check_name
 
 CALIBRATIONS = ("normal", "f1", "recall")
 OPTIMISTIC = "thresholds were chosen on the judged images: figures at them are optimistic; give --calibration_source"
-
-
-def option(default: Any, help: str) -> Any:
-    """A dataclass field with a help text for the command line."""
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass
@@ -36,14 +32,14 @@ class EvaluateCommand:
     preset: str | None = option(None, "Feature layers: 'released' ([24] of 24) or 'paper' ([6, 12, 18, 24]).")
     image_size: int | None = option(None, "Side of the input in pixels (518 for ViT-L/14).")
     dtype: str | None = option(None, "Of the backbone: float32, bfloat16 or float16; the checkpoint's by default.")
-    sources: list[str] | None = option(None, "NAME=FOLDER of data sets or own data, a folder, or 'synthetic'.")  # noqa: RUF009
+    sources: list[str] | None = option(None, "NAME=FOLDER of data sets or own data, a folder, or 'synthetic'.")
     source: str | None = option(None, "One source instead: a data set's name, folder, table or repository.")
     data_dir: str | None = option(None, "The unpacked archive of the data set named by source.")
     split: str = option("test", "Split that is judged.")
-    class_names: list[str] | None = option(None, "Judge these classes alone.")  # noqa: RUF009
+    class_names: list[str] | None = option(None, "Judge these classes alone.")
     source_options: str | None = option(None, "JSON with further arguments of load_anomaly_dataset, or of drawing.")
     baselines: bool = option(False, f"Also judge CLIP without learning: {', '.join(BASELINES)}.")
-    ablations: list[str] | None = option(  # noqa: RUF009
+    ablations: list[str] | None = option(
         None, "Also judge parts: dpam=off qq kk vv, layers=6,12,18,24, layers=paper, deep_prompts=off; all if bare."
     )
     tokenizer: str | None = option(None, "Where the backbone's tokenizer lies; looked for beside it by default.")
@@ -127,7 +123,7 @@ def parse_command(argv: Sequence[str] | None = None) -> EvaluateCommand:
 
 def load_model(command: EvaluateCommand) -> tuple[Any, Any]:
     """Model and processor of a command."""
-    model = _command.load_model(command)
+    model = loading.load_model(command)
     if command.prompts:
         model.load_prompts(command.prompts)
         # Prompts bring their own settings; what the user says goes before them.
@@ -136,7 +132,7 @@ def load_model(command: EvaluateCommand) -> tuple[Any, Any]:
         if command.preset is not None:
             depth = model.config.vision_config.num_hidden_layers
             model.config.feature_layers = feature_layers_of_preset(command.preset, depth)
-    return model, _command.load_processor(command, model.config.image_size)
+    return model, loading.load_processor(command, model.config.image_size)
 
 
 def load_source(
@@ -297,7 +293,7 @@ def main(argv: Sequence[str] | None = None, draw: Callable[..., Any] = refuse_dr
         error, 130 and 143 interrupted and terminated (give --resume to go on).
     """
     options = [*(field.name for field in fields(EvaluateCommand) if field.init), *SOURCE_ARGUMENTS]
-    return _command.run_until_interrupted(lambda words: _evaluate(words, draw), argv, options=options)
+    return running.run_until_interrupted(lambda words: _evaluate(words, draw), argv, options=options)
 
 
 def _evaluate(argv: Sequence[str] | None, draw: Callable[..., Any]) -> int:
@@ -318,9 +314,9 @@ def _evaluate(argv: Sequence[str] | None, draw: Callable[..., Any]) -> int:
                 print(f"\n{name} at image_threshold {at['threshold']:.4f}: {shares}")
         for name, entry in result["datasets"].items():
             for one in entry["unreadable"]:
-                print(f"skipped {name}: {_command.one_line(one['error'])}", file=sys.stderr)
+                print(f"skipped {name}: {one_line(one['error'])}", file=sys.stderr)
         for text in result.get("not_drawn", ()):
-            print(f"not drawn: {_command.one_line(text)}", file=sys.stderr)
+            print(f"not drawn: {one_line(text)}", file=sys.stderr)
         print(f"\nresults, scores and report: {command.output_dir}")
     left_out = any(entry["unreadable"] for entry in result["datasets"].values())
     return 1 if left_out or result.get("not_drawn") else 0

@@ -18,9 +18,9 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..data.files import MAP_FORMATS, check_name, remove_leftovers, safe_name, save_map
 from ..data.loader import collate_samples, make_loader
 from .baselines import OWN, MethodScorer
-from .files import MAP_FORMATS, check_name, remove_leftovers, safe_name, save_map
 from .progress import Progress, run_key
 from .results import add_paper, add_rates, describe_model, mean_over_classes, versions, write_results
 from .tally import ClassTally

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .._command import one_line
-from .files import atomic_path
+from ..data.files import atomic_path, one_line
 from .metrics import to_numpy
 from .ranking import Curve
 

@@ -15,8 +15,8 @@ from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
 
 from ..data.file_tree import IMAGE_SUFFIXES, is_mask_folder
+from ..data.files import MAP_FORMATS, atomic_path, is_disk_full, json_line, remove_leftovers, safe_name, save_map
 from ..pipeline_anomalyclip import read_image
-from .files import MAP_FORMATS, atomic_path, is_disk_full, json_line, remove_leftovers, safe_name, save_map
 from .visualization import colorize, overlay, resize_map
 
 PREDICTIONS, SKIPPED, LEGEND = "predictions.jsonl", "skipped.jsonl", "legend.png"

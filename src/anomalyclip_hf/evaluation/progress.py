@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..data.files import atomic_path, safe_name
 from ..prompts_anomalyclip import backbone_fingerprint
-from .files import atomic_path, safe_name
 from .results import restore_nan, without_nan
 from .tally import ClassTally
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .files import atomic_path
+from ..data.files import atomic_path
 from .plots import plot_curves, plot_metric_curves, plot_score_histograms
 from .ranking import Curve, thin
 from .visualization import COLUMNS, Sample, caption, colorize, picture_row

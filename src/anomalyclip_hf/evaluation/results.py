@@ -14,9 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._command import one_line
+from ..data.files import atomic_path, is_disk_full, one_line
 from ..data.layouts import ClassResults, find_layout
-from .files import atomic_path, is_disk_full
 from .model_card import prompts_checksum
 from .report import METRIC_NAMES, format_percent, write_report
 from .tally import METRICS

@@ -11,7 +11,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from .files import atomic_path
+from ..data.files import atomic_path
 from .metrics import UndefinedMetricWarning, image_metrics, pixel_metrics
 from .streaming import StreamingPixelMetrics
 

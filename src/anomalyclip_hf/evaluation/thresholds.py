@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..data.files import atomic_path
 from ..data.loader import make_loader
 from ..data.masks import describe_source, read_image
 from .calibration import (
@@ -24,7 +25,6 @@ from .calibration import (
     calibrate_from_ranking,
     pixel_level,
 )
-from .files import atomic_path
 from .model_card import update_thresholds
 from .streaming import StreamingPixelMetrics
 

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .._command import one_line
-from .files import atomic_path
+from ..data.files import atomic_path, one_line
 from .metrics import to_numpy
 
 COLUMNS = ("image", "truth", "map", "overlay", "predicted mask")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+
+from ..data.options import option
 
 # Named recipes: what a field is where the user says nothing. "authors": section 5 of the method, their train.py.
 RECIPES: dict[str, dict[str, Any]] = {
@@ -21,11 +23,6 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 CACHE_DTYPES = ("float32", "float16", "bfloat16")
 METRICS = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro", "loss")
-
-
-def option(default: Any, help: str) -> Any:
-    """A dataclass field with a help text for the command line."""
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass

@@ -10,10 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .. import _command
+from ..cli import loading, running
 from ..data.arguments import parse_options, source_arguments, split_options
 from ..data.loading import refuse_drawn
-from .arguments import TrainingArguments, option
+from ..data.options import option
+from .arguments import TrainingArguments
 
 SETTINGS_SUFFIXES = (".json", ".yaml", ".yml")
 
@@ -31,9 +32,9 @@ class TrainCommand(TrainingArguments):
     data_dir: str | None = option(None, "The unpacked archive of a named data set.")
     train_split: str = option("train", "'test' to train on a test split, as the authors do.")
     kind: str | None = option(None, "Of the training data: folder, tree, table, meta, datasets, instead of looking.")
-    class_names: list[str] | None = option(None, "Train on these classes alone.")  # noqa: RUF009
-    normal_kinds: list[str] | None = option(None, "Folder names that mean normal.")  # noqa: RUF009
-    normal_labels: list[str] | None = option(None, "Label values that mean normal.")  # noqa: RUF009
+    class_names: list[str] | None = option(None, "Train on these classes alone.")
+    normal_kinds: list[str] | None = option(None, "Folder names that mean normal.")
+    normal_labels: list[str] | None = option(None, "Label values that mean normal.")
     mask_threshold: int | None = option(None, "Largest mask value that is background, 0 to 254.")
     image_column: str | None = option(None, "Name of the image column.")
     mask_column: str | None = option(None, "Name of the mask column.")
@@ -47,7 +48,7 @@ class TrainCommand(TrainingArguments):
     validation_source: str | None = option(None, "Data that choose the best epoch; never those trained on.")
     validation_data_dir: str | None = option(None, "As data_dir.")
     validation_split: str = option("test", "As train_split.")
-    validation_class_names: list[str] | None = option(None, "As class_names.")  # noqa: RUF009
+    validation_class_names: list[str] | None = option(None, "As class_names.")
     validation_options: str | None = option(
         None, "As source_options; takes normal_kinds and the columns of the validation data too."
     )
@@ -106,8 +107,8 @@ def load_model(command: TrainCommand):
     from accelerate.utils import set_seed
 
     set_seed(command.seed)  # fresh prompts are drawn while loading
-    model = _command.load_model(command)
-    return model, _command.load_processor(command, model.config.image_size)
+    model = loading.load_model(command)
+    return model, loading.load_processor(command, model.config.image_size)
 
 
 def load_data(command: TrainCommand, draw: Callable[..., Any] = refuse_drawn) -> tuple[Any, Any]:
@@ -155,7 +156,7 @@ def main(argv: Sequence[str] | None = None, draw: Callable[..., Any] = refuse_dr
             "train" or "validation"; a checkout's scripts have one.
     """
     options = tuple(TrainCommand.__dataclass_fields__)
-    return _command.run_until_interrupted(lambda words: _train(words, draw), argv, options=options)
+    return running.run_until_interrupted(lambda words: _train(words, draw), argv, options=options)
 
 
 def _train(argv: Sequence[str] | None, draw: Callable[..., Any]) -> int:

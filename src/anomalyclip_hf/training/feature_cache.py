@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ..evaluation.files import atomic_path
+from ..data.files import atomic_path
 from .batches import EncodedBatches, iterate_batches
 from .checkpoint import PROMPTS
 from .samples import TrainingSamples

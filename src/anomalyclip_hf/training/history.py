@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.files import atomic_path
+from ..data.files import atomic_path
 
 LOG_NAME, PICTURE_NAME = "training_log.jsonl", "training_curves.png"
 PLOTTED = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "aupro")

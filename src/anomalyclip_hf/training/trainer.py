@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ..evaluation.files import atomic_path, remove_leftovers
+from ..data.files import atomic_path, remove_leftovers
 from ..evaluation.model_card import prompts_checksum
 from .arguments import TrainingArguments
 from .batches import CachedBatches, ImageBatches, iterate_batches

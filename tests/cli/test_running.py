@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from anomalyclip_hf._command import run_until_interrupted
+from anomalyclip_hf.cli.running import run_until_interrupted
 
 
 def stopped_by(error):
@@ -22,7 +22,7 @@ def stopped_by(error):
         (ValueError("a\n  b"), 2, "error: a b"),
         (MemoryError(), 2, "error: MemoryError"),
         (AssertionError("Torch not compiled with CUDA enabled"), 2, "error: Torch not compiled with CUDA enabled"),
-        (TypeError("batch_size=0, not my.batch_size=0"), 2, "error: --batch_size 0, not my.batch_size=0"),
+        (TypeError("batch_size=0, not my.batch_size=0"), 2, "error: --batch-size 0, not my.batch_size=0"),
     ],
 )
 def test_what_stops_a_command_is_one_line(error, status, line, capsys):

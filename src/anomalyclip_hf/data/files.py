@@ -14,11 +14,23 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .._command import one_line
-
 MAP_FORMATS = ("png", "npy")
 MAX_NAME = 120  # bytes of a name made from data: file systems take 255, of which suffixes need some
 _TEMPORARY = re.compile(r"\..*\.(\d+)-[^.]{8}\.part(\.[^.]+)?", re.DOTALL)
+
+
+def one_line(text: Any) -> str:
+    """Text from data as one printable line, with line breaks, control characters and bytes that are not UTF-8 escaped."""
+    text = str(text)
+    return text if text.isprintable() else "".join(map(_escape, text))
+
+
+def _escape(letter: str) -> str:
+    if letter.isprintable():
+        return letter
+    if "\udc80" <= letter <= "\udcff":  # how Python keeps a byte of a name that is not UTF-8
+        return f"\\x{ord(letter) - 0xDC00:02x}"
+    return letter.encode("unicode_escape").decode("ascii")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What the command lines share: how they end, and the model and the processor that their options name."""
+"""How a command ends: one line and an exit status, whatever stops it."""
 
 import os
 import re
@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+from ..data.files import one_line
 
 INTERRUPTED, TERMINATED = 130, 143  # 128 and the number of the signal, as shells say it
 
@@ -53,16 +55,6 @@ def run_until_interrupted(
         return error_status
 
 
-def one_line(text: Any) -> str:
-    """Text from data as one printable line: line breaks, control characters and what is no Unicode are escaped."""
-    text = str(text)
-    if text.isprintable():
-        return text
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
-    )
-
-
 def _expected_errors() -> tuple[type[Exception], ...]:
     from huggingface_hub.errors import StrictDataclassError  # of a configuration's fields
 
@@ -84,11 +76,12 @@ def name_options(message: str, names: Collection[str]) -> str:
 
     def spell(match: re.Match) -> str:
         name, value = match.group(1), match.group(2)
+        name, dashed = f"--{name.replace('_', '-')}", "_" in name
         if value is None:  # `split` is a word as well, and what is quoted is no option
             quoted = message[match.start() - 1 : match.start()] in ("'", '"')
-            return f"--{name}" if "_" in name and not quoted else match.group()
+            return name if dashed and not quoted else match.group()
         bare = re.sub(r"^[(\[]|[)\]]$|(?<!\w)['\"]|['\"](?!\w)", "", value).replace(",", "").strip()
-        return f"--{name}" if bare in ("", "True") else f"--{name} {bare}"
+        return name if bare in ("", "True") else f"{name} {bare}"
 
     known = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
     value = r"\([^()]*\)|\[[^\[\]]*\]|\"[^\"]*\"|'[^']*'|\.\.\.|[^\s,;:()]+"
@@ -128,39 +121,3 @@ def _terminated_by_signal() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, former if former is not None else signal.SIG_DFL)
-
-
-def load_model(command: Any) -> Any:
-    """The model of a command, with what its options override.
-
-    Args:
-        command: dataclass with `model` ("demo" is the embedded one), `revision`, `preset`, `image_size` and `dtype`;
-            None leaves a setting as the checkpoint has it.
-
-    Returns:
-        [`AnomalyCLIPModel`].
-    """
-    from . import AnomalyCLIPModel
-
-    names = ("revision", "preset", "image_size", "dtype")
-    overrides = {name: value for name in names if (value := getattr(command, name)) is not None}
-    return AnomalyCLIPModel.from_pretrained(_checkpoint(command), **overrides)
-
-
-def load_processor(command: Any, image_size: int) -> Any:
-    """The processor of a command, at the model's image size (pixels).
-
-    Returns:
-        [`AnomalyCLIPProcessor`].
-    """
-    from . import AnomalyCLIPProcessor
-
-    revision = {"revision": command.revision} if command.revision else {}
-    size = {"height": image_size, "width": image_size}
-    return AnomalyCLIPProcessor.from_pretrained(_checkpoint(command), size=size, **revision)
-
-
-def _checkpoint(command: Any) -> str:
-    from . import demo_checkpoint
-
-    return demo_checkpoint() if command.model == "demo" else command.model

@@ -7,8 +7,7 @@ import sys
 
 import pytest
 
-from anomalyclip_hf._command import one_line
-from anomalyclip_hf.evaluation.files import atomic_path, check_name, json_line, remove_leftovers, safe_name
+from anomalyclip_hf.data.files import atomic_path, check_name, json_line, one_line, remove_leftovers, safe_name
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", " ", "/abs/x", "../x", "a/b", "a\\b", "a\nb", "a\0b", "x" * 200])
@@ -34,12 +33,12 @@ def test_records_are_one_line_of_plain_utf_8():
         line = json_line({"path": text})
         assert len(line.splitlines()) == 1 and json.loads(line.encode())["path"] == text
     assert json_line({"path": "é"}) == '{"path": "é"}\n'
-    assert one_line("a\nb\udce9é") == "a\\nb\\udce9é"
+    assert one_line("a\nb\udce9é") == "a\\nb\\xe9é"
 
 
 def test_leftovers_of_dead_processes_are_removed_and_nothing_else(tmp_path):
     code = (
-        "import os, sys; from anomalyclip_hf.evaluation.files import atomic_path\n"
+        "import os, sys; from anomalyclip_hf.data.files import atomic_path\n"
         "with atomic_path(sys.argv[1]) as path: path.write_text('half'); os._exit(9)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "maps" / "a" / "000.png")])

@@ -1,0 +1,61 @@
+"""The command `anomalyclip`: a small module for each subcommand, imported when it is called."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+
+# name -> what it does; the module of that name has `Settings` (a dataclass) and `run(settings) -> exit status`.
+COMMANDS = {
+    "predict": "Score images: files, folders or a data set in; records and heat maps out.",
+}
+
+
+def main(words: Sequence[str] | None = None, **given: Callable) -> int:
+    """Run `anomalyclip`.
+
+    Args:
+        words (`Sequence[str]`, *optional*): the command line; that of the process if absent.
+        **given: further arguments of the subcommand's `run`, which scripts of a checkout have.
+
+    Returns:
+        exit status: 0 all done, 1 some of it skipped, 2 nothing done or wrong use, 130 and 143 if interrupted.
+    """
+    import typer
+
+    words = list(sys.argv[1:] if words is None else words)
+    app = typer.Typer(
+        name="anomalyclip",
+        help="Find anomalies in images of objects that no model was trained on.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(lambda: None)  # a single command keeps its name
+    for name, text in COMMANDS.items():
+        if words[:1] == [name]:
+            from .options import make_command, spell
+
+            module = importlib.import_module(f".{name}", __name__)
+            app.command(name)(make_command(module.Settings, functools.partial(module.run, **given)))
+            words = [name, *spell(words[1:], module.Settings)]
+        else:
+            app.command(name, help=text)(lambda: None)
+    try:
+        app(words, prog_name="anomalyclip")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(bool(end.code))
+    return 0
+
+
+def run_command(name: str, words: Sequence[str] | None = None, **given: Callable) -> int:
+    """Run one subcommand, for a script of its name.
+
+    Args:
+        name (`str`): one of `COMMANDS`.
+        words (`Sequence[str]`, *optional*): the command line after it; that of the process if absent.
+        **given: as of [`main`].
+    """
+    return main([name, *(sys.argv[1:] if words is None else words)], **given)

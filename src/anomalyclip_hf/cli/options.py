@@ -1,0 +1,157 @@
+"""The one command-line style: a dataclass becomes a command, each of its fields an option in dashes."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import types
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+import typer
+import yaml
+
+from .running import run_until_interrupted
+
+SETTINGS_SUFFIXES = (".json", ".yaml", ".yml")
+TRUE, FALSE = ("true", "yes", "1"), ("false", "no", "0")
+
+
+def make_command(settings: type, run: Callable[[Any], int]) -> Callable[..., None]:
+    """A function for `typer.Typer.command` with a parameter for each field of a dataclass.
+
+    Args:
+        settings: a dataclass; fields made by `data.options.option`, of type `str`, `int`, `float`, `bool` or `list` of
+            these, also `| None`, are options. Its docstring is the command's help.
+        run: takes an instance and returns the exit status.
+    """
+    fields = option_fields(settings)
+
+    def command(**values: Any) -> None:
+        values.pop("config")
+        # A list option without words is an empty list.
+        given = {k: [word for word in v if word != ""] if isinstance(v, list) else v for k, v in values.items()}
+        raise typer.Exit(run_until_interrupted(lambda _: run(settings(**given)), options=list(fields)))
+
+    command.__doc__ = inspect.cleandoc(settings.__doc__ or "")
+    parameters = [_parameter(field, kind) for field, kind in fields.values()]
+    config = typer.Option(
+        callback=_read_config(list(fields)),
+        is_eager=True,
+        metavar="FILE",
+        help="YAML or JSON file of settings; options go before it.",
+    )
+    annotation = Annotated[str | None, config]
+    parameters.append(inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return command
+
+
+def option_fields(settings: type) -> dict[str, tuple[dataclasses.Field, Any]]:
+    """Name of each option of a dataclass -> its field, and its type without `| None`."""
+    hints = get_type_hints(settings)
+    fields = [field for field in dataclasses.fields(settings) if field.init and "help" in field.metadata]
+    return {field.name: (field, _without_none(hints[field.name])) for field in fields}
+
+
+def spell(words: Sequence[str], settings: type) -> list[str]:
+    """Words of a command line as typer reads them.
+
+    Names of options may have underscores, words of a list follow their option (`--sources a b`), flags may have a
+    value (`--exact false`), some options need none, and a settings file may come first in place of `--config`.
+
+    Args:
+        words (`Sequence[str]`): without the command's own name.
+        settings: the command's dataclass.
+    """
+    fields = option_fields(settings)
+    kinds = {f"--{name.replace('_', '-')}": kind for name, (_, kind) in fields.items()}
+    bare = {f"--{name.replace('_', '-')}": field.metadata.get("bare") for name, (field, _) in fields.items()}
+    words, spelled = list(words), list[str]()
+    takes_files = any(field.metadata.get("argument") for field, _ in fields.values())
+    if words and words[0].endswith(SETTINGS_SUFFIXES) and not takes_files:
+        words.insert(0, "--config")
+    while words:
+        word = words.pop(0)
+        name, equals, value = word.partition("=")
+        name = name.replace("_", "-")
+        kind = kinds.get(name)
+        if word == "--":
+            return [*spelled, word, *words]
+        if not word.startswith("--"):
+            spelled.append(word)
+        elif kind is bool:
+            if not equals and words and words[0].lower() in TRUE + FALSE:
+                value = words.pop(0)
+            spelled.append(f"--no-{name[2:]}" if value.lower() in FALSE else name)
+        elif get_origin(kind) is list and not equals:
+            number = next((i for i, one in enumerate(words) if _is_option(one)), len(words))
+            for one in words[:number] or [""]:
+                spelled += [name, one]
+            del words[:number]
+        elif not equals and bare.get(name) and (not words or _is_option(words[0])):
+            spelled += [name, str(bare[name])]
+        else:
+            spelled.append(name + equals + value)
+    return spelled
+
+
+def read_settings(path: str, known: Sequence[str]) -> dict[str, Any]:
+    """Settings of a YAML or JSON file; their names may have dashes or underscores.
+
+    Raises:
+        ValueError: if it can't be read, is no mapping, or names a setting that isn't known.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        settings = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} can't be read as settings: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} holds a {type(settings).__name__}, expected names and values")
+    settings = {str(name).replace("-", "_"): value for name, value in settings.items()}
+    if unknown := sorted(set(settings) - set(known)):
+        raise ValueError(f"{path} has the unknown settings {unknown}; known ones: {', '.join(known)}")
+    return settings
+
+
+def _without_none(hint: Any) -> Any:
+    if get_origin(hint) in (Union, types.UnionType):
+        return next(kind for kind in get_args(hint) if kind is not type(None))
+    return hint
+
+
+def _is_option(word: str) -> bool:
+    """Whether a word begins the next option: it has a dash and is no number below zero."""
+    return word.startswith("-") and not word[1:2].isdigit() and word[1:2] != "."
+
+
+def _parameter(field: dataclasses.Field, kind: Any) -> inspect.Parameter:
+    facts = field.metadata
+    factory = field.default_factory
+    default = field.default if factory is dataclasses.MISSING else factory()
+    if facts.get("argument"):
+        info: Any = typer.Argument(help=facts["help"], show_default=False, metavar=field.name.upper())
+    else:
+        flag = field.name.replace("_", "-")
+        names = [f"--{flag}/--no-{flag}"] if kind is bool else [f"--{flag}"]
+        names += [f"-{facts['short']}"] if "short" in facts else []
+        shown = default not in (None, False, [])
+        info = typer.Option(*names, help=facts["help"], rich_help_panel=facts.get("group"), show_default=shown)
+    return inspect.Parameter(
+        field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind | None, info]
+    )
+
+
+def _read_config(known: list[str]) -> Callable[[typer.Context, str | None], str | None]:
+    def callback(context: typer.Context, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                context.default_map = read_settings(value, known)
+            except ValueError as error:
+                raise typer.BadParameter(str(error)) from error
+        return value
+
+    return callback

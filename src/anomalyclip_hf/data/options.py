@@ -1,0 +1,67 @@
+"""Settings as dataclass fields that the command line can show."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    short: str | None = None,
+    group: str | None = None,
+    argument: bool = False,
+    bare: str | None = None,
+) -> Any:
+    """A dataclass field with what `anomalyclip --help` says of it.
+
+    Args:
+        default: value where the option is absent; a list is copied.
+        help (`str`): what it sets, its unit and range.
+        short (`str`, *optional*): one letter, such as `"o"` for `-o`.
+        group (`str`, *optional*): heading that it stands below in `--help`.
+        argument (`bool`): given without the option's name, such as the files of `anomalyclip predict`.
+        bare (`str`, *optional*): value where the option is given without one.
+    """
+    facts = {"help": help, "short": short, "group": group, "argument": argument, "bare": bare}
+    metadata = {name: value for name, value in facts.items() if value}
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass
+class SourceOptions:
+    """How a source of images is read, beside the source itself; absent options are found by looking.
+
+    Raises:
+        ValueError: `mask_threshold` outside 0..254.
+    """
+
+    data_dir: str | None = option(
+        None, "Unpacked archive of a named data set, or where a table's paths start.", group="Data set"
+    )
+    kind: str | None = option(
+        None, "folder, tree, table, meta or datasets, where looking is not enough.", group="Data set"
+    )
+    class_names: list[str] | None = option(None, "These classes alone.", group="Data set")
+    normal_kinds: list[str] | None = option(None, "Names of folders that mean normal.", group="Data set")
+    normal_labels: list[str] | None = option(None, "Values of the label column that mean normal.", group="Data set")
+    mask_threshold: int | None = option(None, "Largest mask value that is background, 0 to 254.", group="Data set")
+    allow_outside: bool = option(
+        False, "Read files that a table names outside of its folder or of the data directory.", group="Data set"
+    )
+    revision: str | None = option(None, "Revision of a data set's repository on the Hub.", group="Data set")
+    image_column: str | None = option(None, "Name of the image column.", group="Data set")
+    mask_column: str | None = option(None, "Name of the mask column.", group="Data set")
+    label_column: str | None = option(None, "Name of the label column.", group="Data set")
+    class_column: str | None = option(None, "Name of the class column.", group="Data set")
+    defect_column: str | None = option(None, "Name of the column of kinds of defect.", group="Data set")
+    split_column: str | None = option(None, "Name of the split column.", group="Data set")
+
+    def source_options(self) -> dict[str, Any]:
+        """The fields that are set, by name."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(SourceOptions)}
+        return {name: value for name, value in values.items() if value is not None and value is not False}
