@@ -20,7 +20,7 @@ _TEMPORARY = re.compile(r"\..*\.(\d+)-[^.]{8}\.part(\.[^.]+)?", re.DOTALL)
 
 
 def one_line(text: Any) -> str:
-    """Text from data as one printable line, with line breaks, control characters and bytes that are not UTF-8 escaped."""
+    """Text from data as one printable line; line breaks, control characters and broken UTF-8 are escaped."""
     text = str(text)
     return text if text.isprintable() else "".join(map(_escape, text))
 
