@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 
 from anomalyclip_hf import AnomalyCLIPModel
@@ -15,11 +16,13 @@ ENCODE = "encode_images" if hasattr(AnomalyCLIPModel, "encode_images") else "get
 
 
 @pytest.fixture
-def build(tiny_model, tiny_processor, tmp_path):
-    def run(dataset, model=tiny_model, **options):
-        samples = TrainingSamples(dataset)
-        options = {"cache_dir": tmp_path / "cache", "dtype": "float32", "show_progress": False, **options}
-        return FeatureCache.build(model, tiny_processor, samples, **options)
+def build(tiny_model, tiny_processor, make_args):
+    accelerator = Accelerator(cpu=True)
+
+    def run(dataset, **fields):
+        return FeatureCache.build(
+            tiny_model, tiny_processor, TrainingSamples(dataset), make_args(**fields), accelerator
+        )
 
     return run
 
@@ -35,7 +38,7 @@ def encoded(tiny_model, monkeypatch):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0), ("float16", 1e-3), ("bfloat16", 8e-3)])
 def test_keeps_what_the_model_computes(build, dataset, tiny_model, tiny_processor, dtype, tolerance):
-    cache = build(dataset, dtype=dtype, batch_size=10)
+    cache = build(dataset, cache_dtype=dtype, encode_batch_size=10)
     rows = [7, 0, 3]
     samples = [dataset[row] for row in rows]
     inputs = tiny_processor([s["image"] for s in samples], masks=[s["mask"] for s in samples], return_tensors="pt")
@@ -50,7 +53,7 @@ def test_keeps_what_the_model_computes(build, dataset, tiny_model, tiny_processo
 
 
 def test_is_computed_once(build, dataset, encoded):
-    build(dataset, batch_size=4)
+    build(dataset, encode_batch_size=4)
     assert encoded == [4, 4, 2]
     build(dataset)
     assert sum(encoded) == 10
@@ -120,8 +123,8 @@ def test_features_do_not_depend_on_where_the_work_was_cut_off(build, dataset, en
 
     monkeypatch.setattr(module, "_write_rows", write)
     with pytest.raises(KeyboardInterrupt):
-        build(dataset, batch_size=4)
-    build(dataset, batch_size=4)
+        build(dataset, encode_batch_size=4)
+    build(dataset, encode_batch_size=4)
     assert batches == [[0, 1, 2, 3], [4, 5, 6, 7], [0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
@@ -148,10 +151,10 @@ def test_building_goes_on_where_it_stopped(build, dataset, encoded, tiny_model, 
 
     monkeypatch.setattr(tiny_model, ENCODE, stop)
     with pytest.raises(KeyboardInterrupt):
-        build(dataset, batch_size=2)
+        build(dataset, encode_batch_size=2)
     monkeypatch.setattr(tiny_model, ENCODE, counted)
     encoded.clear()
-    cache = build(dataset, batch_size=2)
+    cache = build(dataset, encode_batch_size=2)
     assert sum(encoded) == 6
     assert torch.isfinite(cache.read(range(10))["patch_embeds"]).all()
     assert (cache.read(range(10))["patch_embeds"].norm(dim=-1) > 0.99).all()
@@ -159,7 +162,7 @@ def test_building_goes_on_where_it_stopped(build, dataset, encoded, tiny_model, 
 
 def test_size_is_announced_and_limited(build, dataset, tmp_path, caplog, monkeypatch):
     with pytest.raises(ValueError, match=r"features would take .* GB, more than cache_limit_gb=1e-06; raise"):
-        build(dataset, limit_gb=1e-6)
+        build(dataset, cache_limit_gb=1e-6)
     assert not list((tmp_path / "cache").rglob("*.npy"))
     announced = []
     monkeypatch.setattr(module.logger, "warning", announced.append)

@@ -50,7 +50,6 @@ def test_the_default_is_the_authors_recipe():
     args = PromptTrainingArguments()
     assert (args.epochs, args.batch_size, args.learning_rate, args.seed) == (15, 8, 1e-3, 111)
     assert (args.adam_beta1, args.adam_beta2, args.max_grad_norm, args.balanced) == (0.5, 0.999, None, False)
-    assert PromptTrainingArguments(epochs=3).batch_size == 8
     with pytest.raises(ValueError, match="recipe='mine', expected one of authors"):
         PromptTrainingArguments(recipe="mine")
 
@@ -317,6 +316,17 @@ def test_a_signal_leaves_a_state_from_which_the_run_goes_on_bit_for_bit(
     result, model = run(validation=validation_dataset, resume=True)
     assert torch.equal(prompts(model), prompts(expected))
     assert losses(result).tolist() == losses(whole).tolist() and result.history == whole.history
+
+
+def test_an_interruption_in_the_last_validation_loses_nothing(run, validation_dataset, tmp_path, monkeypatch):
+    whole, expected = run(validation=validation_dataset, output_dir=str(tmp_path / "whole"))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        calls = iter([module.validate, lambda *args: signal.raise_signal(signal.SIGINT)])
+        patch.setattr(module, "validate", lambda *args: next(calls)(*args))
+        run(validation=validation_dataset)
+    result, model = run(validation=validation_dataset, resume=True)
+    assert torch.equal(prompts(model), prompts(expected)) and result.history == whole.history
+    assert result.best_metric == whole.best_metric
 
 
 def test_what_a_killed_run_was_writing_is_removed_by_the_next(run, tmp_path):

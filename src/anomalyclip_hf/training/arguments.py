@@ -10,20 +10,9 @@ from typing import Any
 
 from ..data.options import option
 
-# Named recipes: what a field is where the user says nothing. "authors": section 5 of the method, their train.py.
-RECIPES: dict[str, dict[str, Any]] = {
-    "authors": {
-        "epochs": 15,
-        "batch_size": 8,
-        "learning_rate": 1e-3,
-        "adam_beta1": 0.5,
-        "adam_beta2": 0.999,
-        "seed": 111,
-    },
-}
 METRICS = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro", "loss")
 CHOICES = {
-    "recipe": tuple(RECIPES),
+    "recipe": ("authors",),
     "cache_dtype": ("float32", "float16", "bfloat16"),
     "metric": METRICS,
     "initial_prompts": ("model", "fresh"),
@@ -49,20 +38,20 @@ RANGES = (
 
 @dataclass
 class PromptTrainingArguments:
-    """Settings of [`train_prompts`]. What is None comes from the recipe.
+    """Settings of [`train_prompts`]; by default those of the paper (section 5) and of the authors' train.py.
 
     Raises:
         ValueError: if a field is out of its range; the message names it.
     """
 
     output_dir: str = option("outputs/prompts", "Folder for prompts, checkpoints, log and curves.", short="o")
-    recipe: str = option("authors", "Named defaults of the fields below: 'authors' is the paper's recipe.")
-    epochs: int = option(None, "Passes over the training set (authors: 15).")
-    batch_size: int = option(None, "Images per optimizer step, over all processes together (authors: 8).")
-    learning_rate: float = option(None, "Of Adam, constant (authors: 1e-3).")
-    adam_beta1: float = option(None, "Authors: 0.5.")
-    adam_beta2: float = option(None, "Authors: 0.999.")
-    seed: int = option(None, "Of shuffling, fresh prompts and drawn anomalies (authors: 111).")
+    recipe: str = option("authors", "Whose defaults these are; there is no other recipe yet.")
+    epochs: int = option(15, "Passes over the training set.")
+    batch_size: int = option(8, "Images per optimizer step, over all processes together.")
+    learning_rate: float = option(1e-3, "Of Adam, constant.")
+    adam_beta1: float = option(0.5, "Of Adam.")
+    adam_beta2: float = option(0.999, "Of Adam.")
+    seed: int = option(111, "Of shuffling, fresh prompts and drawn anomalies.")
     max_steps: int | None = option(None, "Stop after this many optimizer steps.")
     gradient_accumulation_steps: int = option(1, "Parts into which each process splits its share of a batch.")
     max_grad_norm: float | None = option(None, "Clip the gradient's norm; none by default.")
@@ -96,9 +85,6 @@ class PromptTrainingArguments:
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r}, expected one of {', '.join(map(str, allowed))}")
-        for name, value in RECIPES[self.recipe].items():
-            if getattr(self, name) is None:
-                setattr(self, name, value)
         for names, holds, expected in RANGES:
             for name in names.split():
                 value = getattr(self, name)

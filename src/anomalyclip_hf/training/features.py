@@ -30,6 +30,8 @@ from .samples import TrainingSamples
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from .arguments import PromptTrainingArguments
+
 logger = logging.get_logger(__name__)
 
 FORMAT = 2
@@ -160,48 +162,34 @@ class FeatureCache(Dataset):
     @classmethod
     def build(
         cls,
-        model,
-        processor,
+        model: Any,
+        processor: Any,
         samples: TrainingSamples,
-        *,
-        cache_dir: str | os.PathLike | None = None,
-        dtype: str = "float16",
-        batch_size: int = 8,
-        limit_gb: float | None = None,
-        num_workers: int = 0,
-        accelerator: Accelerator | None = None,
-        show_progress: bool = True,
+        args: PromptTrainingArguments,
+        accelerator: Accelerator,
     ) -> FeatureCache:
         """Open the cache of these samples, or go on building it, or build it anew if it is damaged.
 
         Args:
-            model ([`AnomalyCLIPModel`]), processor ([`AnomalyCLIPImageProcessor`]).
-            samples ([`TrainingSamples`]).
-            cache_dir (path, *optional*): folder of caches; all processes must see it. `default_cache_dir()` if absent.
-            dtype (`str`): "float32", "float16" or "bfloat16".
-            batch_size (`int`): images per forward.
-            limit_gb (`float`, gigabytes, *optional*): refuse to write more.
-            num_workers (`int`): processes that decode images.
-            accelerator (`Accelerator`, *optional*): its processes share the work.
-            show_progress (`bool`).
+            model ([`AnomalyCLIPModel`]), processor ([`AnomalyCLIPImageProcessor`]), samples ([`TrainingSamples`]).
+            args ([`PromptTrainingArguments`]): its `cache_*` fields, `encode_batch_size`, `num_workers` and
+                `disable_tqdm`; all processes must see `cache_dir`.
+            accelerator (`Accelerator`): its processes share the work.
 
         Raises:
             ValueError: if the limit or the free space is too small, no image can be read, or features aren't finite.
         """
-        from accelerate import Accelerator
-
-        accelerator = accelerator or Accelerator()
-        settings = _describe_features(model, processor, dtype, str(accelerator.mixed_precision))
+        settings = _describe_features(model, processor, args.cache_dtype, str(accelerator.mixed_precision))
         content = json.dumps([settings, samples.fingerprint()], sort_keys=True)
-        path = Path(cache_dir or default_cache_dir()) / hashlib.sha256(content.encode()).hexdigest()[:32]
+        path = Path(args.cache_dir or default_cache_dir()) / hashlib.sha256(content.encode()).hexdigest()[:32]
         main = accelerator.is_main_process
         with _only_builder(path) if main else contextlib.nullcontext():
             if main:
-                _prepare_folder(path, _layout(model, processor, len(samples), dtype), limit_gb)
+                _prepare_folder(path, _layout(model, processor, len(samples), args.cache_dtype), args.cache_limit_gb)
             accelerator.wait_for_everyone()
             if not (path / HEADER).exists():
                 images = PreparedImages(samples, processor, skip_unreadable=True)
-                _fill(path, model, images, dtype, batch_size, num_workers, accelerator, show_progress)
+                _fill(path, model, images, args, accelerator)
                 accelerator.wait_for_everyone()
                 if main:
                     size = [processor.size["height"], processor.size["width"]]
@@ -248,8 +236,6 @@ def describe_processor(processor) -> dict[str, Any]:
 
 def _describe_features(model, processor, dtype: str, mixed_precision: str) -> dict[str, Any]:
     """All settings that decide the features of an image."""
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype!r}, expected one of {sorted(DTYPES)}")
     names = ("base_model_name_or_path", "base_model_revision", "feature_layers", "dpam_layers", "dpam_attention")
     settings = {name: getattr(model.config, name) for name in names}
     settings |= {"format": FORMAT, "dtype": dtype, "mixed_precision": mixed_precision}
@@ -320,25 +306,18 @@ def _prepare_folder(path: Path, layout: dict[str, tuple[type, tuple[int, ...]]],
 
 
 def _fill(
-    path: Path,
-    model,
-    images: PreparedImages,
-    dtype: str,
-    batch_size: int,
-    num_workers: int,
-    accelerator: Accelerator,
-    show_progress: bool,
+    path: Path, model: Any, images: PreparedImages, args: PromptTrainingArguments, accelerator: Accelerator
 ) -> None:
     """Encode what is still to do; each process takes every n-th batch."""
-    samples, kind = images.samples, DTYPES[dtype][1]
+    samples, size, kind = images.samples, args.encode_batch_size, DTYPES[args.cache_dtype][1]
     todo = np.flatnonzero(_open_arrays(path)["rows"] == TODO)
     # Batches are the same however often the work was cut off, and so are the features, to the last bit.
-    starts = (np.unique(todo // batch_size) * batch_size)[accelerator.process_index :: accelerator.num_processes]
-    batches = [list(range(start, min(start + batch_size, len(samples)))) for start in starts.tolist()]
-    hidden = not (show_progress and accelerator.is_main_process)
+    starts = (np.unique(todo // size) * size)[accelerator.process_index :: accelerator.num_processes]
+    batches = [list(range(start, min(start + size, len(samples)))) for start in starts.tolist()]
+    hidden = args.disable_tqdm or not accelerator.is_main_process
     bar = tqdm(total=sum(map(len, batches)), desc="features", unit="image", disable=hidden)
     encode = getattr(model, "encode_images", None) or model.get_image_features
-    for indices, batch in zip(batches, iterate(images, batches, num_workers), strict=True):
+    for indices, batch in zip(batches, iterate(images, batches, args.num_workers), strict=True):
         for reason in batch["unreadable"].values():
             logger.warning(f"left out: {reason}")
         readable = np.array([index not in batch["unreadable"] for index in indices])

@@ -213,18 +213,7 @@ class PromptTrainer:
         args = self.args
         if args.no_cache:
             return PreparedImages(samples, self.processor), np.arange(len(samples))
-        cache = FeatureCache.build(
-            self.model,
-            self.processor,
-            samples,
-            cache_dir=args.cache_dir,
-            dtype=args.cache_dtype,
-            batch_size=args.encode_batch_size,
-            limit_gb=args.cache_limit_gb,
-            num_workers=args.num_workers,
-            accelerator=self.accelerator,
-            show_progress=not args.disable_tqdm,
-        )
+        cache = FeatureCache.build(self.model, self.processor, samples, args, self.accelerator)
         return cache, np.flatnonzero(cache.readable)
 
     def _resume(self) -> None:
