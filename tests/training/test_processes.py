@@ -67,7 +67,8 @@ def test_two_processes_equal_one(settings, make_rows, tmp_path):
     run([sys.executable, str(SCRIPT), alone_settings])
     # On the CPU accelerate's launcher wants mpirun; its other way of starting processes works there too.
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    run([*launch, "--mixed_precision", "no", "--main_process_port", "0", str(SCRIPT), both_settings])
+    launch += ["--mixed_precision", "no", "--main_process_port", "0", "-m", "anomalyclip_hf", "train"]
+    run([*launch, both_settings])
     assert json.loads((both / "training_summary.json").read_text())["num_processes"] == 2
     # Batches of 4, 4 and 3 images: the last one in unequal shares; two masks are missing.
     assert len(steps(alone)) == 9

@@ -58,6 +58,7 @@ def test_the_default_is_the_authors_recipe():
     "field",
     [
         {"batch_size": 0},
+        {"epochs": None},
         {"learning_rate": -1.0},
         {"adam_beta1": 1.0},
         {"cache_dtype": "int8"},

@@ -18,7 +18,8 @@ CHOICES = {
     "initial_prompts": ("model", "fresh"),
     "mixed_precision": (None, "no", "bf16", "fp16"),
 }
-# What a number must be: names of fields, the test, and how an error says it. None passes.
+OPTIONAL = ("max_steps", "patience", "save_steps", "max_grad_norm", "cache_limit_gb")
+# What a number must be: names of fields, the test, and how an error says it.
 RANGES = (
     (
         "epochs batch_size gradient_accumulation_steps encode_batch_size keep_last max_steps patience save_steps",
@@ -88,7 +89,7 @@ class PromptTrainingArguments:
         for names, holds, expected in RANGES:
             for name in names.split():
                 value = getattr(self, name)
-                if value is not None and not holds(value):
+                if not (name in OPTIONAL if value is None else holds(value)):
                     raise ValueError(f"{name}={value}, expected {expected}")
         if self.global_loss_weight == self.local_loss_weight == 0:
             raise ValueError("global_loss_weight=0 and local_loss_weight=0 leave nothing to learn; raise one of them")

@@ -184,10 +184,8 @@ class PromptTrainer:
     def _prepare(self) -> None:
         """Features of the images, prompts as they are at the start, and their optimizer."""
         args, accelerator, model = self.args, self.accelerator, self.model
-        self.wrapped, self.checkpoints = (
-            model,
-            Checkpoints(self.output_dir / "checkpoints", accelerator, model, args.keep_last),
-        )
+        self.wrapped = model
+        self.checkpoints = Checkpoints(self.output_dir / "checkpoints", accelerator, model, args.keep_last)
         model.to(accelerator.device).eval()
         forget_thresholds(model, self._say)
         self.initial_prompts = prompts_checksum(model) if args.initial_prompts == "model" else "fresh"
@@ -237,16 +235,19 @@ class PromptTrainer:
 
     def _run(self) -> None:
         args, state, members = self.args, self.state, self.members
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
         per_epoch = math.ceil(len(members) / args.batch_size)
         total = min(args.epochs * per_epoch, args.max_steps or sys.maxsize)
         hidden = args.disable_tqdm or not self.accelerator.is_main_process
         bar = tqdm(total=total, initial=state.global_step, desc="training", unit="step", disable=hidden)
         while not state.stopped and (state.global_step < total or state.step_in_epoch == per_epoch):
-            # 1. The batches of this epoch that are still to be done.
+            # 1. The batches of this epoch that are still to be done, and this process's share of each, in parts.
             order = members[epoch_order(self.samples.labels[members], args.seed, state.epoch, args.balanced)]
             last = min(per_epoch, state.step_in_epoch + total - state.global_step)
             todo = [order[step * args.batch_size :][: args.batch_size] for step in range(state.step_in_epoch, last)]
-            shares = [self._own_parts(indices) for indices in todo]
+            shares = [
+                np.array_split(indices, world * args.gradient_accumulation_steps)[rank::world] for indices in todo
+            ]
             # A process without a share of a small batch takes part in the exchange with an image that doesn't count.
             parts = [part if len(part) else all[:1] for all, own in zip(todo, shares, strict=True) for part in own]
             batches = self._batches(self.samples, self.source, parts)
@@ -271,12 +272,6 @@ class PromptTrainer:
                 self._log("epoch", row)
                 self._save()
         bar.close()
-
-    def _own_parts(self, indices: np.ndarray) -> list[np.ndarray]:
-        """The parts of a batch that this process works on; some may be empty if the batch is small."""
-        world = self.accelerator.num_processes
-        pieces = np.array_split(indices, world * self.args.gradient_accumulation_steps)
-        return pieces[self.accelerator.process_index :: world]
 
     def _batches(self, samples: TrainingSamples, source, parts: Sequence[np.ndarray]) -> Iterator[dict[str, Any]]:
         """Inputs of the model for each part, with labels, and with masks where there are any to learn from."""
