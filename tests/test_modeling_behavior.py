@@ -197,11 +197,11 @@ CHANGES = [_add_in_place, _write_data, _write_deep_data, _load, _replace_paramet
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_kept_text_embeddings_notice_every_change(tiny_model, change):
     with torch.no_grad():
-        before = tiny_model.get_text_features().clone()
+        before = tiny_model.get_prompt_embeds().clone()
         change(tiny_model)
-        after = tiny_model.get_text_features()
+        after = tiny_model.get_prompt_embeds()
     assert (after - before).abs().max() > 1e-4
-    assert_close(after, tiny_model.get_text_features().detach(), rtol=0, atol=1e-6)  # with gradients: not kept
+    assert_close(after, tiny_model.get_prompt_embeds().detach(), rtol=0, atol=1e-6)  # with gradients: not kept
 
 
 def test_kept_text_embeddings_do_not_leak_into_training(tiny_model):
@@ -249,7 +249,7 @@ def test_no_refined_path_past_the_last_feature_layer(tiny_model):
 def test_kept_features_give_the_same_result(tiny_model):
     labels, masks = torch.tensor([0, 1]), (torch.rand(2, 42, 42) > 0.5).float()
     full = tiny_model(pixel_values=PIXELS, labels=labels, masks=masks)
-    image_embeds, patch_embeds = tiny_model.get_image_features(PIXELS)
+    image_embeds, patch_embeds = tiny_model.encode_images(PIXELS)
     calls = count_calls(tiny_model.vision_model)
     kept = tiny_model(image_embeds=image_embeds, patch_embeds=patch_embeds, labels=labels, masks=masks)
     assert calls["forward"] == 0
@@ -384,13 +384,13 @@ def test_prompts_of_an_offloaded_model_can_be_taken_out_and_put_on(tiny_model, t
 
 @torch.no_grad()
 def test_changing_what_is_returned_changes_no_later_call(tiny_model):
-    expected = tiny_model.get_text_features().clone()
+    expected = tiny_model.get_prompt_embeds().clone()
     for _ in range(2):
-        tiny_model.get_text_features().zero_()
-    assert torch.equal(tiny_model.get_text_features(), expected)
+        tiny_model.get_prompt_embeds().zero_()
+    assert torch.equal(tiny_model.get_prompt_embeds(), expected)
     folded = tiny_model.to_vision_only()
-    folded.get_text_features().zero_()
-    assert torch.equal(folded.get_text_features(), expected)
+    folded.get_prompt_embeds().zero_()
+    assert torch.equal(folded.get_prompt_embeds(), expected)
 
 
 @torch.no_grad()

@@ -17,8 +17,8 @@ from transformers.pipelines import Pipeline
 from transformers.utils import logging
 
 from .configuration_anomalyclip import check_fields
+from .image_processing_anomalyclip import AnomalyCLIPImageProcessor
 from .images_anomalyclip import ImageReadError, load_image, unreadable
-from .processing_anomalyclip import AnomalyCLIPProcessor
 
 logger = logging.get_logger(__name__)
 DOWNLOAD_TIMEOUT = 30.0
@@ -61,16 +61,16 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         given = [kwargs[name] for name in ("image_processor", "processor") if kwargs.get(name) is not None]
         for one in given:
-            if not isinstance(one, AnomalyCLIPProcessor | str | os.PathLike):
+            if not isinstance(one, AnomalyCLIPImageProcessor | str | os.PathLike):
                 raise ValueError(
                     f"the processor given is a {type(one).__name__}, which neither resizes nor scores as this model "
-                    "needs it; give an AnomalyCLIPProcessor, or the name of its folder or repository"
+                    "needs it; give an AnomalyCLIPImageProcessor, or the name of its folder or repository"
                 )
         if len(given) == 2 and given[0] is not given[1]:
             raise ValueError("image_processor and processor are both given and differ; give one")
         super().__init__(*args, **kwargs)
         # Found here and not by the base class, which would take CLIP's own processor for a plain CLIP checkpoint.
-        is_ours = bool(given) and isinstance(given[0], AnomalyCLIPProcessor)
+        is_ours = bool(given) and isinstance(given[0], AnomalyCLIPImageProcessor)
         self.image_processor: Any = given[0] if is_ours else _find_processor(self.model, *given)
         if notice := getattr(self.model.config, "notice", None):
             logger.warning(notice)
@@ -197,9 +197,9 @@ def _is_file(inputs: Any) -> bool:
     return callable(getattr(inputs, "read", None))
 
 
-def _find_processor(model: Any, name: str | os.PathLike | None = None) -> AnomalyCLIPProcessor:
+def _find_processor(model: Any, name: str | os.PathLike | None = None) -> AnomalyCLIPImageProcessor:
     """The processor named by the user, or the one stored with the model, or one that fits the model's input."""
-    return model._default_processor() if name is None else AnomalyCLIPProcessor.from_pretrained(name)
+    return model.default_processor() if name is None else AnomalyCLIPImageProcessor.from_pretrained(name)
 
 
 def _is_column(inputs: Any) -> bool:

@@ -26,8 +26,8 @@ def build(tiny_model, tiny_processor, tmp_path):
 def encoded(tiny_model, monkeypatch):
     """Numbers of images that went through the vision tower, one entry per call."""
     counts = []
-    original = tiny_model.get_image_features
-    monkeypatch.setattr(tiny_model, "get_image_features", lambda x: counts.append(len(x)) or original(x))
+    original = tiny_model.encode_images
+    monkeypatch.setattr(tiny_model, "encode_images", lambda x: counts.append(len(x)) or original(x))
     return counts
 
 
@@ -38,7 +38,7 @@ def test_keeps_what_the_model_computes(build, dataset, tiny_model, tiny_processo
     samples = [dataset[row] for row in rows]
     inputs = tiny_processor([s["image"] for s in samples], masks=[s["mask"] for s in samples], return_tensors="pt")
     inputs_all = tiny_processor([s["image"] for s in dataset], return_tensors="pt")
-    image, patch = tiny_model.get_image_features(inputs_all["pixel_values"])
+    image, patch = tiny_model.encode_images(inputs_all["pixel_values"])
     batch = cache.read(rows)
     assert batch["patch_embeds"].dtype == getattr(torch, dtype)
     torch.testing.assert_close(batch["image_embeds"].float(), image[rows], atol=tolerance, rtol=0)
@@ -197,13 +197,13 @@ def test_a_mask_of_another_size_is_left_out_with_the_reason(build, rows, to_data
 
 
 def test_features_that_are_not_finite_are_refused(build, rows, dataset, tiny_model, monkeypatch):
-    original = tiny_model.get_image_features
+    original = tiny_model.encode_images
 
     def broken(pixel_values):
         image, patch = original(pixel_values)
         patch[1] = float("nan")
         return image, patch
 
-    monkeypatch.setattr(tiny_model, "get_image_features", broken)
+    monkeypatch.setattr(tiny_model, "encode_images", broken)
     with pytest.raises(ValueError, match=r"001\.png are not finite"):
         build(dataset)

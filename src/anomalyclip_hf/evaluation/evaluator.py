@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from ..modeling_anomalyclip import AnomalyCLIPModel
-    from ..processing_anomalyclip import AnomalyCLIPProcessor
+    from ..image_processing_anomalyclip import AnomalyCLIPProcessor
 
 COLUMNS = ("image", "mask", "label", "class_name", "defect_type", "path")
 EXACT_PIXELS = 2**22

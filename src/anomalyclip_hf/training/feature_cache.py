@@ -360,7 +360,7 @@ def _fill(path, header, model, processor, samples, accelerator, batch_size, num_
         ):
             if batch["indices"]:
                 with accelerator.autocast():
-                    image, patch = model.get_image_features(batch["pixel_values"].to(model.device))
+                    image, patch = model.encode_images(batch["pixel_values"].to(model.device))
                 _check_finite(samples, batch["indices"], image, patch)
                 writer.write(batch["indices"], image, patch, batch["masks"])
             for index, reason in batch["unreadable"]:

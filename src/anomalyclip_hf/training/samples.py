@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..data.masks import fit_mask
 from ..data.synthetic import DEFECTS, draw_anomaly_on
-from ..processing_anomalyclip import to_pil_image
+from ..images_anomalyclip import to_pil_image
 
 CHUNK = 32  # rows whose files are held at a time
 

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from ..evaluation.metrics import UndefinedMetricWarning, image_metrics
 from ..evaluation.streaming import StreamingPixelMetrics
-from ..processing_anomalyclip import gaussian_smooth
+from ..image_processing_anomalyclip import gaussian_smooth
 from .batches import iterate_batches
 from .step import count_batch
 
