@@ -1,6 +1,8 @@
 """Configuration: the paper's values by default, scaled elsewhere, and contradictions named."""
 
+import copy
 import json
+import random
 
 import pytest
 
@@ -220,3 +222,69 @@ def test_auto_classes_check_fields_and_take_presets(tiny_checkpoint):
     for loader in (AutoConfig, AutoModel):
         with pytest.raises(ValueError, match="image_size=50 but patch_size=7"):
             loader.from_pretrained(tiny_checkpoint, image_size=50)
+
+
+ODD_VALUES = (
+    *(None, True, -1, 0, 1, 7, 10**4, 10**8, 10**20, -0.5, 0.5, 1e300, float("nan"), float("inf")),
+    *("", "x", "gelu", "../x", "a\0b", "y" * 5000, [], [1], [[1]], ["x"], [None], {}, {"x": 1}, {"0": {"1": []}}),
+)
+
+
+def damage(stored: dict, rng: random.Random) -> tuple[dict, set[str]]:
+    """A copy of stored settings with one to three fields changed, added or taken out; and their names."""
+    stored, names = copy.deepcopy(stored), set()
+    for _ in range(rng.randrange(1, 4)):
+        place = rng.choice([stored, stored, *(stored[key] for key in TOWERS if isinstance(stored.get(key), dict))])
+        name = rng.choice([*place, "num_labels", "id2label", "dtype", "validate", "_attn_implementation", "foreign"])
+        names.add(name)
+        if rng.random() < 0.15:
+            place.pop(name, None)
+        else:
+            place[name] = rng.choice(ODD_VALUES)
+    return stored, names
+
+
+TOWERS = ("text_config", "vision_config")
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_damaged_files_load_or_name_the_field(part, tiny_checkpoint, tmp_path, monkeypatch):
+    """A hundred seeded damages: the model loads and scores, or a ValueError or OSError names what is wrong."""
+    import torch
+
+    from anomalyclip_hf import AnomalyCLIPModel
+
+    for name in ("model.safetensors", "preprocessor_config.json"):
+        (tmp_path / name).symlink_to(f"{tiny_checkpoint}/{name}")
+    with open(f"{tiny_checkpoint}/config.json") as file:
+        stored = json.load(file)
+    loaded = 0
+    for seed in range(25 * part, 25 * (part + 1)):
+        damaged, names = damage(stored, random.Random(seed))
+        (tmp_path / "config.json").write_text(json.dumps(damaged))
+        try:
+            model = AnomalyCLIPModel.from_pretrained(tmp_path)
+        except (ValueError, OSError) as error:
+            said = str(error)
+            assert len(said) < 1500 and any(name in said for name in (*names, *names_behind(names))), (seed, said)
+        else:
+            size = model.config.image_size
+            with torch.no_grad():
+                model(pixel_values=torch.zeros(1, 3, size, size))
+            loaded += 1
+    assert 0 < loaded < 25
+
+
+def names_behind(names: set[str]) -> list[str]:
+    """Fields that contradict one that was changed may be named instead of it."""
+    behind = {"num_hidden_layers": ["dpam_layers", "feature_layers", "deep_prompt_depth"]}
+    behind |= {"model_type": ["model_type"], "torch_dtype": ["dtype"], "architectures": ["architectures"]}
+    behind |= dict.fromkeys(("vocab_size", "eos_token_id", "bos_token_id", "max_position_embeddings"), ["prompt_"])
+    behind |= dict.fromkeys(("patch_size", "image_size"), ["image_size", "position_embedding", "patch_size"])
+    behind |= dict.fromkeys(
+        ("hidden_size", "num_attention_heads"), ["hidden_size", "embed_dim", "num_attention_heads"]
+    )
+    behind |= dict.fromkeys(("prompt_length", "prompt_token_ids", "deep_prompt_length"), ["prompt_", "eos"])
+    behind |= dict.fromkeys(("deep_prompt_depth", "deep_prompt_length"), ["deep_prompts"])
+    behind |= dict.fromkeys(TOWERS, ["_config", "_layers", "_embedding"])
+    return [other for name in names for other in behind.get(name, [])]

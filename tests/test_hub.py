@@ -248,8 +248,16 @@ def test_prompts_without_fingerprint_are_named(tiny_model, prompts_dir, monkeypa
         ("vision_config", {"intermediate_size": 65536}, r"65536.* \(vision_config.intermediate_size=65536\)"),
         ("text_config", {"vocab_size": 10**6}, r"1000000.* \(text_config.vocab_size=1000000\)"),
         ("text_config", {"num_hidden_layers": 3}, "text_config.num_hidden_layers=3, but the weights of .* 4 layers"),
-        ("vision_config", {"image_size": 2800}, r"position_embedding.weight has shape \(17, 32\) .* asks for \(160001, 32\)"),
-        (None, {"deep_prompt_depth": 2}, r"prompt_learner.deep_prompts has shape \(2, 4, 32\) .* asks for \(1, 4, 32\)"),
+        (
+            "vision_config",
+            {"image_size": 2800},
+            r"position_embedding.weight has shape \(17, 32\) .* asks for \(160001, 32\)",
+        ),
+        (
+            None,
+            {"deep_prompt_depth": 2},
+            r"prompt_learner.deep_prompts has shape \(2, 4, 32\) .* asks for \(1, 4, 32\)",
+        ),
         (None, {"projection_dim": 16000}, r"16000.* \(projection_dim=16000\)"),
     ],
 )

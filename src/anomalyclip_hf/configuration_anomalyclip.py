@@ -384,7 +384,9 @@ class AnomalyCLIPConfig(PreTrainedConfig):
         depth, patch = self.vision_config.num_hidden_layers, self.vision_config.patch_size
         layers, size = self.feature_layers, self.image_size
         if not 0 <= self.dpam_layers <= depth:
-            raise ValueError(f"dpam_layers={self.dpam_layers} but the vision tower has {depth} layers; give 0..{depth}")
+            raise ValueError(
+                f"dpam_layers={self.dpam_layers} but the vision tower has {depth} layers; give 0..{depth}"
+            )
         if self.dpam_attention not in ("vv", "qq", "kk"):
             raise ValueError(f"dpam_attention={self.dpam_attention!r}, expected 'vv', 'qq' or 'kk'")
         if any(type(layer) is not int for layer in layers):

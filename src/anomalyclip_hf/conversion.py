@@ -176,9 +176,7 @@ def _check(path: Path, state: dict[str, Tensor], key: str, shape: tuple[int | No
     fits = value.ndim == len(shape) and all(w in (None, side) for w, side in zip(shape, value.shape, strict=True))
     if not fits:
         raise _refuse(path, f"{key} has shape {tuple(value.shape)}, expected {wanted}")
-    if key.startswith("ctx_") and not (
-        1 <= value.shape[2] <= CLIP_LENGTH - 5 and 1 <= value.shape[3] <= MAX_WIDTH
-    ):
+    if key.startswith("ctx_") and not (1 <= value.shape[2] <= CLIP_LENGTH - 5 and 1 <= value.shape[3] <= MAX_WIDTH):
         raise _refuse(path, f"{key} has shape {tuple(value.shape)}, expected 1..{CLIP_LENGTH - 5} learned words")
     if value.dtype != torch.float32:
         raise _refuse(path, f"{key} has dtype {value.dtype}, expected torch.float32")

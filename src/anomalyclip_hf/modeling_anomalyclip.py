@@ -503,6 +503,12 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
             self.folded_text_embeds = folded.to(self.folded_text_embeds.device)  # type: ignore[assignment]
         return self
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The table of words, or the patch embedding of a vision-only model; asked for by quantisation."""
+        if self.config.vision_only:
+            return self.vision_model.embeddings.patch_embedding
+        return self.text_model.embeddings.token_embedding
+
     def freeze_backbone(self) -> None:
         """Let gradients reach the prompts alone."""
         for name, parameter in self.named_parameters():
@@ -887,7 +893,11 @@ def is_emulated(dtype: torch.dtype) -> bool:
 
 def _use_float32_if_emulated(model: "AnomalyCLIPModel") -> None:
     weights = [*model.parameters()]
-    if is_emulated(model.dtype) and not getattr(model, "is_quantized", False) and all(weight.device.type == "cpu" for weight in weights):
+    if (
+        is_emulated(model.dtype)
+        and not getattr(model, "is_quantized", False)
+        and all(weight.device.type == "cpu" for weight in weights)
+    ):
         logger.warning(
             f"{model.dtype} is only emulated on this CPU, and slow: the model is loaded in float32. "
             f"model.to({model.dtype}) afterwards uses it all the same"

@@ -257,8 +257,9 @@ def read_prompts(source: str | os.PathLike, config: AnomalyCLIPConfig | None = N
             fingerprint = torch.from_numpy(np.frombuffer(content, "<f4").copy())
         except ValueError as error:
             raise ValueError(f"{where} has a damaged fingerprint of its backbone ({error}); fetch it again") from error
-    return PromptSet(**{key: value.float() for key, value in values.items()}, config=config, fingerprint=fingerprint,
-                     source=name)
+    return PromptSet(
+        **{key: value.float() for key, value in values.items()}, config=config, fingerprint=fingerprint, source=name
+    )
 
 
 def _shapes(config: AnomalyCLIPConfig) -> dict[str, tuple[int, int, int]]:
@@ -373,7 +374,9 @@ def add_code(folder: Path, model_class: type) -> None:
             path.write_text(json.dumps(stored, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def add_card(folder: Path, model: PreTrainedModel, card: bool | dict | ModelCard = True, tags=None, **facts: Any) -> None:
+def add_card(
+    folder: Path, model: PreTrainedModel, card: bool | dict | ModelCard = True, tags=None, **facts: Any
+) -> None:
     """Write README.md: the card given, or one that the package makes, where it is installed.
 
     Args:
