@@ -275,16 +275,17 @@ def test_damaged_files_load_or_name_the_field(part, tiny_checkpoint, tmp_path, m
     assert 0 < loaded < 25
 
 
-def names_behind(names: set[str]) -> list[str]:
-    """Fields that contradict one that was changed may be named instead of it."""
-    behind = {"num_hidden_layers": ["dpam_layers", "feature_layers", "deep_prompt_depth"]}
-    behind |= {"model_type": ["model_type"], "torch_dtype": ["dtype"], "architectures": ["architectures"]}
-    behind |= dict.fromkeys(("vocab_size", "eos_token_id", "bos_token_id", "max_position_embeddings"), ["prompt_"])
-    behind |= dict.fromkeys(("patch_size", "image_size"), ["image_size", "position_embedding", "patch_size"])
-    behind |= dict.fromkeys(
-        ("hidden_size", "num_attention_heads"), ["hidden_size", "embed_dim", "num_attention_heads"]
-    )
-    behind |= dict.fromkeys(("prompt_length", "prompt_token_ids", "deep_prompt_length"), ["prompt_", "eos"])
-    behind |= dict.fromkeys(("deep_prompt_depth", "deep_prompt_length"), ["deep_prompts"])
-    behind |= dict.fromkeys(TOWERS, ["_config", "_layers", "_embedding"])
-    return [other for name in names for other in behind.get(name, [])]
+# A field that contradicts the one that was changed may be named instead of it.
+NAMED_INSTEAD = (
+    (("num_hidden_layers",), ("dpam_layers", "feature_layers", "deep_prompt_depth")),
+    (("torch_dtype",), ("dtype",)),
+    (("vocab_size", "eos_token_id", "bos_token_id", "max_position_embeddings", "prompt_length"), ("prompt_",)),
+    (("patch_size", "image_size"), ("image_size", "position_embedding", "patch_size")),
+    (("hidden_size", "num_attention_heads"), ("hidden_size", "embed_dim", "num_attention_heads")),
+    (("prompt_token_ids", "deep_prompt_length", "deep_prompt_depth"), ("prompt_", "deep_prompts", "eos")),
+    (TOWERS, ("_config", "_layers", "_embedding")),
+)
+
+
+def names_behind(names: set[str]) -> set[str]:
+    return {other for fields, others in NAMED_INSTEAD if names & {*fields} for other in others}

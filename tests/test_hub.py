@@ -10,7 +10,6 @@ import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
-from transformers.utils.hub import cached_file
 
 from anomalyclip_hf import AnomalyCLIPConfig, AnomalyCLIPModel, AnomalyCLIPProcessor
 from anomalyclip_hf import prompts_anomalyclip as prompts_module
@@ -620,13 +619,9 @@ class TestRepositoriesOfPicklesAlone:
         weights = files.pop("model.safetensors")
         local_hub.create("openai/tiny")
         local_hub.commit("openai/tiny", "main", {**files, "pytorch_model.bin": b"a pickle"})
-        local_hub.commit("openai/tiny", "refs/pr/7", {**files, "model.safetensors": weights})
-
-        def convert(name, **options):
-            found = cached_file(name, "model.safetensors", **{**options, "revision": "refs/pr/7"})
-            return found, "refs/pr/7", False
-
-        monkeypatch.setattr("transformers.modeling_utils.auto_conversion", convert)
+        title = "Adding `safetensors` variant of this model"  # found by transformers' own lookup
+        local_hub.propose("openai/tiny", 7, title, "SFconvertbot", {**files, "model.safetensors": weights})
+        monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", local_hub.endpoint)
         return {"cache_dir": tmp_path / "cache", "token": TOKEN}
 
     def test_weights_of_the_converter_online_and_offline(self, cache, tiny_clip_dir, monkeypatch, pixels):
@@ -656,11 +651,24 @@ class TestRepositoriesOfPicklesAlone:
             assert same(results_of(loaded, pixels), results_of(model, pixels))
             assert loaded.config.base_model_revision == commit
 
+    def test_a_proposal_of_another_author_is_not_taken(self, cache, local_hub, monkeypatch):
+        local_hub.repos["openai/tiny"]["discussions"][0]["author"]["name"] = "someone"
+        spawned = []
+        monkeypatch.setattr(
+            importlib.import_module("transformers.safetensors_conversion"),
+            "spawn_conversion",
+            lambda token, private, name: spawned.append(name) or local_hub.repos[name]["discussions"].clear(),
+        )
+        with pytest.raises(OSError, match="Could not create safetensors conversion PR"):
+            AnomalyCLIPModel.from_pretrained("openai/tiny", image_size=42, **cache)
+        assert spawned == ["openai/tiny"]
+
     def test_other_weights_of_the_converter_are_refused(self, cache, local_hub, tmp_path):
         model = AnomalyCLIPModel.from_pretrained("openai/tiny", image_size=42, **cache)
         model.push_prompts_to_hub("me/prompts", token=TOKEN, card=False)
         make_tiny_clip(seed=5).save_pretrained(tmp_path / "other")
         files = {path.name: path.read_bytes() for path in (tmp_path / "other").iterdir()}
+        del local_hub.repos["openai/tiny"]["history"]["refs/pr/7"]  # written anew on top of main
         local_hub.commit("openai/tiny", "refs/pr/7", files)
         with pytest.raises(ValueError, match="backbone"):
             AnomalyCLIPModel.from_pretrained("me/prompts", **{**cache, "cache_dir": tmp_path / "fresh"})

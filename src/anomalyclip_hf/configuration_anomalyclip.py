@@ -82,8 +82,19 @@ _ATTENTION = _one_of(
     *("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention"), None
 )
 
-# What each field of a configuration or of a tower may hold. What is beyond it is a mistake or an attack, and is refused
-# before memory is taken; fields that are not named here are left to their types.
+
+def _three(low: float, high: float) -> Check:
+    possible, expected = _number(low, high)
+
+    def all_possible(value: Any) -> bool:
+        values = value if isinstance(value, list | tuple) else [value] * 3
+        return len(values) == 3 and all(possible(one) for one in values)
+
+    return all_possible, f"{expected}, or three of them"
+
+
+# What each field of a configuration, of a tower or of an image processor may hold. What is beyond it is a mistake or
+# an attack, and is refused before memory is taken; fields that are not named here are left to their types.
 CHECKS: dict[str, Check] = {
     **dict.fromkeys(("hidden_size", "image_size", "patch_size", "projection_dim"), _SIDE),
     **dict.fromkeys(("intermediate_size", "max_position_embeddings", "prompt_length"), _whole(1, 65536)),
@@ -109,6 +120,11 @@ CHECKS: dict[str, Check] = {
     **dict.fromkeys(("text_config", "vision_config", "text_config_dict", "vision_config_dict"), _TOWER),
     **dict.fromkeys(("per_layer_config", "layer_types", "mlp_layer_types", "problem_type"), _FOREIGN),
     "transformers_weights": _FOREIGN,
+    # Wide enough for values in [0, 1] and in 0 .. 255, too narrow for numbers that overflow.
+    "image_mean": _three(-1000, 1000),
+    "image_std": _three(1e-3, 1000),
+    "rescale_factor": _number(1e-6, 256),
+    "resample": _whole(0, 5),
 }
 
 

@@ -28,14 +28,13 @@ from .configuration_anomalyclip import (
 from .image_processing_anomalyclip import AnomalyCLIPImageProcessor
 from .modeling_anomalyclip import AnomalyCLIPModel, commit_of
 from .prompts_anomalyclip import (
-    PROMPTS_NAME,
     PromptSet,
     add_card,
     add_code,
     portable_base_name,
     refuse_full_checkpoint,
     whole_folder,
-    write_prompts,
+    write_checkpoint,
 )
 
 logger = logging.get_logger(__name__)
@@ -340,13 +339,10 @@ def _save(folder: Path, path, prompts: AuthorsPrompts, learned: PromptSet, model
     }
     refuse_full_checkpoint(folder)
     learned = model.get_prompts() if model is not None else learned
-    config = learned.config
+    side = learned.config.image_size
+    processor = AnomalyCLIPImageProcessor(size={"height": side, "width": side})
     with whole_folder(folder) as stage:
-        write_prompts(learned, stage / PROMPTS_NAME)
-        config.prompts_only, config.architectures, config.dtype = True, [AnomalyCLIPModel.__name__], None
-        config.save_pretrained(stage)
-        processor = AnomalyCLIPImageProcessor(size={"height": config.image_size, "width": config.image_size})
-        processor.save_pretrained(stage)
+        write_checkpoint(stage, learned, processor, AnomalyCLIPModel)
         (stage / "conversion.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         if save_code:
             add_code(stage, AnomalyCLIPModel)

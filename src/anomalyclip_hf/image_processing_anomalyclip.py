@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImage
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file, logging, safe_load_json_file
 
+from .configuration_anomalyclip import check_fields
 from .images_anomalyclip import (
     channels_last,
     painted,
@@ -29,8 +30,6 @@ DEFAULT_SIZE = 518
 OLD_NAME = "AnomalyCLIPProcessor"
 MAX_SIDE = 8192
 UNKNOWN_MASK = -1.0
-# Bounds of settings: wide enough for values in [0, 1] and in 0 .. 255, too narrow for numbers that overflow.
-BOUNDS = {"image_mean": (-1000.0, 1000.0), "image_std": (1e-3, 1000.0), "rescale_factor": (1e-6, 256.0)}
 # What a saved processor says beside its settings, and what loading takes beside them.
 SERVICE_FIELDS = {"image_processor_type", "feature_extractor_type", "processor_class", "auto_map"}
 HUB_FIELDS = {"cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder"}
@@ -327,32 +326,23 @@ def _check_settings(settings: dict[str, Any]) -> None:
         value = settings.get(name)
         if value is not None and value != neutral:
             raise ValueError(f"{name}={value!r} is not supported by this processor, expected {neutral!r}")
-    for name, (low, high) in BOUNDS.items():
-        value = settings.get(name)
-        values = value if isinstance(value, list | tuple) and name != "rescale_factor" else [value] * 3
-        if len(values) != 3 or not all(_is_number(one) and low <= one <= high for one in values):
-            many = "" if name == "rescale_factor" else ", or three of them"
-            raise ValueError(f"{name}={value!r}, expected a number from {low:g} to {high:g}{many}")
+    names = ("image_mean", "image_std", "rescale_factor")
+    check_fields({**{name: settings.get(name) for name in names}, "resample": _as_number(settings.get("resample"))})
     size = settings.get("size")
     sides = [side for side in (size.height, size.width) if side is not None] if size else []
     if not all(type(side) is int and 1 <= side <= MAX_SIDE for side in sides):
         raise ValueError(f"size={dict(size or {})!r}, expected whole sides from 1 to {MAX_SIDE} pixels")
     _check_sigma(settings.get("sigma"), max([*sides, 1]))
-    if settings.get("resample") is not None:
-        try:
-            PILImageResampling(settings["resample"])
-        except ValueError:
-            raise ValueError(f"resample={settings['resample']!r}, expected one of PIL's filters, 0 to 5") from None
+
+
+def _as_number(filter_of_pil: Any) -> Any:
+    return int(filter_of_pil) if isinstance(filter_of_pil, PILImageResampling) else filter_of_pil
 
 
 def _check_sigma(sigma: Any, side: int) -> None:
-    most = max(side, 64)
-    if sigma is not None and not (_is_number(sigma) and 0 <= sigma <= most):
-        raise ValueError(f"sigma={sigma!r}, expected 0 to {most} pixels, the input's own side")
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    is_number = isinstance(sigma, int | float | np.number) and not isinstance(sigma, bool)
+    if sigma is not None and not (is_number and 0 <= sigma <= max(side, 64)):
+        raise ValueError(f"sigma={sigma!r}, expected 0 to {max(side, 64)} pixels, the input's own side")
 
 
 def _check_finite(logits: Tensor, maps: Tensor) -> None:

@@ -60,7 +60,7 @@ logger = logging.get_logger(__name__)
 
 @dataclass
 class AnomalyCLIPOutput(ModelOutput):
-    """Output of [`AnomalyCLIPModel`]: B images, M feature layers, N patches, P = `projection_dim`; all float32 but the states.
+    """Output of [`AnomalyCLIPModel`]. B images, M feature layers, N patches, P = `projection_dim`; float32 throughout.
 
     Args:
         loss (`Tensor` of shape `()`, with labels or masks): sum of the two losses below.
@@ -215,31 +215,10 @@ class AnomalyCLIPVisionModel(CLIPPreTrainedModel):
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
 
-    def forward(
-        self,
-        pixel_values: Tensor,
-        feature_layers: list[int],
-        dpam_layers: int,
-        dpam_attention: str = "vv",
-        hidden_states: list[Tensor] | None = None,
-        **kwargs,
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Run both paths.
-
-        Args:
-            pixel_values (`Tensor` of shape `(B, 3, H, W)`, float): normalised; H and W multiples of the patch size.
-            feature_layers (`list[int]`): layers, counted from 1, whose patch features are wanted, rising.
-            dpam_layers (`int`): the last n layers carry the refined path.
-            dpam_attention (`str`): `"vv"`, `"qq"` or `"kk"`.
-            hidden_states (`list`, *optional*): the states `(B, 1 + N, d)` of the original path are appended to it.
-
-        Returns:
-            class token after the last layer, without post_layernorm `(B, d)`; a list of patch features `(B, N, d)`
-            after post_layernorm.
-        """
-        return self.encode(
-            self.embeddings(pixel_values), feature_layers, dpam_layers, dpam_attention, hidden_states, **kwargs
-        )
+    def forward(self, pixel_values: Tensor, *args, **kwargs) -> tuple[Tensor, list[Tensor]]:
+        """Run both paths on normalised images `(B, 3, H, W)`, float, H and W multiples of the patch size; otherwise as
+        `encode`."""
+        return self.encode(self.embeddings(pixel_values), *args, **kwargs)
 
     def encode(
         self,
@@ -250,7 +229,20 @@ class AnomalyCLIPVisionModel(CLIPPreTrainedModel):
         hidden_states: list[Tensor] | None = None,
         **kwargs,
     ) -> tuple[Tensor, list[Tensor]]:
-        """Run both paths on embedded tokens `(B, 1 + N, d)`, the class token first; otherwise as `forward`."""
+        """Run both paths.
+
+        Args:
+            tokens (`Tensor` of shape `(B, 1 + N, d)`, float): embedded patches, the class token first.
+            feature_layers (`list[int]`): layers, counted from 1, whose patch features are wanted, rising.
+            dpam_layers (`int`): the last n layers carry the refined path.
+            dpam_attention (`str`): `"vv"`, `"qq"` or `"kk"`.
+            hidden_states (`list`, *optional*): the states `(B, 1 + N, d)` of the original path are appended to it.
+            **kwargs: passed on to the attention.
+
+        Returns:
+            class token after the last layer, without post_layernorm `(B, d)`; a list of patch features `(B, N, d)`
+            after post_layernorm.
+        """
         depth = len(self.encoder.layers)
         states, refined, features = self.pre_layrnorm(tokens), None, []
         for number, layer in enumerate(self.encoder.layers, start=1):
@@ -769,7 +761,7 @@ def _prompt_ids_of_tokenizer(name: str, hub: dict[str, Any], prompt_length: int)
     except (OSError, ValueError, KeyError, TypeError):
         pass
     logger.warning(
-        f"{name} has an unusual vocabulary and no tokenizer that knows its words: the prompts consist of learned words "
+        f"{name} has an unusual vocabulary and no tokenizer that knows its words: the prompts are learned words "
         "alone, without 'object.' and 'damaged object.'. Give prompt_token_ids to set them."
     )
     return None

@@ -1,9 +1,7 @@
 """Pipeline: one call from an image to a score and a heat map."""
 
 import os
-import queue
 import threading
-import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from types import GeneratorType
@@ -159,38 +157,27 @@ def _fetch(url: str, timeout: float, max_bytes: int) -> bytes:
     """Content of a URL; in a thread, since a server that sends a byte now and then keeps a socket's time limit."""
     if not timeout > 0:
         raise ValueError(f"timeout={timeout!r}, expected seconds above 0")
-    results: queue.SimpleQueue = queue.SimpleQueue()
-    deadline = time.monotonic() + timeout
+    found: list[bytes | Exception] = []
 
     def work() -> None:
         try:
-            results.put(_download(url, deadline, max_bytes))
+            address = url if url.startswith("data:") else quote(url, safe=URL_SAFE)
+            with urllib.request.urlopen(address, timeout=timeout) as response:
+                found.append(response.read(max_bytes + 1))
         except Exception as error:
-            results.put(error)
+            found.append(error)
 
-    threading.Thread(target=work, name="anomalyclip-download", daemon=True).start()
-    try:
-        result = results.get(timeout=min(timeout, threading.TIMEOUT_MAX))
-    except queue.Empty:
-        result = TimeoutError()
+    thread = threading.Thread(target=work, name="anomalyclip-download", daemon=True)
+    thread.start()
+    thread.join(min(timeout, threading.TIMEOUT_MAX))
+    result = found[0] if found else TimeoutError()
     if isinstance(result, TimeoutError):
         raise TimeoutError(f"not received within {timeout:g} s (timeout=... sets the limit)") from result
     if isinstance(result, Exception):
         raise result
+    if len(result) > max_bytes:
+        raise ImageReadError(f"it is larger than {max_bytes:,} bytes (max_bytes=... sets the limit)")
     return result
-
-
-def _download(url: str, deadline: float, max_bytes: int) -> bytes:
-    address = url if url.startswith("data:") else quote(url, safe=URL_SAFE)
-    content = bytearray()
-    with urllib.request.urlopen(address, timeout=max(deadline - time.monotonic(), 0.001)) as response:
-        while chunk := response.read1(1 << 16):
-            content += chunk
-            if len(content) > max_bytes:
-                raise ImageReadError(f"it is larger than {max_bytes:,} bytes (max_bytes=... sets the limit)")
-            if time.monotonic() > deadline:
-                raise TimeoutError
-    return bytes(content)
 
 
 def _is_file(inputs: Any) -> bool:

@@ -313,6 +313,17 @@ def write_prompts(prompts: PromptSet, path: str | os.PathLike) -> None:
         (stage / Path(path).name).write_bytes(len(head).to_bytes(8, "little") + head + data[8 + size :])
 
 
+def write_checkpoint(
+    folder: Path, prompts: PromptSet, processor: AnomalyCLIPImageProcessor, model_class: type
+) -> None:
+    """Write prompts as a checkpoint of their own: the file of [`write_prompts`], config.json and the processor's."""
+    write_prompts(prompts, folder / PROMPTS_NAME)
+    config = copy.deepcopy(prompts.config)
+    config.prompts_only, config.architectures, config.dtype = True, [model_class.__name__], None
+    config.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
 @contextmanager
 def whole_folder(folder: str | os.PathLike) -> Iterator[Path]:
     """A hidden folder inside `folder`; when all went well, its files take their places, config.json last.
@@ -375,7 +386,7 @@ def add_code(folder: Path, model_class: type) -> None:
 
 
 def add_card(
-    folder: Path, model: PreTrainedModel, card: bool | dict | ModelCard = True, tags=None, **facts: Any
+    folder: Path, model: PreTrainedModel, card: bool | dict | str | ModelCard = True, tags=None, **facts: Any
 ) -> None:
     """Write README.md: the card given, or one that the package makes, where it is installed.
 
@@ -394,7 +405,8 @@ def add_card(
     if tags:
         empty = ModelCard.from_template(ModelCardData(), template_str="---\n{{ card_data }}\n---\n")
         card = ModelCard(str(card or empty))
-        card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *([tags] if isinstance(tags, str) else tags)]))
+        data: Any = card.data
+        data.tags = list(dict.fromkeys([*(data.tags or []), *([tags] if isinstance(tags, str) else tags)]))
     if card:
         (folder / "README.md").write_text(str(card), encoding="utf-8")
 
@@ -615,21 +627,22 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
             ValueError: if nothing names the backbone, the folder holds a full checkpoint, or the model is vision-only.
         """
         prompts = self.get_prompts(base_model_name_or_path, base_model_revision)
-        config = prompts.config
-        if config.base_model_name_or_path is None:
+        base = prompts.config.base_model_name_or_path
+        if base is None:
             raise ValueError(
                 "nothing says which backbone these prompts belong to, and alone they are of no use; give "
                 "base_model_name_or_path=... (a Hub repository or a folder), or use save_pretrained"
             )
         refuse_full_checkpoint(save_directory)
         with whole_folder(save_directory) as stage:
-            write_prompts(prompts, stage / PROMPTS_NAME)
-            config.prompts_only, config.architectures, config.dtype = True, [type(self).__name__], None
-            config.save_pretrained(stage)
-            (processor or self.default_processor()).save_pretrained(stage)
+            write_checkpoint(stage, prompts, processor or self.default_processor(), type(self))
             self._add_code(stage, save_code)
-            facts = {"prompts_file": stage / PROMPTS_NAME, "base": config.base_model_name_or_path}
-            add_card(stage, self, card, tags, repo_id=repo_id or os.fspath(save_directory), **facts)
+            facts = {
+                "prompts_file": stage / PROMPTS_NAME,
+                "base": base,
+                "repo_id": repo_id or os.fspath(save_directory),
+            }
+            add_card(stage, self, card, tags, **facts)
 
     def push_prompts_to_hub(
         self,
