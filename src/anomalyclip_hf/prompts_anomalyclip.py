@@ -399,6 +399,7 @@ def add_card(
     if card is True or isinstance(card, dict):
         try:
             maker = importlib.import_module("anomalyclip_hf.evaluation.model_card")
+            facts["with_code"] = (folder / "modeling_anomalyclip.py").is_file()
             card = maker.make_model_card(model, **{**facts, **(card if isinstance(card, dict) else {})})
         except ModuleNotFoundError:
             card = False
