@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     import datasets
     from accelerate import Accelerator
 
+    from ..image_processing_anomalyclip import AnomalyCLIPProcessor
     from ..modeling_anomalyclip import AnomalyCLIPModel
-    from ..processing_anomalyclip import AnomalyCLIPProcessor
 
 COLUMNS = ("image", "mask", "label", "class_name", "defect_type", "path")
 EXACT_PIXELS = 2**22
