@@ -12,7 +12,7 @@ from PIL import Image
 
 from anomalyclip_hf.data import load_anomaly_dataset
 from anomalyclip_hf.data.export import export_source
-from anomalyclip_hf.data.masks import ImageReadError
+from anomalyclip_hf.data.images import ImageReadError
 
 REAL = Path(__file__).parents[1] / "fixtures" / "real"
 COLUMNS = ["image", "mask", "label", "class_name", "defect_type", "path"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 
 from .files import one_line
@@ -95,6 +95,30 @@ def leaves_root(root: str, path: str) -> bool:
     return not (real == home or real.startswith(os.path.join(home, "")))
 
 
+def check_inside(paths: Iterable[str], homes: Sequence[str], source: str, allowed: bool = False) -> list[str]:
+    """The paths that lead out of the folders a source may name files in, by themselves or behind links.
+
+    Args:
+        paths: from the first of `homes`, or absolute.
+        homes: those folders.
+        source (`str`): what names the files, for the message.
+        allowed (`bool`): whether the user allows it.
+
+    Raises:
+        ValueError: there are some, and they are not allowed.
+    """
+    outside = [
+        path for path in dict.fromkeys(paths) if all(leaves_root(h, os.path.join(homes[0], path)) for h in homes)
+    ]
+    if outside and not allowed:
+        raise ValueError(
+            f"{source} names {len(outside)} files outside of its folder {homes[0]} ({examples(outside)}): they are "
+            "not read. If you know the source and mean these files, give the folder that holds them all as data_dir, "
+            "or allow_outside=True"
+        )
+    return outside
+
+
 def examples(paths: Collection[str], limit: int = 3) -> str:
     """The first few of some paths, for messages."""
     shown = ", ".join(map(one_line, list(paths)[:limit]))
@@ -182,10 +206,20 @@ class FileTree:
     def _put_aside(self, reason: str, path: str) -> None:
         self.set_aside.setdefault(reason, []).append(path)
 
-    def find(self, path: str) -> str | None:
-        """The file at a path given with or without suffix; case, and how accents are composed, do not matter."""
-        for form in dict.fromkeys((path, path.replace("\\", "/"))):
-            form = os.path.normpath(form).replace(os.sep, "/")
+    def find(self, path: str, folder: str = "") -> str | None:
+        """The file at a path, with or without suffix; case, composed accents and the way slashes lean do not matter.
+
+        Args:
+            path (`str`): from `folder`; of an absolute one of another machine the last parts are looked for.
+            folder (`str`): from the root.
+        """
+        slashed = path.replace("\\", "/")
+        parts = [part for part in slashed.split("/") if part]
+        forms = [path, slashed]
+        if parts and (slashed.startswith("/") or ":" in parts[0]):
+            forms += ["/".join(parts[start:]) for start in range(1, len(parts))]
+        for form in dict.fromkeys(forms):
+            form = os.path.normpath(os.path.join(folder, form)).replace(os.sep, "/")
             if form in self._exact:
                 return form
             found = self._by_path.get(file_key(form)) or self._by_stem.get(file_key(form))

@@ -6,11 +6,10 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import lru_cache
 
 from .file_tree import (
-    IMAGE_SUFFIXES,
     FileTree,
     MaskFinder,
     examples,
@@ -20,81 +19,27 @@ from .file_tree import (
     natural_key,
     plain_path,
 )
-from .layout_types import SPLITS, DatasetLayout, Variant
-from .masks import ImageReadError, MaskRule, read_mask
+from .images import ImageReadError, MaskRule, read_mask
+from .layouts import SPLITS, DatasetLayout, Variant
+from .records import NORMAL_KIND, Index, Record, kind_of
+from .tables import index_layout_table
 
-__all__ = ["IMAGE_SUFFIXES", "FileTree", "Index", "Record", "index_layout", "index_variant", "natural_key"]
-NORMAL_KIND, ANOMALOUS_KIND = "good", "anomaly"
 _NO_CLASS = "of no class"
 _NAMES = ("class_name", "split", "kind", "group", "stem")
 
 
-@dataclass(frozen=True)
-class Record:
-    """One sample before anything is read: paths from the root with forward slashes, label None where unknown."""
-
-    image: str
-    mask: str | None
-    label: int | None
-    class_name: str
-    defect_type: str
-    split: str
-
-
-@dataclass(frozen=True)
-class Index:
-    """What a source holds: the samples and all that did not fit.
-
-    Args:
-        root (`str`): folder the paths start from, as the user gave it.
-        form (`str`): the layout found, in words.
-        records (`list[Record]`): samples, ordered by class, split, kind and name.
-        mask_rule (`MaskRule`): how masks are binarised.
-        layout (`DatasetLayout`, *optional*): the row, for named data sets.
-        extra_masks (`list[str]`): mask files no image asks for.
-        missing (`list[str]`): files an index names but the disk lacks.
-        notes (`list[str]`): what was left out, and why.
-        unused (`dict[str, list[str]]`): files below the root that are neither images nor masks here, by reason.
-        outside (`list[str]`): files that links lead out of the root for.
-    """
-
-    root: str
-    form: str
-    records: list[Record]
-    mask_rule: MaskRule = field(default_factory=MaskRule)
-    layout: DatasetLayout | None = None
-    extra_masks: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    unused: dict[str, list[str]] = field(default_factory=dict)
-    outside: list[str] = field(default_factory=list)
-
-    def remarks(self) -> list[str]:
-        """All that was left out or comes from elsewhere, a sentence each; empty where everything was used."""
-        told = list(self.notes)
-        if self.unused:
-            reasons = (f"{len(paths)} {reason} ({examples(paths)})" for reason, paths in self.unused.items())
-            told.append(f"{sum(map(len, self.unused.values()))} files not used: {'; '.join(reasons)}")
-        if self.outside:
-            told.append(
-                f"{len(self.outside)} images lie outside of {self.root}, behind links ({examples(self.outside)})"
-            )
-        return told
-
-
-def index_layout(layout: DatasetLayout, root: str, tree: FileTree | None = None) -> Index | None:
+def index_layout(layout: DatasetLayout, tree: FileTree, depths: int = 3) -> Index | None:
     """Index a folder by the first variant of a layout that fits; None where none does.
 
     Args:
         layout (`DatasetLayout`): the row.
-        root (`str`): the unpacked archive; the layout may also start one or two folders below.
-        tree (`FileTree`, *optional*): the files, where they are already listed.
+        tree (`FileTree`): the files of the unpacked archive.
+        depths (`int`): how many levels of folders may be its root: 1 for the top alone.
 
     Raises:
         ValueError: several folders fit and none bears the data set's name.
     """
-    tree = tree or FileTree(root)
-    for depth in range(3):
+    for depth in range(depths):
         folders = tree.folders(depth) if depth else [""]
         candidates = [(folder, _index_variants(layout, tree.under(folder))) for folder in folders]
         found = [(folder, index) for folder, index in candidates if index is not None]
@@ -103,7 +48,7 @@ def index_layout(layout: DatasetLayout, root: str, tree: FileTree | None = None)
             found = [item for item in found if os.path.basename(item[0]).casefold() in names] or found
         if len(found) > 1:
             raise ValueError(
-                f"{layout.title}: several folders of {root} fit ({', '.join(name for name, _ in found[:6])}): "
+                f"{layout.title}: several folders of {tree.root} fit ({', '.join(name for name, _ in found[:6])}): "
                 "give the one you mean as data_dir"
             )
         if found:
@@ -113,12 +58,8 @@ def index_layout(layout: DatasetLayout, root: str, tree: FileTree | None = None)
 
 def _index_variants(layout: DatasetLayout, tree: FileTree) -> Index | None:
     for variant in layout.variants:
-        if variant.table is not None:
-            from .tables import index_table
-
-            index = index_table(variant.table, layout, tree)
-        else:
-            index = index_variant(variant, layout, tree)
+        table = variant.table
+        index = index_variant(variant, layout, tree) if table is None else index_layout_table(table, layout, tree)
         if index is not None:
             return index
     return None
@@ -156,10 +97,16 @@ def index_variant(variant: Variant, layout: DatasetLayout, tree: FileTree) -> In
         records = [_label_by_content(record, tree, layout.mask_rule) for record in records]
     order = {name: place for place, name in enumerate(layout.classes)}
     records.sort(key=lambda r: (order.get(r.class_name, 0), natural_key(r.class_name), r.split, natural_key(r.image)))
-    form = f"{layout.title}: {variant.images}"
-    outside = [path for path in tree.outside if path in images or path in used]
     return Index(
-        tree.root, form, records, layout.mask_rule, layout, extra, [], notes, unused | tree.set_aside, outside
+        tree.root,
+        f"{layout.title}: {variant.images}",
+        records,
+        layout.mask_rule,
+        layout,
+        extra_masks=extra,
+        notes=notes,
+        unused=unused | tree.set_aside,
+        outside=[path for path in tree.outside if path in images or path in used],
     )
 
 
@@ -247,7 +194,7 @@ def _pair_masks(
         if is_normal and wanted:
             waiting.append((len(records), wanted))
         split = SPLITS[file_key(names["split"])] if "split" in names else variant.split
-        records.append(Record(path, mask, label, names["found_class"], _kind(label, names.get("kind")), split))
+        records.append(Record(path, mask, label, names["found_class"], kind_of(label, names.get("kind")), split))
     for place, wanted in waiting:
         mask = next((mask for mask in wanted if mask not in used), None)
         if mask:
@@ -280,13 +227,6 @@ def _label_by_content(record: Record, tree: FileTree, rule: MaskRule) -> Record:
         except ImageReadError:
             return record  # reported when it is read
     return replace(record, mask=None, label=0, defect_type=NORMAL_KIND)
-
-
-def _kind(label: int | None, kind: str | None) -> str:
-    """One name for normal in every data set; the folder's name for defects."""
-    if label is None:
-        return ""
-    return NORMAL_KIND if label == 0 else (kind or ANOMALOUS_KIND)
 
 
 def _fill(pattern: str, names: dict[str, str]) -> str:

@@ -5,27 +5,37 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..images_anomalyclip import is_deep
+from PIL import Image
+
+from . import contact_sheet as sheets
+from .contact_sheet import SheetRow, inside, outline_mask
 from .file_tree import natural_key
 from .files import one_line
-from .indexing import Index
-from .loading import SourceOptions, open_source, records_to_dataset
-from .masks import (
+from .images import (
     ImageReadError,
     MaskRule,
     bit_depth_of,
+    fit_mask,
+    is_deep,
     open_image,
     orientation_of,
+    read_bytes,
     read_image,
     read_mask,
     states_orientation,
     upright_size,
 )
+from .loading import open_source, select_parts
+from .options import SourceOptions, make_options
+from .records import NORMAL_KIND, Index
+
+if TYPE_CHECKING:
+    import datasets
 
 # Every kind of problem there is, in the order of the report.
 PROBLEMS = {
@@ -44,6 +54,7 @@ PROBLEMS = {
     "duplicate_with_other_label": "same file, labeled both normal and anomalous",
 }
 FULL_SHARE = 0.9
+TILE, COLUMNS, MAX_TILES = 200, 6, 48  # of a contact sheet
 
 
 @dataclass(frozen=True)
@@ -127,29 +138,34 @@ def inspect_source(
     source: Any,
     data_dir: str | os.PathLike | None = None,
     split: str = "all",
+    options: SourceOptions | None = None,
     *,
     contact_sheet: str | os.PathLike | None = None,
     progress: bool = True,
     num_workers: int | None = None,
-    kind: str | None = None,
-    options: SourceOptions | None = None,
+    **fields: Any,
 ) -> InspectionReport:
     """Read every file of a source once and report what is there and what is wrong.
 
     Args:
-        source, data_dir, kind: as in `load_anomaly_dataset`.
+        source, data_dir, options, **fields: as in `load_anomaly_dataset`.
         split (`str`): one split, or "all".
         contact_sheet (path, *optional*): write a sheet of samples with their masks outlined there (.png or .jpg).
         progress (`bool`): show a bar.
         num_workers (`int`, *optional*): reading threads; the machine's cores, at most 8, by default.
-        options (`SourceOptions`, *optional*): columns, normal kinds and the rest.
 
     Raises:
         FileNotFoundError, ValueError: the source is unusable, as in `load_anomaly_dataset`.
     """
-    options = options or SourceOptions()
+    options = make_options(options, **fields)
+    found = open_source(source, data_dir, options)
+    parts = select_parts(found, split, options.class_names)
     name = str(source) if isinstance(source, (str, os.PathLike)) else type(source).__name__
-    parts, report = _open(name, source, data_dir, split, options, kind)
+    report = InspectionReport(name, "datasets source")
+    if isinstance(found, Index):
+        report.form, report.notes = found.form, found.remarks()
+        report.problems = [Problem("missing_file", path) for path in found.missing]
+        report.problems += [Problem("extra_mask", os.path.join(found.root, path)) for path in found.extra_masks]
     seen: dict[str, list[tuple[str, int | None, str]]] = defaultdict(list)
     mask_users: dict[str, list[str]] = defaultdict(list)
     for part_name, dataset in parts.items():
@@ -163,13 +179,11 @@ def inspect_source(
     _note_labels(report)
     _note_depths(report)
     if contact_sheet is not None:
-        from .contact_sheet import write_contact_sheet
-
-        write_contact_sheet(parts, contact_sheet)
+        write_samples(parts, contact_sheet)
     return report
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Finding:
     """What reading one sample told."""
 
@@ -178,54 +192,18 @@ class _Finding:
     mode: str = ""
     mask_mode: str = ""
     depth: int | None = None
-    problems: tuple[tuple[str, str], ...] = ()
     ambiguous: bool = False
+    problems: list[tuple[str, str]] = field(default_factory=list)
 
 
-def _open(name, source, data_dir, split, options, kind) -> tuple[dict[str, Any], InspectionReport]:
-    found = open_source(source, data_dir, options, kind=kind)
-    report = InspectionReport(name, "datasets source")
-    if isinstance(found, Index):
-        report.form = found.form
-        report.notes = found.remarks()
-        report.problems = [Problem("missing_file", path) for path in found.missing]
-        report.problems += [Problem("extra_mask", os.path.join(found.root, path)) for path in found.extra_masks]
-        splits = list(dict.fromkeys(record.split for record in found.records))
-        records = {s: [record for record in found.records if record.split == s] for s in splits}
-        parts: dict[str, Any] = {s: records_to_dataset(found, records[s]) for s in splits if split in ("all", s)}
-    else:
-        splits = list(found)
-        parts = {s: dataset for s, dataset in found.items() if split in ("all", s)}
-    if not parts:
-        raise ValueError(f'split={split!r}, but {name} has {", ".join(splits)}; give one of these, or "all"')
-    if options.class_names:
-        parts = {s: _only(part, options.class_names) for s, part in parts.items()}
-        if not any(len(part) for part in parts.values()):
-            raise ValueError(f"class_names={list(options.class_names)}: {name} has no images of these")
-    return parts, report
-
-
-def _only(dataset, class_names):
-    return dataset.select([i for i, name in enumerate(dataset["class_name"]) if name in class_names])
-
-
-def raw_rows(dataset) -> Any:
-    """The data set with its pictures left undecoded: `{"bytes", "path"}` cells."""
-    import datasets
-
-    from .features import AnomalyMask
-
-    mask = dataset.features["mask"]
-    plain = AnomalyMask(decode=False, threshold=mask.threshold, jpeg_threshold=mask.jpeg_threshold)
-    return dataset.cast_column("image", datasets.Image(decode=False)).cast_column("mask", plain)
-
-
-def _examine_all(title: str, dataset, progress: bool, num_workers: int | None) -> Iterator[tuple[dict, _Finding]]:
+def _examine_all(
+    title: str, dataset: datasets.Dataset, progress: bool, num_workers: int | None
+) -> Iterator[tuple[dict, _Finding]]:
     from tqdm.auto import tqdm
 
-    rows = raw_rows(dataset)
-    feature = rows.features["mask"]
-    rule = MaskRule(feature.threshold, feature.jpeg_threshold)
+    from .features import undecoded
+
+    rows, rule = undecoded(dataset), dataset.features["mask"].rule
     workers = num_workers or min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool, tqdm(total=len(rows), desc=title, disable=not progress) as bar:
         for start in range(0, len(rows), 256):  # bounded, so that embedded images are not all held at once
@@ -236,35 +214,36 @@ def _examine_all(title: str, dataset, progress: bool, num_workers: int | None) -
 
 
 def _examine(row: dict, rule: MaskRule) -> _Finding:
-    problems: list[tuple[str, str]] = []
-    digest, size, mode, mask_mode, depth, ambiguous = "", None, "", "", None, False
+    finding, turned, stored = _Finding(), 1, None
     try:
-        content = _content(row["image"])
-        digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+        content = read_bytes(row["image"])
+        finding.digest = hashlib.blake2b(content, digest_size=16).hexdigest()
         cell = {"bytes": content, "path": row["image"]["path"]}
         opened = open_image(cell)
-        mode, turned = opened.mode, orientation_of(opened)
+        finding.mode, turned = opened.mode, orientation_of(opened)
         stored = upright_size(opened)[::-1] if turned >= 5 else opened.size
-        depth = bit_depth_of(opened) if is_deep(opened) else None
+        finding.depth = bit_depth_of(opened) if is_deep(opened) else None
         picture = read_image(cell)
-        size = picture.size
+        finding.size = picture.size
         if _looks_like_mask(picture):
-            problems.append(("image_like_mask", ""))
+            finding.problems.append(("image_like_mask", ""))
     except ImageReadError as error:
-        problems.append(("unreadable_image", str(error)))
+        finding.problems.append(("unreadable_image", str(error)))
         turned, stored = 1, None
     if row["mask"] is not None:
         try:
             drawn = open_image(row["mask"])
-            mask_mode = drawn.mode
-            ambiguous = turned != 1 and not states_orientation(drawn) and drawn.size == stored and size == stored
-            problems += _mask_problems(read_mask(row["mask"], rule, row["mask"]["turn"]), size, row["label"])
+            finding.mask_mode = drawn.mode
+            unsure = turned != 1 and not states_orientation(drawn)
+            finding.ambiguous = unsure and drawn.size == stored and finding.size == stored
+            mask = read_mask(row["mask"], rule, row["mask"]["turn"])
+            finding.problems += _mask_problems(mask, finding.size, row["label"])
         except ImageReadError as error:
-            problems.append(("unreadable_mask", str(error)))
-    return _Finding(digest, size, mode, mask_mode, depth, tuple(problems), ambiguous)
+            finding.problems.append(("unreadable_mask", str(error)))
+    return finding
 
 
-def _mask_problems(mask, size: tuple[int, int] | None, label: int | None) -> Iterator[tuple[str, str]]:
+def _mask_problems(mask: Image.Image, size: tuple[int, int] | None, label: int | None) -> Iterator[tuple[str, str]]:
     fits = size is None or mask.size == size
     if not fits:
         yield "size_differs", f"mask {mask.width}x{mask.height}, image {'x'.join(map(str, size or ()))}"
@@ -278,20 +257,10 @@ def _mask_problems(mask, size: tuple[int, int] | None, label: int | None) -> Ite
         yield "mask_on_normal", f"{marked} pixels marked"
 
 
-def _looks_like_mask(image) -> bool:
+def _looks_like_mask(image: Image.Image) -> bool:
     """Whether an RGB image is of black and one other gray alone."""
-    colors = [color for _, color in image.getcolors(2) or ()]
+    colors: list[Any] = [color for _, color in image.getcolors(2) or ()]
     return len(colors) == 2 and (0, 0, 0) in colors and all(len(set(color)) == 1 for color in colors)
-
-
-def _content(cell: Mapping) -> bytes:
-    if cell["bytes"] is not None:
-        return cell["bytes"]
-    try:
-        with open(cell["path"], "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise ImageReadError(f"cannot read image {cell['path']}: {error.strerror or error}") from error
 
 
 def _note_row(report: InspectionReport, split: str, row: dict, finding: _Finding) -> None:
@@ -355,7 +324,59 @@ def _note_depths(report: InspectionReport) -> None:
         report.notes.append(text)
 
 
-def _most(pairs, limit: int = 6) -> str:
+def _most(pairs: Iterable[tuple[str, int]], limit: int = 6) -> str:
     pairs = list(pairs)
     text = ", ".join(f"{name} ({number})" for name, number in pairs[:limit])
     return text + (f" and {len(pairs) - limit} more" if len(pairs) > limit else "")
+
+
+def write_samples(parts: Mapping[str, datasets.Dataset], path: str | os.PathLike) -> None:
+    """Write a contact sheet with samples of every class and defect type, masks outlined.
+
+    Args:
+        parts: split -> data set of the one schema.
+        path: .png or .jpg.
+
+    Raises:
+        ValueError: nothing can be shown.
+    """
+    chosen = _choose(parts)
+    if not chosen:
+        raise ValueError("the source has no images: there is nothing to put on a contact sheet")
+    tiles = [_tile(parts[split], index) for split, index in chosen]
+    chunks = [tiles[start : start + COLUMNS] for start in range(0, len(tiles), COLUMNS)]
+    rows = [SheetRow([picture for picture, _ in row], labels=[label for _, label in row]) for row in chunks]
+    sheets.contact_sheet(rows, path, cell_size=TILE)
+
+
+def _choose(parts: Mapping[str, datasets.Dataset]) -> list[tuple[str, int]]:
+    """Samples to show: each class and defect type in turn, so that all are seen before any is seen twice."""
+    groups: dict[tuple, list[tuple[str, int]]] = defaultdict(list)
+    for split, dataset in parts.items():
+        names = zip(dataset["class_name"], dataset["defect_type"], strict=True)
+        for index, (name, kind) in enumerate(names):
+            groups[(name, kind == NORMAL_KIND, kind)].append((split, index))
+    quota = max(1, MAX_TILES // max(1, len(groups)))
+    chosen: list[tuple[tuple, tuple[str, int]]] = []
+    for turn in range(quota):
+        for key, members in sorted(groups.items()):
+            take = min(quota, len(members))
+            if turn < take:
+                chosen.append((key, members[turn * len(members) // take]))
+    return [place for _, place in sorted(chosen[:MAX_TILES])]
+
+
+def _tile(dataset: datasets.Dataset, index: int) -> tuple[Image.Image, str]:
+    """A sample's picture with its mask outlined, and what is written below it."""
+    try:
+        sample = dataset[index]
+        image, mask = sample["image"], sample["mask"]
+        small = image.resize(inside(image.size, TILE), Image.Resampling.BICUBIC)
+        if mask is not None:
+            reduced = fit_mask(mask, image.size).resize(small.size, Image.Resampling.BOX)
+            small = outline_mask(small, reduced.point(lambda value: 255 if value else 0))
+    except ImageReadError as error:
+        return Image.new("RGB", (TILE, TILE), (200, 200, 200)), f"row {index}\n{one_line(error)}"
+    note = " (no mask)" if mask is None and sample["label"] == 1 else ""
+    name = f"{sample['class_name']} / {sample['defect_type'] or '?'}{note}"
+    return small, f"{one_line(name)}\n{one_line(os.path.basename(sample['path']))}"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,29 +11,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
-from .masks import ImageReadError, fit_mask
+from .images import ImageReadError, fit_mask
 
 UNKNOWN_LABEL = -1
-
-
-@dataclass(frozen=True)
-class LoaderSpeed:
-    """What `measure_loader` saw.
-
-    Args:
-        images (`int`), seconds (`float`): images delivered after the first batch, and the time they took.
-        num_workers, batch_size (`int`): of the loader.
-    """
-
-    images: int
-    seconds: float
-    num_workers: int
-    batch_size: int
-
-    @property
-    def images_per_second(self) -> float:
-        """Images per second; 0 where nothing was delivered."""
-        return self.images / self.seconds if self.seconds else 0.0
 
 
 def make_loader(
@@ -124,31 +102,6 @@ def collate_samples(
     return batch
 
 
-def measure_loader(
-    dataset, processor: Callable[..., Any], num_workers: int = 0, seconds: float = 5.0, batch_size: int = 8
-) -> LoaderSpeed:
-    """Measure images per second decoded and preprocessed; the first batch, which starts the workers, does not count.
-
-    Args:
-        dataset (`datasets.Dataset`): from `load_anomaly_dataset`; read again from the start where it ends too early.
-        processor: as in `make_loader`; its own size sets the pixels, 518 for AnomalyCLIP.
-        num_workers, batch_size (`int`): as in `make_loader`.
-        seconds (`float`): how long to measure.
-    """
-    if len(dataset) == 0:
-        raise ValueError("the data set is empty: nothing to measure")
-    # Cycled by the sampler, so that workers start once.
-    indices = _Cycle(len(dataset))
-    batches = iter(make_loader(dataset, processor, batch_size, num_workers, sampler=indices))
-    next(batches)
-    images, start = 0, time.perf_counter()
-    while (passed := time.perf_counter() - start) < seconds:
-        images += len(next(batches)["labels"])
-        passed = time.perf_counter() - start
-    del batches
-    return LoaderSpeed(images, passed, num_workers, batch_size)
-
-
 class _Rows(TorchDataset):
     """A map-style data set read row by row: a batch then holds its decoded pictures once."""
 
@@ -173,18 +126,6 @@ class _Stream(IterableDataset):
 
     def __iter__(self):
         return iter(self.dataset)
-
-
-class _Cycle(Sampler):
-    def __init__(self, length: int):
-        self.length = length
-
-    def __iter__(self):
-        while True:
-            yield from range(self.length)
-
-    def __len__(self) -> int:
-        return 1 << 40
 
 
 def _why_unreadable(sample: dict) -> str | None:
