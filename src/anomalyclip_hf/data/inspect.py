@@ -54,7 +54,7 @@ PROBLEMS = {
     "duplicate_with_other_label": "same file, labeled both normal and anomalous",
 }
 FULL_SHARE = 0.9
-TILE, COLUMNS, MAX_TILES = 200, 6, 48  # of a contact sheet
+TILE, COLUMNS, MAX_ROWS = 200, 6, 48  # of a contact sheet
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ class _Finding:
     mode: str = ""
     mask_mode: str = ""
     depth: int | None = None
-    ambiguous: bool = False
+    note: str = ""
     problems: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -229,17 +229,19 @@ def _examine(row: dict, rule: MaskRule) -> _Finding:
             finding.problems.append(("image_like_mask", ""))
     except ImageReadError as error:
         finding.problems.append(("unreadable_image", str(error)))
-        turned, stored = 1, None
-    if row["mask"] is not None:
-        try:
-            drawn = open_image(row["mask"])
-            finding.mask_mode = drawn.mode
-            unsure = turned != 1 and not states_orientation(drawn)
-            finding.ambiguous = unsure and drawn.size == stored and finding.size == stored
-            mask = read_mask(row["mask"], rule, row["mask"]["turn"])
-            finding.problems += _mask_problems(mask, finding.size, row["label"])
-        except ImageReadError as error:
-            finding.problems.append(("unreadable_mask", str(error)))
+    if row["mask"] is None:
+        finding.problems += [("missing_mask", "")] if row["label"] == 1 else []
+        return finding
+    try:
+        drawn = open_image(row["mask"])
+        finding.mask_mode = drawn.mode
+        if turned != 1 and not states_orientation(drawn) and drawn.size == stored == finding.size:
+            done = "turned with it" if (row["mask"]["turn"] or 1) != 1 else "taken as upright"
+            finding.note = f"{row['path']} is rotated by EXIF, its mask is not: the mask is {done}"
+        mask = read_mask(row["mask"], rule, row["mask"]["turn"])
+        finding.problems += _mask_problems(mask, finding.size, row["label"])
+    except ImageReadError as error:
+        finding.problems.append(("unreadable_mask", str(error)))
     return finding
 
 
@@ -267,20 +269,11 @@ def _note_row(report: InspectionReport, split: str, row: dict, finding: _Finding
     key = (split, row["class_name"], row["defect_type"] or "-", _LABEL_WORDS[row["label"]])
     report.counts[key] += 1
     report.masked[key] += row["mask"] is not None
-    if finding.size:
-        report.sizes[finding.size] += 1
-    if finding.mode:
-        report.modes[finding.mode] += 1
-    if finding.depth:
-        report.depths[finding.depth] += 1
-    if finding.mask_mode:
-        report.mask_modes[finding.mask_mode] += 1
+    read = (report.sizes, finding.size), (report.modes, finding.mode), (report.mask_modes, finding.mask_mode)
+    for counter, value in (*read, (report.depths, finding.depth)):
+        counter.update([value] if value else [])
     report.problems += [Problem(kind, row["path"], detail) for kind, detail in finding.problems]
-    if row["label"] == 1 and row["mask"] is None:
-        report.problems.append(Problem("missing_mask", row["path"]))
-    if finding.ambiguous:
-        done = "turned with it" if (row["mask"]["turn"] or 1) != 1 else "taken as upright"
-        report.notes.append(f"{row['path']} is rotated by EXIF, its mask is not: the mask is {done}")
+    report.notes += [finding.note] if finding.note else []
 
 
 def _compare_rows(report: InspectionReport, seen: dict, mask_users: dict) -> None:
@@ -314,14 +307,15 @@ def _note_labels(report: InspectionReport) -> None:
 
 
 def _note_depths(report: InspectionReport) -> None:
-    if report.depths:
-        found = ", ".join(f"{number} of {depth} bits" for depth, number in sorted(report.depths.items()))
-        text = f"images in files of 16 bits or more make use of fewer: {found}; each is scaled by its own depth"
-        if set(report.depths) == {16}:
-            text = f"{report.depths[16]} images of 16 bits, scaled by their full range"
-        elif len(report.depths) > 1:
-            text += ", so equal values of two depths look different; give all one depth to keep them comparable"
-        report.notes.append(text)
+    if not report.depths:
+        return
+    found = ", ".join(f"{number} of {depth} bits" for depth, number in sorted(report.depths.items()))
+    text = f"images in files of 16 bits or more make use of fewer: {found}; each is scaled by its own depth"
+    if set(report.depths) == {16}:
+        text = f"{report.depths[16]} images of 16 bits, scaled by their full range"
+    elif len(report.depths) > 1:
+        text += ", so equal values of two depths look different; give all one depth to keep them comparable"
+    report.notes.append(text)
 
 
 def _most(pairs: Iterable[tuple[str, int]], limit: int = 6) -> str:
@@ -331,7 +325,7 @@ def _most(pairs: Iterable[tuple[str, int]], limit: int = 6) -> str:
 
 
 def write_samples(parts: Mapping[str, datasets.Dataset], path: str | os.PathLike) -> None:
-    """Write a contact sheet with samples of every class and defect type, masks outlined.
+    """Write a contact sheet: a row of samples of each class and defect type, masks outlined.
 
     Args:
         parts: split -> data set of the one schema.
@@ -340,30 +334,20 @@ def write_samples(parts: Mapping[str, datasets.Dataset], path: str | os.PathLike
     Raises:
         ValueError: nothing can be shown.
     """
-    chosen = _choose(parts)
-    if not chosen:
-        raise ValueError("the source has no images: there is nothing to put on a contact sheet")
-    tiles = [_tile(parts[split], index) for split, index in chosen]
-    chunks = [tiles[start : start + COLUMNS] for start in range(0, len(tiles), COLUMNS)]
-    rows = [SheetRow([picture for picture, _ in row], labels=[label for _, label in row]) for row in chunks]
-    sheets.contact_sheet(rows, path, cell_size=TILE)
-
-
-def _choose(parts: Mapping[str, datasets.Dataset]) -> list[tuple[str, int]]:
-    """Samples to show: each class and defect type in turn, so that all are seen before any is seen twice."""
-    groups: dict[tuple, list[tuple[str, int]]] = defaultdict(list)
-    for split, dataset in parts.items():
+    groups: dict[tuple[str, bool, str], list[tuple[datasets.Dataset, int]]] = defaultdict(list)
+    for dataset in parts.values():
         names = zip(dataset["class_name"], dataset["defect_type"], strict=True)
         for index, (name, kind) in enumerate(names):
-            groups[(name, kind == NORMAL_KIND, kind)].append((split, index))
-    quota = max(1, MAX_TILES // max(1, len(groups)))
-    chosen: list[tuple[tuple, tuple[str, int]]] = []
-    for turn in range(quota):
-        for key, members in sorted(groups.items()):
-            take = min(quota, len(members))
-            if turn < take:
-                chosen.append((key, members[turn * len(members) // take]))
-    return [place for _, place in sorted(chosen[:MAX_TILES])]
+            groups[name, kind == NORMAL_KIND, kind].append((dataset, index))
+    if not groups:
+        raise ValueError("the source has no images: there is nothing to put on a contact sheet")
+    rows = []
+    for (name, _, kind), members in sorted(groups.items(), key=lambda item: item[0])[:MAX_ROWS]:
+        shown = min(COLUMNS, len(members))
+        tiles = [_tile(*members[place * len(members) // shown]) for place in range(shown)]
+        title = f"{name} / {kind or '?'}: {len(members)} images"
+        rows.append(SheetRow([picture for picture, _ in tiles], title, [label for _, label in tiles]))
+    sheets.contact_sheet(rows, path, cell_size=TILE)
 
 
 def _tile(dataset: datasets.Dataset, index: int) -> tuple[Image.Image, str]:
@@ -376,7 +360,6 @@ def _tile(dataset: datasets.Dataset, index: int) -> tuple[Image.Image, str]:
             reduced = fit_mask(mask, image.size).resize(small.size, Image.Resampling.BOX)
             small = outline_mask(small, reduced.point(lambda value: 255 if value else 0))
     except ImageReadError as error:
-        return Image.new("RGB", (TILE, TILE), (200, 200, 200)), f"row {index}\n{one_line(error)}"
+        return Image.new("RGB", (TILE, TILE), (200, 200, 200)), str(error)
     note = " (no mask)" if mask is None and sample["label"] == 1 else ""
-    name = f"{sample['class_name']} / {sample['defect_type'] or '?'}{note}"
-    return small, f"{one_line(name)}\n{one_line(os.path.basename(sample['path']))}"
+    return small, os.path.basename(sample["path"]) + note
