@@ -147,18 +147,16 @@ class FileTree:
 
     def _sort(self) -> None:
         self.files.sort(key=natural_key)
-        self._exact = set(self.files)
         self._masks: dict[frozenset[str], set[str]] = {}
-        self._by_path: dict[str, str] = {}
-        self._by_stem: dict[str, str] = {}
+        self._spelled: dict[str, str] = {}
+        stems = {path: os.path.splitext(path)[0] for path in self.files}
+        for spell in (str, file_key, lambda path: file_key(stems[path])):  # the exact path goes before other spellings
+            for path in self.files:
+                self._spelled.setdefault(spell(path), path)
         self._by_number: dict[tuple[str, int], str] = {}
-        for path in self.files:
-            stem = os.path.splitext(path)[0]
-            head, name = os.path.split(stem)
-            self._by_path.setdefault(file_key(path), path)
-            self._by_stem.setdefault(file_key(stem), path)
-            if name.isascii() and name.isdigit():
-                self._by_number.setdefault((file_key(head), int(name)), path)
+        for path, stem in stems.items():
+            if (number := _number_of(stem)) is not None:
+                self._by_number.setdefault(number, path)
 
     def _walk(self, folder: str, head: str, seen: set[str], linked: bool) -> None:
         try:
@@ -206,12 +204,13 @@ class FileTree:
     def _put_aside(self, reason: str, path: str) -> None:
         self.set_aside.setdefault(reason, []).append(path)
 
-    def find(self, path: str, folder: str = "") -> str | None:
+    def find(self, path: str, folder: str = "", numbers: bool = False) -> str | None:
         """The file at a path, with or without suffix; case, composed accents and the way slashes lean do not matter.
 
         Args:
             path (`str`): from `folder`; of an absolute one of another machine the last parts are looked for.
             folder (`str`): from the root.
+            numbers (`bool`): whether `7` may be called `007.png`.
         """
         slashed = path.replace("\\", "/")
         parts = [part for part in slashed.split("/") if part]
@@ -220,19 +219,12 @@ class FileTree:
             forms += ["/".join(parts[start:]) for start in range(1, len(parts))]
         for form in dict.fromkeys(forms):
             form = os.path.normpath(os.path.join(folder, form)).replace(os.sep, "/")
-            if form in self._exact:
-                return form
-            found = self._by_path.get(file_key(form)) or self._by_stem.get(file_key(form))
-            if found is not None:
+            found = self._spelled.get(form) or self._spelled.get(file_key(form))
+            number = _number_of(form) if numbers and not found else None
+            found = found or (number and self._by_number.get(number))
+            if found:
                 return found
         return None
-
-    def find_number(self, path: str) -> str | None:
-        """The file at a path whose name is a number, however many zeros lead it."""
-        head, name = os.path.split(path)
-        if not (name.isascii() and name.isdigit()):
-            return None
-        return self._by_number.get((file_key(head), int(name)))
 
     def masks(self, kinds: Collection[str] = ()) -> set[str]:
         """The files that are masks by their names: in a folder of masks, or `1_mask.png` beside its `1.png`.
@@ -287,6 +279,12 @@ class FileTree:
         shown = [name + "/" if os.path.isdir(os.path.join(self.root, name)) else name for name in names[:limit]]
         more = f" and {len(names) - limit} more" if len(names) > limit else ""
         return (", ".join(shown) + more) or "nothing"
+
+
+def _number_of(stem: str) -> tuple[str, int] | None:
+    """The folder and the number of a path whose name is one, however many zeros lead it."""
+    head, name = os.path.split(stem)
+    return (file_key(head), int(name)) if name.isascii() and name.isdigit() else None
 
 
 class MaskFinder:

@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, IterableDataset, Sampler
+from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data import Dataset as TorchDataset
 
 from .images import ImageReadError, fit_mask
+
+if TYPE_CHECKING:
+    import datasets
 
 UNKNOWN_LABEL = -1
 
 
 def make_loader(
-    dataset,
-    processor: Callable[..., Any],
+    dataset: datasets.Dataset | datasets.IterableDataset,
+    processor: Callable[..., Any] | None,
     batch_size: int = 8,
     num_workers: int = 0,
     *,
-    sampler: Sampler | Sequence[int] | None = None,
+    collate: Callable[[list], Any] | None = None,
     shuffle: bool = False,
-    generator: torch.Generator | None = None,
     keep_masks: bool = False,
-    pin_memory: bool = False,
-    drop_last: bool = False,
-    prefetch_factor: int = 2,
     skip_unreadable: bool = False,
+    **more: Any,
 ) -> DataLoader:
     """Make a `DataLoader` over a loaded data set; at most `num_workers * prefetch_factor` batches are held at a time.
 
@@ -47,10 +47,12 @@ def make_loader(
         processor: called as `processor(images, masks=..., return_tensors="pt")` in the workers.
         batch_size (`int`): images per batch.
         num_workers (`int`): worker processes; 0 decodes in the calling one. A stream uses at most one, to keep order.
-        sampler, shuffle, generator, pin_memory, drop_last, prefetch_factor: as in `DataLoader`.
+        collate (callable, *optional*): makes a batch from the rows in place of all this, without a processor.
+        shuffle (`bool`): draw another order in each pass; not of a stream.
         keep_masks (`bool`): also give the masks at the original size, for evaluation.
         skip_unreadable (`bool`): leave out samples that cannot be read, and list them in the batch as `unreadable`,
             pairs of place in the batch asked for and error; a batch without any sample left holds nothing else.
+        **more: as in `DataLoader`: sampler, generator, pin_memory, drop_last, prefetch_factor and the like.
 
     Raises:
         ImageReadError: while iterating, unless `skip_unreadable`: names the file that cannot be read or the mask that
@@ -60,26 +62,25 @@ def make_loader(
         raise ValueError(f"batch_size={batch_size} must be 1 or more, and num_workers={num_workers} 0 or more")
     stream = not hasattr(dataset, "__len__")
     workers = min(num_workers, 1) if stream else num_workers
-    more: dict[str, Any] = {"prefetch_factor": prefetch_factor} if workers else {}
+    if not workers:
+        more.pop("prefetch_factor", None)
+    make_batch = partial(collate_samples, processor=processor, keep_masks=keep_masks, skip_unreadable=skip_unreadable)
     return DataLoader(
         _Stream(dataset) if stream else _Rows(dataset, skip_unreadable),
         batch_size=batch_size,
         num_workers=workers,
-        sampler=sampler,
-        shuffle=shuffle if not stream else False,
-        generator=generator,
-        collate_fn=partial(
-            collate_samples, processor=processor, keep_masks=keep_masks, skip_unreadable=skip_unreadable
-        ),
-        pin_memory=pin_memory,
-        drop_last=drop_last,
+        shuffle=shuffle and not stream,
+        collate_fn=collate or make_batch,
         worker_init_fn=_start_worker if workers else None,
         **more,
     )
 
 
 def collate_samples(
-    samples: Sequence[dict], processor: Callable[..., Any], keep_masks: bool = False, skip_unreadable: bool = False
+    samples: Sequence[Mapping[str, Any]],
+    processor: Any,
+    keep_masks: bool = False,
+    skip_unreadable: bool = False,
 ) -> dict[str, Any]:
     """Turn samples of the one schema into one batch, see `make_loader`."""
     if skip_unreadable:
@@ -90,7 +91,7 @@ def collate_samples(
         return batch | {"unreadable": unreadable}
     images = [sample["image"] for sample in samples]
     labels = [UNKNOWN_LABEL if sample["label"] is None else int(sample["label"]) for sample in samples]
-    masks = [_mask_of(sample, label) for sample, label in zip(samples, labels, strict=True)]
+    masks = [_mask_of(sample) for sample in samples]
     batch = dict(processor(images, masks=masks, return_tensors="pt"))
     batch["labels"] = torch.tensor(labels, dtype=torch.long)
     batch["has_mask"] = torch.tensor([mask is not None for mask in masks])
@@ -105,13 +106,13 @@ def collate_samples(
 class _Rows(TorchDataset):
     """A map-style data set read row by row: a batch then holds its decoded pictures once."""
 
-    def __init__(self, dataset, skip_unreadable: bool = False):
+    def __init__(self, dataset: Any, skip_unreadable: bool = False):
         self.dataset, self.skip_unreadable = dataset, skip_unreadable
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index) -> dict:
+    def __getitem__(self, index: int) -> Any:
         try:
             return self.dataset[int(index)]
         except ImageReadError as error:
@@ -121,29 +122,30 @@ class _Rows(TorchDataset):
 
 
 class _Stream(IterableDataset):
-    def __init__(self, dataset):
+    def __init__(self, dataset: Any):
         self.dataset = dataset
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Any]:
         return iter(self.dataset)
 
 
-def _why_unreadable(sample: dict) -> str | None:
+def _why_unreadable(sample: Mapping[str, Any]) -> str | None:
     """Why a sample cannot be used: its own error, or a mask that does not fit; None where it can."""
     if "unreadable" in sample:
         return sample["unreadable"]
     try:
-        _mask_of(sample, UNKNOWN_LABEL)
+        _mask_of(sample)
     except ImageReadError as error:
         return str(error)
     return None
 
 
-def _mask_of(sample: dict, label: int) -> Image.Image | None:
+def _mask_of(sample: Mapping[str, Any]) -> Image.Image | None:
+    """A sample's truth at its image's size: all 0 for a normal image, None where it is unknown."""
     image, mask = sample["image"], sample["mask"]
     if mask is not None:
         return fit_mask(mask, image.size, f"of {sample['path']}")
-    return Image.new("L", image.size, 0) if label == 0 else None
+    return Image.new("L", image.size, 0) if sample["label"] == 0 else None
 
 
 def _start_worker(worker: int) -> None:

@@ -184,7 +184,7 @@ def index_rows(
         written = os.path.join(folder, path)
         if os.path.isfile(os.path.join(root, written)):
             return written
-        return list_files().find(path, folder) or list_files().find_number(written)
+        return list_files().find(path, folder, numbers=True)
 
     if table.label_column is None and table.kind_column is not None:
         labels = labels_of_kinds([row[table.kind_column] for _, row in rows], table.normal_labels)
