@@ -148,7 +148,7 @@ def test_notes(tmp_path):
     assert "1 images without a label" in " ".join(inspect_source(tmp_path / "b", progress=False).notes)
     write_tree(tmp_path / "mpdd", {"tubes/test/good/1.png": 1, "pipes/test/good/1.png": 1})
     notes = " ".join(inspect_source("mpdd", tmp_path / "mpdd", progress=False).notes)
-    assert "1 images in pipes/ left out" in notes and "every image has the same label" in notes
+    assert "1 in pipes/, which is no class of MPDD" in notes and "every image has the same label" in notes
 
 
 def test_rotation_that_cannot_be_told_is_noted(tmp_path):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 
@@ -24,7 +22,6 @@ from .layouts import SPLITS, DatasetLayout, Variant
 from .records import NORMAL_KIND, Index, Record, kind_of
 from .tables import index_layout_table
 
-_NO_CLASS = "of no class"
 _NAMES = ("class_name", "split", "kind", "group", "stem")
 
 
@@ -67,33 +64,35 @@ def _index_variants(layout: DatasetLayout, tree: FileTree) -> Index | None:
 
 def index_variant(variant: Variant, layout: DatasetLayout, tree: FileTree) -> Index | None:
     """Index a folder by one pattern; None where it does not fit."""
-    normal = {file_key(kind) for kind in layout.normal_kinds}
-    masks = tree.masks(normal)
-    samples, notes, unused = _match_images(variant, layout, tree, masks, normal)
+    paths = _Paths(variant, layout, tree)
+    samples: dict[str, dict[str, str]] = {}
+    unused: dict[str, list[str]] = {}
+    for path in tree.files:
+        if path not in paths.masks:
+            names, reason = paths.read(path)
+            if names:
+                samples[path] = names
+            elif reason:
+                unused.setdefault(reason, []).append(path)
     if not samples or (variant.needs_all and unused):
         return None
-    if variant.needs_normal and not any(file_key(names.get("kind", "")) in normal for _, names in samples):
+    if variant.needs_normal and not any(map(paths.is_normal, samples.values())):
         return None
-    records, used = _pair_masks(variant, samples, normal, tree, masks)
+    records, used = _pair_masks(paths, samples)
     if variant.needs_masks and not used:
         return None
-    images = {record.image for record in records}
-    expressions = [_expression(pattern) for pattern in variant.masks]
-    told = {path for paths in unused.values() for path in paths}
+    told = used.union(samples, *unused.values())
     extra: list[str] = []
     for path in tree.files:
-        if path in used or path in images or path in told:
-            continue
-        asked = any(e.fullmatch(os.path.splitext(path)[0]) for e in expressions)
-        if asked or (variant.masks_by_name and path in masks):
+        if path not in told and paths.is_mask(path):
             extra.append(path)
-        else:
-            reason = "that are masks by their names" if path in masks else f"outside of {variant.images}"
+        elif path not in told:
+            reason = "that are masks by their names" if path in paths.masks else f"outside of {variant.images}"
             unused.setdefault(reason, []).append(path)
-    unused.pop(_NO_CLASS, None)  # told of by a note for each class
+    notes = []
     if variant.label == "mask_content":
         if bare := [record.image for record in records if record.mask is None]:
-            notes.append(f"{len(bare)} images without a mask file are taken as normal ({examples(bare)})")
+            notes = [f"{len(bare)} images without a mask file are taken as normal ({examples(bare)})"]
         records = [_label_by_content(record, tree, layout.mask_rule) for record in records]
     order = {name: place for place, name in enumerate(layout.classes)}
     records.sort(key=lambda r: (order.get(r.class_name, 0), natural_key(r.class_name), r.split, natural_key(r.image)))
@@ -106,116 +105,99 @@ def index_variant(variant: Variant, layout: DatasetLayout, tree: FileTree) -> In
         extra_masks=extra,
         notes=notes,
         unused=unused | tree.set_aside,
-        outside=[path for path in tree.outside if path in images or path in used],
+        outside=[path for path in tree.outside if path in samples or path in used],
     )
 
 
-def _match_images(
-    variant: Variant, layout: DatasetLayout, tree: FileTree, masks: set[str], normal: set[str]
-) -> tuple[list, list[str], dict[str, list[str]]]:
-    """The images of a variant with the names in their paths, notes, and images that contradict it, by reason."""
-    expression = _expression(variant.images)
-    skip = [_expression(pattern) for pattern in variant.skip]
-    kinds = None if variant.kinds is None else {file_key(kind) for kind in variant.kinds}
-    known = {file_key(name): name for name in layout.classes}
-    samples: list = []
-    classes: Counter[str] = Counter()
-    unused: dict[str, list[str]] = {}
-    for path in tree.files:
-        if path in masks:
-            continue
-        stem = os.path.splitext(_plain_form(path, variant, normal))[0]
-        match = expression.fullmatch(stem)
-        if match is None or any(pattern.fullmatch(stem) for pattern in skip):
-            if variant.needs_all:
-                unused.setdefault("elsewhere", []).append(path)
-            continue
+class _Paths:
+    """What a variant of a layout reads in the paths of a folder."""
+
+    def __init__(self, variant: Variant, layout: DatasetLayout, tree: FileTree):
+        self.variant, self.layout, self.tree = variant, layout, tree
+        self.normal = {file_key(kind) for kind in layout.normal_kinds}
+        self.kinds = None if variant.kinds is None else {file_key(kind) for kind in variant.kinds}
+        self.classes = {file_key(name): name for name in layout.classes}
+        self.masks = tree.masks(self.normal)
+        self.finder = MaskFinder(self.masks) if variant.masks_by_name else None
+
+    def read(self, path: str) -> tuple[dict[str, str], str]:
+        """The names in the path of an image, `{}` where it is none; and why it contradicts the variant, or ""."""
+        elsewhere = "elsewhere" if self.variant.needs_all else ""
+        stem = os.path.splitext(self._plain_form(path))[0]
+        match = _expression(self.variant.images).fullmatch(stem)
+        if match is None or any(_expression(pattern).fullmatch(stem) for pattern in self.variant.skip):
+            return {}, elsewhere
         names = {key: value or "" for key, value in match.groupdict().items()}
         kind = file_key(names.get("kind", ""))
-        if kind and kind not in normal and (is_mask_folder(kind) or (kinds is not None and kind not in kinds)):
-            continue
+        if kind and kind not in self.normal:
+            if is_mask_folder(kind) or (self.kinds is not None and kind not in self.kinds):
+                return {}, ""
+            if self.normal & set(map(file_key, names.get("sub", "").split("/"))):
+                return {}, f"in a normal folder below {names['kind']}/, which is none"
         if "split" in names and file_key(names["split"]) not in SPLITS:
-            if variant.needs_all:
-                unused.setdefault("elsewhere", []).append(path)
-            continue
-        if kind and kind not in normal and normal & set(map(file_key, names.get("sub", "").split("/"))):
-            unused.setdefault(f"in a normal folder below {names['kind']}/, which is none", []).append(path)
-            continue
-        names["found_class"] = _class_of(names, layout, known, tree.root)
-        if not names["found_class"]:
-            unused.setdefault(_NO_CLASS, []).append(path)
-            classes[names.get("class_name", "")] += 1
-            continue
-        samples.append((path, names))
-    notes = [
-        f"{count} images in {name}/ left out: {layout.title} has no such class" for name, count in classes.items()
-    ]
-    return samples, notes, unused
+            return {}, elsewhere
+        folder = names.get("class_name") or os.path.basename(os.path.abspath(self.tree.root))
+        if self.classes and ("class_name" in names or len(self.classes) > 1):
+            names["class_name"] = self.classes.get(file_key(folder), "")
+        else:
+            names["class_name"] = next(iter(self.classes.values()), folder)
+        if not names["class_name"]:
+            return {}, f"in {folder}/, which is no class of {self.layout.title}"
+        return names, ""
+
+    def is_normal(self, names: dict[str, str]) -> bool:
+        """Whether an image lies in a folder of a normal kind."""
+        return file_key(names.get("kind", "")) in self.normal
+
+    def is_mask(self, path: str) -> bool:
+        """Whether a file is where an image's mask would be."""
+        stem = os.path.splitext(path)[0]
+        asked = any(_expression(pattern).fullmatch(stem) for pattern in self.variant.masks)
+        return asked or (self.finder is not None and path in self.masks)
+
+    def masks_of(self, path: str, names: dict[str, str]) -> list[str]:
+        """The masks an image may have, the likeliest first."""
+        if self.finder is not None:
+            found: list[str | None] = [*self.finder.find(path)]
+        else:
+            suffix = os.path.splitext(path)[1]
+            wanted = [_fill(pattern, names) for pattern in self.variant.masks]
+            found = [self.tree.find(form) for mask in wanted for form in (mask + suffix, mask)]
+        return [mask for mask in dict.fromkeys(found) if mask and mask != path]
+
+    def _plain_form(self, path: str) -> str:
+        """The path to match: for own data folders of images by any name are `images`, and no kinds."""
+        if not self.variant.masks_by_name:
+            return path
+        plain = plain_path(path)
+        if self.variant.label != "kind":
+            return plain
+        *folders, name = plain.split("/")
+        return "/".join([*(f for f in folders if not is_image_folder(f) or file_key(f) in self.normal), name])
 
 
-def _plain_form(path: str, variant: Variant, normal: set[str]) -> str:
-    """The path to match: for own data folders of images by any name are `images`, and no kinds."""
-    if not variant.masks_by_name:
-        return path
-    plain = plain_path(path)
-    if variant.label != "kind":
-        return plain
-    *folders, name = plain.split("/")
-    return "/".join([*(f for f in folders if not is_image_folder(f) or file_key(f) in normal), name])
-
-
-def _class_of(names: dict[str, str], layout: DatasetLayout, known: dict[str, str], root: str) -> str:
-    """The class of a sample: its folder, the only class there is, or the root folder's name; "" where unknown."""
-    if "class_name" in names:
-        return known.get(file_key(names["class_name"]), "") if known else names["class_name"]
-    if len(known) == 1:
-        return layout.classes[0]
-    folder = os.path.basename(os.path.abspath(root))
-    return known.get(file_key(folder), "") if known else folder
-
-
-def _pair_masks(
-    variant: Variant, samples: list, normal: set[str], tree: FileTree, masks: set[str]
-) -> tuple[list[Record], set[str]]:
+def _pair_masks(paths: _Paths, samples: dict[str, dict[str, str]]) -> tuple[list[Record], set[str]]:
     """Find each image's mask by its stem: first for the anomalous ones, the rest may belong to normal ones."""
-    records: list[Record] = []
-    used: set[str] = set()
+    variant, records, used = paths.variant, list[Record](), set[str]()
     waiting: list[tuple[int, list[str]]] = []
-    candidates = _mask_candidates(variant, tree, masks)
-    for path, names in samples:
-        is_normal = variant.label == "kind" and file_key(names.get("kind", "")) in normal
-        wanted = [mask for mask in candidates(path, names) if mask != path]
+    for path, names in samples.items():
+        is_normal = variant.label == "kind" and paths.is_normal(names)
+        wanted = paths.masks_of(path, names)
         mask = None if is_normal else next(iter(wanted), None)
         if mask:
             used.add(mask)
-        label = {"kind": int(not is_normal), "mask_file": int(mask is not None), "unlabeled": None}.get(
-            variant.label, 1
-        )
+        labels = {"kind": int(not is_normal), "mask_file": int(mask is not None), "unlabeled": None}
+        label = labels.get(variant.label, 1)
         if is_normal and wanted:
             waiting.append((len(records), wanted))
         split = SPLITS[file_key(names["split"])] if "split" in names else variant.split
-        records.append(Record(path, mask, label, names["found_class"], kind_of(label, names.get("kind")), split))
+        records.append(Record(path, mask, label, names["class_name"], kind_of(label, names.get("kind")), split))
     for place, wanted in waiting:
         mask = next((mask for mask in wanted if mask not in used), None)
         if mask:
             used.add(mask)
             records[place] = replace(records[place], mask=mask)
     return records, used
-
-
-def _mask_candidates(variant: Variant, tree: FileTree, masks: set[str]) -> Callable[[str, dict[str, str]], list[str]]:
-    """What gives the masks an image may have, the likeliest first."""
-    if variant.masks_by_name:
-        finder = MaskFinder(masks)
-        return lambda path, names: finder.find(path)
-
-    def by_pattern(path: str, names: dict[str, str]) -> list[str]:
-        suffix = os.path.splitext(path)[1]
-        wanted = [_fill(pattern, names) for pattern in variant.masks]
-        found = [tree.find(form) for mask in wanted for form in (mask + suffix, mask)]
-        return list(dict.fromkeys(mask for mask in found if mask))
-
-    return by_pattern
 
 
 def _label_by_content(record: Record, tree: FileTree, rule: MaskRule) -> Record:
