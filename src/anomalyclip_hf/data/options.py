@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 from .images import MaskRule
@@ -107,3 +108,18 @@ def make_options(options: SourceOptions | None = None, **fields: Any) -> SourceO
     """
     given = {} if options is None else options.source_options()
     return SourceOptions(**{**given, **fields})
+
+
+def parse_options(text: str | None, field: str) -> dict[str, Any]:
+    """Arguments given as one JSON object, {} if there are none.
+
+    Raises:
+        ValueError: it is no JSON object; `field` names it.
+    """
+    try:
+        options = json.loads(text) if text else {}
+    except ValueError as error:
+        raise ValueError(f"{field}={text!r} is no JSON: {error}") from error
+    if not isinstance(options, dict):
+        raise ValueError(f'{field}={text!r}, expected a JSON object such as \'{{"normal_kinds": ["ok"]}}\'')
+    return options
