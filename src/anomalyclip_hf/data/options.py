@@ -48,8 +48,8 @@ class SourceOptions:
     data_dir: str | None = option(
         None, "Unpacked archive of a named data set, or where a table's paths start.", group="Data set"
     )
-    kind: str | None = option(None, f"{', '.join(KINDS[:-1])} or {KINDS[-1]}: do not guess.", group="Data set")
     class_names: list[str] | None = option(None, "These classes alone.", group="Data set")
+    kind: str | None = option(None, f"{', '.join(KINDS[:-1])} or {KINDS[-1]}: do not guess.", group="Data set")
     normal_kinds: list[str] | None = option(
         None, "Names of folders that mean normal; an empty list where none does.", group="Data set"
     )
