@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 COMMANDS = {
     "predict": "Score images: files, folders or a data set in; records and heat maps out.",
     "train": "Learn the two prompts on labelled images; the backbone stays as it is.",
+    "inspect": "Report what a data set holds and what is wrong with it, or export it as a datasets repository.",
 }
 
 

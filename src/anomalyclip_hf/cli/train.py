@@ -7,8 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..data.arguments import parse_options
-from ..data.options import SourceOptions, option
+from ..data.options import SourceOptions, option, parse_options
 from ..training.arguments import PromptTrainingArguments
 
 JSON_HELP = "JSON with further arguments of load_anomaly_dataset"

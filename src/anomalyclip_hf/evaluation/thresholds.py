@@ -15,8 +15,8 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..data.files import atomic_path
+from ..data.images import describe_source, read_image
 from ..data.loader import make_loader
-from ..data.masks import describe_source, read_image
 from .calibration import (
     HALF_MARGIN,
     MARGIN,

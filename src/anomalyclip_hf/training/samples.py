@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..data.masks import fit_mask, read_image
+from ..data.images import fit_mask, read_image
 from ..data.synthetic import DEFECTS, draw_anomaly_on
 
 COLUMNS = ("image", "mask", "label", "path", "class_name")
