@@ -12,7 +12,7 @@ from ..data.files import one_line
 from ..data.options import SourceOptions, option
 
 if TYPE_CHECKING:
-    from ..evaluation.prediction import PredictionSummary
+    from ..scoring.prediction import PredictionSummary
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MAP_FORMATS = ("png", "npy")
@@ -66,7 +66,7 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
     from .. import AnomalyCLIPModel, demo_checkpoint
     from ..data import load_anomaly_dataset
     from ..data.loading import refuse_drawn
-    from ..evaluation.prediction import predict_dataset, predict_files
+    from ..scoring.prediction import predict_dataset, predict_files
 
     name = demo_checkpoint() if settings.model == "demo" else settings.model
     if settings.source:

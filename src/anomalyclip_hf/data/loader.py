@@ -40,10 +40,11 @@ class LoaderSpeed:
 
 def make_loader(
     dataset,
-    processor: Callable[..., Any],
+    processor: Callable[..., Any] | None,
     batch_size: int = 8,
     num_workers: int = 0,
     *,
+    collate: Callable[[list], Any] | None = None,
     sampler: Sampler | Sequence[int] | None = None,
     shuffle: bool = False,
     generator: torch.Generator | None = None,
@@ -67,6 +68,7 @@ def make_loader(
     Args:
         dataset (`datasets.Dataset` or `datasets.IterableDataset`): from `load_anomaly_dataset`.
         processor: called as `processor(images, masks=..., return_tensors="pt")` in the workers.
+        collate (callable, *optional*): makes a batch from the rows in place of all this, without a processor.
         batch_size (`int`): images per batch.
         num_workers (`int`): worker processes; 0 decodes in the calling one. A stream uses at most one, to keep order.
         sampler, shuffle, generator, pin_memory, drop_last, prefetch_factor: as in `DataLoader`.
@@ -90,9 +92,8 @@ def make_loader(
         sampler=sampler,
         shuffle=shuffle if not stream else False,
         generator=generator,
-        collate_fn=partial(
-            collate_samples, processor=processor, keep_masks=keep_masks, skip_unreadable=skip_unreadable
-        ),
+        collate_fn=collate
+        or partial(collate_samples, processor=processor, keep_masks=keep_masks, skip_unreadable=skip_unreadable),
         pin_memory=pin_memory,
         drop_last=drop_last,
         worker_init_fn=_start_worker if workers else None,

@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     import datasets
     from accelerate import Accelerator
 
-    from ..modeling_anomalyclip import AnomalyCLIPModel
-    from ..processing_anomalyclip import AnomalyCLIPProcessor
+    from .. import AnomalyCLIPModel, AnomalyCLIPProcessor
 
 COLUMNS = ("image", "mask", "label", "class_name", "defect_type", "path")
 EXACT_PIXELS = 2**22

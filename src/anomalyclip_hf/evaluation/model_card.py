@@ -125,22 +125,6 @@ def prompts_checksum(model: Any) -> str:
     return digest.hexdigest()
 
 
-def update_thresholds(card: str, image_threshold: float | None, pixel_threshold: float | None) -> str:
-    """Say in a card what its thresholds are now; a card without that section is answered unchanged.
-
-    Args:
-        card: text of a card that `make_model_card` wrote.
-        image_threshold, pixel_threshold: in [0, 1], or None.
-    """
-    from jinja2 import Template
-
-    section = re.compile(r"^## Thresholds\n.*?(?=^## )", re.DOTALL | re.MULTILINE)
-    found = section.search(TEMPLATE.read_text(encoding="utf-8"))
-    assert found is not None  # the template is ours
-    text = Template(found[0]).render(image_threshold=image_threshold, pixel_threshold=pixel_threshold)
-    return section.sub(lambda _: text.rstrip("\n") + "\n\n", card, count=1)
-
-
 def _facts(config: Any, model: Any, base: str | None, prompts_file: str | os.PathLike | None) -> dict[str, str]:
     revision = f" at revision `{config.base_model_revision}`" if config.base_model_revision else ""
     facts = {"method": f"[AnomalyCLIP]({ARXIV}), Zhou et al., ICLR 2024"}
@@ -208,4 +192,4 @@ def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
 
 
-__all__ = ["make_model_card", "prompts_checksum", "update_thresholds"]
+__all__ = ["make_model_card", "prompts_checksum"]

@@ -22,7 +22,7 @@ from .tally import METRICS
 from .visualization import contact_sheet, fit_scale
 
 if TYPE_CHECKING:
-    from ..modeling_anomalyclip import AnomalyCLIPModel
+    from .. import AnomalyCLIPModel, AnomalyCLIPProcessor
     from .visualization import Sample
 
 MAX_ROWS = 24  # of samples.png

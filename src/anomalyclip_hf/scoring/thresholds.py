@@ -1,4 +1,4 @@
-"""Thresholds: from normal samples alone, or from labelled ones.
+"""Thresholds: from normal images alone or from labelled ones, kept in the configuration of a model.
 
 A sample is called anomalous where `score >= threshold`. Thresholds belong into the configuration
 (`image_threshold`, `pixel_threshold`), where they travel with the prompts.
@@ -7,15 +7,35 @@ The same image scores a little differently in another batch size or on another m
 margin from the scores that they were chosen by, in the difference of the two logits whose softmax is the score.
 """
 
+from __future__ import annotations
+
+import json
 import math
+import os
+import re
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
 
-from .metrics import check_finite, rank_images, rank_pixels, to_numpy
-from .ranking import Ranking, best_f1, why_undefined
+from ..data.files import atomic_path
+from ..pipeline_anomalyclip import read_image
+from .engine import score_images
+from .histogram import PixelHistogram
+from .ranking import Ranking, best_f1, check_finite, rank_images, rank_pixels, to_numpy, why_undefined
+from .rows import prepare_row, score_rows
+
+if TYPE_CHECKING:
+    import datasets
+
+    from .. import AnomalyCLIPModel, AnomalyCLIPProcessor
 
 # Differences of logits that rounding alone can make: computed in float32, and in bfloat16 or float16.
 MARGIN, HALF_MARGIN = 1e-5, 2e-2
@@ -77,6 +97,139 @@ class LabelCalibration:
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, for JSON."""
         return asdict(self)
+
+
+_EXPECTED = "a data set of load_anomaly_dataset(...), or a list of normal images (PIL images, arrays or paths)"
+
+
+def calibrate(
+    model: AnomalyCLIPModel,
+    processor: AnomalyCLIPProcessor,
+    dataset: datasets.Dataset | Sequence[Any],
+    method: str = "normal",
+    *,
+    false_alarm_rate: float = 0.05,
+    confidence: float = 0.95,
+    pixel_rate: float = 0.01,
+    objective: str = "f1",
+    recall: float | None = None,
+    batch_size: int = 8,
+    num_workers: int = 0,
+    show_progress: bool = True,
+) -> dict[str, Any]:
+    """Choose `image_threshold` and `pixel_threshold` and put them into `model.config`.
+
+    They then travel with the prompts, and the pipeline gives `label` and `mask`. Maps are judged at the model's input
+    size, smoothed as the processor does it. Thresholds keep a margin from the scores that they were chosen by, since
+    an image scores a little differently in another batch size: 1e-5 in the difference of the two logits where the
+    model computes in float32, 2e-2 in half precision. They are never above 1.
+
+    Args:
+        model, processor: an [`AnomalyCLIPModel`] and its processor.
+        dataset: from `load_anomaly_dataset`, or a list of normal images (PIL images, arrays or paths); images like
+            those to come, none of them from the test set. What can't be read is left out, with a warning.
+        method: `"normal"`: from its normal images alone, see `calibrate_from_normal`; `"labels"`: from all labelled
+            ones, see `calibrate_from_labels`.
+        false_alarm_rate, confidence, pixel_rate: for `"normal"`, see `calibrate_pixels_from_normal`.
+        objective, recall: for `"labels"`.
+        batch_size, num_workers: as in `score_images`.
+        show_progress: show a progress bar.
+
+    Returns:
+        `{"image": ..., "pixel": ...}` as plain numbers; `"pixel"` is None where labels come without a mask.
+
+    Raises:
+        ValueError: no normal image, no readable one, or one class only for `"labels"`.
+        TypeError: the data set is none of the above.
+    """
+    if method not in ("normal", "labels"):
+        raise ValueError(f"method={method!r}, expected 'normal' or 'labels'")
+    wanted = (0,) if method == "normal" else (0, 1)
+    rows = _with_labels(dataset)
+    chosen = [index for index, label in enumerate(rows["label"]) if label in wanted]
+    if not chosen:
+        raise ValueError(f"the data set has {len(rows)} images but none with label {' or '.join(map(str, wanted))}")
+    scores: list[float] = []
+    labels: list[int] = []
+    levels: list[float] = []
+    errors: list[str] = []
+    pixels = PixelHistogram()
+    records = score_images(
+        rows,
+        partial(prepare_row, processor=processor),
+        partial(score_rows, model.eval(), processor),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        indices=chosen,
+    )
+    for record in tqdm(records, total=len(chosen), desc="calibration", unit="image", disable=not show_progress):
+        if record.error is not None:
+            errors.append(record.error)
+            continue
+        score, anomaly_map = record.result
+        scores.append(score)
+        labels.append(record.item.label)
+        if method == "normal":
+            levels.append(pixel_level(anomaly_map, pixel_rate))
+        elif record.item.mask is not None:
+            pixels.update([anomaly_map], [record.item.mask])
+    if errors:
+        if not scores:
+            raise ValueError(f"none of the {len(chosen)} images can be read; the first: {errors[0]}")
+        left_out = f"{len(errors)} of {len(chosen)} images could not be read and are left out"
+        warnings.warn(f"{left_out}; the first: {errors[0]}", stacklevel=2)
+    margin = choose_margin(model)
+    image: NormalCalibration | LabelCalibration
+    pixel: NormalCalibration | LabelCalibration | None
+    if method == "normal":
+        image = calibrate_from_normal(scores, false_alarm_rate, confidence, margin)
+        # Smoothing can leave [0, 1] by a rounding error.
+        pixel = calibrate_from_normal(np.clip(levels, 0.0, 1.0), false_alarm_rate, confidence, margin)
+    else:
+        image = calibrate_from_labels(scores, labels, objective, recall, margin)
+        has_masks = pixels.num_images > 0 and pixels.num_regions > 0
+        pixel = calibrate_from_ranking(pixels.ranking(), objective, recall, margin=margin) if has_masks else None
+    for name, found in (("image_threshold", image), ("pixel_threshold", pixel)):
+        setattr(model.config, name, None if found is None else min(max(found.threshold, 0.0), 1.0))
+    return {"image": image.to_dict(), "pixel": None if pixel is None else pixel.to_dict()}
+
+
+def save_thresholds(
+    checkpoint: str | os.PathLike, image_threshold: float | None, pixel_threshold: float | None
+) -> None:
+    """Write thresholds into the `config.json` of a checkpoint folder (prompts alone or a full one), and its card.
+
+    Raises:
+        FileNotFoundError: there is no `config.json`.
+        ValueError: a threshold outside [0, 1].
+    """
+    path = Path(checkpoint) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: give the folder of a saved checkpoint, not a repository")
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for name, value in (("image_threshold", image_threshold), ("pixel_threshold", pixel_threshold)):
+        if value is not None and not 0.0 <= value <= 1.0:
+            raise ValueError(f"{name}={value}, expected a score in [0, 1] or None")
+        config[name] = value
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    card = path.with_name("README.md")
+    if card.is_file():
+        text = _with_thresholds(card.read_text(encoding="utf-8"), image_threshold, pixel_threshold)
+        with atomic_path(card) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def _with_thresholds(card: str, image_threshold: float | None, pixel_threshold: float | None) -> str:
+    """A card that `make_model_card` wrote, with other thresholds; one without that section as it is."""
+    from jinja2 import Template
+
+    section = re.compile(r"^## Thresholds\n.*?(?=^## )", re.DOTALL | re.MULTILINE)
+    template = Path(__file__).parent.parent / "assets" / "model_card.md"
+    found = section.search(template.read_text(encoding="utf-8"))
+    assert found is not None  # the template is ours
+    text = Template(found[0]).render(image_threshold=image_threshold, pixel_threshold=pixel_threshold)
+    return section.sub(lambda _: text.rstrip("\n") + "\n\n", card, count=1)
 
 
 def num_normal_needed(false_alarm_rate: float = 0.05, confidence: float = 0.95) -> int:
@@ -212,7 +365,7 @@ def calibrate_from_labels(
 def calibrate_pixels_from_labels(
     maps: Any, masks: Any, objective: str = "f1", recall: float | None = None
 ) -> LabelCalibration:
-    """Choose a pixel threshold from maps and masks (as `pixel_metrics`), objective as in `calibrate_from_labels`."""
+    """Choose a pixel threshold from maps and masks (as `rank_pixels`), objective as in `calibrate_from_labels`."""
     return calibrate_from_ranking(rank_pixels(maps, masks, with_regions=False), objective, recall, unit="pixel")
 
 
@@ -223,7 +376,7 @@ def calibrate_from_ranking(
     unit: str = "pixel",
     margin: float = MARGIN,
 ) -> LabelCalibration:
-    """As `calibrate_from_labels`, from counts, such as those of `StreamingPixelMetrics.ranking()`.
+    """As `calibrate_from_labels`, from counts, such as those of `PixelHistogram.ranking()`.
 
     The threshold lies `margin` below a score; `unit`, "image" or "pixel", names the samples in errors.
     """
@@ -282,3 +435,38 @@ def shift_score(score: float, margin: float) -> float:
 def _check_share(name: str, value: float) -> None:
     if not 0.0 < value < 1.0:
         raise ValueError(f"{name}={value} but a value strictly between 0 and 1 is expected")
+
+
+def choose_margin(model: Any) -> float:
+    """How far thresholds keep from scores, as a difference of logits: by the model's least precise weights."""
+    halves = (torch.bfloat16, torch.float16)
+    computed_in_half = torch.is_autocast_enabled(model.device.type)
+    return HALF_MARGIN if computed_in_half or any(p.dtype in halves for p in model.parameters()) else MARGIN
+
+
+class _NormalImages:
+    """A list of normal images in the one schema."""
+
+    def __init__(self, images: Sequence[Any]):
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: int | str) -> Any:
+        if key == "label":
+            return [0] * len(self)
+        assert isinstance(key, int)
+        return {"image": read_image(self.images[key]), "mask": None, "label": 0}
+
+
+def _with_labels(dataset: Any) -> Any:
+    """A data set as it is, a list of images as normal ones."""
+    if isinstance(dataset, (list, tuple)):
+        for place, image in enumerate(dataset):
+            if isinstance(image, Mapping) or not isinstance(image, (str, os.PathLike, Image.Image, np.ndarray)):
+                raise TypeError(f"dataset[{place}] is a {type(image).__name__}, expected {_EXPECTED}")
+        return _NormalImages(dataset)
+    if not hasattr(dataset, "column_names") or not hasattr(dataset, "__len__") or isinstance(dataset, Mapping):
+        raise TypeError(f"dataset is a {type(dataset).__name__}, expected {_EXPECTED}")
+    return dataset
