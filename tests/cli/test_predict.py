@@ -13,8 +13,8 @@ from transformers import pipeline
 
 from anomalyclip_hf.cli import run_command
 from anomalyclip_hf.scoring.inputs import find_images
-from anomalyclip_hf.scoring.prediction import predict_files
 from anomalyclip_hf.scoring.pictures import overlay
+from anomalyclip_hf.scoring.prediction import predict_files
 from draw import draw
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "predict.py"

@@ -9,6 +9,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 
 from anomalyclip_hf.evaluation import metrics
 from anomalyclip_hf.evaluation.metrics import UndefinedMetricWarning
+from anomalyclip_hf.scoring.ranking import label_regions
 
 
 def regions_by_flood(mask):
@@ -129,11 +130,11 @@ def test_aupro_by_hand():
 
 def test_regions_touching_at_corners_are_one():
     _, masks = case("ties")
-    region, sizes = metrics.label_regions(masks[0])
+    region, sizes = label_regions(masks[0])
     assert sizes.tolist() == [7, 3]
     assert region.tolist() == [0] * 7 + [1] * 3
-    assert sorted(metrics.label_regions(masks[1])[1].tolist()) == [1, 1, 2]
-    assert len(metrics.label_regions(masks[2])[1]) == 0
+    assert sorted(label_regions(masks[1])[1].tolist()) == [1, 1, 2]
+    assert len(label_regions(masks[2])[1]) == 0
     assert metrics.pixel_metrics(*case("ties"))["num_regions"] == 5
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from evaluation_tools import make_tree
 from test_baselines import make_tokenizer
 
 from anomalyclip_hf import AnomalyCLIPModel, load_anomaly_dataset
 from anomalyclip_hf.evaluation.command import load_source, main, parse_command
+from evaluation_tools import make_tree
 
 ROOT = Path(__file__).parents[2]
 

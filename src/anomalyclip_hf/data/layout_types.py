@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from .masks import MaskRule
@@ -13,31 +12,6 @@ SPLITS = {
     **dict.fromkeys(("val", "valid", "validation"), "validation"),
 }
 LABEL_RULES = ("kind", "mask_file", "mask_content", "anomalous", "table", "unlabeled")
-
-
-@dataclass(frozen=True)
-class ClassResults:
-    """Published results in percent; None where none was published."""
-
-    image_auroc: float | None = None
-    image_ap: float | None = None
-    pixel_auroc: float | None = None
-    pixel_aupro: float | None = None
-
-
-@dataclass(frozen=True)
-class PaperResults(ClassResults):
-    """Results of the paper (tables 1 and 2), in percent.
-
-    Args:
-        trained_on (`str`): the data set the prompts were learned on.
-        per_class (`Mapping[str, ClassResults]`): the authors' released log, empty where there is none.
-        log_mean (`ClassResults`, *optional*): the mean that log prints; it differs from the paper in places.
-    """
-
-    trained_on: str = "mvtec"
-    per_class: Mapping[str, ClassResults] = field(default_factory=dict)
-    log_mean: ClassResults | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +88,6 @@ class DatasetLayout:
         home_page (`str`): where to get it.
         license (`str`, *optional*): Hub licence id, only where the source itself states it.
         license_note (`str`): what is known of the licence, or where to read it.
-        paper_results (`PaperResults`, *optional*): published numbers.
     """
 
     name: str
@@ -129,4 +102,3 @@ class DatasetLayout:
     home_page: str = ""
     license: str | None = None
     license_note: str = ""
-    paper_results: PaperResults | None = None

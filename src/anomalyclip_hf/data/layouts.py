@@ -31,15 +31,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from .layout_types import ClassResults, DatasetLayout, PaperResults, Table, Variant
+from .layout_types import DatasetLayout, Table, Variant
 
 __all__ = [
     "LAYOUTS",
     "OWN_LAYOUTS",
     "OWN_NORMAL_KINDS",
-    "ClassResults",
     "DatasetLayout",
-    "PaperResults",
     "Table",
     "Variant",
     "find_layout",
@@ -64,40 +62,6 @@ MVTEC_TREE = (
 IMAGES_AND_MASKS = (Variant("images/{stem}", masks=_own_masks("masks/"), label="anomalous"),)
 
 
-def _results(
-    image_auroc: float | None,
-    image_ap: float | None,
-    pixel_auroc: float | None,
-    pixel_aupro: float | None,
-    **more: Any,
-) -> PaperResults:
-    return PaperResults(image_auroc, image_ap, pixel_auroc, pixel_aupro, **more)
-
-
-# pixel AUROC, AUPRO, image AUROC, image AP, as the authors' log prints them.
-_MVTEC_LOG = {
-    "carpet": (98.8, 90.0, 100.0, 100.0),
-    "bottle": (90.4, 80.8, 88.7, 96.8),
-    "hazelnut": (97.2, 92.5, 97.2, 98.5),
-    "leather": (98.6, 92.2, 99.8, 99.9),
-    "cable": (78.9, 64.0, 70.3, 81.7),
-    "capsule": (95.8, 87.6, 89.5, 97.8),
-    "grid": (97.3, 75.4, 97.8, 99.3),
-    "pill": (91.8, 88.1, 81.1, 95.3),
-    "transistor": (70.8, 58.2, 93.9, 92.1),
-    "metal_nut": (74.6, 71.1, 92.4, 98.2),
-    "screw": (97.5, 88.0, 82.1, 92.9),
-    "toothbrush": (91.9, 88.5, 85.3, 93.9),
-    "zipper": (91.3, 65.4, 98.4, 99.5),
-    "tile": (94.7, 87.4, 100.0, 100.0),
-    "wood": (96.4, 91.5, 96.9, 99.2),
-}
-
-
-def _from_log(pixel_auroc: float, pixel_aupro: float, image_auroc: float, image_ap: float) -> ClassResults:
-    return ClassResults(image_auroc, image_ap, pixel_auroc, pixel_aupro)
-
-
 _POLYP_PAGE = "https://figshare.com/articles/figure/Polyp_DataSet_zip/21221579"
 _READ = "not stated here: read it at the home page and in the archive before sharing"
 
@@ -116,12 +80,6 @@ _ROWS = (
         home_page="https://www.mvtec.com/company/research/datasets/mvtec-ad",
         license="cc-by-nc-sa-4.0",
         license_note="CC BY-NC-SA 4.0 (readme.txt in the archive): no commercial use",
-        paper_results=_results(
-            *(91.5, 96.2, 91.1, 81.4),
-            trained_on="visa",
-            per_class={name: _from_log(*row) for name, row in _MVTEC_LOG.items()},
-            log_mean=_from_log(91.1, 81.4, 91.6, 96.4),
-        ),
     ),
     DatasetLayout(
         name="visa",
@@ -151,7 +109,6 @@ _ROWS = (
         home_page="https://github.com/amazon-science/spot-diff",
         license="cc-by-4.0",
         license_note="CC BY 4.0 (LICENSE-DATASET at the home page)",
-        paper_results=_results(82.1, 85.4, 95.5, 87.0),
     ),
     DatasetLayout(
         name="mpdd",
@@ -161,7 +118,6 @@ _ROWS = (
         splits=("train", "test"),
         home_page="https://github.com/stepanje/MPDD",
         license_note=_READ,
-        paper_results=_results(77.0, 82.0, 96.5, 88.7),
     ),
     DatasetLayout(
         name="btad",
@@ -174,7 +130,6 @@ _ROWS = (
         splits=("train", "test"),
         home_page="http://avires.dimi.uniud.it/papers/btad/btad.zip",
         license_note=_READ,
-        paper_results=_results(88.3, 87.3, 94.2, 74.8),
     ),
     DatasetLayout(
         name="sdd",
@@ -194,7 +149,6 @@ _ROWS = (
         splits=("train", "test"),
         home_page="https://www.vicos.si/resources/kolektorsdd/",
         license_note=_READ,
-        paper_results=_results(84.7, 80.0, 90.6, 67.8),
     ),
     DatasetLayout(
         name="dagm",
@@ -210,7 +164,6 @@ _ROWS = (
         splits=("train", "test"),
         home_page="https://www.kaggle.com/datasets/mhskjelvareid/dagm-2007-competition-dataset-optical-inspection",
         license_note=_READ,
-        paper_results=_results(97.5, 92.3, 95.6, 91.0),
     ),
     DatasetLayout(
         name="dtd_synthetic",
@@ -225,7 +178,6 @@ _ROWS = (
         splits=("train", "test"),
         home_page="https://drive.google.com/drive/folders/10OyPzvI3H6llCZBxKxFlKWt1Pw1tkMK1",
         license_note=_READ,
-        paper_results=_results(93.5, 97.0, 97.9, 92.3),
     ),
     DatasetLayout(
         name="headct",
@@ -248,7 +200,6 @@ _ROWS = (
         ),
         home_page="https://www.kaggle.com/datasets/felipekitamura/head-ct-hemorrhage",
         license_note=_READ,
-        paper_results=_results(93.4, 91.6, None, None),
     ),
     DatasetLayout(
         name="brainmri",
@@ -263,7 +214,6 @@ _ROWS = (
         ),
         home_page="https://www.kaggle.com/datasets/navoneel/brain-mri-images-for-brain-tumor-detection",
         license_note=_READ,
-        paper_results=_results(90.3, 92.2, None, None),
     ),
     DatasetLayout(
         name="br35h",
@@ -275,7 +225,6 @@ _ROWS = (
         variants=(Variant("{kind}/{stem}", kinds=("no", "yes")),),  # pred/ beside them has no labels
         home_page="https://www.kaggle.com/datasets/ahmedhamada0/brain-tumor-detection",
         license_note=_READ,
-        paper_results=_results(94.6, 94.7, None, None),
     ),
     DatasetLayout(
         name="covid19",
@@ -290,7 +239,6 @@ _ROWS = (
         ),
         home_page="https://www.kaggle.com/datasets/tawsifurrahman/covid19-radiography-database",
         license_note=_READ,
-        paper_results=_results(80.1, 58.7, None, None),
     ),
     DatasetLayout(
         name="isic",
@@ -312,7 +260,6 @@ _ROWS = (
         ),
         home_page="https://isic-challenge-data.s3.amazonaws.com/2016/ISBI2016_ISIC_Part1_Test_Data.zip",
         license_note=_READ,
-        paper_results=_results(None, None, 89.7, 78.4),
     ),
     DatasetLayout(
         name="colondb",
@@ -323,7 +270,6 @@ _ROWS = (
         variants=IMAGES_AND_MASKS,
         home_page=_POLYP_PAGE,
         license_note=_READ,
-        paper_results=_results(None, None, 81.9, 71.3),
     ),
     DatasetLayout(
         name="clinicdb",
@@ -338,7 +284,6 @@ _ROWS = (
         ),
         home_page=_POLYP_PAGE,
         license_note=_READ,
-        paper_results=_results(None, None, 82.9, 67.8),
     ),
     DatasetLayout(
         name="kvasir",
@@ -349,7 +294,6 @@ _ROWS = (
         variants=IMAGES_AND_MASKS,
         home_page=_POLYP_PAGE,
         license_note=_READ,
-        paper_results=_results(None, None, 78.9, 45.6),
     ),
     DatasetLayout(
         name="endo",
@@ -360,7 +304,6 @@ _ROWS = (
         variants=(Variant("{kind}/{stem}", masks=_own_masks("masks/"), needs_masks=True),),
         home_page="https://drive.google.com/file/d/1LNpLkv5ZlEUzr_RPN5rdOHaqk0SkZa3m/view",
         license_note=_READ,
-        paper_results=_results(None, None, 84.1, 63.6),
     ),
     DatasetLayout(
         name="tn3k",
@@ -370,7 +313,6 @@ _ROWS = (
         variants=(Variant("test-image/{stem}", masks=_own_masks("test-mask/"), label="anomalous"),),
         home_page="https://github.com/haifangong/TRFE-Net-for-thyroid-nodule-segmentation",
         license_note=_READ,
-        paper_results=_results(None, None, 81.5, 50.4),
     ),
 )
 

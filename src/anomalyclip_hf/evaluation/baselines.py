@@ -23,7 +23,7 @@ from ..modeling_anomalyclip import compute_similarity_maps
 from ..prompts_anomalyclip import locate_base
 
 if TYPE_CHECKING:
-    from .. import AnomalyCLIPModel, AnomalyCLIPProcessor
+    from .. import AnomalyCLIPModel
 
 OWN = "anomalyclip"
 DPAM_CHOICES = ("off", "vv", "qq", "kk")

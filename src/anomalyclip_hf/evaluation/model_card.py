@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .metrics import METRICS
+
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard
 
@@ -20,13 +22,8 @@ TAGS = ["anomaly-detection", "zero-shot", "clip", "anomalyclip"]
 PIPELINE_TAG = "image-segmentation"
 ARXIV = "https://arxiv.org/abs/2310.18961"
 
-# metric of an evaluation -> (metric id, name); others are not shown.
-METRICS = {
-    "image_auroc": ("roc_auc", "image AUROC"),
-    "image_ap": ("average_precision", "image AP"),
-    "pixel_auroc": ("roc_auc", "pixel AUROC"),
-    "aupro": ("aupro", "pixel AUPRO"),
-}
+# Metrics of an evaluation that the Hub has a name for; others are not shown.
+SHOWN = [key for key, metric in METRICS.items() if metric.hub_type]
 ALIASES = {"pixel_aupro": "aupro"}
 # field of a training record -> what the card calls it; other fields keep their names.
 TRAINING_NAMES = {
@@ -93,7 +90,7 @@ def make_model_card(
         tags=TAGS,
         **relation,
     )
-    shown = [key for key in METRICS if any(key in mean for _, mean in means.values())]
+    shown = [key for key in SHOWN if any(key in mean for _, mean in means.values())]
     return ModelCard.from_template(
         data,
         template_str=TEMPLATE.read_text(encoding="utf-8"),
@@ -106,7 +103,7 @@ def make_model_card(
         results=[
             {"name": title, "values": [_percent(mean.get(key)) for key in shown]} for title, mean in means.values()
         ],
-        metrics=[METRICS[key][1] for key in shown],
+        metrics=[_card_title(key) for key in shown],
         training=[(TRAINING_NAMES.get(key, key), value) for key, value in recorded.items() if value is not None],
         image_threshold=config.image_threshold,
         pixel_threshold=config.pixel_threshold,
@@ -162,7 +159,7 @@ def _mean(name: str, entry: Any) -> tuple[str, dict[str, float]]:
     methods = entry.get("methods")
     main = next(iter(methods.values())) if isinstance(methods, Mapping) and methods else entry
     mean = {ALIASES.get(key, key): value for key, value in (main.get("mean") or {}).items()}
-    finite = {key: float(mean[key]) for key in METRICS if _is_number(mean.get(key)) and math.isfinite(mean[key])}
+    finite = {key: float(mean[key]) for key in SHOWN if _is_number(mean.get(key)) and math.isfinite(mean[key])}
     return str(entry.get("title") or name), finite
 
 
@@ -179,13 +176,17 @@ def _eval_results(means: Mapping[str, tuple[str, dict[str, float]]]) -> list[Eva
             task_name="Zero-shot anomaly detection",
             dataset_type=re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-"),
             dataset_name=title,
-            metric_type=METRICS[key][0],
-            metric_name=METRICS[key][1],
+            metric_type=METRICS[key].hub_type,
+            metric_name=_card_title(key),
             metric_value=round(value, 4),
         )
         for name, (title, mean) in means.items()
         for key, value in mean.items()
     ]
+
+
+def _card_title(key: str) -> str:
+    return METRICS[key].card_title or METRICS[key].title
 
 
 def _percent(value: float | None) -> str:

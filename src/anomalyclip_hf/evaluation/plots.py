@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..data.files import atomic_path, one_line
-from .metrics import to_numpy
-from .ranking import Curve
+from ..scoring.ranking import to_numpy
+from .metrics import Curve
 
 # Okabe and Ito's colors, which color-blind readers can tell apart; line styles tell the eighth line from the first.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -1,9 +1,4 @@
-"""Pictures: overlays and contact sheets with NumPy and Pillow, plots with matplotlib (see `plots.py`).
-
-A run has ONE scale. `vmin` and `vmax` are the ends of the color map for every picture of it: 0 and 1 for the
-probabilities of AnomalyCLIP, or what `fit_scale` finds over all maps. Maps are never stretched one by one
-unless `vmin` and `vmax` are given per image. Color maps are perceptually uniform and readable for the color-blind.
-"""
+"""Contact sheets of judged images: image, truth, map and overlay side by side, all on the one scale of a run."""
 
 import functools
 import os
@@ -15,8 +10,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..data.files import atomic_path, one_line
-from .metrics import to_numpy
+from ..scoring.pictures import colorize, overlay, resize_map, to_rgb
+from ..scoring.ranking import to_numpy
 
+MAX_SHOWN = 1024  # pixels: pictures of a report are all kept until it is written
 COLUMNS = ("image", "truth", "map", "overlay", "predicted mask")
 OUTLINE = (0, 229, 255)  # cyan: the one bright color that inferno does not have
 _INK, _PAPER, _MUTED = (32, 32, 36), (255, 255, 255), (110, 110, 118)
@@ -61,46 +58,6 @@ def fit_scale(maps: Iterable[Any], lower: float = 0.01, upper: float = 0.999) ->
         )
     vmin, vmax = (float(value) for value in np.quantile(pixels, [lower, upper]))
     return (vmin, vmax) if vmax > vmin else (vmin, vmin + 1e-6)
-
-
-def colorize(anomaly_map: Any, vmin: float = 0.0, vmax: float = 1.0, colormap: str = "inferno") -> Image.Image:
-    """Paint a map: `vmin` and below get the first color, `vmax` and above the last.
-
-    Args:
-        anomaly_map: `(H, W)` float.
-        vmin, vmax: the scale of the run.
-        colormap: any of matplotlib; perceptually uniform are inferno, viridis, cividis, magma, plasma.
-    """
-    return Image.fromarray(_colors(colormap)[_levels(anomaly_map, vmin, vmax)])
-
-
-def overlay(
-    image: Image.Image,
-    anomaly_map: Any,
-    vmin: float = 0.0,
-    vmax: float = 1.0,
-    alpha: float = 0.5,
-    colormap: str = "inferno",
-) -> Image.Image:
-    """Lay a map over its image, at the image's size.
-
-    The image is shown in gray, so that all color comes from the map, which covers it more the higher it is: by half
-    of `alpha` at `vmin`, by 1.5 times `alpha` (at most wholly) at `vmax`.
-
-    Args:
-        image: PIL image, any mode.
-        anomaly_map: `(h, w)` float; resized bilinearly where its size differs.
-        vmin, vmax: the scale of the run.
-        alpha: in [0, 1].
-        colormap: as in `colorize`.
-    """
-    if not 0.0 <= alpha <= 1.0:
-        raise ValueError(f"alpha={alpha} but a share in [0, 1] is expected")
-    gray = np.asarray(to_rgb(image).convert("L"), dtype=np.float32)[..., None]
-    levels = _levels(resize_map(anomaly_map, image.size), vmin, vmax)
-    cover = np.minimum(1.0, alpha * (0.5 + np.arange(256, dtype=np.float32) / 255.0))[levels][..., None]
-    blended = gray * (1.0 - cover) + _colors(colormap)[levels] * cover
-    return Image.fromarray((blended + 0.5).astype(np.uint8))
 
 
 def draw_outline(image: Image.Image, mask: Any, color: tuple[int, int, int] = OUTLINE, width: int = 2) -> Image.Image:
@@ -193,6 +150,14 @@ def picture_row(
     return [picture.convert("RGB") for picture in pictures]
 
 
+def reduce_image(image: Image.Image) -> Image.Image:
+    """An image as a report shows it, with at most `MAX_SHOWN` pixels on the longer side."""
+    if max(image.size) > MAX_SHOWN:
+        image = to_rgb(image)
+        image.thumbnail((MAX_SHOWN, MAX_SHOWN))
+    return image
+
+
 def worst_misses(scores: Any, labels: Any, count: int = 8) -> list[int]:
     """Indices of the anomalous images with the lowest scores, worst first."""
     scores, labels = to_numpy(scores), to_numpy(labels)
@@ -215,31 +180,6 @@ def caption(sample: Sample) -> str:
     if sample.score is not None:
         parts.append(f"score {sample.score:.3f}")
     return "  |  ".join(parts)
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to RGB; 16-bit and float ones are stretched to 8 bits, transparency turns white."""
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith(("I", "F")):
-        values = np.asarray(image, dtype=np.float64)
-        low, high = values.min(), values.max()
-        scaled = (values - low) * (255.0 / (high - low if high > low else 1.0))
-        return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        solid = Image.new("RGBA", image.size, (*_PAPER, 255))
-        return Image.alpha_composite(solid, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
-
-
-def resize_map(anomaly_map: Any, size: tuple[int, int]) -> np.ndarray:
-    """Resize a map bilinearly to `(width, height)`; returns `(height, width)` float32."""
-    values = np.asarray(to_numpy(anomaly_map), dtype=np.float32)
-    if values.ndim != 2 or values.size == 0:
-        raise ValueError(f"anomaly_map has shape {values.shape} but (H, W) is expected")
-    if values.shape == (size[1], size[0]):
-        return values
-    return np.asarray(Image.fromarray(values).resize(size, Image.Resampling.BILINEAR))
 
 
 def resize_mask(mask: Any, size: tuple[int, int]) -> np.ndarray:
@@ -274,28 +214,6 @@ def _draw_color_bar(
             at = x + round((threshold - vmin) / (vmax - vmin) * (width - 1))
             draw.line((at, y - 3, at, y + 12), fill=OUTLINE, width=2)
     draw.text((x + width // 2, y + 13), note, fill=_MUTED, font=_font(12), anchor="ma")
-
-
-def _levels(anomaly_map: Any, vmin: float, vmax: float) -> np.ndarray:
-    """Map values to color numbers 0 .. 255."""
-    if not vmax > vmin:
-        raise ValueError(f"vmin={vmin}, vmax={vmax} but vmin < vmax is expected: see fit_scale")
-    values = np.asarray(to_numpy(anomaly_map), dtype=np.float32)
-    if values.ndim != 2:
-        raise ValueError(f"anomaly_map has shape {values.shape} but (H, W) is expected")
-    if np.isnan(values).any():
-        raise ValueError("anomaly_map has NaN but finite values are expected: check the image and the model")
-    return (np.clip((values - vmin) / (vmax - vmin), 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
-
-
-@functools.cache
-def _colors(colormap: str) -> np.ndarray:
-    """The 256 colors of a color map, `(256, 3)` uint8."""
-    import matplotlib
-
-    if colormap not in matplotlib.colormaps:
-        raise ValueError(f"colormap={colormap!r} is not known to matplotlib: use inferno, viridis or cividis")
-    return (matplotlib.colormaps[colormap].resampled(256)(np.arange(256))[:, :3] * 255.0 + 0.5).astype(np.uint8)
 
 
 @functools.cache

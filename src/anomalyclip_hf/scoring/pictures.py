@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..pipeline_anomalyclip import read_image
+from ..images_anomalyclip import load_image
 from .ranking import to_numpy
 
 # Red, green and blue of matplotlib's "inferno", in hexadecimal.
@@ -89,7 +89,7 @@ def draw_legend(vmin: float, vmax: float, width: int = 320) -> Image.Image:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """An image of any mode as RGB, in 8 bits by the rule of the one reader; transparency turns white."""
-    image = read_image(image)
+    image = load_image(image)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         solid = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(solid, image.convert("RGBA")).convert("RGB")

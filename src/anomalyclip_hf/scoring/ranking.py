@@ -223,5 +223,3 @@ def _as_truth(values: np.ndarray, name: str) -> np.ndarray:
         strange = values[~truth & (values != 0)].ravel()[0]
         raise ValueError(f"{name} has the value {strange} but only 0 and 1 are expected: binarize it first")
     return truth
-
-

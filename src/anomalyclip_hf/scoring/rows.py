@@ -24,12 +24,14 @@ class PreparedRow(NamedTuple):
         label: 0 normal, 1 anomalous, None unknown.
         mask: `(h, w)` bool truth at the size that pixels are judged at, all False for a normal image; None where it is
             unknown.
+        class_name: what baselines call the object.
     """
 
     pixel_values: torch.Tensor
     size: tuple[int, int]
     label: int | None
     mask: np.ndarray | None
+    class_name: str = "object"
 
 
 def prepare_row(
@@ -62,7 +64,7 @@ def prepare_row(
         if isinstance(map_size, int):
             mask = mask.resize((map_size, map_size), resample=Image.Resampling.BILINEAR)
         truth = np.asarray(mask) > 127.5
-    return PreparedRow(inputs["pixel_values"][0], size, label, truth)
+    return PreparedRow(inputs["pixel_values"][0], size, label, truth, str(row.get("class_name") or "object"))
 
 
 @torch.no_grad()

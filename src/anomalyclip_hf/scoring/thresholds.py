@@ -26,7 +26,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..data.files import atomic_path
-from ..pipeline_anomalyclip import read_image
+from ..images_anomalyclip import load_image
 from .engine import score_images
 from .histogram import PixelHistogram
 from .ranking import Ranking, best_f1, check_finite, rank_images, rank_pixels, to_numpy, why_undefined
@@ -457,7 +457,7 @@ class _NormalImages:
         if key == "label":
             return [0] * len(self)
         assert isinstance(key, int)
-        return {"image": read_image(self.images[key]), "mask": None, "label": 0}
+        return {"image": load_image(self.images[key]), "mask": None, "label": 0}
 
 
 def _with_labels(dataset: Any) -> Any:
