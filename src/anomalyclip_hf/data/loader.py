@@ -40,7 +40,7 @@ class LoaderSpeed:
 
 def make_loader(
     dataset,
-    processor: Callable[..., Any] | None,
+    processor: Any,
     batch_size: int = 8,
     num_workers: int = 0,
     *,

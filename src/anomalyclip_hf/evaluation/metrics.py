@@ -143,7 +143,8 @@ def summarize(ranking: Ranking, names: Iterable[str], fpr_limit: float = 0.3) ->
         reason = why_undefined(ranking, needs_regions=name.startswith("aupro"), unit=unit)
         value = math.nan if reason else METRICS[name].compute(ranking, fpr_limit)
         if name.endswith("f1_max"):
-            result[name], result[f"{name}_threshold"] = F1Max(math.nan, math.nan) if reason else value
+            best = value if isinstance(value, F1Max) else F1Max(math.nan, math.nan)
+            result[name], result[f"{name}_threshold"] = best
         else:
             result[name] = value
         if reason is None and math.isnan(result[name]):

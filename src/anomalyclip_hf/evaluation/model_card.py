@@ -176,7 +176,7 @@ def _eval_results(means: Mapping[str, tuple[str, dict[str, float]]]) -> list[Eva
             task_name="Zero-shot anomaly detection",
             dataset_type=re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-"),
             dataset_name=title,
-            metric_type=METRICS[key].hub_type,
+            metric_type=str(METRICS[key].hub_type),
             metric_name=_card_title(key),
             metric_value=round(value, 4),
         )

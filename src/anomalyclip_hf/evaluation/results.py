@@ -120,7 +120,7 @@ def class_table(entry: Mapping[str, Any]) -> str:
     rows = [heading]
 
     def add(name: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
-        row = [name, *_cells(ours, METRICS)]
+        row = [name, *_cells(ours, list(METRICS))]
         if published:
             compared = PUBLISHED_METRICS
             row += [*_cells(theirs, compared), *_signed(difference(ours, theirs), compared)]

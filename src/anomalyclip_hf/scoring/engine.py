@@ -7,12 +7,14 @@ record of that image says why it was skipped.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 from ..data.loader import make_loader
 
 
-class Record(NamedTuple):
+@dataclass(frozen=True)
+class Record:
     """What became of one image.
 
     Args:
@@ -115,10 +117,10 @@ def _score(score: Callable[[list[Any]], Sequence[Any]], records: list[Record]) -
         results = score([record.item for record in records])
     except Exception as error:
         if len(records) == 1:
-            yield records[0]._replace(error=explain(error))
+            yield replace(records[0], error=explain(error))
             return
         for record in records:
             yield from _score(score, [record])
         return
     for record, result in zip(records, results, strict=True):
-        yield record._replace(result=result)
+        yield replace(record, result=result)

@@ -116,6 +116,7 @@ def calibrate(
     batch_size: int = 8,
     num_workers: int = 0,
     show_progress: bool = True,
+    skipped: list[str] | None = None,
 ) -> dict[str, Any]:
     """Choose `image_threshold` and `pixel_threshold` and put them into `model.config`.
 
@@ -134,6 +135,7 @@ def calibrate(
         objective, recall: for `"labels"`.
         batch_size, num_workers: as in `score_images`.
         show_progress: show a progress bar.
+        skipped: a list that gets why each image was left out, in place of the warning.
 
     Returns:
         `{"image": ..., "pixel": ...}` as plain numbers; `"pixel"` is None where labels come without a mask.
@@ -176,8 +178,11 @@ def calibrate(
     if errors:
         if not scores:
             raise ValueError(f"none of the {len(chosen)} images can be read; the first: {errors[0]}")
-        left_out = f"{len(errors)} of {len(chosen)} images could not be read and are left out"
-        warnings.warn(f"{left_out}; the first: {errors[0]}", stacklevel=2)
+        if skipped is None:
+            left_out = f"{len(errors)} of {len(chosen)} images could not be read and are left out"
+            warnings.warn(f"{left_out}; the first: {errors[0]}", stacklevel=2)
+        else:
+            skipped += errors
     margin = choose_margin(model)
     image: NormalCalibration | LabelCalibration
     pixel: NormalCalibration | LabelCalibration | None
