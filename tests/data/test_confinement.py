@@ -12,7 +12,7 @@ from anomalyclip_hf.cli.running import name_options
 from anomalyclip_hf.data import export_dataset, inspect_source, load_anomaly_dataset
 from anomalyclip_hf.data.__main__ import main
 from anomalyclip_hf.data.export import export_source
-from anomalyclip_hf.data.loading import make_options
+from anomalyclip_hf.data.options import SourceOptions
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -185,7 +185,7 @@ def test_files_behind_links_are_not_exported_unasked(root, tmp_path):
     with pytest.raises(ValueError, match=r"1 files lie outside of .*bad/secret\.png.*copies"):
         export_source(root, tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()
-    out = export_source(root, tmp_path / "out", options=make_options(allow_outside=True), progress=False)
+    out = export_source(root, tmp_path / "out", options=SourceOptions(allow_outside=True), progress=False)
     assert sorted(number_of(row["image"]) for row in load_anomaly_dataset(out)) == [1, 2, 9]
 
 

@@ -10,10 +10,11 @@ import pytest
 from picture_trees import pixels_of, write_mask, write_tree
 from PIL import Image
 
+from anomalyclip_hf.cli import run_command
 from anomalyclip_hf.data import load_anomaly_dataset
 from anomalyclip_hf.data.__main__ import main
-from anomalyclip_hf.data.contact_sheet import OUTLINE, outline_mask
-from anomalyclip_hf.data.inspect import PROBLEMS, inspect_source
+from anomalyclip_hf.data.contact_sheet import OUTLINE, sheet_width
+from anomalyclip_hf.data.inspect import PROBLEMS, TILE, inspect_source
 
 REAL = Path(__file__).parents[1] / "fixtures" / "real"
 
@@ -148,7 +149,7 @@ def test_notes(tmp_path):
     assert "1 images without a label" in " ".join(inspect_source(tmp_path / "b", progress=False).notes)
     write_tree(tmp_path / "mpdd", {"tubes/test/good/1.png": 1, "pipes/test/good/1.png": 1})
     notes = " ".join(inspect_source("mpdd", tmp_path / "mpdd", progress=False).notes)
-    assert "1 images in pipes/ left out" in notes and "every image has the same label" in notes
+    assert "1 in pipes/, which is no class of MPDD" in notes and "every image has the same label" in notes
 
 
 def test_rotation_that_cannot_be_told_is_noted(tmp_path):
@@ -186,14 +187,6 @@ def test_command_line_options_reach_the_source(tmp_path, capsys):
     assert "screw  anomaly  anomalous       1" in shown and "screw  good     normal          1" in shown
 
 
-def test_outline_lies_around_the_defect():
-    mask = np.zeros((9, 9), np.uint8)
-    mask[4, 4] = 255
-    drawn = np.asarray(outline_mask(Image.new("RGB", (9, 9)), Image.fromarray(mask), width=1))
-    ring = (drawn == OUTLINE).all(-1)
-    assert ring.sum() == 8 and ring[3:6, 3:6].sum() == 8 and not ring[4, 4]
-
-
 def test_a_failed_sheet_leaves_nothing(tmp_path, monkeypatch):
     write_mask(tmp_path / "in" / "1.png", 1)
 
@@ -208,8 +201,30 @@ def test_a_failed_sheet_leaves_nothing(tmp_path, monkeypatch):
     assert shutil.os.path.exists(tmp_path / "in")
 
 
+def test_a_sheet_has_a_row_for_each_class_and_defect(tmp_path):
+    write_tree(tmp_path / "in", {f"{name}/{i}.png": i for name in ("good", "cut", "rust") for i in range(8)})
+    (tmp_path / "in" / "cut" / "0.png").write_bytes(b"torn")
+    inspect_source(tmp_path / "in", progress=False, contact_sheet=tmp_path / "s.png")
+    width, height = Image.open(tmp_path / "s.png").size
+    assert width == sheet_width(6, TILE) and 3 * 150 < height < 3 * (TILE + 60)
+
+
+def test_export_and_report_are_two_things(tmp_path, capsys):
+    write_tree(tmp_path / "in", {"good/0.png": 1})
+    source, out = str(tmp_path / "in"), str(tmp_path / "out")
+    for words, said in (
+        ([source, "--export", out, "--strict"], "--export writes all splits and no report"),
+        ([source, "--push"], "belong to --export"),
+        ([], "there is no source"),
+        ([source, "--kind", "tables"], "--kind tables must be one of folder, tree"),
+    ):
+        assert run_command("inspect", words) == 2
+        assert said in capsys.readouterr().err
+    assert run_command("inspect", [source, "--export", out, "--no-progress"]) == 0
+    assert capsys.readouterr().out.strip() == out
+
+
 def test_as_a_program():
-    """`python -m` finds the module through the package's import hook, which main() alone does not see."""
     command = [
         sys.executable,
         "-m",

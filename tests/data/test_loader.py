@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from picture_trees import number_of, write_picture, write_tree
+from picture_trees import write_picture, write_tree
 from PIL import Image
 
-from anomalyclip_hf.data import load_anomaly_dataset, make_loader, measure_loader
-from anomalyclip_hf.data.masks import ImageReadError
+from anomalyclip_hf.data import load_anomaly_dataset, make_loader
+from anomalyclip_hf.data.images import ImageReadError
 from anomalyclip_hf.processing_anomalyclip import AnomalyCLIPProcessor
 
 PROCESSOR = AnomalyCLIPProcessor(size={"height": 28, "width": 28})
@@ -73,16 +73,3 @@ def test_a_sampler_decides_the_order(dataset):
     assert [Path(path).stem for path in next(iter(batches))["path"]] == ["5", "6"]
     with pytest.raises(ValueError, match="batch_size=0 must be 1 or more"):
         make_loader(dataset, PROCESSOR, 0)
-
-
-def test_speed_is_measured_by_the_clock(dataset):
-    def processor(images, masks=None, return_tensors="pt"):
-        torch.zeros(1)
-        __import__("time").sleep(0.01 * len(images))
-        return {"pixel_values": torch.tensor([number_of(image) for image in images])}
-
-    speed = measure_loader(dataset, processor, seconds=0.3, batch_size=2)
-    assert speed.images >= 2 and speed.seconds >= 0.3  # the ten images are gone through more than once
-    assert 5 < speed.images_per_second <= 100
-    with pytest.raises(ValueError, match="empty"):
-        measure_loader(dataset.select([]), processor)

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
@@ -10,9 +12,9 @@ import pytest
 from picture_trees import area_of, number_of, pixels_of, summary, write_mask, write_picture, write_tree
 from PIL import Image
 
-from anomalyclip_hf.data import load_anomaly_dataset
+from anomalyclip_hf.data import SourceOptions, images, load_anomaly_dataset
 from anomalyclip_hf.data.export import export_source
-from anomalyclip_hf.data.masks import ImageReadError
+from anomalyclip_hf.data.images import ImageReadError
 
 REAL = Path(__file__).parents[1] / "fixtures" / "real"
 COLUMNS = ["image", "mask", "label", "class_name", "defect_type", "path"]
@@ -458,3 +460,34 @@ def test_a_stream_names_its_rows_alike_in_every_pass(make_image):
     stream = load_anomaly_dataset(datasets.Dataset.from_dict(rows, features=features).to_iterable_dataset())
     for _ in range(2):
         assert [row["path"] for row in stream] == ["000000", "000001", "000002"]
+
+
+def test_options_are_one_object_or_fields(folder):
+    options = SourceOptions(class_names="nuts", normal_kinds=["rust"], mask_threshold=100)
+    chosen = load_anomaly_dataset(folder, options=options)
+    assert chosen.features["mask"].threshold == 100
+    assert summary(chosen) == summary(load_anomaly_dataset(folder, **options.source_options()))
+    assert summary(load_anomaly_dataset(folder, options=options, normal_kinds=("good",), mask_threshold=0)) == FOLDER
+    assert summary(load_anomaly_dataset(folder, options=SourceOptions(data_dir=str(folder)), kind=None)) == FOLDER
+    with pytest.raises(TypeError, match="normal_kind'"):
+        load_anomaly_dataset(folder, normal_kind=["good"])
+    with pytest.raises(ValueError, match="kind='files' must be one of folder, tree"):
+        load_anomaly_dataset(folder, kind="files")
+
+
+def test_importing_the_folder_is_light():
+    code = (
+        "import sys; from anomalyclip_hf.data import load_anomaly_dataset, inspect_source, export_dataset, read_image;"
+        "print([name for name in ('datasets', 'torch', 'pandas', 'scipy', 'matplotlib') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_former_name_of_the_reader_still_works():
+    from anomalyclip_hf.data import masks
+
+    with pytest.warns(FutureWarning, match=r"data\.masks is called anomalyclip_hf\.data\.images"):
+        assert masks.read_mask is images.read_mask
+    with pytest.raises(AttributeError):
+        masks.nothing  # noqa: B018

@@ -56,7 +56,7 @@ class Settings(CalibrationOptions, ModelOptions, SourceOptions):
     disable_tqdm: bool = option(False, "Show no progress bar.")
 
     def __post_init__(self):
-        getattr(super(), "__post_init__", lambda: None)()
+        super().__post_init__()
         if not self.source:
             raise ValueError("source is missing; give a folder of normal images, or labelled data")
         check_method(self.method, self.recall, "method")

@@ -72,7 +72,7 @@ class Settings(CalibrationOptions, ModelOptions, SourceOptions):
     disable_tqdm: bool = option(False, "Show no progress bars.")
 
     def __post_init__(self):
-        getattr(super(), "__post_init__", lambda: None)()
+        super().__post_init__()
         if not self.sources and not self.source:
             raise ValueError("sources is missing; give --sources NAME=FOLDER ..., or --source with --data-dir")
         if self.sources and self.source:

@@ -6,17 +6,17 @@ from .._lazy import find_export
 
 _WHERE = {
     "load_anomaly_dataset": "loading",
+    "SourceOptions": "options",
     "LAYOUTS": "layouts",
     "DatasetLayout": "layouts",
     "Variant": "layouts",
     "find_layout": "layouts",
     "register_layout": "layouts",
-    "ImageReadError": "masks",
-    "MaskRule": "masks",
-    "read_image": "masks",
-    "read_mask": "masks",
+    "ImageReadError": "images",
+    "MaskRule": "images",
+    "read_image": "images",
+    "read_mask": "images",
     "make_loader": "loader",
-    "measure_loader": "loader",
     "inspect_source": "inspect",
     "export_dataset": "export",
 }

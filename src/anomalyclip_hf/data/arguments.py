@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Collection
-from inspect import signature
+from dataclasses import fields
 from typing import Any
+
+from .options import SourceOptions
 
 _COLUMNS = ("image_column", "mask_column", "label_column", "class_column", "defect_column", "split_column")
 _NAMES = ("kind", "class_names", "normal_kinds", "normal_labels", "mask_threshold", "revision", "allow_outside")
@@ -68,11 +70,7 @@ def split_options(options: dict[str, Any], drawn: bool) -> tuple[dict[str, Any],
     Raises:
         ValueError: there is none, and `load_anomaly_dataset` has no such argument.
     """
-    from .loading import load_anomaly_dataset
-
-    known = [
-        name for name in signature(load_anomaly_dataset).parameters if name not in ("source", "data_dir", "split")
-    ]
+    known = [field.name for field in fields(SourceOptions) if field.name != "data_dir"] + ["streaming"]
     others = {name: value for name, value in options.items() if name not in known}
     if others and not drawn:
         raise ValueError(f"no option of a source is called {', '.join(others)}: expected one of {', '.join(known)}")

@@ -1,114 +1,134 @@
-"""A sheet of samples with their masks outlined, to see at a glance whether images and masks belong together."""
+"""Sheets of labelled pictures, and the outline of a mask on its image."""
 
 from __future__ import annotations
 
+import functools
 import os
-import tempfile
-from collections import defaultdict
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from PIL import Image, ImageChops, ImageDraw, ImageFilter
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
-from .indexing import NORMAL_KIND
-from .masks import ImageReadError, fit_mask
+from .files import atomic_path, one_line
 
-OUTLINE = (255, 0, 200)
-TILE, CAPTION, GAP, COLUMNS, MAX_TILES = 200, 28, 6, 6, 48
+OUTLINE = (0, 229, 255)  # cyan: the one bright color that the heat maps' inferno does not have
+INK, PAPER, MUTED = (32, 32, 36), (255, 255, 255), (110, 110, 118)
+GAP, LINE = 8, 18  # pixels between pictures, and height of a line of text
 
 
-def write_contact_sheet(parts: Mapping[str, Any], path: str | os.PathLike, max_tiles: int = MAX_TILES) -> None:
-    """Draw samples of every class and defect type, masks outlined, and write the sheet.
+@dataclass(frozen=True)
+class SheetRow:
+    """A row of a sheet.
 
     Args:
-        parts: split -> data set of the one schema.
-        path: .png or .jpg.
-        max_tiles (`int`): samples shown at most.
+        pictures: PIL images of at most the sheet's cell size.
+        title (`str`): written above them.
+        labels: written below each, of one or several lines.
+    """
+
+    pictures: Sequence[Image.Image]
+    title: str = ""
+    labels: Sequence[str] = ()
+
+    @property
+    def lines(self) -> int:
+        """Lines of text below the pictures."""
+        return max((label.count("\n") + 1 for label in self.labels), default=0)
+
+
+def contact_sheet(
+    rows: Sequence[SheetRow],
+    path: str | os.PathLike,
+    *,
+    columns: Sequence[str] = (),
+    cell_size: int = 192,
+    title: str = "",
+    footer: Image.Image | None = None,
+) -> None:
+    """Write a sheet with rows of pictures, whole or not at all.
+
+    Args:
+        rows: at least one.
+        path: file to write, in any format of Pillow by its suffix.
+        columns: names of the columns.
+        cell_size: side of a picture in pixels, 64 or more.
+        title: heading.
+        footer: picture below the rows, `sheet_width` less a gap on each side wide; such as a scale of colors.
 
     Raises:
-        ValueError: nothing can be shown.
+        ValueError: there is no row, or the suffix is of no format.
     """
-    chosen = _choose(parts, max_tiles)
-    if not chosen:
-        raise ValueError("the source has no images: there is nothing to put on a contact sheet")
-    rows = -(-len(chosen) // COLUMNS)
-    columns = min(COLUMNS, len(chosen))
-    sheet = Image.new("RGB", (columns * (TILE + GAP) + GAP, rows * (TILE + CAPTION + GAP) + GAP), (24, 24, 24))
-    for place, (split, index) in enumerate(chosen):
-        tile = _tile(parts[split], index)
-        sheet.paste(tile, (GAP + place % COLUMNS * (TILE + GAP), GAP + place // COLUMNS * (TILE + CAPTION + GAP)))
-    save_image(sheet, path)
+    if not rows:
+        raise ValueError("rows is empty but at least one sample is expected")
+    if cell_size < 64:
+        raise ValueError(f"cell_size={cell_size} but 64 or more is expected")
+    width = sheet_width(max([len(columns), *(len(row.pictures) for row in rows)]), cell_size)
+    top = GAP + (LINE + 10 if title else 0) + (LINE + 4 if columns else 0)
+    heights = [
+        LINE * (bool(row.title) + row.lines) + max(picture.height for picture in row.pictures) + GAP for row in rows
+    ]
+    sheet = Image.new("RGB", (width, top + sum(heights) + (footer.height + GAP if footer else 0)), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    places = [GAP + column * (cell_size + GAP) for column in range(width // (cell_size + GAP))]
+    if title:
+        draw.text((GAP, GAP), fit_text(title, width - 2 * GAP, 18), fill=INK, font=font(18))
+    for x, name in zip(places, columns, strict=False):
+        draw.text((x, top - LINE - 4), name, fill=MUTED, font=font(13))
+    y = top
+    for row, height in zip(rows, heights, strict=True):
+        under = y + height - GAP - LINE * row.lines
+        if row.title:
+            draw.text((GAP, y), fit_text(row.title, width - 2 * GAP, 13), fill=INK, font=font(13))
+        for x, picture in zip(places, row.pictures, strict=False):
+            sheet.paste(picture, (x, y + LINE * bool(row.title)))
+        for x, label in zip(places, row.labels, strict=False):
+            for number, line in enumerate(label.split("\n")):
+                draw.text((x, under + LINE * number), fit_text(line, cell_size, 12), fill=MUTED, font=font(12))
+        y += height
+    if footer is not None:
+        sheet.paste(footer, (GAP, y))
+    with atomic_path(path) as temporary:
+        sheet.save(temporary)
 
 
-def outline_mask(image: Image.Image, mask: Image.Image, width: int = 2) -> Image.Image:
-    """Draw the border of a mask around, not over, what it marks.
+def sheet_width(pictures: int, cell_size: int) -> int:
+    """Width of a sheet in pixels, of so many pictures beside each other."""
+    return GAP + pictures * (cell_size + GAP)
+
+
+def outline_mask(
+    image: Image.Image, mask: Image.Image, color: tuple[int, int, int] = OUTLINE, width: int = 2
+) -> Image.Image:
+    """Draw the border of a mask around, not over, what it marks, with a dark rim to stand out.
 
     Args:
-        image, mask (`PIL.Image.Image`): RGB and L, of one size.
+        image, mask (`PIL.Image.Image`): RGB and L (0 and 255), of one size.
+        color: of the line.
         width (`int`, pixels): of the line.
     """
-    outer = mask.filter(ImageFilter.MaxFilter(2 * width + 1))
-    return Image.composite(Image.new("RGB", image.size, OUTLINE), image, ImageChops.subtract(outer, mask))
+    border = ImageChops.subtract(mask.filter(ImageFilter.MaxFilter(2 * width + 1)), mask)
+    rim = ImageChops.subtract(border.filter(ImageFilter.MaxFilter(3)), border)
+    dark = Image.composite(image.point(lambda value: value // 3), image, rim)
+    return Image.composite(Image.new("RGB", image.size, color), dark, border)
 
 
-def save_image(image: Image.Image, path: str | os.PathLike) -> None:
-    """Write an image whole or not at all; the suffix chooses the format."""
-    path = os.fspath(path)
-    folder, suffix = os.path.dirname(path) or ".", os.path.splitext(path)[1] or ".png"
-    if suffix.lower() not in Image.registered_extensions():
-        raise ValueError(f"contact sheet {path!r}: suffix {suffix!r} is no image format, expected .png or .jpg")
-    os.makedirs(folder, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(suffix=suffix, dir=folder)
-    os.close(handle)
-    try:
-        image.save(temporary)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path if os.path.splitext(path)[1] else path + suffix)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _choose(parts: Mapping[str, Any], max_tiles: int) -> list[tuple[str, int]]:
-    """Samples to show: each class and defect type in turn, so that all are seen before any is seen twice."""
-    groups: dict[tuple, list[tuple[str, int]]] = defaultdict(list)
-    for split, dataset in parts.items():
-        names = zip(dataset["class_name"], dataset["defect_type"], strict=True)
-        for index, (name, kind) in enumerate(names):
-            groups[(name, kind == NORMAL_KIND, kind)].append((split, index))
-    chosen: list[tuple[tuple, tuple[str, int]]] = []
-    quota = max(1, max_tiles // max(1, len(groups)))
-    for turn in range(quota):
-        for key, members in sorted(groups.items()):
-            take = min(quota, len(members))
-            if turn < take and len(chosen) < max_tiles:
-                chosen.append((key, members[turn * len(members) // take]))
-    return [place for _, place in sorted(chosen)]
-
-
-def _tile(dataset, index: int) -> Image.Image:
-    tile = Image.new("RGB", (TILE, TILE + CAPTION), (24, 24, 24))
-    lines = [f"row {index}", "unreadable"]
-    try:
-        sample = dataset[index]
-        image, mask = sample["image"], sample["mask"]
-        size = _inside(image.size)
-        small = image.resize(size, Image.Resampling.BICUBIC)
-        if mask is not None:
-            reduced = fit_mask(mask, image.size).resize(size, Image.Resampling.BOX)
-            small = outline_mask(small, reduced.point(lambda value: 255 if value else 0))
-        tile.paste(small, ((TILE - size[0]) // 2, (TILE - size[1]) // 2))
-        note = "" if mask is not None or sample["label"] != 1 else " (no mask)"
-        lines = [f"{sample['class_name']} / {sample['defect_type'] or '?'}{note}", os.path.basename(sample["path"])]
-    except ImageReadError as error:
-        lines[1] = str(error)[-34:]
-    draw = ImageDraw.Draw(tile)
-    for number, line in enumerate(lines):
-        text = line.encode("ascii", "replace").decode()
-        draw.text((2, TILE + 2 + 12 * number), text[:34], fill=(235, 235, 235))
-    return tile
-
-
-def _inside(size: tuple[int, int]) -> tuple[int, int]:
-    scale = TILE / max(size)
+def inside(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """(W, H) in pixels of a picture of a size, once its longer side is `side`."""
+    scale = side / max(size)
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+@functools.cache
+def font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    """Pillow's own font at a size in pixels."""
+    return ImageFont.load_default(size=size)
+
+
+def fit_text(text: str, width: int, size: int) -> str:
+    """Cut a text in its middle until it fits into `width` pixels, as one printable line."""
+    text = one_line(text)
+    shown, kept = text, len(text)
+    while kept > 4 and font(size).getlength(shown) > width:
+        kept -= 1
+        shown = f"{text[: kept // 2]} ... {text[-(kept - kept // 2) :]}"
+    return shown

@@ -12,20 +12,34 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from ..images_anomalyclip import ORIENTATION_TAG
 from .file_tree import examples, leaves_root
-from .indexing import Index
-from .inspect import raw_rows
-from .loading import SourceOptions, open_source, records_to_dataset
-from .masks import MaskRule, fit_mask, open_image, orientation_of, read_image, read_mask, upright_size
+from .images import (
+    ORIENTATION_TAG,
+    MaskRule,
+    fit_mask,
+    open_image,
+    orientation_of,
+    read_bytes,
+    read_image,
+    read_mask,
+    upright_size,
+)
+from .loading import open_source, select_parts
+from .options import SourceOptions, make_options
+from .records import Index
+
+if TYPE_CHECKING:
+    import datasets
 
 SHARD_BYTES = 300 * 1024 * 1024
-ROWS_HELD, BYTES_HELD = 64, 64 * 1024 * 1024  # of pictures in memory at a time
+ROWS_HELD = 16  # pictures in memory at a time
 LICENSE_FILES = ("license", "license.txt", "license.md", "licence", "licence.txt", "readme.txt", "readme.md", "readme")
 UNKNOWN_LICENSE = "unknown"
 _SPLIT_NAME = re.compile(r"\w+([.-]\w+)*", re.ASCII)  # part of file names; `datasets` reads no others
@@ -34,7 +48,7 @@ _SIGNATURE = "Images with anomaly labels and masks, written by `anomalyclip_hf`.
 
 
 def export_dataset(
-    dataset: Any,
+    dataset: datasets.Dataset | Mapping[str, datasets.Dataset],
     out: str | os.PathLike,
     *,
     push: bool = False,
@@ -42,7 +56,7 @@ def export_dataset(
     license: str | None = None,
     license_note: str = "",
     title: str | None = None,
-    notices: tuple[str, ...] = (),
+    notices: Sequence[str] = (),
     overwrite: bool = False,
     progress: bool = True,
     token: str | None = None,
@@ -78,46 +92,38 @@ def export_dataset(
             )
     if license and not _LICENSE_ID.fullmatch(license):
         raise ValueError(f"license={license!r} is no id of the Hub, such as cc-by-4.0: put sentences in license_note")
-    target = os.fspath(out)
-    title = title or os.path.basename(os.path.abspath(target))
-    parent = None if push else (os.path.dirname(os.path.abspath(target)))
-    if not push:
+    target = Path(out)
+    parent = None if push else Path(os.path.abspath(target)).parent
+    if parent is not None:
         _check_target(target, overwrite)
-        os.makedirs(parent or ".", exist_ok=True)
-    temporary = tempfile.mkdtemp(prefix=".export-", dir=parent)
-    try:
-        os.chmod(temporary, 0o755)
-        counts = {split: _write_split(split, part, temporary, progress) for split, part in parts.items()}
-        first = next(iter(parts.values()))
-        stated = _line(first.info.license or "")
-        license = license or (stated if _LICENSE_ID.fullmatch(stated) else None)
+        parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=parent) as folder:
+        content = Path(folder, "new")
+        Path(content, "data").mkdir(parents=True)
+        for split, part in parts.items():
+            _write_split(split, part, content / "data", Path(folder, "packed.arrow"), progress)
+        info = next(iter(parts.values())).info
+        stated = _line(info.license or "")
         if stated and not _LICENSE_ID.fullmatch(stated):  # a sentence, or the whole text
-            license_note = license_note or stated[:200]
-        if notices:
-            os.makedirs(os.path.join(temporary, "source"))
+            license_note, stated = license_note or stated[:200], ""
         for notice in notices:
-            shutil.copyfile(notice, os.path.join(temporary, "source", os.path.basename(notice)))
-        card = make_card(title, parts, counts, license, license_note, first.info.homepage or "", notices)
-        with open(os.path.join(temporary, "README.md"), "w", encoding="utf-8") as file:
-            file.write(card)
+            Path(content, "source").mkdir(exist_ok=True)
+            shutil.copyfile(notice, content / "source" / os.path.basename(notice))
+        title = title or os.path.basename(os.path.abspath(target))
+        card = make_card(title, parts, license or stated, license_note, info.homepage or "", notices)
+        Path(content, "README.md").write_text(card, encoding="utf-8")
         if push:
-            return _upload(temporary, target, private, token)
-        old = tempfile.mkdtemp(prefix=".export-old-", dir=parent)
-        if os.path.isdir(target):
-            os.replace(target, os.path.join(old, "old"))
-        os.replace(temporary, target)
-        shutil.rmtree(old)
-        return target
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            return _upload(folder=content, repository=str(out), private=private, token=token)
+        if target.is_dir():
+            os.replace(target, Path(folder, "old"))
+        os.replace(content, target)
+    return os.fspath(out)
 
 
 def export_source(
     source: Any,
     out: str | os.PathLike,
     data_dir: str | os.PathLike | None = None,
-    *,
-    kind: str | None = None,
     options: SourceOptions | None = None,
     **arguments: Any,
 ) -> str:
@@ -126,8 +132,8 @@ def export_source(
     Raises:
         ValueError: files are missing, or lie outside of the source behind links and `allow_outside` is off.
     """
-    options = options or SourceOptions()
-    found = open_source(source, data_dir, options, kind=kind)
+    options = make_options(options)
+    found = open_source(source, data_dir, options)
     if isinstance(found, Index):
         if found.missing:
             raise ValueError(f"{len(found.missing)} files named by {found.form} do not exist, e.g. {found.missing[0]}")
@@ -139,45 +145,38 @@ def export_source(
             )
         if remarks := found.remarks():
             warnings.warn(f"{found.root}: {'; '.join(remarks)}", stacklevel=2)
-        records = [r for r in found.records if not options.class_names or r.class_name in options.class_names]
-        splits = list(dict.fromkeys(record.split for record in records))
-        parts: Any = {s: records_to_dataset(found, [r for r in records if r.split == s]) for s in splits}
-        row = found.layout
         arguments.setdefault("notices", _notices(found.root))
-        if row is not None:
-            arguments.setdefault("title", row.title)
-            arguments.setdefault("license_note", row.license_note)
-    else:
-        parts = found
-        if options.class_names:
-            wanted = set(options.class_names)
-            parts = {s: p.filter(wanted.__contains__, input_columns="class_name") for s, p in parts.items()}
-    parts = {split: part for split, part in parts.items() if len(part)}
-    if not parts:
-        raise ValueError(f"nothing to export: {source!r} has no images of the classes {options.class_names}")
-    return export_dataset(parts, out, **arguments)
+        if found.layout is not None:
+            arguments.setdefault("title", found.layout.title)
+            arguments.setdefault("license_note", found.layout.license_note)
+    parts = select_parts(found, "all", options.class_names)
+    return export_dataset({split: part for split, part in parts.items() if len(part)}, out, **arguments)
 
 
 def make_card(
     title: str,
-    parts: Mapping[str, Any],
-    counts: Mapping[str, int],
-    license: str | None,
+    parts: Mapping[str, datasets.Dataset],
+    license: str,
     license_note: str = "",
     home_page: str = "",
-    notices: tuple[str, ...] = (),
+    notices: Sequence[str] = (),
 ) -> str:
     """The repository's README.md: where it comes from, what is in it, and the licence as the source states it."""
-    files = "\n".join(f"  - split: {split}\n    path: data/{split}-*.parquet" for split in counts)
+    from huggingface_hub import DatasetCardData
+
+    files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in parts]
+    facts = DatasetCardData(
+        license=license or UNKNOWN_LICENSE,
+        pretty_name=_line(title),
+        task_categories=["image-classification", "image-segmentation"],
+        tags=["anomaly-detection", "anomalyclip_hf"],
+        configs=[{"config_name": "default", "data_files": files}],
+    )
     classes = sorted({_line(name) for part in parts.values() for name in part.unique("class_name")})
     copied = [f"`source/{os.path.basename(notice)}`" for notice in notices]
     lines = [
         "---",
-        f"license: {license or UNKNOWN_LICENSE}",
-        f"pretty_name: {_quoted(title)}",
-        "task_categories:\n- image-classification\n- image-segmentation",
-        "tags:\n- anomaly-detection\n- anomalyclip_hf",
-        f"configs:\n- config_name: default\n  data_files:\n{files}",
+        facts.to_yaml(),
         "---",
         f"# {_line(title)}",
         "",
@@ -185,7 +184,7 @@ def make_card(
         "",
         "| split | images |",
         "|---|---|",
-        *(f"| {split} | {number} |" for split, number in counts.items()),
+        *(f"| {split} | {len(part)} |" for split, part in parts.items()),
         "",
         f"Classes: {', '.join(classes)}.",
         "",
@@ -194,7 +193,7 @@ def make_card(
         "",
         "```python",
         "from anomalyclip_hf.data import load_anomaly_dataset",
-        f'dataset = load_anomaly_dataset("PATH_OR_REPOSITORY", split="{next(iter(counts))}")',
+        f'dataset = load_anomaly_dataset("PATH_OR_REPOSITORY", split="{next(iter(parts))}")',
         "```",
         "",
         "## Source and license",
@@ -209,66 +208,64 @@ def make_card(
     return "\n".join(lines)
 
 
-def _check_target(target: str, overwrite: bool) -> None:
+def _check_target(target: Path, overwrite: bool) -> None:
     """Replace nothing but an earlier export, and that only when told to."""
-    if not os.path.isdir(target) or not os.listdir(target):
+    if not target.is_dir() or not any(target.iterdir()):
         return
-    card = os.path.join(target, "README.md")
-    mine = False
-    if os.path.isfile(card):
-        with open(card, encoding="utf-8", errors="replace") as file:
-            mine = _SIGNATURE in file.read()
+    card = target / "README.md"
+    mine = card.is_file() and _SIGNATURE in card.read_text(encoding="utf-8", errors="replace")
     if not overwrite or not mine:
         advice = "overwrite=True replaces it" if mine else "it is no earlier export, so it is never replaced"
         raise FileExistsError(f"{target} is not empty: choose another folder ({advice})")
 
 
-def _write_split(split: str, dataset: Any, folder: str, progress: bool) -> int:
-    """Write parquet shards of one split; one row group of pictures is held in memory."""
+def _write_split(split: str, dataset: datasets.Dataset, folder: Path, packed: Path, progress: bool) -> None:
+    """Write parquet shards of one split; few pictures are held in memory, the rest in a file on the way."""
     import datasets
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    from tqdm.auto import tqdm
+
+    from .features import undecoded
 
     features = datasets.Features({**dataset.features, "image": datasets.Image(), "mask": datasets.Image()})
-    schema = features.arrow_schema
-    data = os.path.join(folder, "data")
-    os.makedirs(data, exist_ok=True)
-    shards: list[str] = []
-    writer, written = None, 0
-    for rows in _chunks(
-        tqdm(_encoded_rows(dataset), total=len(dataset), desc=f"export {split}", disable=not progress)
-    ):
-        if writer is None or written > SHARD_BYTES:
-            if writer is not None:
-                writer.close()
-            shards.append(os.path.join(data, f"{split}-{len(shards):05d}.parquet"))
-            writer, written = pq.ParquetWriter(shards[-1], schema), 0
-        table = pa.Table.from_pylist(rows, schema=schema)
-        writer.write_table(table)
-        written += table.nbytes
-    if writer is not None:
-        writer.close()
-    for number, shard in enumerate(shards):
-        os.replace(shard, os.path.join(data, f"{split}-{number:05d}-of-{len(shards):05d}.parquet"))
-    return len(dataset)
+    facts = {"rule": dataset.features["mask"].rule, "root": _common_folder(dataset["path"])}
+    with _progress_bars(progress):
+        table = undecoded(dataset).map(
+            _pack,
+            fn_kwargs=facts,
+            features=features,
+            cache_file_name=str(packed),
+            writer_batch_size=ROWS_HELD,
+            desc=f"export {split}",
+        )
+        shards = min(len(table), -(-table.data.nbytes // SHARD_BYTES))
+        for number in range(shards):
+            shard = table.shard(shards, number, contiguous=True)
+            shard.to_parquet(folder / f"{split}-{number:05d}-of-{shards:05d}.parquet", batch_size=ROWS_HELD)
+    packed.unlink()
 
 
-def _encoded_rows(dataset: Any) -> Iterator[dict]:
-    raw = raw_rows(dataset)
-    feature = raw.features["mask"]
-    rule = MaskRule(feature.threshold, feature.jpeg_threshold)
-    root = _common_folder(dataset["path"])
-    for row in raw:
-        path = os.path.relpath(row["path"], root).replace(os.sep, "/") if root else row["path"]
-        read_image(row["image"])  # a broken file must stop the export, not its readers
-        image = {"bytes": _bytes_of(row["image"]), "path": os.path.basename(path)}
-        yield {**row, "image": image, "mask": _mask_png(row, rule, path), "path": path}
+@contextmanager
+def _progress_bars(shown: bool) -> Iterator[None]:
+    """Whether `datasets` shows its bars."""
+    import datasets
+
+    hidden = datasets.are_progress_bars_disabled()
+    if not shown:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not hidden:
+            datasets.enable_progress_bars()
 
 
-def _mask_png(row: dict, rule: MaskRule, path: str) -> dict | None:
+def _pack(row: dict[str, Any], rule: MaskRule, root: str) -> dict[str, Any]:
+    """A row of `undecoded` with its image's bytes, and its mask as a PNG on the upright image."""
+    path = os.path.relpath(row["path"], root).replace(os.sep, "/") if root else row["path"]
+    name = os.path.basename(path)
+    read_image(row["image"])  # a broken file must stop the export, not its readers
+    image = {"bytes": read_bytes(row["image"]), "path": name}
     if row["mask"] is None:
-        return None
+        return {**row, "image": image, "path": path}
     mask = read_mask(row["mask"], rule, row["mask"]["turn"])
     opened = open_image(row["image"])
     more: dict[str, Any] = {}
@@ -277,36 +274,16 @@ def _mask_png(row: dict, rule: MaskRule, path: str) -> dict | None:
         more["exif"][ORIENTATION_TAG] = 1
     buffer = io.BytesIO()
     fit_mask(mask, upright_size(opened), f"of {path}").save(buffer, "PNG", **more)
-    return {"bytes": buffer.getvalue(), "path": f"{os.path.splitext(os.path.basename(path))[0]}_mask.png"}
+    packed = {"bytes": buffer.getvalue(), "path": f"{os.path.splitext(name)[0]}_mask.png"}
+    return {**row, "image": image, "mask": packed, "path": path}
 
 
-def _bytes_of(cell: Mapping) -> bytes:
-    if cell["bytes"] is not None:
-        return cell["bytes"]
-    with open(cell["path"], "rb") as file:
-        return file.read()
-
-
-def _chunks(rows: Any) -> Iterator[list[dict]]:
-    held: list[dict] = []
-    size = 0
-    for row in rows:
-        held.append(row)
-        size += len(row["image"]["bytes"])
-        if len(held) >= ROWS_HELD or size >= BYTES_HELD:
-            yield held
-            held, size = [], 0
-    if held:
-        yield held
-
-
-def _common_folder(paths: Any) -> str:
+def _common_folder(paths: Sequence[str]) -> str:
     """The folder all paths share, so that no one's home folder ends up in the export; "" for relative names."""
     paths = list(paths)
     if not paths or not all(os.path.isabs(path) for path in paths):
         return ""
-    folder = os.path.commonpath([os.path.dirname(path) for path in paths])
-    return folder
+    return os.path.commonpath([os.path.dirname(path) for path in paths])
 
 
 def _notices(root: str) -> tuple[str, ...]:
@@ -318,7 +295,7 @@ def _notices(root: str) -> tuple[str, ...]:
     return tuple(os.path.join(root, name) for name in found if name not in links)
 
 
-def _upload(folder: str, repository: str, private: bool, token: str | None) -> str:
+def _upload(folder: Path, repository: str, private: bool, token: str | None) -> str:
     from huggingface_hub import HfApi
 
     api = HfApi(token=token)
@@ -327,11 +304,6 @@ def _upload(folder: str, repository: str, private: bool, token: str | None) -> s
         repo_id=repository, folder_path=folder, repo_type="dataset", commit_message="Add the data set and its card"
     )
     return str(url)
-
-
-def _quoted(text: str) -> str:
-    escaped = _line(text).replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
 
 
 def _line(text: str) -> str:

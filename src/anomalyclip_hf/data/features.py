@@ -15,7 +15,7 @@ import pyarrow as pa
 from datasets.features.features import register_feature
 from PIL import Image
 
-from .masks import MaskRule, read_image, read_mask
+from .images import MaskRule, read_image, read_mask
 
 LABEL_NAMES = ("normal", "anomalous")
 
@@ -43,10 +43,15 @@ class AnomalyMask(datasets.Image):
     pa_type: ClassVar[Any] = pa.struct({"bytes": pa.binary(), "path": pa.string(), "turn": pa.int8()})
     _type: str = field(default="AnomalyMask", init=False, repr=False)
 
+    @property
+    def rule(self) -> MaskRule:
+        """How its masks are binarised."""
+        return MaskRule(self.threshold, self.jpeg_threshold)
+
     def decode_example(self, value: Any, token_per_repo_id=None) -> Image.Image:
         """Decode one cell; raises `ImageReadError` naming the file."""
         turn = value.get("turn") if isinstance(value, dict) else None
-        return read_mask(value, MaskRule(self.threshold, self.jpeg_threshold), turn)
+        return read_mask(value, self.rule, turn)
 
     def encode_example(self, value: Any) -> dict:
         """Encode a path, bytes, PIL image, array or `{"bytes", "path", "turn"}`."""
@@ -56,27 +61,32 @@ class AnomalyMask(datasets.Image):
     def cast_storage(self, storage: pa.Array) -> pa.Array:
         """Take the storage of a plain `datasets.Image` too."""
         if pa.types.is_struct(storage.type) and storage.type.get_field_index("turn") >= 0:
-            turn = storage.field("turn").cast(pa.int8())
-            mask = storage.is_null()
-        else:
-            storage = datasets.Image().cast_storage(storage)
-            turn = pa.nulls(len(storage), pa.int8())
-            mask = storage.is_null()
-        fields = [storage.field("bytes").cast(pa.binary()), storage.field("path").cast(pa.string()), turn]
-        return pa.StructArray.from_arrays(fields, ["bytes", "path", "turn"], mask=mask)
+            return _with_turn(storage, storage.field("turn"))
+        return _with_turn(datasets.Image().cast_storage(storage))
 
-    def embed_storage(self, storage: pa.Array, *args, **kwargs) -> pa.Array:
+    def embed_storage(self, storage: pa.Array, *args: Any, **kwargs: Any) -> pa.Array:
         """Put the files' bytes into the column, keeping `turn`."""
-        embedded = datasets.Image().embed_storage(
-            datasets.Image().cast_storage(_without_turn(storage)), *args, **kwargs
-        )
-        fields = [embedded.field("bytes"), embedded.field("path"), storage.field("turn")]
-        return pa.StructArray.from_arrays(fields, ["bytes", "path", "turn"], mask=storage.is_null())
+        fields = [storage.field("bytes"), storage.field("path")]
+        plain = pa.StructArray.from_arrays(fields, ["bytes", "path"], mask=storage.is_null())
+        embedded = datasets.Image().embed_storage(datasets.Image().cast_storage(plain), *args, **kwargs)
+        return _with_turn(embedded, storage.field("turn"))
 
 
-def _without_turn(storage: pa.Array) -> pa.Array:
-    fields = [storage.field("bytes"), storage.field("path")]
-    return pa.StructArray.from_arrays(fields, ["bytes", "path"], mask=storage.is_null())
+def _with_turn(storage: pa.StructArray, turn: pa.Array | None = None) -> pa.StructArray:
+    turn = pa.nulls(len(storage), pa.int8()) if turn is None else turn.cast(pa.int8())
+    fields = [storage.field("bytes").cast(pa.binary()), storage.field("path").cast(pa.string()), turn]
+    return pa.StructArray.from_arrays(fields, ["bytes", "path", "turn"], mask=storage.is_null())
+
+
+def mask_feature(rule: MaskRule, decode: bool = True) -> AnomalyMask:
+    """The type of a mask column that is read by a rule."""
+    return AnomalyMask(decode=decode, threshold=rule.threshold, jpeg_threshold=rule.jpeg_threshold)
+
+
+def undecoded(dataset: datasets.Dataset) -> datasets.Dataset:
+    """The data set with its pictures left as `{"bytes", "path"}` cells, those of masks with their `turn`."""
+    dataset = dataset.cast_column("image", datasets.Image(decode=False))
+    return dataset.cast_column("mask", mask_feature(dataset.features["mask"].rule, decode=False))
 
 
 def make_features(rule: MaskRule | None = None) -> datasets.Features:
@@ -85,11 +95,10 @@ def make_features(rule: MaskRule | None = None) -> datasets.Features:
     Args:
         rule (`MaskRule`, *optional*): how masks are binarised.
     """
-    rule = rule or MaskRule()
     return datasets.Features(
         {
             "image": AnomalyImage(),
-            "mask": AnomalyMask(threshold=rule.threshold, jpeg_threshold=rule.jpeg_threshold),
+            "mask": mask_feature(rule or MaskRule()),
             "label": datasets.ClassLabel(names=list(LABEL_NAMES)),
             "class_name": datasets.Value("string"),
             "defect_type": datasets.Value("string"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 
 from .files import one_line
@@ -95,6 +95,30 @@ def leaves_root(root: str, path: str) -> bool:
     return not (real == home or real.startswith(os.path.join(home, "")))
 
 
+def check_inside(paths: Iterable[str], homes: Sequence[str], source: str, allowed: bool = False) -> list[str]:
+    """The paths that lead out of the folders a source may name files in, by themselves or behind links.
+
+    Args:
+        paths: from the first of `homes`, or absolute.
+        homes: those folders.
+        source (`str`): what names the files, for the message.
+        allowed (`bool`): whether the user allows it.
+
+    Raises:
+        ValueError: there are some, and they are not allowed.
+    """
+    outside = [
+        path for path in dict.fromkeys(paths) if all(leaves_root(h, os.path.join(homes[0], path)) for h in homes)
+    ]
+    if outside and not allowed:
+        raise ValueError(
+            f"{source} names {len(outside)} files outside of its folder {homes[0]} ({examples(outside)}): they are "
+            "not read. If you know the source and mean these files, give the folder that holds them all as data_dir, "
+            "or allow_outside=True"
+        )
+    return outside
+
+
 def examples(paths: Collection[str], limit: int = 3) -> str:
     """The first few of some paths, for messages."""
     shown = ", ".join(map(one_line, list(paths)[:limit]))
@@ -123,18 +147,16 @@ class FileTree:
 
     def _sort(self) -> None:
         self.files.sort(key=natural_key)
-        self._exact = set(self.files)
         self._masks: dict[frozenset[str], set[str]] = {}
-        self._by_path: dict[str, str] = {}
-        self._by_stem: dict[str, str] = {}
+        self._spelled: dict[str, str] = {}
+        stems = {path: os.path.splitext(path)[0] for path in self.files}
+        for spell in (str, file_key, lambda path: file_key(stems[path])):  # the exact path goes before other spellings
+            for path in self.files:
+                self._spelled.setdefault(spell(path), path)
         self._by_number: dict[tuple[str, int], str] = {}
-        for path in self.files:
-            stem = os.path.splitext(path)[0]
-            head, name = os.path.split(stem)
-            self._by_path.setdefault(file_key(path), path)
-            self._by_stem.setdefault(file_key(stem), path)
-            if name.isascii() and name.isdigit():
-                self._by_number.setdefault((file_key(head), int(name)), path)
+        for path, stem in stems.items():
+            if (number := _number_of(stem)) is not None:
+                self._by_number.setdefault(number, path)
 
     def _walk(self, folder: str, head: str, seen: set[str], linked: bool) -> None:
         try:
@@ -182,23 +204,27 @@ class FileTree:
     def _put_aside(self, reason: str, path: str) -> None:
         self.set_aside.setdefault(reason, []).append(path)
 
-    def find(self, path: str) -> str | None:
-        """The file at a path given with or without suffix; case, and how accents are composed, do not matter."""
-        for form in dict.fromkeys((path, path.replace("\\", "/"))):
-            form = os.path.normpath(form).replace(os.sep, "/")
-            if form in self._exact:
-                return form
-            found = self._by_path.get(file_key(form)) or self._by_stem.get(file_key(form))
-            if found is not None:
+    def find(self, path: str, folder: str = "", numbers: bool = False) -> str | None:
+        """The file at a path, with or without suffix; case, composed accents and the way slashes lean do not matter.
+
+        Args:
+            path (`str`): from `folder`; of an absolute one of another machine the last parts are looked for.
+            folder (`str`): from the root.
+            numbers (`bool`): whether `7` may be called `007.png`.
+        """
+        slashed = path.replace("\\", "/")
+        parts = [part for part in slashed.split("/") if part]
+        forms = [path, slashed]
+        if parts and (slashed.startswith("/") or ":" in parts[0]):
+            forms += ["/".join(parts[start:]) for start in range(1, len(parts))]
+        for form in dict.fromkeys(forms):
+            form = os.path.normpath(os.path.join(folder, form)).replace(os.sep, "/")
+            found = self._spelled.get(form) or self._spelled.get(file_key(form))
+            number = _number_of(form) if numbers and not found else None
+            found = found or (number and self._by_number.get(number))
+            if found:
                 return found
         return None
-
-    def find_number(self, path: str) -> str | None:
-        """The file at a path whose name is a number, however many zeros lead it."""
-        head, name = os.path.split(path)
-        if not (name.isascii() and name.isdigit()):
-            return None
-        return self._by_number.get((file_key(head), int(name)))
 
     def masks(self, kinds: Collection[str] = ()) -> set[str]:
         """The files that are masks by their names: in a folder of masks, or `1_mask.png` beside its `1.png`.
@@ -253,6 +279,12 @@ class FileTree:
         shown = [name + "/" if os.path.isdir(os.path.join(self.root, name)) else name for name in names[:limit]]
         more = f" and {len(names) - limit} more" if len(names) > limit else ""
         return (", ".join(shown) + more) or "nothing"
+
+
+def _number_of(stem: str) -> tuple[str, int] | None:
+    """The folder and the number of a path whose name is one, however many zeros lead it."""
+    head, name = os.path.split(stem)
+    return (file_key(head), int(name)) if name.isascii() and name.isdigit() else None
 
 
 class MaskFinder:

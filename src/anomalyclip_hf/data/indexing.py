@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import lru_cache
 
 from .file_tree import (
-    IMAGE_SUFFIXES,
     FileTree,
     MaskFinder,
     examples,
@@ -20,81 +17,26 @@ from .file_tree import (
     natural_key,
     plain_path,
 )
-from .layout_types import SPLITS, DatasetLayout, Variant
-from .masks import ImageReadError, MaskRule, read_mask
+from .images import ImageReadError, MaskRule, read_mask
+from .layouts import SPLITS, DatasetLayout, Variant
+from .records import NORMAL_KIND, Index, Record, kind_of
+from .tables import index_layout_table
 
-__all__ = ["IMAGE_SUFFIXES", "FileTree", "Index", "Record", "index_layout", "index_variant", "natural_key"]
-NORMAL_KIND, ANOMALOUS_KIND = "good", "anomaly"
-_NO_CLASS = "of no class"
 _NAMES = ("class_name", "split", "kind", "group", "stem")
 
 
-@dataclass(frozen=True)
-class Record:
-    """One sample before anything is read: paths from the root with forward slashes, label None where unknown."""
-
-    image: str
-    mask: str | None
-    label: int | None
-    class_name: str
-    defect_type: str
-    split: str
-
-
-@dataclass(frozen=True)
-class Index:
-    """What a source holds: the samples and all that did not fit.
-
-    Args:
-        root (`str`): folder the paths start from, as the user gave it.
-        form (`str`): the layout found, in words.
-        records (`list[Record]`): samples, ordered by class, split, kind and name.
-        mask_rule (`MaskRule`): how masks are binarised.
-        layout (`DatasetLayout`, *optional*): the row, for named data sets.
-        extra_masks (`list[str]`): mask files no image asks for.
-        missing (`list[str]`): files an index names but the disk lacks.
-        notes (`list[str]`): what was left out, and why.
-        unused (`dict[str, list[str]]`): files below the root that are neither images nor masks here, by reason.
-        outside (`list[str]`): files that links lead out of the root for.
-    """
-
-    root: str
-    form: str
-    records: list[Record]
-    mask_rule: MaskRule = field(default_factory=MaskRule)
-    layout: DatasetLayout | None = None
-    extra_masks: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    unused: dict[str, list[str]] = field(default_factory=dict)
-    outside: list[str] = field(default_factory=list)
-
-    def remarks(self) -> list[str]:
-        """All that was left out or comes from elsewhere, a sentence each; empty where everything was used."""
-        told = list(self.notes)
-        if self.unused:
-            reasons = (f"{len(paths)} {reason} ({examples(paths)})" for reason, paths in self.unused.items())
-            told.append(f"{sum(map(len, self.unused.values()))} files not used: {'; '.join(reasons)}")
-        if self.outside:
-            told.append(
-                f"{len(self.outside)} images lie outside of {self.root}, behind links ({examples(self.outside)})"
-            )
-        return told
-
-
-def index_layout(layout: DatasetLayout, root: str, tree: FileTree | None = None) -> Index | None:
+def index_layout(layout: DatasetLayout, tree: FileTree, depths: int = 3) -> Index | None:
     """Index a folder by the first variant of a layout that fits; None where none does.
 
     Args:
         layout (`DatasetLayout`): the row.
-        root (`str`): the unpacked archive; the layout may also start one or two folders below.
-        tree (`FileTree`, *optional*): the files, where they are already listed.
+        tree (`FileTree`): the files of the unpacked archive.
+        depths (`int`): how many levels of folders may be its root: 1 for the top alone.
 
     Raises:
         ValueError: several folders fit and none bears the data set's name.
     """
-    tree = tree or FileTree(root)
-    for depth in range(3):
+    for depth in range(depths):
         folders = tree.folders(depth) if depth else [""]
         candidates = [(folder, _index_variants(layout, tree.under(folder))) for folder in folders]
         found = [(folder, index) for folder, index in candidates if index is not None]
@@ -103,7 +45,7 @@ def index_layout(layout: DatasetLayout, root: str, tree: FileTree | None = None)
             found = [item for item in found if os.path.basename(item[0]).casefold() in names] or found
         if len(found) > 1:
             raise ValueError(
-                f"{layout.title}: several folders of {root} fit ({', '.join(name for name, _ in found[:6])}): "
+                f"{layout.title}: several folders of {tree.root} fit ({', '.join(name for name, _ in found[:6])}): "
                 "give the one you mean as data_dir"
             )
         if found:
@@ -113,12 +55,8 @@ def index_layout(layout: DatasetLayout, root: str, tree: FileTree | None = None)
 
 def _index_variants(layout: DatasetLayout, tree: FileTree) -> Index | None:
     for variant in layout.variants:
-        if variant.table is not None:
-            from .tables import index_table
-
-            index = index_table(variant.table, layout, tree)
-        else:
-            index = index_variant(variant, layout, tree)
+        table = variant.table
+        index = index_variant(variant, layout, tree) if table is None else index_layout_table(table, layout, tree)
         if index is not None:
             return index
     return None
@@ -126,149 +64,140 @@ def _index_variants(layout: DatasetLayout, tree: FileTree) -> Index | None:
 
 def index_variant(variant: Variant, layout: DatasetLayout, tree: FileTree) -> Index | None:
     """Index a folder by one pattern; None where it does not fit."""
-    normal = {file_key(kind) for kind in layout.normal_kinds}
-    masks = tree.masks(normal)
-    samples, notes, unused = _match_images(variant, layout, tree, masks, normal)
+    paths = _Paths(variant, layout, tree)
+    samples: dict[str, dict[str, str]] = {}
+    unused: dict[str, list[str]] = {}
+    for path in tree.files:
+        if path not in paths.masks:
+            names, reason = paths.read(path)
+            if names:
+                samples[path] = names
+            elif reason:
+                unused.setdefault(reason, []).append(path)
     if not samples or (variant.needs_all and unused):
         return None
-    if variant.needs_normal and not any(file_key(names.get("kind", "")) in normal for _, names in samples):
+    if variant.needs_normal and not any(map(paths.is_normal, samples.values())):
         return None
-    records, used = _pair_masks(variant, samples, normal, tree, masks)
+    records, used = _pair_masks(paths, samples)
     if variant.needs_masks and not used:
         return None
-    images = {record.image for record in records}
-    expressions = [_expression(pattern) for pattern in variant.masks]
-    told = {path for paths in unused.values() for path in paths}
+    told = used.union(samples, *unused.values())
     extra: list[str] = []
     for path in tree.files:
-        if path in used or path in images or path in told:
-            continue
-        asked = any(e.fullmatch(os.path.splitext(path)[0]) for e in expressions)
-        if asked or (variant.masks_by_name and path in masks):
+        if path not in told and paths.is_mask(path):
             extra.append(path)
-        else:
-            reason = "that are masks by their names" if path in masks else f"outside of {variant.images}"
+        elif path not in told:
+            reason = "that are masks by their names" if path in paths.masks else f"outside of {variant.images}"
             unused.setdefault(reason, []).append(path)
-    unused.pop(_NO_CLASS, None)  # told of by a note for each class
+    notes = []
     if variant.label == "mask_content":
         if bare := [record.image for record in records if record.mask is None]:
-            notes.append(f"{len(bare)} images without a mask file are taken as normal ({examples(bare)})")
+            notes = [f"{len(bare)} images without a mask file are taken as normal ({examples(bare)})"]
         records = [_label_by_content(record, tree, layout.mask_rule) for record in records]
     order = {name: place for place, name in enumerate(layout.classes)}
     records.sort(key=lambda r: (order.get(r.class_name, 0), natural_key(r.class_name), r.split, natural_key(r.image)))
-    form = f"{layout.title}: {variant.images}"
-    outside = [path for path in tree.outside if path in images or path in used]
     return Index(
-        tree.root, form, records, layout.mask_rule, layout, extra, [], notes, unused | tree.set_aside, outside
+        tree.root,
+        f"{layout.title}: {variant.images}",
+        records,
+        layout.mask_rule,
+        layout,
+        extra_masks=extra,
+        notes=notes,
+        unused=unused | tree.set_aside,
+        outside=[path for path in tree.outside if path in samples or path in used],
     )
 
 
-def _match_images(
-    variant: Variant, layout: DatasetLayout, tree: FileTree, masks: set[str], normal: set[str]
-) -> tuple[list, list[str], dict[str, list[str]]]:
-    """The images of a variant with the names in their paths, notes, and images that contradict it, by reason."""
-    expression = _expression(variant.images)
-    skip = [_expression(pattern) for pattern in variant.skip]
-    kinds = None if variant.kinds is None else {file_key(kind) for kind in variant.kinds}
-    known = {file_key(name): name for name in layout.classes}
-    samples: list = []
-    classes: Counter[str] = Counter()
-    unused: dict[str, list[str]] = {}
-    for path in tree.files:
-        if path in masks:
-            continue
-        stem = os.path.splitext(_plain_form(path, variant, normal))[0]
-        match = expression.fullmatch(stem)
-        if match is None or any(pattern.fullmatch(stem) for pattern in skip):
-            if variant.needs_all:
-                unused.setdefault("elsewhere", []).append(path)
-            continue
+class _Paths:
+    """What a variant of a layout reads in the paths of a folder."""
+
+    def __init__(self, variant: Variant, layout: DatasetLayout, tree: FileTree):
+        self.variant, self.layout, self.tree = variant, layout, tree
+        self.normal = {file_key(kind) for kind in layout.normal_kinds}
+        self.kinds = None if variant.kinds is None else {file_key(kind) for kind in variant.kinds}
+        self.classes = {file_key(name): name for name in layout.classes}
+        self.masks = tree.masks(self.normal)
+        self.finder = MaskFinder(self.masks) if variant.masks_by_name else None
+
+    def read(self, path: str) -> tuple[dict[str, str], str]:
+        """The names in the path of an image, `{}` where it is none; and why it contradicts the variant, or ""."""
+        elsewhere = "elsewhere" if self.variant.needs_all else ""
+        stem = os.path.splitext(self._plain_form(path))[0]
+        match = _expression(self.variant.images).fullmatch(stem)
+        if match is None or any(_expression(pattern).fullmatch(stem) for pattern in self.variant.skip):
+            return {}, elsewhere
         names = {key: value or "" for key, value in match.groupdict().items()}
         kind = file_key(names.get("kind", ""))
-        if kind and kind not in normal and (is_mask_folder(kind) or (kinds is not None and kind not in kinds)):
-            continue
+        if kind and kind not in self.normal:
+            if is_mask_folder(kind) or (self.kinds is not None and kind not in self.kinds):
+                return {}, ""
+            if self.normal & set(map(file_key, names.get("sub", "").split("/"))):
+                return {}, f"in a normal folder below {names['kind']}/, which is none"
         if "split" in names and file_key(names["split"]) not in SPLITS:
-            if variant.needs_all:
-                unused.setdefault("elsewhere", []).append(path)
-            continue
-        if kind and kind not in normal and normal & set(map(file_key, names.get("sub", "").split("/"))):
-            unused.setdefault(f"in a normal folder below {names['kind']}/, which is none", []).append(path)
-            continue
-        names["found_class"] = _class_of(names, layout, known, tree.root)
-        if not names["found_class"]:
-            unused.setdefault(_NO_CLASS, []).append(path)
-            classes[names.get("class_name", "")] += 1
-            continue
-        samples.append((path, names))
-    notes = [
-        f"{count} images in {name}/ left out: {layout.title} has no such class" for name, count in classes.items()
-    ]
-    return samples, notes, unused
+            return {}, elsewhere
+        folder = names.get("class_name") or os.path.basename(os.path.abspath(self.tree.root))
+        if self.classes and ("class_name" in names or len(self.classes) > 1):
+            names["class_name"] = self.classes.get(file_key(folder), "")
+        else:
+            names["class_name"] = next(iter(self.classes.values()), folder)
+        if not names["class_name"]:
+            return {}, f"in {folder}/, which is no class of {self.layout.title}"
+        return names, ""
+
+    def is_normal(self, names: dict[str, str]) -> bool:
+        """Whether an image lies in a folder of a normal kind."""
+        return file_key(names.get("kind", "")) in self.normal
+
+    def is_mask(self, path: str) -> bool:
+        """Whether a file is where an image's mask would be."""
+        stem = os.path.splitext(path)[0]
+        asked = any(_expression(pattern).fullmatch(stem) for pattern in self.variant.masks)
+        return asked or (self.finder is not None and path in self.masks)
+
+    def masks_of(self, path: str, names: dict[str, str]) -> list[str]:
+        """The masks an image may have, the likeliest first."""
+        if self.finder is not None:
+            found: list[str | None] = [*self.finder.find(path)]
+        else:
+            suffix = os.path.splitext(path)[1]
+            wanted = [_fill(pattern, names) for pattern in self.variant.masks]
+            found = [self.tree.find(form) for mask in wanted for form in (mask + suffix, mask)]
+        return [mask for mask in dict.fromkeys(found) if mask and mask != path]
+
+    def _plain_form(self, path: str) -> str:
+        """The path to match: for own data folders of images by any name are `images`, and no kinds."""
+        if not self.variant.masks_by_name:
+            return path
+        plain = plain_path(path)
+        if self.variant.label != "kind":
+            return plain
+        *folders, name = plain.split("/")
+        return "/".join([*(f for f in folders if not is_image_folder(f) or file_key(f) in self.normal), name])
 
 
-def _plain_form(path: str, variant: Variant, normal: set[str]) -> str:
-    """The path to match: for own data folders of images by any name are `images`, and no kinds."""
-    if not variant.masks_by_name:
-        return path
-    plain = plain_path(path)
-    if variant.label != "kind":
-        return plain
-    *folders, name = plain.split("/")
-    return "/".join([*(f for f in folders if not is_image_folder(f) or file_key(f) in normal), name])
-
-
-def _class_of(names: dict[str, str], layout: DatasetLayout, known: dict[str, str], root: str) -> str:
-    """The class of a sample: its folder, the only class there is, or the root folder's name; "" where unknown."""
-    if "class_name" in names:
-        return known.get(file_key(names["class_name"]), "") if known else names["class_name"]
-    if len(known) == 1:
-        return layout.classes[0]
-    folder = os.path.basename(os.path.abspath(root))
-    return known.get(file_key(folder), "") if known else folder
-
-
-def _pair_masks(
-    variant: Variant, samples: list, normal: set[str], tree: FileTree, masks: set[str]
-) -> tuple[list[Record], set[str]]:
+def _pair_masks(paths: _Paths, samples: dict[str, dict[str, str]]) -> tuple[list[Record], set[str]]:
     """Find each image's mask by its stem: first for the anomalous ones, the rest may belong to normal ones."""
-    records: list[Record] = []
-    used: set[str] = set()
+    variant, records, used = paths.variant, list[Record](), set[str]()
     waiting: list[tuple[int, list[str]]] = []
-    candidates = _mask_candidates(variant, tree, masks)
-    for path, names in samples:
-        is_normal = variant.label == "kind" and file_key(names.get("kind", "")) in normal
-        wanted = [mask for mask in candidates(path, names) if mask != path]
+    for path, names in samples.items():
+        is_normal = variant.label == "kind" and paths.is_normal(names)
+        wanted = paths.masks_of(path, names)
         mask = None if is_normal else next(iter(wanted), None)
         if mask:
             used.add(mask)
-        label = {"kind": int(not is_normal), "mask_file": int(mask is not None), "unlabeled": None}.get(
-            variant.label, 1
-        )
+        labels = {"kind": int(not is_normal), "mask_file": int(mask is not None), "unlabeled": None}
+        label = labels.get(variant.label, 1)
         if is_normal and wanted:
             waiting.append((len(records), wanted))
         split = SPLITS[file_key(names["split"])] if "split" in names else variant.split
-        records.append(Record(path, mask, label, names["found_class"], _kind(label, names.get("kind")), split))
+        records.append(Record(path, mask, label, names["class_name"], kind_of(label, names.get("kind")), split))
     for place, wanted in waiting:
         mask = next((mask for mask in wanted if mask not in used), None)
         if mask:
             used.add(mask)
             records[place] = replace(records[place], mask=mask)
     return records, used
-
-
-def _mask_candidates(variant: Variant, tree: FileTree, masks: set[str]) -> Callable[[str, dict[str, str]], list[str]]:
-    """What gives the masks an image may have, the likeliest first."""
-    if variant.masks_by_name:
-        finder = MaskFinder(masks)
-        return lambda path, names: finder.find(path)
-
-    def by_pattern(path: str, names: dict[str, str]) -> list[str]:
-        suffix = os.path.splitext(path)[1]
-        wanted = [_fill(pattern, names) for pattern in variant.masks]
-        found = [tree.find(form) for mask in wanted for form in (mask + suffix, mask)]
-        return list(dict.fromkeys(mask for mask in found if mask))
-
-    return by_pattern
 
 
 def _label_by_content(record: Record, tree: FileTree, rule: MaskRule) -> Record:
@@ -280,13 +209,6 @@ def _label_by_content(record: Record, tree: FileTree, rule: MaskRule) -> Record:
         except ImageReadError:
             return record  # reported when it is read
     return replace(record, mask=None, label=0, defect_type=NORMAL_KIND)
-
-
-def _kind(label: int | None, kind: str | None) -> str:
-    """One name for normal in every data set; the folder's name for defects."""
-    if label is None:
-        return ""
-    return NORMAL_KIND if label == 0 else (kind or ANOMALOUS_KIND)
 
 
 def _fill(pattern: str, names: dict[str, str]) -> str:

@@ -5,27 +5,37 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..images_anomalyclip import is_deep
+from PIL import Image
+
+from . import contact_sheet as sheets
+from .contact_sheet import SheetRow, inside, outline_mask
 from .file_tree import natural_key
 from .files import one_line
-from .indexing import Index
-from .loading import SourceOptions, open_source, records_to_dataset
-from .masks import (
+from .images import (
     ImageReadError,
     MaskRule,
     bit_depth_of,
+    fit_mask,
+    is_deep,
     open_image,
     orientation_of,
+    read_bytes,
     read_image,
     read_mask,
     states_orientation,
     upright_size,
 )
+from .loading import open_source, select_parts
+from .options import SourceOptions, make_options
+from .records import NORMAL_KIND, Index
+
+if TYPE_CHECKING:
+    import datasets
 
 # Every kind of problem there is, in the order of the report.
 PROBLEMS = {
@@ -44,6 +54,7 @@ PROBLEMS = {
     "duplicate_with_other_label": "same file, labeled both normal and anomalous",
 }
 FULL_SHARE = 0.9
+TILE, COLUMNS, MAX_ROWS = 200, 6, 48  # of a contact sheet
 
 
 @dataclass(frozen=True)
@@ -127,29 +138,34 @@ def inspect_source(
     source: Any,
     data_dir: str | os.PathLike | None = None,
     split: str = "all",
+    options: SourceOptions | None = None,
     *,
     contact_sheet: str | os.PathLike | None = None,
     progress: bool = True,
     num_workers: int | None = None,
-    kind: str | None = None,
-    options: SourceOptions | None = None,
+    **fields: Any,
 ) -> InspectionReport:
     """Read every file of a source once and report what is there and what is wrong.
 
     Args:
-        source, data_dir, kind: as in `load_anomaly_dataset`.
+        source, data_dir, options, **fields: as in `load_anomaly_dataset`.
         split (`str`): one split, or "all".
         contact_sheet (path, *optional*): write a sheet of samples with their masks outlined there (.png or .jpg).
         progress (`bool`): show a bar.
         num_workers (`int`, *optional*): reading threads; the machine's cores, at most 8, by default.
-        options (`SourceOptions`, *optional*): columns, normal kinds and the rest.
 
     Raises:
         FileNotFoundError, ValueError: the source is unusable, as in `load_anomaly_dataset`.
     """
-    options = options or SourceOptions()
+    options = make_options(options, **fields)
+    found = open_source(source, data_dir, options)
+    parts = select_parts(found, split, options.class_names)
     name = str(source) if isinstance(source, (str, os.PathLike)) else type(source).__name__
-    parts, report = _open(name, source, data_dir, split, options, kind)
+    report = InspectionReport(name, "datasets source")
+    if isinstance(found, Index):
+        report.form, report.notes = found.form, found.remarks()
+        report.problems = [Problem("missing_file", path) for path in found.missing]
+        report.problems += [Problem("extra_mask", os.path.join(found.root, path)) for path in found.extra_masks]
     seen: dict[str, list[tuple[str, int | None, str]]] = defaultdict(list)
     mask_users: dict[str, list[str]] = defaultdict(list)
     for part_name, dataset in parts.items():
@@ -163,13 +179,11 @@ def inspect_source(
     _note_labels(report)
     _note_depths(report)
     if contact_sheet is not None:
-        from .contact_sheet import write_contact_sheet
-
-        write_contact_sheet(parts, contact_sheet)
+        write_samples(parts, contact_sheet)
     return report
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Finding:
     """What reading one sample told."""
 
@@ -178,54 +192,18 @@ class _Finding:
     mode: str = ""
     mask_mode: str = ""
     depth: int | None = None
-    problems: tuple[tuple[str, str], ...] = ()
-    ambiguous: bool = False
+    note: str = ""
+    problems: list[tuple[str, str]] = field(default_factory=list)
 
 
-def _open(name, source, data_dir, split, options, kind) -> tuple[dict[str, Any], InspectionReport]:
-    found = open_source(source, data_dir, options, kind=kind)
-    report = InspectionReport(name, "datasets source")
-    if isinstance(found, Index):
-        report.form = found.form
-        report.notes = found.remarks()
-        report.problems = [Problem("missing_file", path) for path in found.missing]
-        report.problems += [Problem("extra_mask", os.path.join(found.root, path)) for path in found.extra_masks]
-        splits = list(dict.fromkeys(record.split for record in found.records))
-        records = {s: [record for record in found.records if record.split == s] for s in splits}
-        parts: dict[str, Any] = {s: records_to_dataset(found, records[s]) for s in splits if split in ("all", s)}
-    else:
-        splits = list(found)
-        parts = {s: dataset for s, dataset in found.items() if split in ("all", s)}
-    if not parts:
-        raise ValueError(f'split={split!r}, but {name} has {", ".join(splits)}; give one of these, or "all"')
-    if options.class_names:
-        parts = {s: _only(part, options.class_names) for s, part in parts.items()}
-        if not any(len(part) for part in parts.values()):
-            raise ValueError(f"class_names={list(options.class_names)}: {name} has no images of these")
-    return parts, report
-
-
-def _only(dataset, class_names):
-    return dataset.select([i for i, name in enumerate(dataset["class_name"]) if name in class_names])
-
-
-def raw_rows(dataset) -> Any:
-    """The data set with its pictures left undecoded: `{"bytes", "path"}` cells."""
-    import datasets
-
-    from .features import AnomalyMask
-
-    mask = dataset.features["mask"]
-    plain = AnomalyMask(decode=False, threshold=mask.threshold, jpeg_threshold=mask.jpeg_threshold)
-    return dataset.cast_column("image", datasets.Image(decode=False)).cast_column("mask", plain)
-
-
-def _examine_all(title: str, dataset, progress: bool, num_workers: int | None) -> Iterator[tuple[dict, _Finding]]:
+def _examine_all(
+    title: str, dataset: datasets.Dataset, progress: bool, num_workers: int | None
+) -> Iterator[tuple[dict, _Finding]]:
     from tqdm.auto import tqdm
 
-    rows = raw_rows(dataset)
-    feature = rows.features["mask"]
-    rule = MaskRule(feature.threshold, feature.jpeg_threshold)
+    from .features import undecoded
+
+    rows, rule = undecoded(dataset), dataset.features["mask"].rule
     workers = num_workers or min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool, tqdm(total=len(rows), desc=title, disable=not progress) as bar:
         for start in range(0, len(rows), 256):  # bounded, so that embedded images are not all held at once
@@ -236,35 +214,38 @@ def _examine_all(title: str, dataset, progress: bool, num_workers: int | None) -
 
 
 def _examine(row: dict, rule: MaskRule) -> _Finding:
-    problems: list[tuple[str, str]] = []
-    digest, size, mode, mask_mode, depth, ambiguous = "", None, "", "", None, False
+    finding, turned, stored = _Finding(), 1, None
     try:
-        content = _content(row["image"])
-        digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+        content = read_bytes(row["image"])
+        finding.digest = hashlib.blake2b(content, digest_size=16).hexdigest()
         cell = {"bytes": content, "path": row["image"]["path"]}
         opened = open_image(cell)
-        mode, turned = opened.mode, orientation_of(opened)
+        finding.mode, turned = opened.mode, orientation_of(opened)
         stored = upright_size(opened)[::-1] if turned >= 5 else opened.size
-        depth = bit_depth_of(opened) if is_deep(opened) else None
+        finding.depth = bit_depth_of(opened) if is_deep(opened) else None
         picture = read_image(cell)
-        size = picture.size
+        finding.size = picture.size
         if _looks_like_mask(picture):
-            problems.append(("image_like_mask", ""))
+            finding.problems.append(("image_like_mask", ""))
     except ImageReadError as error:
-        problems.append(("unreadable_image", str(error)))
-        turned, stored = 1, None
-    if row["mask"] is not None:
-        try:
-            drawn = open_image(row["mask"])
-            mask_mode = drawn.mode
-            ambiguous = turned != 1 and not states_orientation(drawn) and drawn.size == stored and size == stored
-            problems += _mask_problems(read_mask(row["mask"], rule, row["mask"]["turn"]), size, row["label"])
-        except ImageReadError as error:
-            problems.append(("unreadable_mask", str(error)))
-    return _Finding(digest, size, mode, mask_mode, depth, tuple(problems), ambiguous)
+        finding.problems.append(("unreadable_image", str(error)))
+    if row["mask"] is None:
+        finding.problems += [("missing_mask", "")] if row["label"] == 1 else []
+        return finding
+    try:
+        drawn = open_image(row["mask"])
+        finding.mask_mode = drawn.mode
+        if turned != 1 and not states_orientation(drawn) and drawn.size == stored == finding.size:
+            done = "turned with it" if (row["mask"]["turn"] or 1) != 1 else "taken as upright"
+            finding.note = f"{row['path']} is rotated by EXIF, its mask is not: the mask is {done}"
+        mask = read_mask(row["mask"], rule, row["mask"]["turn"])
+        finding.problems += _mask_problems(mask, finding.size, row["label"])
+    except ImageReadError as error:
+        finding.problems.append(("unreadable_mask", str(error)))
+    return finding
 
 
-def _mask_problems(mask, size: tuple[int, int] | None, label: int | None) -> Iterator[tuple[str, str]]:
+def _mask_problems(mask: Image.Image, size: tuple[int, int] | None, label: int | None) -> Iterator[tuple[str, str]]:
     fits = size is None or mask.size == size
     if not fits:
         yield "size_differs", f"mask {mask.width}x{mask.height}, image {'x'.join(map(str, size or ()))}"
@@ -278,40 +259,21 @@ def _mask_problems(mask, size: tuple[int, int] | None, label: int | None) -> Ite
         yield "mask_on_normal", f"{marked} pixels marked"
 
 
-def _looks_like_mask(image) -> bool:
+def _looks_like_mask(image: Image.Image) -> bool:
     """Whether an RGB image is of black and one other gray alone."""
-    colors = [color for _, color in image.getcolors(2) or ()]
+    colors: list[Any] = [color for _, color in image.getcolors(2) or ()]
     return len(colors) == 2 and (0, 0, 0) in colors and all(len(set(color)) == 1 for color in colors)
-
-
-def _content(cell: Mapping) -> bytes:
-    if cell["bytes"] is not None:
-        return cell["bytes"]
-    try:
-        with open(cell["path"], "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise ImageReadError(f"cannot read image {cell['path']}: {error.strerror or error}") from error
 
 
 def _note_row(report: InspectionReport, split: str, row: dict, finding: _Finding) -> None:
     key = (split, row["class_name"], row["defect_type"] or "-", _LABEL_WORDS[row["label"]])
     report.counts[key] += 1
     report.masked[key] += row["mask"] is not None
-    if finding.size:
-        report.sizes[finding.size] += 1
-    if finding.mode:
-        report.modes[finding.mode] += 1
-    if finding.depth:
-        report.depths[finding.depth] += 1
-    if finding.mask_mode:
-        report.mask_modes[finding.mask_mode] += 1
+    read = (report.sizes, finding.size), (report.modes, finding.mode), (report.mask_modes, finding.mask_mode)
+    for counter, value in (*read, (report.depths, finding.depth)):
+        counter.update([value] if value else [])
     report.problems += [Problem(kind, row["path"], detail) for kind, detail in finding.problems]
-    if row["label"] == 1 and row["mask"] is None:
-        report.problems.append(Problem("missing_mask", row["path"]))
-    if finding.ambiguous:
-        done = "turned with it" if (row["mask"]["turn"] or 1) != 1 else "taken as upright"
-        report.notes.append(f"{row['path']} is rotated by EXIF, its mask is not: the mask is {done}")
+    report.notes += [finding.note] if finding.note else []
 
 
 def _compare_rows(report: InspectionReport, seen: dict, mask_users: dict) -> None:
@@ -345,17 +307,59 @@ def _note_labels(report: InspectionReport) -> None:
 
 
 def _note_depths(report: InspectionReport) -> None:
-    if report.depths:
-        found = ", ".join(f"{number} of {depth} bits" for depth, number in sorted(report.depths.items()))
-        text = f"images in files of 16 bits or more make use of fewer: {found}; each is scaled by its own depth"
-        if set(report.depths) == {16}:
-            text = f"{report.depths[16]} images of 16 bits, scaled by their full range"
-        elif len(report.depths) > 1:
-            text += ", so equal values of two depths look different; give all one depth to keep them comparable"
-        report.notes.append(text)
+    if not report.depths:
+        return
+    found = ", ".join(f"{number} of {depth} bits" for depth, number in sorted(report.depths.items()))
+    text = f"images in files of 16 bits or more make use of fewer: {found}; each is scaled by its own depth"
+    if set(report.depths) == {16}:
+        text = f"{report.depths[16]} images of 16 bits, scaled by their full range"
+    elif len(report.depths) > 1:
+        text += ", so equal values of two depths look different; give all one depth to keep them comparable"
+    report.notes.append(text)
 
 
-def _most(pairs, limit: int = 6) -> str:
+def _most(pairs: Iterable[tuple[str, int]], limit: int = 6) -> str:
     pairs = list(pairs)
     text = ", ".join(f"{name} ({number})" for name, number in pairs[:limit])
     return text + (f" and {len(pairs) - limit} more" if len(pairs) > limit else "")
+
+
+def write_samples(parts: Mapping[str, datasets.Dataset], path: str | os.PathLike) -> None:
+    """Write a contact sheet: a row of samples of each class and defect type, masks outlined.
+
+    Args:
+        parts: split -> data set of the one schema.
+        path: .png or .jpg.
+
+    Raises:
+        ValueError: nothing can be shown.
+    """
+    groups: dict[tuple[str, bool, str], list[tuple[datasets.Dataset, int]]] = defaultdict(list)
+    for dataset in parts.values():
+        names = zip(dataset["class_name"], dataset["defect_type"], strict=True)
+        for index, (name, kind) in enumerate(names):
+            groups[name, kind == NORMAL_KIND, kind].append((dataset, index))
+    if not groups:
+        raise ValueError("the source has no images: there is nothing to put on a contact sheet")
+    rows = []
+    for (name, _, kind), members in sorted(groups.items(), key=lambda item: item[0])[:MAX_ROWS]:
+        shown = min(COLUMNS, len(members))
+        tiles = [_tile(*members[place * len(members) // shown]) for place in range(shown)]
+        title = f"{name} / {kind or '?'}: {len(members)} images"
+        rows.append(SheetRow([picture for picture, _ in tiles], title, [label for _, label in tiles]))
+    sheets.contact_sheet(rows, path, cell_size=TILE)
+
+
+def _tile(dataset: datasets.Dataset, index: int) -> tuple[Image.Image, str]:
+    """A sample's picture with its mask outlined, and what is written below it."""
+    try:
+        sample = dataset[index]
+        image, mask = sample["image"], sample["mask"]
+        small = image.resize(inside(image.size, TILE), Image.Resampling.BICUBIC)
+        if mask is not None:
+            reduced = fit_mask(mask, image.size).resize(small.size, Image.Resampling.BOX)
+            small = outline_mask(small, reduced.point(lambda value: 255 if value else 0))
+    except ImageReadError as error:
+        return Image.new("RGB", (TILE, TILE), (200, 200, 200)), str(error)
+    note = " (no mask)" if mask is None and sample["label"] == 1 else ""
+    return small, os.path.basename(sample["path"]) + note

@@ -29,20 +29,108 @@ names, so masks are found by stem and never by order. A `Table` reads an index f
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
-from .layout_types import DatasetLayout, Table, Variant
+from .images import MaskRule
 
-__all__ = [
-    "LAYOUTS",
-    "OWN_LAYOUTS",
-    "OWN_NORMAL_KINDS",
-    "DatasetLayout",
-    "Table",
-    "Variant",
-    "find_layout",
-    "register_layout",
-]
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "testing", "test_public"), "test"),  # the last is MVTec AD 2's
+    **dict.fromkeys(("val", "valid", "validation"), "validation"),
+}
+LABEL_RULES = ("kind", "mask_file", "mask_content", "anomalous", "table", "unlabeled")
+
+
+@dataclass(frozen=True)
+class Table:
+    """An index file (CSV, TSV or JSON lines) in place of folder names.
+
+    Args:
+        path (`str`): the file, from the root.
+        image, mask (`str`): patterns in which `{column}` is replaced by a cell; suffix optional.
+        label_column, class_column, split_column, kind_column (`str`, *optional*): names of columns.
+        normal_labels (`tuple[str, ...]`, *optional*): values of the label column that mean normal, others are
+            anomalous; the usual words if None.
+    """
+
+    path: str
+    image: tuple[str, ...]
+    mask: str | None = None
+    label_column: str | None = None
+    class_column: str | None = None
+    split_column: str | None = None
+    kind_column: str | None = None
+    normal_labels: tuple[str, ...] | None = ("normal",)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way in which a data set lies on disk.
+
+    Args:
+        images (`str`): pattern of the image files; unused with `table`.
+        masks (`tuple[str, ...]`): patterns of the mask files, the first that exists wins; empty: no masks.
+        label (`str`): "kind" (the folder is a normal kind or not), "mask_file" (anomalous where a mask file exists),
+            "mask_content" (where the mask is not all zero), "anomalous" (always) or "unlabeled".
+        split (`str`): the split where the pattern has no `{split}`.
+        kinds (`tuple[str, ...]`, *optional*): the only kinds taken; all by default.
+        skip (`tuple[str, ...]`): patterns of image files that are no samples.
+        masks_by_name (`bool`): find masks wherever a folder or file name says that they are some (`MaskFinder`), and
+            take folders of images (`images`, `Img`, `Data/Images`) as `images`, or with kinds as not there at all.
+        needs_normal, needs_masks, needs_all (`bool`): take this variant only where a normal kind, or a mask, is found,
+            or where every image fits.
+        table (`Table`, *optional*): read an index file.
+    """
+
+    images: str = "{stem}"
+    masks: tuple[str, ...] = ()
+    label: str = "kind"
+    split: str = "test"
+    kinds: tuple[str, ...] | None = None
+    skip: tuple[str, ...] = ()
+    needs_normal: bool = False
+    needs_masks: bool = False
+    needs_all: bool = False
+    masks_by_name: bool = False
+    table: Table | None = None
+
+    def __post_init__(self):
+        if self.label not in LABEL_RULES:
+            raise ValueError(f"Variant.label={self.label!r} must be one of {', '.join(LABEL_RULES)}")
+
+
+@dataclass(frozen=True)
+class DatasetLayout:
+    """All that is known of one data set.
+
+    Args:
+        name (`str`): what users type.
+        title (`str`): its proper name.
+        variants (`tuple[Variant, ...]`): layouts on disk, the first that fits is taken.
+        classes (`tuple[str, ...]`): class names; empty: the folders', or the root folder's own name.
+        normal_kinds (`tuple[str, ...]`): folder names that mean normal, compared without case.
+        mask_rule (`MaskRule`): how masks are binarised.
+        aliases (`tuple[str, ...]`): other names for `name`.
+        folders (`tuple[str, ...]`): names of its folder in archives that hold several data sets.
+        home_page (`str`): where to get it.
+        license (`str`, *optional*): Hub licence id, only where the source itself states it.
+        license_note (`str`): what is known of the licence, or where to read it.
+    """
+
+    name: str
+    title: str
+    variants: tuple[Variant, ...]
+    classes: tuple[str, ...] = ()
+    normal_kinds: tuple[str, ...] = ("good",)
+    mask_rule: MaskRule = field(default_factory=MaskRule)
+    aliases: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
+    home_page: str = ""
+    license: str | None = None
+    license_note: str = "not stated here: read it at the home page and in the archive before sharing"
+
+
 MASK_SUFFIXES = ("", "_mask", "_gt", "_label")
 
 
@@ -63,7 +151,6 @@ IMAGES_AND_MASKS = (Variant("images/{stem}", masks=_own_masks("masks/"), label="
 
 
 _POLYP_PAGE = "https://figshare.com/articles/figure/Polyp_DataSet_zip/21221579"
-_READ = "not stated here: read it at the home page and in the archive before sharing"
 
 _ROWS = (
     DatasetLayout(
@@ -76,7 +163,6 @@ _ROWS = (
             *("tile", "toothbrush", "transistor", "wood", "zipper"),
         ),
         variants=MVTEC_TREE,
-        splits=("train", "test"),
         home_page="https://www.mvtec.com/company/research/datasets/mvtec-ad",
         license="cc-by-nc-sa-4.0",
         license_note="CC BY-NC-SA 4.0 (readme.txt in the archive): no commercial use",
@@ -105,7 +191,6 @@ _ROWS = (
             Variant("{class_name}/Data/Images/{kind}/{stem}", masks=("{class_name}/Data/Masks/{kind}/{stem}",)),
         ),
         normal_kinds=("good", "normal"),
-        splits=("train", "test"),
         home_page="https://github.com/amazon-science/spot-diff",
         license="cc-by-4.0",
         license_note="CC BY 4.0 (LICENSE-DATASET at the home page)",
@@ -115,9 +200,7 @@ _ROWS = (
         title="MPDD",
         classes=("bracket_black", "bracket_brown", "bracket_white", "connector", "metal_plate", "tubes"),
         variants=MVTEC_TREE,
-        splits=("train", "test"),
         home_page="https://github.com/stepanje/MPDD",
-        license_note=_READ,
     ),
     DatasetLayout(
         name="btad",
@@ -127,9 +210,7 @@ _ROWS = (
         classes=("01", "02", "03"),
         normal_kinds=("ok",),
         variants=MVTEC_TREE,
-        splits=("train", "test"),
         home_page="http://avires.dimi.uniud.it/papers/btad/btad.zip",
-        license_note=_READ,
     ),
     DatasetLayout(
         name="sdd",
@@ -146,9 +227,7 @@ _ROWS = (
                 skip=("{group}/{stem}_label",),
             ),
         ),
-        splits=("train", "test"),
         home_page="https://www.vicos.si/resources/kolektorsdd/",
-        license_note=_READ,
     ),
     DatasetLayout(
         name="dagm",
@@ -161,9 +240,7 @@ _ROWS = (
                 "{class_name}/{split}/{stem}", masks=("{class_name}/{split}/Label/{stem}_label",), label="mask_file"
             ),
         ),
-        splits=("train", "test"),
         home_page="https://www.kaggle.com/datasets/mhskjelvareid/dagm-2007-competition-dataset-optical-inspection",
-        license_note=_READ,
     ),
     DatasetLayout(
         name="dtd_synthetic",
@@ -175,9 +252,7 @@ _ROWS = (
             *("Marbled_078", "Perforated_037", "Mesh_114", "Fibrous_183", "Matted_069"),
         ),
         variants=MVTEC_TREE,
-        splits=("train", "test"),
         home_page="https://drive.google.com/drive/folders/10OyPzvI3H6llCZBxKxFlKWt1Pw1tkMK1",
-        license_note=_READ,
     ),
     DatasetLayout(
         name="headct",
@@ -199,7 +274,6 @@ _ROWS = (
             ),
         ),
         home_page="https://www.kaggle.com/datasets/felipekitamura/head-ct-hemorrhage",
-        license_note=_READ,
     ),
     DatasetLayout(
         name="brainmri",
@@ -213,7 +287,6 @@ _ROWS = (
             Variant("{kind}/{stem}", kinds=("no", "yes")),
         ),
         home_page="https://www.kaggle.com/datasets/navoneel/brain-mri-images-for-brain-tumor-detection",
-        license_note=_READ,
     ),
     DatasetLayout(
         name="br35h",
@@ -224,7 +297,6 @@ _ROWS = (
         normal_kinds=("no",),
         variants=(Variant("{kind}/{stem}", kinds=("no", "yes")),),  # pred/ beside them has no labels
         home_page="https://www.kaggle.com/datasets/ahmedhamada0/brain-tumor-detection",
-        license_note=_READ,
     ),
     DatasetLayout(
         name="covid19",
@@ -238,7 +310,6 @@ _ROWS = (
             Variant("{kind}/{stem}", needs_normal=True),
         ),
         home_page="https://www.kaggle.com/datasets/tawsifurrahman/covid19-radiography-database",
-        license_note=_READ,
     ),
     DatasetLayout(
         name="isic",
@@ -259,7 +330,6 @@ _ROWS = (
             ),
         ),
         home_page="https://isic-challenge-data.s3.amazonaws.com/2016/ISBI2016_ISIC_Part1_Test_Data.zip",
-        license_note=_READ,
     ),
     DatasetLayout(
         name="colondb",
@@ -269,7 +339,6 @@ _ROWS = (
         classes=("colon",),
         variants=IMAGES_AND_MASKS,
         home_page=_POLYP_PAGE,
-        license_note=_READ,
     ),
     DatasetLayout(
         name="clinicdb",
@@ -283,7 +352,6 @@ _ROWS = (
             Variant("Original/{stem}", masks=("Ground Truth/{stem}",), label="anomalous"),
         ),
         home_page=_POLYP_PAGE,
-        license_note=_READ,
     ),
     DatasetLayout(
         name="kvasir",
@@ -293,7 +361,6 @@ _ROWS = (
         classes=("colon",),
         variants=IMAGES_AND_MASKS,
         home_page=_POLYP_PAGE,
-        license_note=_READ,
     ),
     DatasetLayout(
         name="endo",
@@ -303,7 +370,6 @@ _ROWS = (
         classes=("colon",),
         variants=(Variant("{kind}/{stem}", masks=_own_masks("masks/"), needs_masks=True),),
         home_page="https://drive.google.com/file/d/1LNpLkv5ZlEUzr_RPN5rdOHaqk0SkZa3m/view",
-        license_note=_READ,
     ),
     DatasetLayout(
         name="tn3k",
@@ -312,7 +378,6 @@ _ROWS = (
         classes=("thyroid",),
         variants=(Variant("test-image/{stem}", masks=_own_masks("test-mask/"), label="anomalous"),),
         home_page="https://github.com/haifangong/TRFE-Net-for-thyroid-nodule-segmentation",
-        license_note=_READ,
     ),
 )
 
@@ -330,7 +395,6 @@ OWN_LAYOUTS = (
         "MVTec-style tree",
         _own("{class_name}/{split}/{kind}/{sub}{stem}", "{split}/{kind}/{sub}{stem}", needs_normal=True),
         normal_kinds=OWN_NORMAL_KINDS,
-        splits=("train", "test"),
     ),
     DatasetLayout(
         "folder",

@@ -5,6 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from .images import MaskRule
+
+KINDS = ("folder", "tree", "table", "meta", "datasets")
+
 
 def option(
     default: Any,
@@ -37,21 +41,21 @@ class SourceOptions:
     """How a source of images is read, beside the source itself; absent options are found by looking.
 
     Raises:
-        ValueError: `mask_threshold` outside 0..254.
+        ValueError: an unknown `kind`, or `mask_threshold` outside 0..254.
     """
 
     data_dir: str | None = option(
         None, "Unpacked archive of a named data set, or where a table's paths start.", group="Data set"
     )
-    kind: str | None = option(
-        None, "folder, tree, table, meta or datasets, where looking is not enough.", group="Data set"
-    )
+    kind: str | None = option(None, f"{', '.join(KINDS[:-1])} or {KINDS[-1]}: do not guess.", group="Data set")
     class_names: list[str] | None = option(None, "These classes alone.", group="Data set")
-    normal_kinds: list[str] | None = option(None, "Names of folders that mean normal.", group="Data set")
+    normal_kinds: list[str] | None = option(
+        None, "Names of folders that mean normal; an empty list where none does.", group="Data set"
+    )
     normal_labels: list[str] | None = option(None, "Values of the label column that mean normal.", group="Data set")
     mask_threshold: int | None = option(None, "Largest mask value that is background, 0 to 254.", group="Data set")
     allow_outside: bool = option(
-        False, "Read files that a table names outside of its folder or of the data directory.", group="Data set"
+        False, "Read files that a table or links name outside of their folder or the data directory.", group="Data set"
     )
     revision: str | None = option(None, "Revision of a data set's repository on the Hub.", group="Data set")
     image_column: str | None = option(None, "Name of the image column.", group="Data set")
@@ -61,7 +65,45 @@ class SourceOptions:
     defect_column: str | None = option(None, "Name of the column of kinds of defect.", group="Data set")
     split_column: str | None = option(None, "Name of the split column.", group="Data set")
 
+    def __post_init__(self):
+        if isinstance(self.class_names, str):
+            self.class_names = [self.class_names]
+        if self.kind not in (None, *KINDS):
+            raise ValueError(f"kind={self.kind!r} must be one of {', '.join(KINDS)}")
+        self.mask_rule()
+
     def source_options(self) -> dict[str, Any]:
         """The fields that are set, by name."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(SourceOptions)}
         return {name: value for name, value in values.items() if value is not None and value is not False}
+
+    def mask_rule(self, default: MaskRule | None = None) -> MaskRule:
+        """The mask rule: the default, unless there is a `mask_threshold`."""
+        if self.mask_threshold is None:
+            return default or MaskRule()
+        return MaskRule(self.mask_threshold, self.mask_threshold)
+
+    def columns(self) -> dict[str, str | None]:
+        """Field of a sample -> the column named for it, None where it is to be found."""
+        return {
+            "image": self.image_column,
+            "mask": self.mask_column,
+            "label": self.label_column,
+            "class_name": self.class_column,
+            "defect_type": self.defect_column,
+            "split": self.split_column,
+        }
+
+    def only_class(self) -> str | None:
+        """The class where a single one is asked for: what samples without a class are taken for."""
+        return self.class_names[0] if self.class_names and len(self.class_names) == 1 else None
+
+
+def make_options(options: SourceOptions | None = None, **fields: Any) -> SourceOptions:
+    """Options with some fields set, of an object or of a command's settings that inherit from it.
+
+    Raises:
+        TypeError: an unknown field.
+    """
+    given = {} if options is None else options.source_options()
+    return SourceOptions(**{**given, **fields})

@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeAlias
 
 import datasets
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from .features import LABEL_NAMES, AnomalyImage, AnomalyMask, make_features
-from .file_tree import examples, leaves_root
-from .indexing import ANOMALOUS_KIND, NORMAL_KIND
-from .masks import mask_turn
+from .features import LABEL_NAMES, AnomalyImage, AnomalyMask, make_features, mask_feature, undecoded
+from .file_tree import check_inside
+from .images import mask_turn
+from .options import SourceOptions
+from .records import kind_of
 from .tables import label_of_kind, labels_of_kinds, pick_columns, to_label
 
 logger = logging.getLogger(__name__)
 
-_ORDER = ("image", "mask", "label", "class_name", "defect_type", "path")
+Part: TypeAlias = datasets.Dataset | datasets.IterableDataset
+_NULL = datasets.Value("null")
 
 
-def load_repository(name: str, options, *, data_dir=None, streaming: bool = False) -> dict[str, Any]:
+def load_repository(
+    name: str, options: SourceOptions, *, data_dir: str | None = None, streaming: bool = False
+) -> dict[str, Part]:
     """Load a saved folder, a local repository or one on the Hub (the latter only because the user named it).
 
     Args:
         name (`str`): folder, .parquet or .arrow file, or owner/name.
         options (`SourceOptions`): columns, revision and the rest.
-        data_dir (path, *optional*): where paths in it start; its own folder by default.
+        data_dir (`str`, *optional*): where paths in it start; its own folder by default.
         streaming (`bool`): do not download first.
 
     Raises:
@@ -36,17 +41,13 @@ def load_repository(name: str, options, *, data_dir=None, streaming: bool = Fals
     if data_dir is None and os.path.exists(name):
         data_dir = name if os.path.isdir(name) else os.path.dirname(name) or "."
     homes = None if options.allow_outside else _homes(data_dir)
-    if os.path.isdir(name) and any(os.path.isfile(os.path.join(name, f)) for f in ("dataset_dict.json", "state.json")):
-        from . import features  # noqa: F401  (a saved set may carry our column types)
-
+    if any(os.path.isfile(os.path.join(name, file)) for file in ("dataset_dict.json", "state.json")):
         return adapt_datasets(datasets.load_from_disk(name), options, data_dir, label=name, homes=homes)
-    arguments: dict[str, Any] = {"streaming": streaming}
+    arguments: dict[str, Any] = {"path": name, "revision": options.revision}
     if os.path.isfile(name):
-        arguments |= {"path": "parquet" if name.lower().endswith(".parquet") else "arrow", "data_files": name}
-    else:
-        arguments |= {"path": name, "revision": options.revision}
+        arguments = {"path": "parquet" if name.lower().endswith(".parquet") else "arrow", "data_files": name}
     try:
-        loaded = datasets.load_dataset(**arguments)
+        loaded = datasets.load_dataset(**arguments, streaming=streaming)
     except (FileNotFoundError, ConnectionError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
         raise ValueError(
             f"{name!r} could not be loaded as a datasets repository: {error}. Expected a data set's name with "
@@ -59,34 +60,12 @@ def load_repository(name: str, options, *, data_dir=None, streaming: bool = Fals
     return parts
 
 
-def _homes(data_dir) -> list[str]:
+def _homes(data_dir: str | None) -> list[str]:
     """Folders that a repository may name files in: its own, and where the Hub's downloads are unpacked."""
     import huggingface_hub.constants as hub
 
     caches = [str(datasets.config.HF_DATASETS_CACHE), str(datasets.config.DOWNLOADED_DATASETS_PATH), hub.HF_HUB_CACHE]
-    return caches + ([os.fspath(data_dir)] if data_dir is not None else [])
-
-
-def _refuse_outside(dataset, homes: list[str], data_dir, label: str) -> None:
-    """Refuse image and mask cells that hold no bytes but the path of a file elsewhere on this disk."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    paths: list[str | None] = []
-    for column in ("image", "mask"):
-        for cells in dataset.data.column(column).chunks if column in dataset.features else ():
-            if pa.types.is_struct(cells.type):
-                cells = pc.filter(pc.struct_field(cells, "path"), pc.is_null(pc.struct_field(cells, "bytes")))
-            if pa.types.is_string(cells.type) or pa.types.is_large_string(cells.type):
-                paths += cells.to_pylist()
-    root = os.fspath(data_dir) if data_dir is not None else ""
-    local = [os.path.abspath(os.path.join(root, path)) for path in paths if path and "://" not in path]
-    outside = [path for path in local if all(leaves_root(home, path) for home in homes)]
-    if outside:
-        raise ValueError(
-            f"{label} names {len(outside)} files outside of its folder ({examples(outside)}): they are not read. If "
-            "you mean them, give the folder that holds them as data_dir, or allow_outside=True"
-        )
+    return ([data_dir] if data_dir is not None else []) + caches
 
 
 def _stated_license(name: str, revision: str | None) -> str | None:
@@ -104,14 +83,18 @@ def _stated_license(name: str, revision: str | None) -> str | None:
 
 
 def adapt_datasets(
-    source: Any, options, data_dir=None, label: str = "the data set", homes: list[str] | None = None
-) -> dict[str, Any]:
+    source: Any,
+    options: SourceOptions,
+    data_dir: str | None = None,
+    label: str = "the data set",
+    homes: list[str] | None = None,
+) -> dict[str, Part]:
     """Bring `Dataset`, `IterableDataset` or dictionaries of them into the one schema.
 
     Args:
         source: the object.
         options (`SourceOptions`): column names and which labels mean normal.
-        data_dir (path, *optional*): where relative paths in an image column start.
+        data_dir (`str`, *optional*): where relative paths in an image column start.
         label (`str`): its name in messages.
         homes (*optional*): the only folders that cells may name files in.
 
@@ -132,45 +115,108 @@ def adapt_datasets(
     return {str(split): _adapt(part, options, data_dir, f"{label} ({split})", homes) for split, part in source.items()}
 
 
-def _adapt(dataset, options, data_dir, label: str, homes: list[str] | None):
+def _adapt(dataset: Part, options: SourceOptions, data_dir: str | None, label: str, homes: list[str] | None) -> Part:
     if dataset.features is None:
         raise ValueError(f"{label} has no features: give it some with cast(features), so that its columns are known")
-    dataset = _as_stored(dataset, label)
-    found = pick_columns(dataset.features, options.columns or {}, label)
+    if isinstance(dataset, datasets.Dataset) and dataset.format["type"] == "custom":
+        logger.warning(f"{label} has a transform, which is left out: images are read as stored; map() keeps changes")
+    dataset = dataset.with_format(None)  # torch tensors or numpy arrays are read as what they were made of
+    found = pick_columns(dataset.features, options.columns(), label)
     found.pop("split", None)
     if "path" in dataset.features and "path" not in found.values():
         found["path"] = "path"
     dataset = dataset.select_columns(list(found.values()))
     rename = {column: name for name, column in found.items() if column != name}
     dataset = dataset.rename_columns(rename) if rename else dataset
+    name = options.only_class() or _folder_name(label)
     if isinstance(dataset, datasets.IterableDataset):
-        return _adapt_stream(dataset, options, label)
+        return _adapt_stream(dataset, options, name, label)
+    dataset = _with_files(dataset, data_dir)
     if homes is not None:
-        _refuse_outside(dataset, homes, data_dir, label)
-    dataset = _add_paths(dataset, data_dir)
-    labels, kinds = _labels(dataset, options, label)
+        check_inside(_files_of(dataset, data_dir), homes, label)
     rows = len(dataset)
-    name = _default_class(options, label)
-    classes = _texts(dataset, "class_name", [name] * rows)
     keep = dataset.select_columns([column for column in ("image", "mask") if column in dataset.features])
     if "mask" not in keep.features:
         keep = keep.add_column("mask", [None] * rows, feature=AnomalyMask())
-    rule = options.rule()
     turns = _mask_turns(keep)
-    keep = keep.cast_column("image", AnomalyImage())
-    keep = keep.cast_column("mask", AnomalyMask(threshold=rule.threshold, jpeg_threshold=rule.jpeg_threshold))
+    keep = keep.cast_column("image", AnomalyImage()).cast_column("mask", mask_feature(options.mask_rule()))
     if any(turn != 1 for turn in turns.values()):
         keep = _with_turns(keep, turns)
-    paths = _texts(dataset, "path", [f"{index:06d}" for index in range(rows)])
+    labels, kinds = _labels(dataset, options, label)
     keep = keep.add_column("label", labels, feature=datasets.ClassLabel(names=list(LABEL_NAMES)))
-    for column, values in (("class_name", classes), ("defect_type", kinds), ("path", paths)):
+    texts = {
+        "class_name": _texts(dataset, "class_name") or [name] * rows,
+        "defect_type": kinds,
+        "path": _texts(dataset, "path") or [f"{index:06d}" for index in range(rows)],
+    }
+    for column, values in texts.items():
         keep = keep.add_column(column, values, feature=datasets.Value("string"))
-    return keep.select_columns(list(_ORDER))
+    return keep.select_columns(list(make_features()))
 
 
-def _mask_turns(dataset) -> dict[int, int]:
+def _adapt_stream(dataset: datasets.IterableDataset, options: SourceOptions, name: str, label: str) -> Part:
+    label_of, class_of, defect_of = (_namer(dataset, column) for column in ("label", "class_name", "defect_type"))
+    has_label = "label" in dataset.features or "defect_type" not in dataset.features
+    for column in ("image", "mask"):  # left unread until the turn of the mask is known
+        feature = dataset.features.get(column)
+        if feature is not None and feature != _NULL:
+            plain = AnomalyMask if isinstance(feature, AnomalyMask) else datasets.Image
+            dataset = dataset.cast_column(column, plain(decode=False))
+
+    def complete(row: dict[str, Any], index: int) -> dict[str, Any]:
+        kind = defect_of(row.get("defect_type"))
+        if has_label:
+            value = to_label(label_of(row.get("label")), options.normal_labels, label)
+        else:
+            value = label_of_kind(kind, options.normal_labels)
+        mask = row.get("mask")
+        if mask and row["image"] and mask.get("turn") is None:
+            mask = {**mask, "turn": mask_turn(row["image"], mask)}
+        return {
+            "image": row["image"],
+            "mask": mask,
+            "label": value,
+            "class_name": str(class_of(row.get("class_name")) or name),
+            "defect_type": kind_of(value, kind and str(kind)),
+            "path": row.get("path") or f"{index:06d}",
+        }
+
+    return dataset.map(complete, with_indices=True).cast(make_features(options.mask_rule()))
+
+
+def _with_files(dataset: datasets.Dataset, data_dir: str | None) -> datasets.Dataset:
+    """Turn columns of plain paths into columns of files; note the path of each image."""
+    for column in ("image", "mask"):
+        feature = dataset.features.get(column)
+        if feature is None or feature == _NULL or isinstance(feature, datasets.Image):
+            continue
+        if not isinstance(feature, datasets.Value) or feature.dtype not in ("string", "large_string"):
+            raise ValueError(f"column {column!r} is {feature}, expected datasets.Image or paths as strings")
+        paths = [os.path.join(data_dir or "", value) if value else None for value in dataset[column]]
+        if column == "image" and "path" not in dataset.features:
+            dataset = dataset.add_column("path", paths)
+        cells = [path and {"bytes": None, "path": path} for path in paths]
+        dataset = dataset.remove_columns(column).add_column(column, cells, feature=datasets.Image())
+        # As one block: `datasets` fails to add to what is left of several.
+        table = datasets.table.InMemoryTable(dataset.data.table)
+        dataset = datasets.Dataset(table, info=dataset.info, split=dataset.split)
+    return dataset
+
+
+def _files_of(dataset: datasets.Dataset, data_dir: str | None) -> list[str]:
+    """Absolute paths of the image and mask cells that hold no bytes but name a file of this disk."""
+    paths: list[str | None] = []
+    for column in ("image", "mask"):
+        for cells in dataset.data.column(column).chunks if column in dataset.features else ():
+            if pa.types.is_struct(cells.type):
+                named = pc.filter(pc.struct_field(cells, "path"), pc.is_null(pc.struct_field(cells, "bytes")))
+                paths += named.to_pylist()
+    return [os.path.abspath(os.path.join(data_dir or "", path)) for path in paths if path and "://" not in path]
+
+
+def _mask_turns(dataset: datasets.Dataset) -> dict[int, int]:
     """Row -> orientation that lays its mask on its upright image (`mask_turn`), where the column does not hold it."""
-    if isinstance(dataset.features["mask"], AnomalyMask) or dataset.features["mask"] == datasets.Value("null"):
+    if isinstance(dataset.features["mask"], AnomalyMask) or dataset.features["mask"] == _NULL:
         return {}
     return {
         row: mask_turn(image, mask)
@@ -179,7 +225,7 @@ def _mask_turns(dataset) -> dict[int, int]:
     }
 
 
-def _cells(dataset, column: str) -> Iterator[Any]:
+def _cells(dataset: datasets.Dataset, column: str) -> Iterator[Any]:
     """The cells of an image column unread, as paths or files; an embedded file is not copied for its first bytes."""
     for batch in dataset.select_columns(column).with_format("arrow").iter(batch_size=1000):
         for cell in batch.column(column):
@@ -191,156 +237,42 @@ def _cells(dataset, column: str) -> Iterator[Any]:
                 yield {"bytes": None, "path": cell["path"].as_py()}
 
 
-def _with_turns(dataset, turns: dict[int, int]):
-    feature = dataset.features["mask"]
-
-    def add(cells, rows):
+def _with_turns(dataset: datasets.Dataset, turns: dict[int, int]) -> datasets.Dataset:
+    def add(cells: list, rows: list[int]) -> dict[str, list]:
         return {"mask": [cell and {**cell, "turn": turns.get(row)} for cell, row in zip(cells, rows, strict=True)]}
 
-    plain = AnomalyMask(decode=False, threshold=feature.threshold, jpeg_threshold=feature.jpeg_threshold)
-    masks = dataset.select_columns("mask").cast_column("mask", plain)  # alone, or the images would be copied too
+    masks = undecoded(dataset).select_columns("mask")  # alone, or the images would be copied too
     masks = masks.map(add, input_columns="mask", with_indices=True, batched=True, batch_size=100)
-    return datasets.concatenate_datasets([dataset.remove_columns("mask"), masks.cast_column("mask", feature)], axis=1)
+    masks = masks.cast_column("mask", dataset.features["mask"])
+    return datasets.concatenate_datasets([dataset.remove_columns("mask"), masks], axis=1)
 
 
-def _as_stored(dataset, label: str):
-    """The data set without format: torch tensors or numpy arrays are read as what they were made of."""
-    if isinstance(dataset, datasets.Dataset) and dataset.format["type"] == "custom":
-        logger.warning(f"{label} has a transform, which is left out: images are read as stored; map() keeps changes")
-    return dataset.with_format(None)
-
-
-def _adapt_stream(dataset, options, label: str):
-    rule, name = options.rule(), _default_class(options, label)
-    names = _class_label_names(dataset.features.get("label"))
-    class_names = _class_label_names(dataset.features.get("class_name"))
-    kind_names = _class_label_names(dataset.features.get("defect_type"))
-    has_label = "label" in dataset.features or "defect_type" not in dataset.features
-    features = make_features(rule)
-    for column in ("image", "mask"):  # left unread until the turn of the mask is known
-        feature = dataset.features.get(column)
-        if isinstance(feature, AnomalyMask):
-            dataset = dataset.cast_column(column, AnomalyMask(decode=False))
-        elif feature is not None and feature != datasets.Value("null"):
-            dataset = dataset.cast_column(column, datasets.Image(decode=False))
-
-    def complete(row, index):
-        kind = _name_of(row.get("defect_type"), kind_names) or ANOMALOUS_KIND
-        if has_label:
-            value = to_label(_name_of(row.get("label"), names), options.normal_labels, label)
-        else:
-            value = label_of_kind(row.get("defect_type") and kind, options.normal_labels)
-        return {
-            "image": row["image"],
-            "mask": row.get("mask") and _with_turn(row["image"], row["mask"]),
-            "label": value,
-            "class_name": str(_name_of(row.get("class_name"), class_names) or name),
-            "defect_type": NORMAL_KIND if value == 0 else ("" if value is None else str(kind)),
-            "path": row.get("path") or f"{index:06d}",
-        }
-
-    return dataset.map(complete, with_indices=True).cast(features)
-
-
-def _add_paths(dataset, data_dir):
-    """Turn an image or mask column of plain paths into one of files; note the path of each image."""
-    images: list[str | None] = []
-    for column in ("image", "mask"):
-        feature = dataset.features.get(column)
-        if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string"):
-            root = os.fspath(data_dir) if data_dir is not None else ""
-            values = [os.path.join(root, value) if value else None for value in dataset[column]]
-            if column == "image" and "path" not in dataset.features:
-                dataset = dataset.add_column("path", values)
-            if column == "image":
-                images = values
-                cells: list[dict | None] = [{"bytes": None, "path": value} for value in values]
-                feature = AnomalyImage()
-            else:
-                pairs = zip(images or [None] * len(values), values, strict=True)
-                cells = [_mask_cell(image, mask) for image, mask in pairs]
-                feature = AnomalyMask()
-            dataset = dataset.remove_columns(column).add_column(column, cells, feature=feature)
-            # As one block: `datasets` fails to add to what is left of several.
-            table = datasets.table.InMemoryTable(dataset.data.table)
-            dataset = datasets.Dataset(table, info=dataset.info, split=dataset.split)
-        elif feature is not None and not isinstance(feature, datasets.Image) and feature != datasets.Value("null"):
-            raise ValueError(f"column {column!r} is {feature}, expected datasets.Image or paths as strings")
-    return dataset
-
-
-def _with_turn(image: Mapping | None, mask: Mapping) -> dict:
-    turn = mask.get("turn")
-    return {**mask, "turn": mask_turn(image, mask) if image and turn is None else turn}
-
-
-def _mask_cell(image: str | None, mask: str | None) -> dict | None:
-    if mask is None:
-        return None
-    return {"bytes": None, "path": mask, "turn": mask_turn(image, mask) if image else None}
-
-
-def _labels(dataset, options, label: str) -> tuple[list[int | None], list[str]]:
-    rows = len(dataset)
-    given = _texts(dataset, "defect_type", [""] * rows)
+def _labels(dataset: datasets.Dataset, options: SourceOptions, label: str) -> tuple[list[int | None], list[str]]:
+    """Labels and kinds of defects of all rows."""
+    rows, normal = len(dataset), options.normal_labels
+    given = _texts(dataset, "defect_type") or [""] * rows
     if "label" in dataset.features:
-        names = _class_label_names(dataset.features["label"])
-        cells = [_name_of(value, names) for value in dataset["label"]]
-        labels = [to_label(cell, options.normal_labels, f"{label}, row {i}") for i, cell in enumerate(cells)]
-    elif "defect_type" in dataset.features:
-        labels = labels_of_kinds(given, options.normal_labels)
+        name = _namer(dataset, "label")
+        labels = [to_label(name(cell), normal, f"{label}, row {i}") for i, cell in enumerate(dataset["label"])]
     else:
-        labels = [None] * rows
-    kinds = [
-        NORMAL_KIND if value == 0 else ("" if value is None else kind or ANOMALOUS_KIND)
-        for value, kind in zip(labels, given, strict=True)
-    ]
-    return labels, kinds
+        labels = labels_of_kinds(given, normal) if "defect_type" in dataset.features else [None] * rows
+    return labels, [kind_of(value, kind) for value, kind in zip(labels, given, strict=True)]
 
 
-def _texts(dataset, column: str, default: list[str]) -> list[str]:
+def _texts(dataset: datasets.Dataset, column: str) -> list[str]:
+    """A column as text; empty where there is none."""
     if column not in dataset.features:
-        return default
-    names = _class_label_names(dataset.features[column])
-    return ["" if value is None else str(_name_of(value, names)) for value in dataset[column]]
+        return []
+    name = _namer(dataset, column)
+    return ["" if value is None else str(name(value)) for value in dataset[column]]
 
 
-def _class_label_names(feature) -> list[str] | None:
-    return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+def _namer(dataset: Part, column: str) -> Callable[[Any], Any]:
+    """What turns a cell into its name, where the column is a `ClassLabel`."""
+    feature = dataset.features.get(column)
+    names = feature.names if isinstance(feature, datasets.ClassLabel) else None
+    return lambda value: names[value] if names and value is not None and value >= 0 else value
 
 
-def _name_of(value, names: list[str] | None):
-    return names[value] if names is not None and value is not None and value >= 0 else value
-
-
-def _default_class(options, label: str) -> str:
-    if options.class_names and len(options.class_names) == 1:
-        return options.class_names[0]
+def _folder_name(label: str) -> str:
     return "object" if label.startswith("the data set") else os.path.basename(label.split(" (")[0].rstrip("/"))
-
-
-def select_split(parts: dict[str, Any], split: str, options, streaming: bool):
-    """One split, or all of them in a row, and some classes of it.
-
-    Raises:
-        ValueError: there is no such split or class.
-    """
-    if split == "all":
-        values = list(parts.values())
-        chosen = values[0] if len(values) == 1 else datasets.concatenate_datasets(values)
-    elif split in parts:
-        chosen = parts[split]
-    else:
-        raise ValueError(f'split={split!r}, but the source has {", ".join(parts)}; give one of these, or split="all"')
-    if options.class_names:
-        wanted = set(options.class_names)
-        if isinstance(chosen, datasets.IterableDataset):
-            return chosen.filter(lambda name: name in wanted, input_columns="class_name")
-        names = list(chosen["class_name"])
-        unknown = sorted(wanted - set(names))
-        if unknown:
-            raise ValueError(f"class_names={unknown}, but the source has {', '.join(sorted(set(names)))}")
-        chosen = chosen.select([index for index, name in enumerate(names) if name in wanted])
-    if streaming and isinstance(chosen, datasets.Dataset):
-        return chosen.to_iterable_dataset()
-    return chosen

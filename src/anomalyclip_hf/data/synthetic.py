@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .masks import read_image
+from .images import read_image
 
 DEFECTS = ("noise", "cut_paste", "scar")
 MIN_SIDE = 8  # pixels

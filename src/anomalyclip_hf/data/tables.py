@@ -1,4 +1,4 @@
-"""Index files: CSV, TSV, JSON lines and the authors' `meta.json`."""
+"""Index files: CSV, TSV, JSON lines, parquet and the authors' `meta.json`, all read as rows of one kind of table."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import csv
 import json
 import os
 import re
-import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
+from typing import Any
 
-from .file_tree import FileTree, examples, leaves_root
-from .indexing import ANOMALOUS_KIND, NORMAL_KIND, Index, Record
-from .layout_types import SPLITS, DatasetLayout, Table
-from .layouts import OWN_NORMAL_KINDS
-from .masks import MaskRule
+from .file_tree import FileTree
+from .images import MaskRule
+from .layouts import OWN_NORMAL_KINDS, SPLITS, DatasetLayout, Table
+from .options import SourceOptions
+from .records import Index, Record, kind_of
 
 # What a column may be called, most likely first.
 COLUMN_ALIASES: dict[str, tuple[str, ...]] = {
@@ -26,14 +27,27 @@ COLUMN_ALIASES: dict[str, tuple[str, ...]] = {
     "split": ("split", "phase", "subset"),
 }
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+META = Table(
+    path="meta.json",
+    image=("{img_path}",),
+    mask="{mask_path}",
+    label_column="anomaly",
+    class_column="cls_name",
+    split_column="split",
+    kind_column="specie_name",
+    normal_labels=None,
+)
 _ZERO = ("0", "0.0", "false", "normal", "good", "ok", "negative", "no")
 _ONE = ("1", "1.0", "true", "anomaly", "anomalous", "abnormal", "defect", "defective", "bad", "positive", "yes", "ng")
 _NONE = ("", "none", "null", "nan", "na", "n/a")
 _UNLABELED = ("-1", *_NONE)  # -1: what `datasets` writes for a hidden label
+_NORMAL_KINDS = (*OWN_NORMAL_KINDS, *_ZERO, "none")
+
+Row = tuple[str, dict[str, Any]]  # where it stands, and its cells by column
 
 
-def read_rows(path: str) -> list[tuple[int, dict]]:
-    """Rows of a CSV, TSV, JSON lines or parquet file, each with its number in the file, column names stripped.
+def read_rows(path: str) -> list[Row]:
+    """Rows of a CSV, TSV, JSON lines or parquet file, each with where it stands; all have all columns, names stripped.
 
     Raises:
         ValueError: not readable as such, or without rows.
@@ -59,12 +73,14 @@ def read_rows(path: str) -> list[tuple[int, dict]]:
         raise ValueError(f"cannot read the table {path}: {error}") from error
     if not rows:
         raise ValueError(f"the table {path} has no rows")
+    columns = dict.fromkeys(str(name).strip() for _, row in rows for name in row if name is not None)
     return [
-        (number, {str(key).strip(): value for key, value in row.items() if key is not None}) for number, row in rows
+        (f"{path}, line {number}", columns | {str(key).strip(): cell for key, cell in row.items() if key is not None})
+        for number, row in rows
     ]
 
 
-def pick_columns(names, chosen: Mapping[str, str | None], where: str) -> dict[str, str]:
+def pick_columns(names: Iterable[str], chosen: Mapping[str, str | None], where: str) -> dict[str, str]:
     """Match the schema's fields to column names: the user's choice first, then the usual names.
 
     Args:
@@ -93,163 +109,160 @@ def pick_columns(names, chosen: Mapping[str, str | None], where: str) -> dict[st
     return columns
 
 
-def to_label(value, normal_values: tuple[str, ...] | None, where: str) -> int | None:
+def to_label(value: Any, normal_values: Sequence[Any] | None, where: str = "") -> int | None:
     """Turn a cell into 0 (normal), 1 (anomalous) or None (unknown).
+
+    Args:
+        value: the cell.
+        normal_values (*optional*): those that mean normal, all others anomalous; the usual words by default.
+        where (`str`): where it stands, for messages.
 
     Raises:
         ValueError: the value is not understood.
     """
-    text = "" if value is None else str(value).strip()
+    text = "" if value is None else str(value).strip().casefold()
     if normal_values is not None:
         normal = {str(value).casefold() for value in normal_values}
-        if text.casefold() in _NONE and text.casefold() not in normal:
-            return None
-        return int(text.casefold() not in normal)
-    if text.casefold() in _ZERO:
-        return 0
-    if text.casefold() in _ONE:
-        return 1
-    if text.casefold() in _UNLABELED:
+        return None if text in _NONE and text not in normal else int(text not in normal)
+    if text in _UNLABELED:
         return None
-    raise ValueError(
-        f"{where}: label {value!r} is neither normal ({', '.join(_ZERO[:6])}) nor anomalous ({', '.join(_ONE[:6])}); "
-        "say which values mean normal with normal_labels=(...)"
-    )
+    if text not in (*_ZERO, *_ONE):
+        raise ValueError(
+            f"{where}: label {value!r} is neither normal ({', '.join(_ZERO[:6])}) nor anomalous "
+            f"({', '.join(_ONE[:6])}); say which values mean normal with normal_labels=(...)"
+        )
+    return int(text in _ONE)
 
 
-def label_of_kind(value, normal_values: tuple[str, ...] | None) -> int | None:
+def label_of_kind(value: Any, normal_values: Sequence[Any] | None) -> int | None:
     """Label of an image that only its kind of defect tells of: 0 for a normal kind, "none" or 0; None if empty."""
-    text = "" if value is None else str(value).strip().casefold()
-    normal = {str(name).casefold() for name in normal_values or (*OWN_NORMAL_KINDS, *_ZERO, "none")}
-    return 0 if text in normal else (None if text in _NONE else 1)
+    return to_label(value, normal_values or _NORMAL_KINDS)
 
 
-def labels_of_kinds(values: Iterable, normal_values: tuple[str, ...] | None) -> list[int | None]:
-    """[`label_of_kind`] of a whole column; where no cell names a normal kind, an empty one means no defect.
-
-    Args:
-        values: cells of the column.
-        normal_values (*optional*): the kinds that mean normal.
-    """
+def labels_of_kinds(values: Iterable[Any], normal_values: Sequence[Any] | None) -> list[int | None]:
+    """[`label_of_kind`] of a whole column; where no cell names a normal kind, an empty one means no defect."""
     labels = [label_of_kind(value, normal_values) for value in values]
     empty_is_normal = normal_values is None and 0 not in labels and 1 in labels
     return [0 if label is None and empty_is_normal else label for label in labels]
 
 
-def index_table(table: Table, layout: DatasetLayout, tree: FileTree) -> Index | None:
-    """Index a data set that comes with a table; None where the table is not there.
-
-    Names are looked for among the files of the tree, so none leaves its root; files behind links do (`Index.outside`).
-    """
-    path = os.path.join(tree.root, table.path)
-    if not os.path.isfile(path):
-        return None
-    rows = read_rows(path)
-    known = {name.casefold(): name for name in layout.classes}
-    records, missing, used = [], [], set()
-    for number, row in rows:
-        image = _locate(tree, [_cells(pattern, row, path) for pattern in table.image])
-        if image is None:
-            missing.append(_cells(table.image[0], row, path))
-            continue
-        label = to_label(row.get(table.label_column or "", None), table.normal_labels, f"{path}, line {number}")
-        mask_path = _cells(table.mask, row, path) if table.mask and label != 0 else ""
-        mask = _locate(tree, [mask_path]) if mask_path else None
-        if mask_path and mask is None:
-            missing.append(mask_path)
-        used.update({image, mask} - {None})
-        name = str(row.get(table.class_column or "", "") or layout.classes[0])
-        split = SPLITS.get(str(row.get(table.split_column or "", "test")).casefold(), "test")
-        kind = str(row.get(table.kind_column or "", "") or ANOMALOUS_KIND)
-        kind = NORMAL_KIND if label == 0 else ("" if label is None else kind)
-        records.append(Record(image, mask, label, known.get(name.casefold(), name), kind, split))
-    if not records:
-        raise ValueError(
-            f"{layout.title}: none of the {len(missing)} images named by {path} exists, e.g. {missing[0]}"
-        )
-    form = f"{layout.title}: {table.path}"
-    outside = [path for path in tree.outside if path in used]
-    return Index(tree.root, form, records, layout.mask_rule, layout, [], missing, outside=outside)
-
-
-def confine(index: Index, allowed: bool) -> Index:
-    """Refuse an index whose names or links lead out of its root, unless the user allows that.
+def index_rows(
+    rows: Sequence[Row],
+    table: Table,
+    root: str,
+    form: str,
+    *,
+    source: str,
+    class_name: str,
+    split: str = "test",
+    folder: str = "",
+    mask_rule: MaskRule | None = None,
+    layout: DatasetLayout | None = None,
+    tree: FileTree | None = None,
+) -> Index:
+    """Index the rows of a table.
 
     Args:
-        index (`Index`): of a table or a meta.json, whose names someone else may have written.
-        allowed (`bool`): note such files in `Index.outside` instead.
+        rows: as of `read_rows`.
+        table (`Table`): what its columns mean.
+        root (`str`): the folder of the files.
+        form (`str`): what the index is, in words.
+        source (`str`): file of the table, for messages.
+        class_name, split (`str`): where no column says another.
+        folder (`str`): where relative paths start, from the root.
+        mask_rule (`MaskRule`, *optional*): how masks are binarised.
+        layout (`DatasetLayout`, *optional*): of a named data set: its classes, spelled as there.
+        tree (`FileTree`, *optional*): the files below the root, where they are already listed.
 
     Raises:
-        ValueError: a file lies elsewhere; the message names it.
+        ValueError: no image is there, or a cell is not understood.
     """
-    named = (path for record in index.records for path in (record.image, record.mask) if path)
-    outside = [path for path in dict.fromkeys(named) if leaves_root(index.root, path)]
-    if outside and not allowed:
-        raise ValueError(
-            f"{index.form} names {len(outside)} files outside of its folder {index.root} ({examples(outside)}): they "
-            "are not read. If you know the table and mean these files, give the folder that holds them all as "
-            "data_dir, or allow_outside=True"
-        )
-    return replace(index, outside=outside)
+    list_files = cache(lambda: tree or FileTree(root))
+
+    def find(path: str) -> str | None:
+        """The file as it is written, or by another spelling."""
+        written = os.path.join(folder, path)
+        if os.path.isfile(os.path.join(root, written)):
+            return written
+        return list_files().find(path, folder, numbers=True)
+
+    if table.label_column is None and table.kind_column is not None:
+        labels = labels_of_kinds([row[table.kind_column] for _, row in rows], table.normal_labels)
+    else:
+        labels = [to_label(_cell(row, table.label_column), table.normal_labels, where) for where, row in rows]
+    classes = {name.casefold(): name for name in (layout.classes if layout else ())}
+    records, missing = [], []
+    respelled: dict[str, str] = {}
+    for (where, row), label in zip(rows, labels, strict=True):
+        named = [_fill(pattern, row, where) for pattern in table.image]
+        if not named[0]:
+            raise ValueError(f"{where}: the column {table.image[0][1:-1]!r} is empty")
+        image = next((there for path in named if (there := find(path))), None)
+        mask_named = _fill(table.mask, row, where) if table.mask else ""
+        mask = find(mask_named) if mask_named else None
+        for path, there in ((named[0], image), (mask_named, mask)):
+            if path and there is None:
+                missing.append(os.path.join(folder, path))
+            elif there is not None and there != os.path.join(folder, path):
+                respelled[path] = there
+        if image is None:
+            continue
+        name = _text(_cell(row, table.class_column)) or class_name
+        said = _text(_cell(row, table.split_column)).casefold()
+        kind = kind_of(label, _text(_cell(row, table.kind_column)))
+        name = classes.get(name.casefold(), name)
+        records.append(Record(image, mask, label, name, kind, SPLITS.get(said, said) or split))
+    if not records:
+        raise ValueError(f"none of the {len(missing)} images named by {source} exists below {root}, e.g. {missing[0]}")
+    notes = []
+    if respelled and layout is None:
+        path, there = next(iter(respelled.items()))
+        notes = [f"{len(respelled)} paths found by another spelling or by their last parts: {path} as {there}, ..."]
+    return Index(root, form, records, mask_rule or MaskRule(), layout, True, missing=missing, notes=notes)
+
+
+def index_layout_table(table: Table, layout: DatasetLayout, tree: FileTree) -> Index | None:
+    """Index a data set that comes with a table; None where the table is not there."""
+    path, form = os.path.join(tree.root, table.path), f"{layout.title}: {table.path}"
+    if not os.path.isfile(path):
+        return None
+    more: dict[str, Any] = {"class_name": layout.classes[0], "mask_rule": layout.mask_rule, "layout": layout}
+    return index_rows(read_rows(path), table, tree.root, form, source=path, tree=tree, **more)
 
 
 def index_own_table(
     path: str,
     root: str | None,
-    columns: Mapping[str, str | None],
-    normal_labels: tuple[str, ...] | None,
-    mask_rule: MaskRule,
-    class_name: str | None = None,
+    options: SourceOptions,
     split: str = "test",
+    folder: str = "",
 ) -> Index:
-    """Index a user's CSV, TSV or JSON lines file.
+    """Index a user's CSV, TSV, JSON lines or parquet file.
 
     Args:
         path (`str`): the table.
-        root (`str`, *optional*): folder its relative paths start from; its own by default.
-        columns: field -> column name, None where it is to be found by its usual names.
-        normal_labels (*optional*): the label values that mean normal.
-        mask_rule (`MaskRule`): how masks are binarised.
-        class_name (`str`, *optional*): class where no column names one; the root folder's name by default.
+        root (`str`, *optional*): folder of the files; the table's own by default.
+        options (`SourceOptions`): columns, labels that mean normal, and the rest.
         split (`str`): where no column names one.
+        folder (`str`): where relative paths start, from the root.
     """
     rows = read_rows(path)
     root = root or os.path.dirname(path) or "."
-    names = list(dict.fromkeys(name for _, row in rows for name in row))
-    found = pick_columns(names, columns, f"the table {path}")
-    default = class_name or os.path.basename(os.path.abspath(root))
-    by_kind = "defect_type" in found and "label" not in found
-    kinds = labels_of_kinds([row.get(found["defect_type"]) for _, row in rows], normal_labels) if by_kind else None
-    records, missing = [], []
-    respelled: dict[str, str] = {}
-    for place, (number, row) in enumerate(rows):
-        cell = {field: _text(row.get(column)) for field, column in found.items()}
-        image, mask = cell["image"], cell.get("mask", "")
-        if not image:
-            raise ValueError(f"{path}, line {number}: the column {found['image']!r} is empty")
-        places = {item: _relocate(root, item) for item in (image, mask) if item}
-        missing += [item for item, there in places.items() if there is None]
-        respelled |= {item: there for item, there in places.items() if there not in (None, item)}
-        if (image_path := places[image]) is None:
-            continue
-        label = kinds[place] if kinds else None
-        if "label" in found:
-            label = to_label(row.get(found["label"]), normal_labels, f"{path}, line {number}")
-        kind = NORMAL_KIND if label == 0 else ("" if label is None else cell.get("defect_type") or ANOMALOUS_KIND)
-        said = cell.get("split", "").casefold()
-        class_of = cell.get("class_name") or default
-        records.append(Record(image_path, places.get(mask), label, class_of, kind, SPLITS.get(said, said) or split))
-    if not records:
-        raise ValueError(f"none of the {len(missing)} images named by {path} exists below {root}, e.g. {missing[0]}")
-    notes = _note_respelled(respelled)
-    return Index(root, f"table {os.path.basename(path)}", records, mask_rule, missing=missing, notes=notes)
-
-
-def index_table_file(path: str, root: str | None, options, split: str = "test") -> Index:
-    """Index a user's table with a user's options; arguments as in `index_own_table`."""
-    default = options.class_names[0] if options.class_names and len(options.class_names) == 1 else None
-    columns = options.columns or {}
-    return index_own_table(path, root, columns, options.normal_labels, options.rule(), default, split=split)
+    found = pick_columns(rows[0][1], options.columns(), f"the table {path}")
+    table = Table(
+        path=path,
+        image=(f"{{{found['image']}}}",),
+        mask=f"{{{found['mask']}}}" if "mask" in found else None,
+        label_column=found.get("label"),
+        class_column=found.get("class_name"),
+        split_column=found.get("split"),
+        kind_column=found.get("defect_type"),
+        normal_labels=None if options.normal_labels is None else tuple(options.normal_labels),
+    )
+    name = options.only_class() or os.path.basename(os.path.abspath(root))
+    form = f"table {os.path.basename(path)}"
+    more: dict[str, Any] = {"split": split, "folder": folder, "mask_rule": options.mask_rule()}
+    return index_rows(rows, table, root, form, source=path, class_name=name, **more)
 
 
 def metadata_files(folder: str) -> dict[str, str]:
@@ -268,7 +281,7 @@ def metadata_files(folder: str) -> dict[str, str]:
     return {}
 
 
-def index_image_folder(name: str, root: str, tables: Mapping[str, str], options) -> Index:
+def index_image_folder(name: str, root: str, tables: Mapping[str, str], options: SourceOptions) -> Index:
     """Index an image folder of `datasets` by its metadata files.
 
     Args:
@@ -277,22 +290,19 @@ def index_image_folder(name: str, root: str, tables: Mapping[str, str], options)
         tables: folder of a split, or "", -> name of its table.
         options (`SourceOptions`): columns and the rest.
     """
-    records: list[Record] = []
-    missing: list[str] = []
-    notes: list[str] = []
-    for part, file in tables.items():
-        split = SPLITS[part.casefold()] if part else "test"
-        index = index_table_file(os.path.join(name, part, file), os.path.join(root, part), options, split)
-        own = os.path.basename(os.path.abspath(root))
-        for record in index.records:
-            class_name = own if part and record.class_name == part else record.class_name
-            mask = record.mask and os.path.join(part, record.mask)
-            image = os.path.join(part, record.image)
-            records.append(replace(record, image=image, mask=mask, class_name=class_name))
-        missing += [os.path.join(part, path) for path in index.missing]
-        notes += index.notes
+    parts = [
+        index_own_table(os.path.join(name, part, file), root, options, SPLITS.get(part.casefold(), "test"), part)
+        for part, file in tables.items()
+    ]
     form = "table " + ", ".join(os.path.join(part, file).replace(os.sep, "/") for part, file in tables.items())
-    return add_unnamed(Index(root, form, records, options.rule(), missing=missing, notes=notes))
+    index = replace(
+        parts[0],
+        form=form,
+        records=[record for part in parts for record in part.records],
+        missing=[path for part in parts for path in part.missing],
+        notes=[note for part in parts for note in part.notes],
+    )
+    return add_unnamed(index)
 
 
 def add_unnamed(index: Index) -> Index:
@@ -306,8 +316,6 @@ def add_unnamed(index: Index) -> Index:
 def index_meta(path: str, root: str | None, mask_rule: MaskRule) -> Index:
     """Index the authors' `meta.json`: {split: {class: [{img_path, mask_path, cls_name, specie_name, anomaly}]}}.
 
-    Paths written on another machine are found again by their last parts.
-
     Raises:
         ValueError: not such a file, or none of its images exists.
     """
@@ -317,77 +325,35 @@ def index_meta(path: str, root: str | None, mask_rule: MaskRule) -> Index:
         entries = [(split, name, entry) for split, by in meta.items() for name, rows in by.items() for entry in rows]
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError) as error:
         raise ValueError(f"{path} is not the authors' index {{split: {{class: [entries]}}}}: {error}") from error
-    root = root or os.path.dirname(path) or "."
-    records, missing = [], []
-    respelled: dict[str, str] = {}
+    if not entries:
+        raise ValueError(f"{path}: it is empty")
+    rows: list[Row] = []
     for split, name, entry in entries:
         if not isinstance(entry, dict) or "img_path" not in entry or "anomaly" not in entry:
             raise ValueError(f'{path}: an entry of {split}/{name} has no "img_path" or "anomaly": {entry!r}')
-        image, mask = _relocate(root, entry["img_path"]), None
-        if image is None:
-            missing.append(str(entry["img_path"]))
-            continue
-        respelled |= {entry["img_path"]: image} if image != entry["img_path"] else {}
-        label = to_label(entry["anomaly"], None, f"{path}, {split}/{name}")
-        if entry.get("mask_path"):
-            mask = _relocate(root, entry["mask_path"])
-            if mask is None:
-                missing.append(str(entry["mask_path"]))
-        kind = NORMAL_KIND if label == 0 else ("" if label is None else entry.get("specie_name") or ANOMALOUS_KIND)
-        lowered = str(split).casefold()
-        records.append(Record(image, mask, label, entry.get("cls_name") or name, kind, SPLITS.get(lowered, lowered)))
-    if not records:
-        told = (
-            f"none of its {len(missing)} images exists below {root}, e.g. {missing[0]}" if missing else "it is empty"
-        )
-        raise ValueError(f"{path}: {told}")
-    notes = _note_respelled(respelled)
-    return Index(root, "the authors' meta.json", records, mask_rule, missing=missing, notes=notes)
+        named = {"mask_path": None, **entry, "cls_name": entry.get("cls_name") or name, "split": split}
+        rows.append((f"{path}, {split}/{name}", named))
+    root = root or os.path.dirname(path) or "."
+    # A split has its own name, be it "": what is exported has to be told of it.
+    more: dict[str, Any] = {"class_name": "", "split": "", "mask_rule": mask_rule}
+    return index_rows(rows, META, root, "the authors' meta.json", source=path, **more)
 
 
-def _note_respelled(found: Mapping[str, str | None]) -> list[str]:
-    if not found:
-        return []
-    first, there = next(iter(found.items()))
-    return [f"{len(found)} paths found by another spelling or by their last parts: {first} as {there}, ..."]
+def _cell(row: Mapping[str, Any], column: str | None) -> Any:
+    return None if column is None else row.get(column)
 
 
-def _relocate(root: str, path: str) -> str | None:
-    """A path from an index as it is found here, from the root, or None.
+def _fill(pattern: str, row: Mapping[str, Any], where: str) -> str:
+    """A pattern with each `{column}` replaced by its cell."""
 
-    Only where there is no such file: backslashes are taken for slashes, accents composed or not and the suffix in
-    other letters are tried, and of an absolute path of another machine its last parts.
-    """
-    path = str(path)
-    slashed = path.replace("\\", "/")
-    parts = [part for part in slashed.split("/") if part]
-    forms = [path, slashed]
-    if parts and (slashed.startswith("/") or ":" in parts[0]):
-        forms += ["/".join(parts[start:]) for start in range(1, len(parts))]
-    for form in dict.fromkeys(forms):
-        stem, suffix = os.path.splitext(form)
-        spelled = [form, stem + suffix.lower(), stem + suffix.upper()]
-        spelled += [unicodedata.normalize(kind, form) for kind in ("NFC", "NFD")]
-        for spelling in dict.fromkeys(spelled):
-            if os.path.isfile(os.path.join(root, spelling)):
-                return spelling
-    return None
-
-
-def _locate(tree: FileTree, paths: list[str]) -> str | None:
-    found = (tree.find(path) or tree.find_number(path) for path in paths if path)
-    return next((path for path in found if path), None)
-
-
-def _cells(pattern: str, row: dict, where: str) -> str:
-    def cell(match):
+    def cell(match: re.Match) -> str:
         if match.group(1) not in row:
-            raise ValueError(f"{where} has no column {match.group(1)!r}: found {', '.join(row)}")
+            raise ValueError(f"{where}: there is no column {match.group(1)!r}, found {', '.join(row)}")
         return _text(row[match.group(1)])
 
-    return re.sub(r"\{(\w+)\}", cell, pattern)
+    return re.sub(r"\{([^{}]+)\}", cell, pattern)
 
 
-def _text(value) -> str:
+def _text(value: Any) -> str:
     text = "" if value is None else str(value).strip()
     return "" if text.casefold() in _NONE else text

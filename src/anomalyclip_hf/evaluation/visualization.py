@@ -1,22 +1,21 @@
 """Contact sheets of judged images: image, truth, map and overlay side by side, all on the one scale of a run."""
 
-import functools
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from ..data.files import atomic_path, one_line
+from ..data.contact_sheet import GAP, INK, MUTED, OUTLINE, PAPER, SheetRow, font, outline_mask, sheet_width
+from ..data.contact_sheet import contact_sheet as write_sheet
+from ..data.files import one_line
 from ..scoring.pictures import colorize, overlay, resize_map, to_rgb
 from ..scoring.ranking import to_numpy
 
 MAX_SHOWN = 1024  # pixels: pictures of a report are all kept until it is written
 COLUMNS = ("image", "truth", "map", "overlay", "predicted mask")
-OUTLINE = (0, 229, 255)  # cyan: the one bright color that inferno does not have
-_INK, _PAPER, _MUTED = (32, 32, 36), (255, 255, 255), (110, 110, 118)
 
 
 @dataclass
@@ -62,13 +61,8 @@ def fit_scale(maps: Iterable[Any], lower: float = 0.01, upper: float = 0.999) ->
 
 def draw_outline(image: Image.Image, mask: Any, color: tuple[int, int, int] = OUTLINE, width: int = 2) -> Image.Image:
     """Draw the border of a mask on an image (nearest resize where sizes differ), with a dark rim to stand out."""
-    inside = resize_mask(mask, image.size)
-    pixels = np.array(to_rgb(image))
-    border = _grow(inside, width) & ~inside
-    rim = _grow(border, 1) & ~border
-    pixels[rim] = pixels[rim] // 3
-    pixels[border] = color
-    return Image.fromarray(pixels)
+    inside = Image.fromarray(resize_mask(mask, image.size).astype(np.uint8) * 255)
+    return outline_mask(to_rgb(image), inside, color, width)
 
 
 def contact_sheet(
@@ -94,31 +88,13 @@ def contact_sheet(
     Raises:
         ValueError: no row, a map that is not `(H, W)`.
     """
-    if not rows:
-        raise ValueError("rows is empty but at least one sample is expected")
-    if cell_size < 64:
-        raise ValueError(f"cell_size={cell_size} but 64 or more is expected")
     names = COLUMNS if pixel_threshold is not None else COLUMNS[:-1]
-    gap, line = 8, 18
-    top = gap + (28 if title else 0) + line
-    width = gap + len(names) * (cell_size + gap)
-    strips = [picture_row(sample, cell_size, vmin, vmax, pixel_threshold, colormap) for sample in rows]
-    height = top + sum(line + strip[0].height + gap for strip in strips) + 44
-    sheet = Image.new("RGB", (width, height), _PAPER)
-    draw = ImageDraw.Draw(sheet)
-    if title:
-        draw.text((gap, gap), _clip(draw, title, width - 2 * gap, 18), fill=_INK, font=_font(18))
-    for column, name in enumerate(names):
-        draw.text((gap + column * (cell_size + gap), top - line), name, fill=_MUTED, font=_font(13))
-    y = top + 4
-    for sample, strip in zip(rows, strips, strict=True):
-        draw.text((gap, y), _clip(draw, caption(sample), width - 2 * gap, 13), fill=_INK, font=_font(13))
-        for column, cell in enumerate(strip):
-            sheet.paste(cell, (gap + column * (cell_size + gap), y + line))
-        y += line + strip[0].height + gap
-    _draw_color_bar(sheet, gap, sheet.height - 36, width - 2 * gap, (vmin, vmax, colormap), pixel_threshold)
-    with atomic_path(path) as temporary:
-        sheet.save(temporary)
+    strips = [
+        SheetRow(picture_row(sample, cell_size, vmin, vmax, pixel_threshold, colormap), caption(sample))
+        for sample in rows
+    ]
+    footer = _color_bar(sheet_width(len(names), cell_size) - 2 * GAP, vmin, vmax, colormap, pixel_threshold)
+    write_sheet(strips, path, columns=names, cell_size=cell_size, title=title, footer=footer)
 
 
 def picture_row(
@@ -193,51 +169,23 @@ def resize_mask(mask: Any, size: tuple[int, int]) -> np.ndarray:
 
 def _tag(cell: Image.Image, text: str) -> None:
     draw = ImageDraw.Draw(cell)
-    left, top, right, bottom = draw.textbbox((6, 5), text, font=_font(12))
-    draw.rectangle((left - 4, top - 3, right + 4, bottom + 3), fill=_INK)
-    draw.text((6, 5), text, fill=_PAPER, font=_font(12))
+    left, top, right, bottom = draw.textbbox((6, 5), text, font=font(12))
+    draw.rectangle((left - 4, top - 3, right + 4, bottom + 3), fill=INK)
+    draw.text((6, 5), text, fill=PAPER, font=font(12))
 
 
-def _draw_color_bar(
-    sheet: Image.Image, x: int, y: int, width: int, scale: tuple[float, float, str], threshold: float | None
-) -> None:
-    vmin, vmax, colormap = scale
-    draw = ImageDraw.Draw(sheet)
-    bar = colorize(np.linspace(vmin, vmax, width)[None].repeat(10, 0), vmin, vmax, colormap)
-    sheet.paste(bar, (x, y))
-    draw.text((x, y + 13), f"{vmin:.3g}", fill=_MUTED, font=_font(12))
-    draw.text((x + width, y + 13), f"{vmax:.3g}", fill=_MUTED, font=_font(12), anchor="ra")
+def _color_bar(width: int, vmin: float, vmax: float, colormap: str, threshold: float | None) -> Image.Image:
+    """The scale of a sheet, with the threshold marked on it."""
+    footer = Image.new("RGB", (width, 32), PAPER)
+    draw = ImageDraw.Draw(footer)
+    footer.paste(colorize(np.linspace(vmin, vmax, width)[None].repeat(10, 0), vmin, vmax, colormap), (0, 3))
+    draw.text((0, 16), f"{vmin:.3g}", fill=MUTED, font=font(12))
+    draw.text((width, 16), f"{vmax:.3g}", fill=MUTED, font=font(12), anchor="ra")
     note = "anomaly map, one scale for all images"
     if threshold is not None:
         note += f"; mask from {threshold:.3g}"
         if vmin <= threshold <= vmax:
-            at = x + round((threshold - vmin) / (vmax - vmin) * (width - 1))
-            draw.line((at, y - 3, at, y + 12), fill=OUTLINE, width=2)
-    draw.text((x + width // 2, y + 13), note, fill=_MUTED, font=_font(12), anchor="ma")
-
-
-@functools.cache
-def _font(size: int) -> Any:
-    return ImageFont.load_default(size=size)
-
-
-def _clip(draw: ImageDraw.ImageDraw, text: str, width: int, size: int) -> str:
-    """Cut a text in its middle until it fits into `width` pixels."""
-    text = one_line(text)
-    shown, kept = text, len(text)
-    while kept > 4 and draw.textlength(shown, font=_font(size)) > width:
-        kept -= 1
-        shown = f"{text[: kept // 2]} ... {text[-(kept - kept // 2) :]}"
-    return shown
-
-
-def _grow(inside: np.ndarray, steps: int) -> np.ndarray:
-    """Grow a mask by `steps` pixels to all 8 sides."""
-    for _ in range(steps):
-        padded = np.pad(inside, 1)
-        height, width = inside.shape
-        inside = np.zeros_like(inside)
-        for row in range(3):
-            for column in range(3):
-                inside |= padded[row : row + height, column : column + width]
-    return inside
+            at = round((threshold - vmin) / (vmax - vmin) * (width - 1))
+            draw.line((at, 0, at, 15), fill=OUTLINE, width=2)
+    draw.text((width // 2, 16), note, fill=MUTED, font=font(12), anchor="ma")
+    return footer

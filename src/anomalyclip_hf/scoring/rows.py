@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..data.masks import fit_mask
+from ..data.images import fit_mask
 
 if TYPE_CHECKING:
     from .. import AnomalyCLIPModel, AnomalyCLIPProcessor

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..data.masks import fit_mask
+from ..data.images import fit_mask
 from ..data.synthetic import DEFECTS, draw_anomaly_on
 from ..processing_anomalyclip import to_pil_image
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomalyclip_hf.data.masks import ImageReadError, MaskRule, fit_mask, mask_turn, read_image, read_mask
+from anomalyclip_hf.data.images import ImageReadError, MaskRule, fit_mask, mask_turn, read_image, read_mask
 
 SHAPE = (6, 10)
 TRUTH = np.zeros(SHAPE, dtype=bool)

@@ -1,0 +1,73 @@
+"""What a source of files holds, before any file is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .file_tree import examples
+from .images import MaskRule
+from .layouts import DatasetLayout
+
+NORMAL_KIND, ANOMALOUS_KIND = "good", "anomaly"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One sample before anything is read: paths from the root with forward slashes, label None where unknown."""
+
+    image: str
+    mask: str | None
+    label: int | None
+    class_name: str
+    defect_type: str
+    split: str
+
+
+@dataclass(frozen=True)
+class Index:
+    """What a source holds: the samples and all that did not fit.
+
+    Args:
+        root (`str`): folder the paths start from, as the user gave it.
+        form (`str`): the layout found, in words.
+        records (`list[Record]`): samples; those of folders ordered by class, split, kind and name.
+        mask_rule (`MaskRule`): how masks are binarised.
+        layout (`DatasetLayout`, *optional*): the row, for named data sets.
+        listed (`bool`): whether a table names the files, which someone else may have written.
+        extra_masks (`list[str]`): mask files no image asks for.
+        missing (`list[str]`): files a table names but the disk lacks.
+        notes (`list[str]`): what was left out, and why.
+        unused (`dict[str, list[str]]`): files below the root that are neither images nor masks here, by reason.
+        outside (`list[str]`): files that links, or a table, lead out of the root for.
+    """
+
+    root: str
+    form: str
+    records: list[Record]
+    mask_rule: MaskRule = field(default_factory=MaskRule)
+    layout: DatasetLayout | None = None
+    listed: bool = False
+    extra_masks: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    unused: dict[str, list[str]] = field(default_factory=dict)
+    outside: list[str] = field(default_factory=list)
+
+    def remarks(self) -> list[str]:
+        """All that was left out or comes from elsewhere, a sentence each; empty where everything was used."""
+        told = list(self.notes)
+        if self.unused:
+            reasons = (f"{len(paths)} {reason} ({examples(paths)})" for reason, paths in self.unused.items())
+            told.append(f"{sum(map(len, self.unused.values()))} files not used: {'; '.join(reasons)}")
+        if self.outside:
+            told.append(
+                f"{len(self.outside)} images lie outside of {self.root}, behind links ({examples(self.outside)})"
+            )
+        return told
+
+
+def kind_of(label: int | None, kind: str | None) -> str:
+    """The defect type of a sample: one name for normal in every data set, "" where the label is unknown."""
+    if label is None:
+        return ""
+    return NORMAL_KIND if label == 0 else (kind or ANOMALOUS_KIND)
