@@ -12,10 +12,10 @@ from anomalyclip_hf.data import load_anomaly_dataset
 from anomalyclip_hf.data.files import safe_name
 from anomalyclip_hf.evaluation import EvaluationSettings, evaluate_model, evaluate_sources, metrics
 from anomalyclip_hf.evaluation.baselines import MethodScorer
-from anomalyclip_hf.evaluation.evaluator import mean_over_classes
 from anomalyclip_hf.evaluation.model_card import make_model_card
 from anomalyclip_hf.evaluation.published import paper_results
 from anomalyclip_hf.evaluation.results import to_markdown
+from anomalyclip_hf.evaluation.summary import mean_over_classes
 from evaluation_tools import make_tree
 
 SETTINGS = {"batch_size": 2, "show_progress": False}

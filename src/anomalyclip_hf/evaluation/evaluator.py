@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -20,21 +18,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
 from tqdm.auto import tqdm
 
 from ..data.files import MAP_FORMATS, check_name, remove_leftovers, safe_name, save_map
 from ..prompts_anomalyclip import backbone_fingerprint
 from ..scoring.engine import Record, own_share, score_images
-from ..scoring.rows import PreparedRow, prepare_row
-from .baselines import OWN, MethodScorer
-from .metrics import IMAGE_METRICS, METRICS, PIXEL_METRICS, UndefinedMetricWarning, image_metrics, pixel_metrics
+from ..scoring.rows import prepare_row
+from .baselines import OWN, MethodScorer, score_methods
 from .published import add_paper
 from .records import ClassRecords, RecordWriter, class_folder, open_folder
 from .results import describe_model, versions, write_results
-from .streaming import StreamingPixelMetrics
-from .visualization import Sample, reduce_image, resize_mask, worst_false_alarms, worst_misses
+from .samples import make_samples
+from .summary import add_rates, judge_class, summarize_classes
 
 if TYPE_CHECKING:
     import datasets
@@ -172,7 +167,7 @@ def evaluate_model(
                 _wait(accelerator)
                 if is_main:
                     records.read()
-                    records.save_metrics(_judge(records, table["label"], chosen.fpr_limit))
+                    records.save_metrics(judge_class(records, table["label"], chosen.fpr_limit))
         _wait(accelerator)
         for records in found.values():
             records.read()
@@ -181,7 +176,7 @@ def evaluate_model(
     if not any(records.indices for records in found.values()):
         errors = [error for records in found.values() for error in records.errors.values()]
         raise ValueError(f"{name}: none of its {len(dataset)} images can be scored; the first: {errors[0]}")
-    return _summarize(parts, table, scorer)
+    return summarize_classes(parts, table, {key: method.title for key, method in scorer.methods.items()})
 
 
 def evaluate_sources(
@@ -223,7 +218,7 @@ def evaluate_sources(
     for name, dataset in sources.items():
         entries[name] = evaluate_model(model, processor, dataset, name=name, **shared)
         add_paper(entries[name], name)
-        _add_rates(entries[name], model.config.image_threshold)
+        add_rates(entries[name], model.config.image_threshold)
     chosen = EvaluationSettings(**settings)
     sigma = getattr(processor, "sigma", None) if chosen.sigma is None else chosen.sigma
     result: dict[str, Any] = {
@@ -238,7 +233,7 @@ def evaluate_sources(
             entries[name]["notes"].append(thresholds["warning"])
     if output_dir is not None and is_main:
         pictures, not_drawn = make_samples(
-            model, processor, sources, result, num_pictures, methods[0], tokenizer, chosen
+            model, processor, sources, result, num_pictures, methods[0], tokenizer, chosen.sigma
         )
         threshold = model.config.pixel_threshold
         write_results(result, output_dir, pictures, pixel_threshold=threshold, not_drawn=not_drawn)
@@ -246,80 +241,6 @@ def evaluate_sources(
             result["not_drawn"] = not_drawn
     _wait(accelerator)
     return result
-
-
-def make_samples(
-    model: AnomalyCLIPModel,
-    processor: AnomalyCLIPProcessor,
-    sources: Mapping[str, datasets.Dataset],
-    result: Mapping[str, Any],
-    count: int = 6,
-    method: str = OWN,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    settings: EvaluationSettings | None = None,
-) -> tuple[dict[str, list[Sample]], list[str]]:
-    """Pictures for a report: of each data set the worst misses, the worst false alarms, a few more anomalous images.
-
-    They are scored once more, since maps are not kept. Arguments as in [`evaluate_sources`], whose `result` it takes.
-
-    Returns:
-        heading to samples, and what failed and why, a line each.
-    """
-    chosen = replace(settings or EvaluationSettings(), map_size=None)
-    scorer = MethodScorer(model.eval(), [method], tokenizer)
-    score = partial(score_methods, scorer, processor, chosen)
-    groups: dict[str, list[Sample]] = {}
-    failed: list[str] = []
-    for name, dataset in sources.items():
-        scores = result["datasets"][name]["scores"]
-        values, labels = scores["scores"][method], [-1 if label is None else label for label in scores["label"]]
-        misses = worst_misses(values, labels, count)
-        others = [place for place, label in enumerate(labels) if label == 1 and place not in misses]
-        places = {
-            "worst misses": misses,
-            "worst false alarms": worst_false_alarms(values, labels, count),
-            "other anomalous images": others[:: max(1, len(others) // count)][:count] if count else [],
-        }
-        for heading, some in places.items():
-            records = score_images(
-                dataset,
-                partial(_prepare_sample, processor=processor),
-                lambda items: score([item[0] for item in items]),
-                indices=[scores["index"][place] for place in some],
-            )
-            for place, record in zip(some, records, strict=True):
-                if record.error is not None:
-                    failed.append(f"{scores['path'][place]} ({record.error})")
-                    continue
-                found, maps = record.result
-                sample = replace(record.item[1], anomaly_map=maps[method], score=found[method])
-                groups.setdefault(f"{name}: {heading}", []).append(sample)
-    return groups, failed
-
-
-def score_methods(
-    scorer: MethodScorer, processor: AnomalyCLIPProcessor, settings: EvaluationSettings, rows: Sequence[PreparedRow]
-) -> list[tuple[dict[str, float], dict[str, np.ndarray]]]:
-    """Scores and maps, method by method, of each of some prepared rows of one class."""
-    pixel_values = torch.stack([row.pixel_values for row in rows]).to(scorer.model.device)
-    size = settings.map_size
-    targets = None if size is None else [(size, size) if isinstance(size, int) else row.size for row in rows]
-    found: list[tuple[dict[str, float], dict[str, np.ndarray]]] = [({}, {}) for _ in rows]
-    for name, output in scorer.score(pixel_values, rows[0].class_name).items():
-        results = processor.post_process_anomaly_detection(output, target_sizes=targets, sigma=settings.sigma)
-        for (scores, maps), one in zip(found, results, strict=True):
-            scores[name], maps[name] = one["score"], one["anomaly_map"].cpu().numpy()
-    return found
-
-
-def mean_over_classes(classes: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, float], dict[str, int]]:
-    """Mean of each metric over the classes that define it (NaN where none does), and the number of those classes."""
-    mean, counts = {}, {}
-    for metric in METRICS:
-        defined = [value for values in classes.values() if not math.isnan(value := values.get(metric, math.nan))]
-        mean[metric] = math.fsum(defined) / len(defined) if defined else math.nan
-        counts[metric] = len(defined)
-    return mean, counts
 
 
 def _score(
@@ -335,118 +256,11 @@ def _score(
     return score_images(
         dataset,
         partial(prepare_row, processor=processor, map_size=settings.map_size),
-        partial(score_methods, scorer, processor, settings),
+        partial(score_methods, scorer, processor, sigma=settings.sigma, map_size=settings.map_size),
         batch_size=settings.batch_size,
         num_workers=settings.num_workers,
         indices=own_share(indices, settings.batch_size, *process),
     )
-
-
-def _judge(records: ClassRecords, labels: Sequence[int | None], fpr_limit: float) -> dict[str, Any]:
-    """Metrics of a class from its records: `metrics` by method, and `curves` of the first method."""
-    metrics = {name: _judge_method(records, name, labels, fpr_limit) for name in records.methods}
-    curves = metrics[records.methods[0]]["curves"]
-    for found in metrics.values():
-        del found["curves"]
-    return {"metrics": metrics, "curves": {kind: [axis.tolist() for axis in line] for kind, line in curves.items()}}
-
-
-def _judge_method(
-    records: ClassRecords, method: str, labels: Sequence[int | None], fpr_limit: float
-) -> dict[str, Any]:
-    known = [(score, labels[index]) for index, score in zip(records.indices, records.scores[method], strict=True)]
-    judged = [(score, label) for score, label in known if label is not None]
-    pixels = records.pixels(method)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UndefinedMetricWarning)  # the reasons are in the result
-        if judged:
-            image = image_metrics(*zip(*judged, strict=True))
-        else:
-            reason = "no image has a label" if records.indices else "no image could be read"
-            image = _undefined(IMAGE_METRICS, reason) | {"num_anomalous_images": 0}
-        if pixels is None:
-            pixel = _undefined(PIXEL_METRICS, "no image has a mask") | {"num_judged_maps": 0}
-        elif isinstance(pixels, StreamingPixelMetrics):
-            pixel = pixels.compute(with_curves=True)
-            pixel["num_judged_maps"] = pixel.pop("num_images")
-        else:
-            pixel = pixel_metrics(*pixels, fpr_limit, with_curves=True) | {"num_judged_maps": len(pixels[0])}
-    anomalous = image["num_anomalous_images"]
-    if anomalous and not pixel.get("num_anomalous_pixels"):
-        reason = f"none of the {anomalous} anomalous images has a mask with an anomalous pixel"
-        pixel["reasons"] = dict.fromkeys(PIXEL_METRICS, reason)
-    result = {"curves": {}, **image, **pixel, "num_images": len(records.indices)}
-    return result | {"reasons": image["reasons"] | pixel["reasons"]}
-
-
-def _undefined(names: Sequence[str], reason: str) -> dict[str, Any]:
-    return dict.fromkeys(names, math.nan) | {"reasons": dict.fromkeys(names, reason)}
-
-
-def _summarize(
-    parts: Mapping[str, tuple[ClassRecords, dict[str, Any]]], table: Mapping[str, list], scorer: MethodScorer
-) -> dict[str, Any]:
-    methods: dict[str, dict[str, Any]] = {}
-    for name, method in scorer.methods.items():
-        classes = {class_name: found["metrics"][name] for class_name, (_, found) in parts.items()}
-        mean, counts = mean_over_classes(classes)
-        methods[name] = {"title": method.title, "mean": mean, "mean_num_classes": counts, "classes": classes}
-    first = next(iter(methods.values()))
-    order = [index for records, _ in parts.values() for index in records.indices]
-    scores: dict[str, Any] = {key: [values[index] for index in order] for key, values in table.items()}
-    scores["index"] = order
-    scores["scores"] = {name: [s for records, _ in parts.values() for s in records.scores[name]] for name in methods}
-    labels = scores["label"]
-    errors = [(index, error) for records, _ in parts.values() for index, error in records.errors.items()]
-    unreadable = [{"path": str(table["path"][index]), "error": error} for index, error in errors]
-    # Every normal image's pixels are judged, and those of anomalous ones that have a mask.
-    judged = sum(values["num_judged_maps"] for values in first["classes"].values()) - labels.count(0)
-    notes = [
-        f"{metric}: mean over {count} of {len(parts)} classes, undefined in the others"
-        for metric, count in first["mean_num_classes"].items()
-        if 0 < count < len(parts)
-    ]
-    if unreadable:
-        shown = "; ".join(one["error"] for one in unreadable[:5]) + ("; ..." if len(unreadable) > 5 else "")
-        notes.append(f"{len(unreadable)} of {len(table['label'])} images could not be read and are left out: {shown}")
-    return {
-        "mean": first["mean"],
-        "mean_num_classes": first["mean_num_classes"],
-        "classes": first["classes"],
-        "num_images": len(labels),
-        "num_anomalous_images": labels.count(1),
-        "num_unlabeled_images": labels.count(None),
-        "num_anomalous_images_without_mask": max(labels.count(1) - judged, 0),
-        "num_unreadable_images": len(unreadable),
-        "unreadable": unreadable,
-        "notes": notes,
-        "methods": methods,
-        "scores": scores,
-        "curves": {name: found["curves"] for name, (_, found) in parts.items()},
-    }
-
-
-def _add_rates(entry: dict[str, Any], threshold: float | None) -> None:
-    """Say of a data set what the model's image threshold does: recall and the share of false alarms."""
-    if threshold is None:
-        return
-    scores = entry["scores"]
-    found: dict[str, float] = {"threshold": threshold}
-    values = next(iter(scores["scores"].values()))
-    for name, wanted in (("recall", 1), ("false_alarm_rate", 0)):
-        called = [value >= threshold for value, label in zip(values, scores["label"], strict=True) if label == wanted]
-        if called:
-            found[name] = sum(called) / len(called)
-    entry["at_image_threshold"] = found
-
-
-def _prepare_sample(row: Mapping[str, Any], processor: AnomalyCLIPProcessor) -> tuple[PreparedRow, Sample]:
-    """A row as the model takes it, and as a report shows it."""
-    parts = (row["class_name"], row["defect_type"], Path(str(row["path"])).name)
-    image = reduce_image(row["image"])
-    mask = None if row["mask"] is None else resize_mask(row["mask"], image.size)
-    title = " / ".join(str(part) for part in parts if part)
-    return prepare_row(row, processor), Sample(image, None, mask, row["label"], title=title)
 
 
 def _read_columns(dataset: datasets.Dataset) -> dict[str, list]:

@@ -29,14 +29,13 @@ __all__ = [
     "UndefinedMetricWarning",
     "aupro",
     "aupro_authors",
+    "curves_of",
     "f1_max",
     "image_ap",
     "image_auroc",
-    "image_curves",
     "image_metrics",
     "pixel_ap",
     "pixel_auroc",
-    "pixel_curves",
     "pixel_f1_max",
     "pixel_metrics",
 ]
@@ -161,7 +160,7 @@ def summarize_pixels(ranking: Ranking, fpr_limit: float = 0.3, with_curves: bool
     result["num_anomalous_pixels"] = ranking.num_anomalous
     result["num_regions"] = ranking.num_regions
     if with_curves:
-        result["curves"] = _curves(ranking)
+        result["curves"] = curves_of(ranking)
     _warn_undefined(result["reasons"], stacklevel=4)
     return result
 
@@ -202,11 +201,6 @@ def image_metrics(scores: Any, labels: Any) -> dict[str, Any]:
     _warn_undefined(result["reasons"])
     num_images = ranking.num_anomalous + ranking.num_normal
     return result | {"num_images": num_images, "num_anomalous_images": ranking.num_anomalous}
-
-
-def image_curves(scores: Any, labels: Any, max_points: int = 1000) -> dict[str, Curve]:
-    """ROC and PR curves of image scores, thinned to `max_points`; empty where undefined."""
-    return _curves(rank_images(scores, labels), max_points)
 
 
 def pixel_metrics(maps: Any, masks: Any, fpr_limit: float = 0.3, with_curves: bool = False) -> dict[str, Any]:
@@ -266,11 +260,6 @@ def aupro_authors(maps: Any, masks: Any, fpr_limit: float = 0.3) -> float:
     return _single("aupro_authors", rank_pixels(maps, masks), fpr_limit)["aupro_authors"]
 
 
-def pixel_curves(maps: Any, masks: Any, max_points: int = 1000) -> dict[str, Curve]:
-    """ROC, PR and PRO curves of all pixels, thinned to `max_points`; empty where undefined."""
-    return _curves(rank_pixels(maps, masks), max_points)
-
-
 def thin(curve: Curve, max_points: int = 1000) -> Curve:
     """Keep at most about `max_points` points, evenly spaced along the curve, ends included (for plots and reports)."""
     if len(curve.x) <= max_points:
@@ -300,7 +289,7 @@ def _warn_undefined(reasons: dict[str, str], stacklevel: int = 3) -> None:
         warnings.warn(f"{names} undefined, returned as NaN: {reason}", UndefinedMetricWarning, stacklevel=stacklevel)
 
 
-def _curves(ranking: Ranking, max_points: int = 1000) -> dict[str, Curve]:
+def curves_of(ranking: Ranking, max_points: int = 1000) -> dict[str, Curve]:
     """ROC, PR and (with regions) PRO curves for plotting; empty where undefined."""
     if why_undefined(ranking):
         return {}

@@ -32,7 +32,7 @@ def plot_metric_curves(
     """Plot ROC, PR and PRO curves side by side, one line per class or run.
 
     Args:
-        curves: line name to `{"roc": Curve, "pr": Curve, "pro": Curve}`, as `pixel_curves` and `image_curves` return;
+        curves: line name to `{"roc": Curve, "pr": Curve, "pro": Curve}`, as `curves_of` returns;
             kinds that no line has get no panel.
         path: file to write.
         fpr_limit: shaded in the PRO panel as the part that AUPRO measures.
