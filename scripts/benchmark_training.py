@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from anomalyclip_hf import AnomalyCLIPConfig, AnomalyCLIPModel, AnomalyCLIPProcessor
-from anomalyclip_hf.training import TrainingArguments, train_prompts
+from anomalyclip_hf.training import PromptTrainingArguments, train_prompts
 from anomalyclip_hf.training.history import read_log
 
 
@@ -24,7 +24,7 @@ def compare_training(model, processor, images: int = 8, batch_size: int = 8, epo
     Args:
         model, processor: of any size; the model is left as it was.
         images, batch_size, epochs (`int`): how much to train.
-        **fields: further fields of `TrainingArguments`, such as `cache_dtype`.
+        **fields: further fields of `PromptTrainingArguments`, such as `cache_dtype`.
 
     Returns:
         seconds per epoch of both, their ratio (cached / uncached), the largest difference of losses of any step,
@@ -42,7 +42,7 @@ def compare_training(model, processor, images: int = 8, batch_size: int = 8, epo
         for name in ("uncached", "cached", "cached again"):
             # The first run on kept features also computes and first touches them; the second one is timed.
             model.prompt_learner.load_state_dict(prompts)
-            args = TrainingArguments(
+            args = PromptTrainingArguments(
                 output_dir=f"{folder}/{name}",
                 cache_dir=f"{folder}/cache",
                 batch_size=batch_size,

@@ -23,15 +23,15 @@ REAL = ROOT / "tests" / "fixtures" / "photos"  # small photographs, with their l
 
 
 def learn_prompts(output_dir: Path, num_images: int, epochs: int, seed: int) -> int:
-    """What scripts/train.py does: training classes only, kept features. Returns its exit status."""
-    from anomalyclip_hf.training.command import main as train
+    """What `anomalyclip train` does: training classes only, kept features. Returns its exit status."""
+    from anomalyclip_hf.cli import run_command
 
     options = f'{{"num_images": {num_images}, "size": 128, "seed": 7, "difficulty": 0.5}}'
-    command = ["--model", "demo", "--source", "synthetic", "--source_options", options, "--initial_prompts", "fresh"]
-    command += ["--epochs", str(epochs), "--output_dir", str(output_dir), "--overwrite", "--disable_tqdm"]
-    command += ["--seed", str(seed), "--cache_dir", str(output_dir.parent / "cache")]
+    command = ["--source", "synthetic", "--source-options", options, "--initial-prompts", "fresh"]
+    command += ["--epochs", str(epochs), "--output-dir", str(output_dir), "--overwrite", "--disable-tqdm"]
+    command += ["--seed", str(seed), "--cache-dir", str(output_dir.parent / "cache")]
     with contextlib.redirect_stdout(io.StringIO()):
-        return train(command, draw)
+        return run_command("train", command, draw=draw)
 
 
 def judge(prompts: Path, num_images: int):

@@ -1,12 +1,15 @@
-"""Learn AnomalyCLIP's prompts: `python scripts/train.py --help`, or `accelerate launch scripts/train.py ...`."""
+"""Learn prompts, as `anomalyclip train` does: `accelerate launch scripts/train.py ...`; `synthetic` are drawings."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
-from anomalyclip_hf.training.command import main
+from anomalyclip_hf.cli import run_command
 
 sys.path.append(str(Path(__file__).resolve().parent / "demo_model"))
-from draw import draw  # what `synthetic` stands for
+from draw import draw
+
+main = partial(run_command, "train", draw=draw)
 
 if __name__ == "__main__":
-    sys.exit(main(draw=draw))
+    sys.exit(main())

@@ -248,30 +248,37 @@ def test_a_layer_without_paint_is_empty():
     np.testing.assert_array_equal(painted(deep, threshold=127), INSIDE)  # of 12 bits, not of 16
 
 
-def deep_png(values: np.ndarray, orientation: int = 1) -> bytes:
+COLOR_TYPES = {2: 4, 3: 2, 4: 6}  # of PNG, by the number of channels
+
+
+def deep_png(values: np.ndarray, orientation: int | None = None) -> bytes:
     """A PNG of 16 bits a channel, which PIL does not write."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, 2 if values.shape[2] == 3 else 6, 0, 0, 0)
-    tags = Image.Exif()
-    tags[274] = orientation
-    parts = [(b"IHDR", head), (b"eXIf", tags.tobytes()[6:]), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, COLOR_TYPES[values.shape[2]], 0, 0, 0)
+    parts = [(b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    if orientation is not None:
+        tags = Image.Exif()
+        tags[274] = orientation
+        parts.insert(1, (b"eXIf", tags.tobytes()[6:]))
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
 
 
-@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("channels", [2, 3, 4])
 @pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
 def test_colors_of_more_than_8_bits(bits, channels, tmp_path):
     values = np.random.default_rng(bits).integers(0, 1 << bits, (5, 7, channels)).astype(np.uint16)
     values[0, 0] = (1 << bits) - 1
     upper = values >> 8  # all that PIL reads, and good enough where it is not nearly nothing
     expected = upper if bits == 16 else np.rint(values * (255 / ((1 << bits) - 1)))
+    expected = np.repeat(expected[..., :1], 3, axis=-1) if channels == 2 else expected
     (tmp_path / "a.png").write_bytes(deep_png(values))
     content = deep_png(values)
-    for source in (tmp_path / "a.png", content, io.BytesIO(content)):
+    assert bit_depth_of(open_image(content)) == bits
+    for source in (tmp_path / "a.png", content, io.BytesIO(content), Image.open(tmp_path / "a.png")):
         np.testing.assert_array_equal(np.asarray(load_image(source))[..., :3], expected[..., :3])
     turned = np.asarray(load_image(deep_png(values, orientation=6)))
     np.testing.assert_array_equal(turned[..., :3], np.rot90(expected, -1)[..., :3])

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from anomalyclip_hf import AnomalyCLIPModel, AnomalyCLIPProcessor
 from anomalyclip_hf.evaluation import evaluate_model
-from anomalyclip_hf.training import TrainingArguments, train_prompts
+from anomalyclip_hf.training import PromptTrainingArguments, train_prompts
 from drawing.synthetic import DEFECTS, HELD_OUT_CLASSES, TRAIN_CLASSES, TRAIN_DEFECTS, draw_dataset
 
 BASE_NAME = "anomalyclip_hf/demo"
@@ -53,7 +53,7 @@ def package_demo(
         clip_dir, size={"height": side, "width": side}, sigma=round(SIGMA_AT_518 * side / 518, 2)
     )
     drawn = draw_dataset(classes=TRAIN_CLASSES, defects=TRAIN_DEFECTS, **LEARN_ON)
-    arguments = TrainingArguments(
+    arguments = PromptTrainingArguments(
         output_dir=str(work_dir / "prompts"), cache_dir=str(work_dir / "cache"), epochs=epochs, overwrite=True
     )
     train_prompts(model, processor, drawn, arguments)

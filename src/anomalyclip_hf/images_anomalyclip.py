@@ -171,6 +171,8 @@ def to_pil_image(image: Any, name: str = "image") -> Image.Image:
         TypeError: if it is no image.
     """
     if isinstance(image, Image.Image):
+        if _swapped_tiles(image) and (stream := getattr(image, "fp", None) or getattr(image, "filename", None)):
+            image = _deep_color(image, stream)  # opened by the user, its pixels not read yet
         image = upright(image, name)
         if not is_deep(image):
             return image
@@ -211,11 +213,12 @@ def bit_depth_of(image: Image.Image | np.ndarray) -> int:
     """Bits per channel that an image makes use of: the least of 8, 10, 12, 14 and 16 that hold its highest value.
 
     Cameras of 10, 12 and 14 bits write files of 16, whose highest value says so; read in the full range of 16 bits,
-    12-bit data would be as good as black. 8 for images of 8 bits and of floats.
+    12-bit data would be as good as black. 8 for images of 8 bits and of floats. Of 16-bit colors, which PIL reads as 8
+    bits, only [`open_image`] knows.
     """
     if isinstance(image, Image.Image):
         if not is_deep(image) or image.mode == "F":
-            return 8
+            return image.info.get("bit_depth", 8)
         image = _pixels_of(image)
     highest = int(image.max()) if np.issubdtype(image.dtype, np.integer) and image.size else 0
     return next((depth for depth in BIT_DEPTHS if highest < 1 << depth), 16)
@@ -331,13 +334,19 @@ def _stream_of(source: Any) -> Any:
 
 
 def _swapped_tiles(image: Image.Image) -> list:
-    """The tiles of a color image of 16 bits a channel, with the other byte order; none for other images."""
+    """The tiles of an image of 16 bits a channel that PIL reads as 8, such that its lower bytes are read; else none.
+
+    Colors are read in the other byte order. Gray with alpha has none in PIL: its four bytes are read as four channels.
+    """
     tiles = getattr(image, "tile", [])
     modes = [tile.args if isinstance(tile.args, str) else tile.args[0] for tile in tiles if tile.args]
-    if not modes or not all(isinstance(mode, str) and mode[:3] == "RGB" and ";16" in mode for mode in modes):
+    if not modes or not all(isinstance(mode, str) and mode[:2] in ("RG", "LA") and ";16" in mode for mode in modes):
         return []
     native = "L" if sys.byteorder == "little" else "B"
-    swapped = [mode[:-1] + {"B": "L", "L": "B"}[mode[-1].replace("N", native)] for mode in modes]
+    swapped = [
+        "RGBA" if mode == "LA;16B" else mode[:-1] + {"B": "L", "L": "B"}[mode[-1].replace("N", native)]
+        for mode in modes
+    ]
     return [
         tile._replace(args=mode if isinstance(tile.args, str) else (mode, *tile.args[1:]))
         for tile, mode in zip(tiles, swapped, strict=True)
@@ -345,23 +354,27 @@ def _swapped_tiles(image: Image.Image) -> list:
 
 
 def _deep_color(image: Image.Image, stream: Any) -> Image.Image:
-    """A color image of 16 bits a channel, of which PIL reads the upper byte: with the lower one too, in another byte
-    order, where the upper holds less than 7 bits (12-bit data would be as good as black)."""
+    """An image of 16 bits a channel, of which PIL reads the upper byte: with the lower one too where the upper holds
+    less than 7 bits (12-bit data would be as good as black). `info["bit_depth"]` says what was found."""
     if hasattr(stream, "seek"):
         stream.seek(0)
     with Image.open(stream if not hasattr(stream, "read") else io.BytesIO(stream.read()), formats=_formats()) as other:
+        # First of all: whatever looks into a PNG's metadata reads its pixels.
+        other.tile, gray = _swapped_tiles(other), other.tile[0].args == "LA;16B"
         _tame_metadata(other)
-        other.tile = _swapped_tiles(other)
         _tame_metadata(image)
         image.load()
         upper = np.asarray(image)[..., :3]
         if upper.max() >= 64:
+            image.info["bit_depth"] = 16
             return image
-        values = upper.astype(np.uint16) << 8 | np.asarray(other)[..., :3]
+        lower = np.asarray(other)
+        values = upper.astype(np.uint16) << 8 | (lower[..., 1:2] if gray else lower[..., :3])
     deep = Image.fromarray(to_uint8(values, "it"))
     if "A" in image.mode:
         deep.putalpha(image.getchannel("A"))
     deep.getexif().update(image.getexif())
+    deep.info["bit_depth"] = bit_depth_of(values)
     return deep
 
 

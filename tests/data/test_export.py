@@ -152,3 +152,6 @@ def test_command_line(tree, tmp_path, capsys):
     assert "license: mit" in card_of(out)
     assert main(["export", "mpdd", str(out), "--data_dir", str(tree)]) == 2
     assert "not empty" in capsys.readouterr().err
+    # Options come last, or the source could be taken for the folder to write.
+    assert main(["export", "--overwrite", str(out), str(tree)]) == 2 and main(["export", str(tree)]) == 2
+    assert "expected export SOURCE OUT" in capsys.readouterr().err

@@ -204,6 +204,13 @@ def test_tables_that_cannot_be_used(folder, text, arguments, message):
         load_anomaly_dataset(folder / "t.csv", **arguments)
 
 
+def test_a_flag_is_no_file(folder):
+    write_picture(folder / "1.png", 9)
+    (folder / "t.csv").write_text("image,mask,label\ngood/1.png,,0\nbent/1.png,1,1\n")
+    with pytest.raises(ValueError, match=r"1 files named by table t\.csv are not in .*, e\.g\. 1:"):
+        load_anomaly_dataset(folder / "t.csv")
+
+
 def test_lines_are_counted_as_an_editor_does(folder):
     good = '{"image": "good/1.png", "label": 0}\n'
     (folder / "t.jsonl").write_text(good + "\n" + good.replace("0", '"meh"'))

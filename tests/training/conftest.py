@@ -3,6 +3,9 @@
 import numpy as np
 import pytest
 from PIL import Image
+from transformers.utils import logging
+
+logging.get_logger()  # whose handler must not be made in a test, with a stream that ends with it
 
 
 def draw_files(folder, count=10, size=48, seed=0, class_name="plate"):
@@ -67,8 +70,8 @@ def validation_dataset(tmp_path):
 
 @pytest.fixture
 def make_args(tmp_path):
-    """Function `(**fields)` -> [`TrainingArguments`] with small, quiet defaults below the test's folder."""
-    from anomalyclip_hf.training import TrainingArguments
+    """Function `(**fields)` -> [`PromptTrainingArguments`] with small, quiet defaults below the test's folder."""
+    from anomalyclip_hf.training import PromptTrainingArguments
 
     def make(**fields):
         defaults = {
@@ -80,6 +83,6 @@ def make_args(tmp_path):
             "cpu": True,
             "disable_tqdm": True,
         }
-        return TrainingArguments(**{**defaults, **fields})
+        return PromptTrainingArguments(**{**defaults, **fields})
 
     return make

@@ -67,7 +67,8 @@ def test_two_processes_equal_one(settings, make_rows, tmp_path):
     run([sys.executable, str(SCRIPT), alone_settings])
     # On the CPU accelerate's launcher wants mpirun; its other way of starting processes works there too.
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    run([*launch, "--mixed_precision", "no", "--main_process_port", "0", str(SCRIPT), both_settings])
+    launch += ["--mixed_precision", "no", "--main_process_port", "0", "-m", "anomalyclip_hf", "train"]
+    run([*launch, both_settings])
     assert json.loads((both / "training_summary.json").read_text())["num_processes"] == 2
     # Batches of 4, 4 and 3 images: the last one in unequal shares; two masks are missing.
     assert len(steps(alone)) == 9
@@ -89,12 +90,14 @@ def test_killed_and_resumed_equals_undisturbed(settings):
     fields = {"epochs": 30, "save_steps": 1}
     whole_settings, whole = settings("whole", **fields)
     cut_settings, cut = settings("cut", **fields)
-    run([sys.executable, str(SCRIPT), whole_settings])
-    process = subprocess.Popen(
-        [sys.executable, str(SCRIPT), cut_settings],
-        env=ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+    undisturbed, process = (
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), path],
+            env=ENVIRONMENT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for path in (whole_settings, cut_settings)
     )
     deadline = time.monotonic() + 120
     while len(steps(cut)) < 17 and process.poll() is None and time.monotonic() < deadline:
@@ -104,6 +107,7 @@ def test_killed_and_resumed_equals_undisturbed(settings):
     assert 17 <= len(steps(cut)) < 90
     assert not (cut / "prompts.safetensors").exists()
     run([sys.executable, str(SCRIPT), cut_settings, "--resume"])
+    assert undisturbed.wait(timeout=240) == 0
     assert (cut / "prompts.safetensors").exists()
     found, expected = (load_file(folder / "prompts.safetensors") for folder in (cut, whole))
     assert all(np.array_equal(found[name].numpy(), expected[name].numpy()) for name in expected)

@@ -12,6 +12,7 @@ COMMANDS = {
     "predict": "Score images: files, folders or a data set in; records and heat maps out.",
     "evaluate": "Judge a model on labelled data sets: metrics, scores, a report.",
     "calibrate": "Choose the thresholds of a model from images like those to come.",
+    "train": "Learn the two prompts on labelled images; the backbone stays as it is.",
     "inspect": "Report what a data set holds and what is wrong with it, or export it as a datasets repository.",
 }
 

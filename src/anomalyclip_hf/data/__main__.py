@@ -14,10 +14,14 @@ def main(words: Sequence[str] | None = None) -> int:
     """
     from ..cli import run_command
 
-    words = list(sys.argv[1:] if words is None else words)
-    if words[:1] == ["export"]:
-        return run_command("inspect", [*words[1:2], "--export", *words[2:]])
-    return run_command("inspect", words[1:] if words[:1] == ["inspect"] else words)
+    command, *rest = list(sys.argv[1:] if words is None else words) or ["inspect"]
+    if command == "export":
+        places = rest[:2]
+        if len(places) < 2 or any(place.startswith("-") for place in places):
+            print("error: expected export SOURCE OUT, then the options", file=sys.stderr)
+            return 2
+        return run_command("inspect", [places[0], "--export", *rest[1:]])
+    return run_command("inspect", rest if command == "inspect" else [command, *rest])
 
 
 if __name__ == "__main__":

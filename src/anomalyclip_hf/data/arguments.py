@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Collection
 from dataclasses import fields
 from typing import Any
 
-from .options import SourceOptions
+from .options import SourceOptions, parse_options
 
 _COLUMNS = ("image_column", "mask_column", "label_column", "class_column", "defect_column", "split_column")
 _NAMES = ("kind", "class_names", "normal_kinds", "normal_labels", "mask_threshold", "revision", "allow_outside")
+__all__ = ["SOURCE_ARGUMENTS", "add_source_arguments", "parse_options", "source_arguments", "split_options"]
 SOURCE_ARGUMENTS = (*_NAMES, *_COLUMNS)
 
 
@@ -43,21 +43,6 @@ def source_arguments(parsed: Any) -> dict[str, Any]:
     """Those flags as arguments of `load_anomaly_dataset`, beside the source and `data_dir`; absent ones left out."""
     given = {name: getattr(parsed, name, None) for name in SOURCE_ARGUMENTS}
     return {name: value for name, value in given.items() if value is not None and value is not False}
-
-
-def parse_options(text: str | None, field: str) -> dict[str, Any]:
-    """Arguments given as one JSON object, {} if there are none.
-
-    Raises:
-        ValueError: it is no JSON object; `field` names it.
-    """
-    try:
-        options = json.loads(text) if text else {}
-    except ValueError as error:
-        raise ValueError(f"{field}={text!r} is no JSON: {error}") from error
-    if not isinstance(options, dict):
-        raise ValueError(f'{field}={text!r}, expected a JSON object such as \'{{"normal_kinds": ["ok"]}}\'')
-    return options
 
 
 def split_options(options: dict[str, Any], drawn: bool) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -114,9 +114,15 @@ def export_dataset(
         Path(content, "README.md").write_text(card, encoding="utf-8")
         if push:
             return _upload(folder=content, repository=str(out), private=private, token=token)
+        old = Path(folder, "old")
         if target.is_dir():
-            os.replace(target, Path(folder, "old"))
-        os.replace(content, target)
+            os.replace(target, old)
+        try:
+            os.replace(content, target)
+        except BaseException:
+            if old.is_dir():
+                os.replace(old, target)
+            raise
     return os.fspath(out)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 from .images import MaskRule
@@ -47,8 +48,8 @@ class SourceOptions:
     data_dir: str | None = option(
         None, "Unpacked archive of a named data set, or where a table's paths start.", group="Data set"
     )
-    kind: str | None = option(None, f"{', '.join(KINDS[:-1])} or {KINDS[-1]}: do not guess.", group="Data set")
     class_names: list[str] | None = option(None, "These classes alone.", group="Data set")
+    kind: str | None = option(None, f"{', '.join(KINDS[:-1])} or {KINDS[-1]}: do not guess.", group="Data set")
     normal_kinds: list[str] | None = option(
         None, "Names of folders that mean normal; an empty list where none does.", group="Data set"
     )
@@ -107,3 +108,18 @@ def make_options(options: SourceOptions | None = None, **fields: Any) -> SourceO
     """
     given = {} if options is None else options.source_options()
     return SourceOptions(**{**given, **fields})
+
+
+def parse_options(text: str | None, field: str) -> dict[str, Any]:
+    """Arguments given as one JSON object, {} if there are none.
+
+    Raises:
+        ValueError: it is no JSON object; `field` names it.
+    """
+    try:
+        options = json.loads(text) if text else {}
+    except ValueError as error:
+        raise ValueError(f"{field}={text!r} is no JSON: {error}") from error
+    if not isinstance(options, dict):
+        raise ValueError(f'{field}={text!r}, expected a JSON object such as \'{{"normal_kinds": ["ok"]}}\'')
+    return options

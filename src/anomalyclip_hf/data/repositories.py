@@ -11,7 +11,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .features import LABEL_NAMES, AnomalyImage, AnomalyMask, make_features, mask_feature, undecoded
+from .features import AnomalyImage, AnomalyMask, make_features, mask_feature, undecoded
 from .file_tree import check_inside
 from .images import mask_turn
 from .options import SourceOptions
@@ -128,60 +128,78 @@ def _adapt(dataset: Part, options: SourceOptions, data_dir: str | None, label: s
     dataset = dataset.select_columns(list(found.values()))
     rename = {column: name for name, column in found.items() if column != name}
     dataset = dataset.rename_columns(rename) if rename else dataset
-    name = options.only_class() or _folder_name(label)
+    complete = _completer(dataset, options, label)
     if isinstance(dataset, datasets.IterableDataset):
-        return _adapt_stream(dataset, options, name, label)
+        return _adapt_stream(dataset, complete, options)
     dataset = _with_files(dataset, data_dir)
     if homes is not None:
         check_inside(_files_of(dataset, data_dir), homes, label)
-    rows = len(dataset)
-    keep = dataset.select_columns([column for column in ("image", "mask") if column in dataset.features])
-    if "mask" not in keep.features:
-        keep = keep.add_column("mask", [None] * rows, feature=AnomalyMask())
+    pictures = [column for column in ("image", "mask") if column in dataset.features]
+    keep = dataset.select_columns(pictures)
+    if "mask" not in pictures:
+        keep = keep.add_column("mask", [None] * len(dataset), feature=AnomalyMask())
     turns = _mask_turns(keep)
     keep = keep.cast_column("image", AnomalyImage()).cast_column("mask", mask_feature(options.mask_rule()))
     if any(turn != 1 for turn in turns.values()):
         keep = _with_turns(keep, turns)
-    labels, kinds = _labels(dataset, options, label)
-    keep = keep.add_column("label", labels, feature=datasets.ClassLabel(names=list(LABEL_NAMES)))
-    texts = {
-        "class_name": _texts(dataset, "class_name") or [name] * rows,
-        "defect_type": kinds,
-        "path": _texts(dataset, "path") or [f"{index:06d}" for index in range(rows)],
+    told = dataset.remove_columns(pictures).to_list() or [{}] * len(dataset)
+    facts = [complete(row, index) for index, row in enumerate(told)]
+    if "defect_type" in dataset.features and "label" not in dataset.features:
+        labels = labels_of_kinds([row["defect_type"] for row in facts], options.normal_labels)
+        facts = [{**row, "label": label} for row, label in zip(facts, labels, strict=True)]
+    for row in facts:
+        row["defect_type"] = kind_of(row["label"], row["defect_type"])
+    features = make_features()
+    for column in ("label", "class_name", "defect_type", "path"):
+        keep = keep.add_column(column, [row[column] for row in facts], feature=features[column])
+    return keep.select_columns(list(features))
+
+
+def _completer(dataset: Part, options: SourceOptions, label: str) -> Callable[[dict[str, Any], int], dict[str, Any]]:
+    """What gives label, class, kind of defect (as named) and path of a row at a place."""
+    names = {
+        column: feature.names
+        for column, feature in dataset.features.items()
+        if isinstance(feature, datasets.ClassLabel)
     }
-    for column, values in texts.items():
-        keep = keep.add_column(column, values, feature=datasets.Value("string"))
-    return keep.select_columns(list(make_features()))
+    by_kind = "defect_type" in dataset.features and "label" not in dataset.features
+    default = options.only_class() or _folder_name(label)
+
+    def complete(row: dict[str, Any], index: int) -> dict[str, Any]:
+        named = {
+            column: names[column][cell] if column in names and cell is not None and cell >= 0 else cell
+            for column, cell in row.items()
+        }
+        kind = named.get("defect_type")
+        if by_kind:
+            value = label_of_kind(kind, options.normal_labels)
+        else:
+            value = to_label(named.get("label"), options.normal_labels, f"{label}, row {index}")
+        return {
+            "label": value,
+            "class_name": str(named.get("class_name") or default),
+            "defect_type": "" if kind is None else str(kind),
+            "path": named.get("path") or f"{index:06d}",
+        }
+
+    return complete
 
 
-def _adapt_stream(dataset: datasets.IterableDataset, options: SourceOptions, name: str, label: str) -> Part:
-    label_of, class_of, defect_of = (_namer(dataset, column) for column in ("label", "class_name", "defect_type"))
-    has_label = "label" in dataset.features or "defect_type" not in dataset.features
+def _adapt_stream(dataset: datasets.IterableDataset, complete: Callable, options: SourceOptions) -> Part:
     for column in ("image", "mask"):  # left unread until the turn of the mask is known
         feature = dataset.features.get(column)
         if feature is not None and feature != _NULL:
             plain = AnomalyMask if isinstance(feature, AnomalyMask) else datasets.Image
             dataset = dataset.cast_column(column, plain(decode=False))
 
-    def complete(row: dict[str, Any], index: int) -> dict[str, Any]:
-        kind = defect_of(row.get("defect_type"))
-        if has_label:
-            value = to_label(label_of(row.get("label")), options.normal_labels, label)
-        else:
-            value = label_of_kind(kind, options.normal_labels)
-        mask = row.get("mask")
-        if mask and row["image"] and mask.get("turn") is None:
-            mask = {**mask, "turn": mask_turn(row["image"], mask)}
-        return {
-            "image": row["image"],
-            "mask": mask,
-            "label": value,
-            "class_name": str(class_of(row.get("class_name")) or name),
-            "defect_type": kind_of(value, kind and str(kind)),
-            "path": row.get("path") or f"{index:06d}",
-        }
+    def adapt(row: dict[str, Any], index: int) -> dict[str, Any]:
+        image, mask = row.pop("image"), row.pop("mask", None)
+        if mask and image and mask.get("turn") is None:
+            mask = {**mask, "turn": mask_turn(image, mask)}
+        facts = complete(row, index)
+        return {"image": image, "mask": mask, **facts, "defect_type": kind_of(facts["label"], facts["defect_type"])}
 
-    return dataset.map(complete, with_indices=True).cast(make_features(options.mask_rule()))
+    return dataset.map(adapt, with_indices=True).cast(make_features(options.mask_rule()))
 
 
 def _with_files(dataset: datasets.Dataset, data_dir: str | None) -> datasets.Dataset:
@@ -245,33 +263,6 @@ def _with_turns(dataset: datasets.Dataset, turns: dict[int, int]) -> datasets.Da
     masks = masks.map(add, input_columns="mask", with_indices=True, batched=True, batch_size=100)
     masks = masks.cast_column("mask", dataset.features["mask"])
     return datasets.concatenate_datasets([dataset.remove_columns("mask"), masks], axis=1)
-
-
-def _labels(dataset: datasets.Dataset, options: SourceOptions, label: str) -> tuple[list[int | None], list[str]]:
-    """Labels and kinds of defects of all rows."""
-    rows, normal = len(dataset), options.normal_labels
-    given = _texts(dataset, "defect_type") or [""] * rows
-    if "label" in dataset.features:
-        name = _namer(dataset, "label")
-        labels = [to_label(name(cell), normal, f"{label}, row {i}") for i, cell in enumerate(dataset["label"])]
-    else:
-        labels = labels_of_kinds(given, normal) if "defect_type" in dataset.features else [None] * rows
-    return labels, [kind_of(value, kind) for value, kind in zip(labels, given, strict=True)]
-
-
-def _texts(dataset: datasets.Dataset, column: str) -> list[str]:
-    """A column as text; empty where there is none."""
-    if column not in dataset.features:
-        return []
-    name = _namer(dataset, column)
-    return ["" if value is None else str(name(value)) for value in dataset[column]]
-
-
-def _namer(dataset: Part, column: str) -> Callable[[Any], Any]:
-    """What turns a cell into its name, where the column is a `ClassLabel`."""
-    feature = dataset.features.get(column)
-    names = feature.names if isinstance(feature, datasets.ClassLabel) else None
-    return lambda value: names[value] if names and value is not None and value >= 0 else value
 
 
 def _folder_name(label: str) -> str:

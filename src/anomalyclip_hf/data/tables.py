@@ -184,7 +184,11 @@ def index_rows(
         written = os.path.join(folder, path)
         if os.path.isfile(os.path.join(root, written)):
             return written
-        return list_files().find(path, folder, numbers=True)
+        if layout is not None:
+            return list_files().find(path, folder, numbers=True)
+        found = list_files().find(path, folder)
+        same = found is not None and os.path.splitext(found)[1].lower() == os.path.splitext(path)[1].lower()
+        return found if same else None  # a 1 in a column of one's own may be a flag, and is no 1.png
 
     if table.label_column is None and table.kind_column is not None:
         labels = labels_of_kinds([row[table.kind_column] for _, row in rows], table.normal_labels)
@@ -226,8 +230,17 @@ def index_layout_table(table: Table, layout: DatasetLayout, tree: FileTree) -> I
     path, form = os.path.join(tree.root, table.path), f"{layout.title}: {table.path}"
     if not os.path.isfile(path):
         return None
-    more: dict[str, Any] = {"class_name": layout.classes[0], "mask_rule": layout.mask_rule, "layout": layout}
-    return index_rows(read_rows(path), table, tree.root, form, source=path, tree=tree, **more)
+    return index_rows(
+        read_rows(path),
+        table,
+        tree.root,
+        form,
+        source=path,
+        class_name=layout.classes[0],
+        mask_rule=layout.mask_rule,
+        layout=layout,
+        tree=tree,
+    )
 
 
 def index_own_table(
@@ -260,9 +273,10 @@ def index_own_table(
         normal_labels=None if options.normal_labels is None else tuple(options.normal_labels),
     )
     name = options.only_class() or os.path.basename(os.path.abspath(root))
-    form = f"table {os.path.basename(path)}"
-    more: dict[str, Any] = {"split": split, "folder": folder, "mask_rule": options.mask_rule()}
-    return index_rows(rows, table, root, form, source=path, class_name=name, **more)
+    form, rule = f"table {os.path.basename(path)}", options.mask_rule()
+    return index_rows(
+        rows, table, root, form, source=path, class_name=name, split=split, folder=folder, mask_rule=rule
+    )
 
 
 def metadata_files(folder: str) -> dict[str, str]:
@@ -334,9 +348,8 @@ def index_meta(path: str, root: str | None, mask_rule: MaskRule) -> Index:
         named = {"mask_path": None, **entry, "cls_name": entry.get("cls_name") or name, "split": split}
         rows.append((f"{path}, {split}/{name}", named))
     root = root or os.path.dirname(path) or "."
-    # A split has its own name, be it "": what is exported has to be told of it.
-    more: dict[str, Any] = {"class_name": "", "split": "", "mask_rule": mask_rule}
-    return index_rows(rows, META, root, "the authors' meta.json", source=path, **more)
+    form = "the authors' meta.json"  # whose splits have the names they have, be it ""
+    return index_rows(rows, META, root, form, source=path, class_name="", split="", mask_rule=mask_rule)
 
 
 def _cell(row: Mapping[str, Any], column: str | None) -> Any:

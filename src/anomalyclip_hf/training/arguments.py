@@ -10,37 +10,49 @@ from typing import Any
 
 from ..data.options import option
 
-# Named recipes: what a field is where the user says nothing. "authors": section 5 of the method, their train.py.
-RECIPES: dict[str, dict[str, Any]] = {
-    "authors": {
-        "epochs": 15,
-        "batch_size": 8,
-        "learning_rate": 1e-3,
-        "adam_beta1": 0.5,
-        "adam_beta2": 0.999,
-        "seed": 111,
-    },
-}
-CACHE_DTYPES = ("float32", "float16", "bfloat16")
 METRICS = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro", "loss")
+CHOICES = {
+    "recipe": ("authors",),
+    "cache_dtype": ("float32", "float16", "bfloat16"),
+    "metric": METRICS,
+    "initial_prompts": ("model", "fresh"),
+    "mixed_precision": (None, "no", "bf16", "fp16"),
+}
+OPTIONAL = ("max_steps", "patience", "save_steps", "max_grad_norm", "cache_limit_gb")
+# What a number must be: names of fields, the test, and how an error says it.
+RANGES = (
+    (
+        "epochs batch_size gradient_accumulation_steps encode_batch_size keep_last max_steps patience save_steps",
+        lambda value: value >= 1,
+        "1 or more",
+    ),
+    ("learning_rate max_grad_norm cache_limit_gb", lambda value: value > 0, "a number above 0"),
+    ("adam_beta1 adam_beta2", lambda value: 0 <= value < 1, "a number in [0, 1)"),
+    (
+        "global_loss_weight local_loss_weight",
+        lambda value: math.isfinite(value) and value >= 0,
+        "a finite number, 0 or more",
+    ),
+    ("seed num_workers", lambda value: value >= 0, "0 or more"),
+)
 
 
 @dataclass
-class TrainingArguments:
-    """Settings of [`train_prompts`]. What is None comes from the recipe.
+class PromptTrainingArguments:
+    """Settings of [`train_prompts`]; by default those of the paper (section 5) and of the authors' train.py.
 
     Raises:
         ValueError: if a field is out of its range; the message names it.
     """
 
-    output_dir: str = option("outputs/prompts", "Folder for prompts, checkpoints, log and curves.")
-    recipe: str = option("authors", "Named defaults of the fields below: 'authors' is the paper's recipe.")
-    epochs: int = option(None, "Passes over the training set (authors: 15).")
-    batch_size: int = option(None, "Images per optimizer step, over all processes together (authors: 8).")
-    learning_rate: float = option(None, "Of Adam, constant (authors: 1e-3).")
-    adam_beta1: float = option(None, "Authors: 0.5.")
-    adam_beta2: float = option(None, "Authors: 0.999.")
-    seed: int = option(None, "Of shuffling, fresh prompts and drawn anomalies (authors: 111).")
+    output_dir: str = option("outputs/prompts", "Folder for prompts, checkpoints, log and curves.", short="o")
+    recipe: str = option("authors", "Whose defaults these are; there is no other recipe yet.")
+    epochs: int = option(15, "Passes over the training set.")
+    batch_size: int = option(8, "Images per optimizer step, over all processes together.")
+    learning_rate: float = option(1e-3, "Of Adam, constant.")
+    adam_beta1: float = option(0.5, "Of Adam.")
+    adam_beta2: float = option(0.999, "Of Adam.")
+    seed: int = option(111, "Of shuffling, fresh prompts and drawn anomalies.")
     max_steps: int | None = option(None, "Stop after this many optimizer steps.")
     gradient_accumulation_steps: int = option(1, "Parts into which each process splits its share of a batch.")
     max_grad_norm: float | None = option(None, "Clip the gradient's norm; none by default.")
@@ -60,7 +72,7 @@ class TrainingArguments:
     metric: str = option("image_auroc", f"Chooses the best epoch on the validation set: {', '.join(METRICS)}.")
     patience: int | None = option(None, "Stop after this many epochs without a better metric.")
     save_steps: int | None = option(None, "Also write a checkpoint every so many steps (always after an epoch).")
-    keep_last: int = option(2, "Checkpoints kept, beside the best epoch's prompts.")
+    keep_last: int = option(2, "Checkpoints kept.")
     resume: bool = option(False, "Go on from the last checkpoint in output_dir, if there is one.")
     overwrite: bool = option(False, "Discard checkpoints of an earlier run in output_dir.")
     save_full: bool = option(False, "Save the whole model, not the prompts alone.")
@@ -71,53 +83,26 @@ class TrainingArguments:
     disable_tqdm: bool = option(False, "Show no progress bars.")
 
     def __post_init__(self):
-        if self.recipe not in RECIPES:
-            raise ValueError(f"recipe={self.recipe!r} is unknown; expected one of {sorted(RECIPES)}")
-        for name, value in RECIPES[self.recipe].items():
-            if getattr(self, name) is None:
-                setattr(self, name, value)
-        self._check_numbers()
-        self._check_choices()
-
-    def _check_numbers(self) -> None:
-        for name in ("epochs", "batch_size", "gradient_accumulation_steps", "encode_batch_size", "keep_last"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}, expected 1 or more")
-        for name in ("max_steps", "patience", "save_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value}, expected 1 or more, or nothing")
-        for name in ("learning_rate", "max_grad_norm", "cache_limit_gb"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}={value}, expected a number above 0")
-        for name in ("adam_beta1", "adam_beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}, expected a number in [0, 1)")
-        for name in ("global_loss_weight", "local_loss_weight"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ValueError(f"{name}={getattr(self, name)}, expected a finite number, 0 or more")
-        if self.global_loss_weight == self.local_loss_weight == 0:
-            raise ValueError("global_loss_weight=0 and local_loss_weight=0 leave nothing to learn; raise one of them")
-        for name in ("seed", "num_workers"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}, expected 0 or more")
-
-    def _check_choices(self) -> None:
-        choices = {
-            "cache_dtype": CACHE_DTYPES,
-            "metric": METRICS,
-            "initial_prompts": ("model", "fresh"),
-            "mixed_precision": (None, "no", "bf16", "fp16"),
-        }
-        for name, allowed in choices.items():
+        for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r}, expected one of {', '.join(map(str, allowed))}")
+        for names, holds, expected in RANGES:
+            for name in names.split():
+                value = getattr(self, name)
+                if not (name in OPTIONAL if value is None else holds(value)):
+                    raise ValueError(f"{name}={value}, expected {expected}")
+        if self.global_loss_weight == self.local_loss_weight == 0:
+            raise ValueError("global_loss_weight=0 and local_loss_weight=0 leave nothing to learn; raise one of them")
+
+    @property
+    def loss_weights(self) -> tuple[float, float]:
+        """Of the global and of the local loss."""
+        return self.global_loss_weight, self.local_loss_weight
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, as saved beside the prompts."""
         return dataclasses.asdict(self)
 
     def to_json(self) -> str:
-        """The same as JSON text, which `scripts/train.py` takes as a settings file."""
+        """The same as JSON text, which `anomalyclip train --config` takes as a settings file."""
         return json.dumps(self.to_dict(), indent=2) + "\n"

@@ -1,6 +1,8 @@
 """Checkpoints of a training run: prompts, optimizer, position and random numbers, without the backbone.
 
-Tensors are kept in safetensors and numbers in JSON; a folder is written under a temporary name, then renamed.
+accelerate writes and reads them (`save_state`, `load_state`; it opens its pickles with `weights_only`), and hooks keep
+the backbone out. They are filled under a temporary name and then renamed, so that a run killed at any moment leaves
+whole ones alone; accelerate's automatic naming fills them in place, and would take up a half one.
 """
 
 from __future__ import annotations
@@ -8,23 +10,37 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import random
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.utils import logging
 
+from .features import describe_processor, fingerprint_backbone
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from .arguments import PromptTrainingArguments
+    from .samples import TrainingSamples
+
 logger = logging.get_logger(__name__)
 
-PREFIX, BEST_PREFIX, TEMPORARY = "step-", "best-epoch-", ".unfinished-"
-PROMPTS = "prompt_learner."
+PREFIX, UNFINISHED = "step-", ".unfinished-"
+STATE, PROMPTS, BEST_PROMPTS = "state.json", "prompts.safetensors", "best_prompts.safetensors"
+# A run can only be taken up again with the same ones.
+FIXED = (
+    "batch_size learning_rate adam_beta1 adam_beta2 seed max_grad_norm global_loss_weight local_loss_weight "
+    "initial_prompts balanced synthetic_anomalies no_cache cache_dtype metric"
+)
+FIXED_CONFIG = (
+    "image_size temperature feature_layers dpam_layers dpam_attention prompt_length deep_prompt_depth "
+    "deep_prompt_length prompt_token_ids base_model_revision"
+)
 
 
 @dataclass
@@ -37,7 +53,7 @@ class TrainingState:
         best_metric (`float`, *optional*), best_epoch (`int`, *optional*): so far; epochs counted from 1.
         epochs_without_improvement (`int`): since then.
         seconds (`float`), images (`int`): spent and seen in training.
-        epoch_losses (`list`): sums of this epoch so far: global loss, local loss, steps.
+        epoch_losses (`list`): sums of this epoch so far: global loss, local loss.
         settings (`dict`): what must not change when the run is taken up again.
         stopped (`str`, *optional*): why it ended, if it did.
     """
@@ -50,163 +66,158 @@ class TrainingState:
     epochs_without_improvement: int = 0
     seconds: float = 0.0
     images: int = 0
-    epoch_losses: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    epoch_losses: list[float] = field(default_factory=lambda: [0.0, 0.0])
     settings: dict[str, Any] = field(default_factory=dict)
     stopped: str | None = None
 
 
-def prompt_tensors(model) -> dict[str, Tensor]:
-    """Copies of the learned prompts, under the model's own names."""
-    return {k: v.detach().cpu().clone() for k, v in model.state_dict().items() if k.startswith(PROMPTS)}
+class Checkpoints:
+    """The checkpoints of a run, `root/step-XXXXXXXX`.
 
-
-@torch.no_grad()
-def load_prompt_tensors(model, tensors: Mapping[str, Tensor]) -> None:
-    """Put prompts into the model, strictly.
-
-    Raises:
-        ValueError: if names or shapes differ.
+    Args:
+        root (`Path`): their folder.
+        accelerator (`Accelerator`): has prepared the optimizer, and nothing of another run.
+        model ([`AnomalyCLIPModel`], not wrapped).
+        keep_last (`int`): older ones are removed.
     """
-    own = {name: p for name, p in model.named_parameters() if name.startswith(PROMPTS)}
-    expected = {name: tuple(p.shape) for name, p in own.items()}
-    found = {name: tuple(t.shape) for name, t in tensors.items()}
-    if expected != found:
-        raise ValueError(f"the prompts are {found}, expected {expected}")
-    for name, parameter in own.items():
-        parameter.copy_(tensors[name])
 
+    def __init__(self, root: Path, accelerator: Accelerator, model: Any, keep_last: int = 2):
+        self.root, self.accelerator, self.model, self.keep_last = root, accelerator, model, keep_last
+        self.hooks = [
+            accelerator.register_save_state_pre_hook(self._save_prompts_alone),
+            accelerator.register_load_state_pre_hook(self._load_prompts_alone),
+        ]
 
-def save_checkpoint(
-    root: Path, state: TrainingState, model, optimizer, rng: Tensor, scaler: dict | None = None, keep_last: int = 2
-) -> Path:
-    """Write `root/step-XXXXXXXX` atomically and remove old ones beyond `keep_last`."""
-    tensors, numbers = split_state(optimizer.state_dict())
+    def close(self) -> None:
+        """Take the hooks off the accelerator again."""
+        for hook in self.hooks:
+            hook.remove()
 
-    def write(folder: Path) -> None:
-        save_file(prompt_tensors(model), folder / "prompts.safetensors")
-        save_file(tensors, folder / "optimizer.safetensors")
-        save_file({"rng": rng}, folder / "rng.safetensors")
-        content = {"state": dataclasses.asdict(state), "optimizer": numbers, "scaler": scaler}
-        (folder / "state.json").write_text(json.dumps(content, indent=1))
+    def save(self, state: TrainingState, best_prompts: Mapping[str, Tensor]) -> None:
+        """Write a checkpoint; called by all processes.
 
-    path = write_folder(root / f"{PREFIX}{state.global_step:08d}", write)
-    for old in list_checkpoints(root)[:-keep_last]:
-        shutil.rmtree(old)
-    return path
+        Args:
+            state ([`TrainingState`]).
+            best_prompts: of the best epoch, as of [`prompt_tensors`]; empty without a validation set.
+        """
+        folder = self.root / f"{PREFIX}{state.global_step:08d}"
+        temporary = self.root / f"{UNFINISHED}{folder.name}"
+        if self.accelerator.is_main_process:
+            shutil.rmtree(temporary, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(temporary))
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            if best_prompts:
+                save_file(dict(best_prompts), temporary / BEST_PROMPTS)
+            (temporary / STATE).write_text(json.dumps(dataclasses.asdict(state), indent=1))
+            for file in temporary.iterdir():
+                with open(file, "rb") as handle:
+                    os.fsync(handle.fileno())
+            shutil.rmtree(folder, ignore_errors=True)
+            os.rename(temporary, folder)
+            for old in list_checkpoints(self.root)[: -self.keep_last]:
+                shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
 
+    def load_last(self, check: Callable[[dict[str, Any]], None]) -> tuple[TrainingState, dict[str, Tensor]] | None:
+        """Restore prompts, optimizer and random numbers from the newest checkpoint that can be read.
 
-def write_folder(path: Path, write) -> Path:
-    """Let `write(folder)` fill a temporary folder, then put it in the place of `path`."""
-    temporary = path.with_name(f"{TEMPORARY}{path.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    write(temporary)
-    for file in temporary.iterdir():
-        if file.is_file():
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
-    if path.exists():
-        shutil.rmtree(path)
-    os.rename(temporary, path)
-    return path
+        Args:
+            check: called with the settings of the checkpoint before anything is changed; raises where they don't fit.
+
+        Returns:
+            the state, and the prompts of the best epoch ({} if there is none); None if there is no checkpoint.
+
+        Raises:
+            ValueError: if there are checkpoints but none can be read.
+        """
+        paths = list_checkpoints(self.root)
+        for path in reversed(paths):
+            try:
+                state = TrainingState(**json.loads((path / STATE).read_text()))
+                best = load_file(path / BEST_PROMPTS) if state.best_epoch is not None else {}
+            except Exception as error:  # safetensors, JSON and the system each have their own
+                logger.warning(f"checkpoint {path} is damaged ({error}); trying the one before")
+                continue
+            check(state.settings)
+            try:
+                self.accelerator.load_state(str(path))
+            except Exception as error:
+                logger.warning(f"checkpoint {path} is damaged ({error}); trying the one before")
+                continue
+            return state, best
+        if paths:
+            raise ValueError(
+                f"none of the checkpoints in {self.root} can be read; start anew with overwrite=True, or restore them"
+            )
+        return None
+
+    def _save_prompts_alone(self, models: list, weights: list, output_dir: str) -> None:
+        weights.clear()
+        if self.accelerator.is_main_process:
+            save_file(prompt_tensors(self.model), Path(output_dir) / PROMPTS)
+
+    def _load_prompts_alone(self, models: list, input_dir: str) -> None:
+        models.clear()
+        self.model.prompt_learner.load_state_dict(load_file(Path(input_dir) / PROMPTS))
 
 
 def list_checkpoints(root: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return sorted(root.glob(f"{PREFIX}[0-9]*")) if root.is_dir() else []
+    return sorted(root.glob(f"{PREFIX}[0-9]*"))
 
 
 def remove_unfinished(root: Path) -> None:
     """Remove folders that a killed run began to write."""
-    for path in root.glob(f"{TEMPORARY}*"):
+    for path in root.glob(f"{UNFINISHED}*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
-def load_last_checkpoint(
-    root: Path, model, optimizer, check: Callable[[dict[str, Any]], None] = lambda settings: None
-) -> tuple[TrainingState, Tensor, dict | None] | None:
-    """Restore prompts and optimizer from the newest checkpoint that can be read.
+def prompt_tensors(model: Any) -> dict[str, Tensor]:
+    """Copies of the learned prompts, by the names that `model.prompt_learner` has for them."""
+    return {name: value.detach().cpu().clone() for name, value in model.prompt_learner.state_dict().items()}
+
+
+def fixed_settings(
+    args: PromptTrainingArguments,
+    model: Any,
+    processor: Any,
+    accelerator: Accelerator,
+    samples: TrainingSamples,
+    validation: TrainingSamples | None,
+) -> dict[str, Any]:
+    """All that decides the result of a run, as JSON knows it."""
+    settings = {name: getattr(args, name) for name in FIXED.split()}
+    settings |= {name: getattr(model.config, name) for name in FIXED_CONFIG.split()}
+    settings |= {f"the processor's {name}": value for name, value in describe_processor(processor).items()}
+    settings["the processor's sigma"] = processor.sigma
+    settings["dtype"] = str(model.dtype).removeprefix("torch.")
+    settings["mixed_precision"] = str(accelerator.mixed_precision)
+    # What is known by its digest alone comes last: the names above tell more of a difference.
+    settings["backbone"] = fingerprint_backbone(model, "")
+    for name, data in (("training images", samples), ("validation images", validation)):
+        settings[name] = data and f"{len(data)} with contents {data.fingerprint()[:16]}"
+    settings["number of processes"] = accelerator.num_processes
+    return json.loads(json.dumps(settings))
+
+
+def check_settings(old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Refuse to go on with settings that would give another result.
 
     Args:
-        root, model, optimizer: as of [`save_checkpoint`].
-        check: called with the settings of the checkpoint before anything is changed; raises where they don't fit.
-
-    Returns:
-        state, random numbers and the state of the gradient scaler; None if there is no checkpoint.
+        old, new (`dict`): what [`fixed_settings`] gave to the run that was cut off, and gives now.
 
     Raises:
-        ValueError: if there are checkpoints but none can be read.
+        ValueError: naming the first difference.
     """
-    paths = list_checkpoints(root)
-    for path in reversed(paths):
-        try:
-            content = json.loads((path / "state.json").read_text())
-            state = TrainingState(**content["state"])
-            prompts, tensors = load_file(path / "prompts.safetensors"), load_file(path / "optimizer.safetensors")
-            rng = load_file(path / "rng.safetensors")["rng"]
-        except Exception as error:  # safetensors, JSON and the system each have their own
-            logger.warning(f"checkpoint {path} is damaged ({error}); trying the one before")
+    for name in {**new, **old}:
+        if old.get(name) == new.get(name):
             continue
-        check(state.settings)
-        load_prompt_tensors(model, prompts)
-        optimizer.load_state_dict(join_state(tensors, content["optimizer"]))
-        return state, rng, content["scaler"]
-    if paths:
-        raise ValueError(f"none of the checkpoints in {root} can be read; start anew with overwrite=True")
-    return None
-
-
-def split_state(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Part an optimizer's state into tensors, by the name `index.key`, and numbers."""
-    tensors, numbers = {}, {}
-    for index, values in state["state"].items():
-        for key, value in values.items():
-            if isinstance(value, Tensor):
-                tensors[f"{index}.{key}"] = value.detach().cpu().contiguous()
-            else:
-                numbers[f"{index}.{key}"] = value
-    return tensors, {"state": numbers, "param_groups": state["param_groups"]}
-
-
-def join_state(tensors: Mapping[str, Tensor], numbers: dict[str, Any]) -> dict[str, Any]:
-    """The reverse of [`split_state`]."""
-    state: dict[int, dict[str, Any]] = {}
-    for name, value in {**tensors, **numbers["state"]}.items():
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = value
-    groups = [{k: tuple(v) if k == "betas" else v for k, v in group.items()} for group in numbers["param_groups"]]
-    return {"state": state, "param_groups": groups}
-
-
-def get_rng_state() -> Tensor:
-    """States of torch's, numpy's and Python's random numbers (and the current GPU's) as one uint8 tensor."""
-    _, words, gauss = random.getstate()
-    _, keys, position, has_gauss, cached = np.random.get_state()
-    parts = [
-        torch.get_rng_state().numpy(),
-        np.asarray(keys, dtype=np.uint32),
-        np.array([position, has_gauss], dtype=np.int64),
-        np.array([cached, np.nan if gauss is None else gauss], dtype=np.float64),
-        np.array(words, dtype=np.uint32),
-    ]
-    if torch.cuda.is_available():
-        parts.append(torch.cuda.get_rng_state().numpy())
-    return torch.from_numpy(np.concatenate([np.frombuffer(part.tobytes(), np.uint8) for part in parts]).copy())
-
-
-def set_rng_state(state: Tensor) -> None:
-    """The reverse of [`get_rng_state`]."""
-    data = state.cpu().numpy().tobytes()
-    sizes = [len(torch.get_rng_state()), 624 * 4, 16, 16, 625 * 4]
-    ends = np.cumsum(sizes)
-    pieces = [data[end - size : end] for end, size in zip(ends, sizes, strict=True)]
-    torch.set_rng_state(torch.frombuffer(bytearray(pieces[0]), dtype=torch.uint8))
-    position, has_gauss = np.frombuffer(pieces[2], np.int64)
-    cached, gauss = np.frombuffer(pieces[3], np.float64)
-    keys = np.frombuffer(pieces[1], np.uint32)
-    np.random.set_state(("MT19937", keys, int(position), int(has_gauss), float(cached)))
-    words = tuple(np.frombuffer(pieces[4], np.uint32).tolist())
-    random.setstate((3, words, None if np.isnan(gauss) else float(gauss)))
-    rest = data[ends[-1] :]
-    if rest and torch.cuda.is_available():
-        torch.cuda.set_rng_state(torch.frombuffer(bytearray(rest), dtype=torch.uint8))
+        if name == "number of processes":
+            logger.warning(f"{name} was {old.get(name)} and is {new.get(name)}: results may differ in the last digits")
+            continue
+        raise ValueError(
+            f"can't go on from this checkpoint: {name} was {old.get(name)!r} and is {new.get(name)!r}; restore it, or "
+            "start anew with overwrite=True"
+        )

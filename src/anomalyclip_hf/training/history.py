@@ -1,50 +1,46 @@
-"""What a run writes about itself: a line of JSON per step and epoch, and a picture of the curves."""
+"""What a run writes about itself: a line of JSON per step and epoch, a picture of the curves, its summary."""
 
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from ..data.files import atomic_path
+
+if TYPE_CHECKING:
+    from .arguments import PromptTrainingArguments
+    from .checkpoint import TrainingState
+    from .samples import TrainingSamples
 
 LOG_NAME, PICTURE_NAME = "training_log.jsonl", "training_curves.png"
 PLOTTED = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "aupro")
 
 
-class TrainingLog:
-    """Appends rows to `training_log.jsonl`.
+def start_log(folder: Path, step: int = 0, epoch: int = 0) -> None:
+    """Begin `training_log.jsonl`, or remove the rows after a step and an epoch, left by a run that was cut off."""
+    kept = [
+        row for row in read_log(folder) if row["step"] <= step and (row["kind"] == "step" or row["epoch"] <= epoch)
+    ]
+    with atomic_path(folder / LOG_NAME) as temporary:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
 
-    Args:
-        folder: output folder.
-        up_to_step (`int`): rows of later steps, left by a run that was cut off, are removed.
-        up_to_epoch (`int`): likewise.
-    """
 
-    def __init__(self, folder: Path, up_to_step: int = 0, up_to_epoch: int = 0):
-        self.path = folder / LOG_NAME
-        folder.mkdir(parents=True, exist_ok=True)
-        kept = [
-            row
-            for row in read_log(folder)
-            if row["step"] <= up_to_step and (row["kind"] == "step" or row["epoch"] <= up_to_epoch)
-        ]
-        with atomic_path(self.path) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-
-    def add(self, kind: str, **values: Any) -> None:
-        """Write one row; `kind` is "step" or "epoch"."""
-        with open(self.path, "a") as file:
-            file.write(json.dumps({"kind": kind, **values}) + "\n")
+def add_to_log(folder: Path, kind: str, row: dict[str, Any]) -> None:
+    """Append one row; `kind` is "step" or "epoch"."""
+    with open(folder / LOG_NAME, "a") as file:
+        file.write(json.dumps({"kind": kind, **row}) + "\n")
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """All whole rows of a run's log; a last line that was cut off is left out."""
     path = folder / LOG_NAME
-    if not path.exists():
-        return []
     rows = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text().splitlines() if path.exists() else ():
         try:
             rows.append(json.loads(line))
         except ValueError:
@@ -52,25 +48,75 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def plot_training(folder: Path) -> Path | None:
-    """Draw `training_curves.png`: losses, and validation metrics if there are any; None if nothing was logged."""
+def plot_training(folder: Path) -> None:
+    """Draw `training_curves.png`: losses, and validation metrics if there are any; none if nothing was logged."""
     from ..evaluation.plots import plot_curves
 
     rows = read_log(folder)
-    epochs = [row for row in rows if row["kind"] == "epoch"]
     # A run of one epoch is better seen by its steps.
-    by_step = len(epochs) < 2
-    history: list[dict[str, Any]] = [_entry(row) for row in rows if row["kind"] == ("step" if by_step else "epoch")]
-    if not history:
-        return None
-    plot_curves(history, folder / PICTURE_NAME, x="step" if by_step else "epoch", title="Training of the prompts")
-    return folder / PICTURE_NAME
+    kind = "epoch" if sum(row["kind"] == "epoch" for row in rows) > 1 else "step"
+    history = []
+    for row in rows:
+        if row["kind"] == kind:
+            validation = row.get("validation") or {}
+            entry = {"epoch": row["epoch"], "step": row["step"], "loss": row["loss"]}
+            entry |= {"global loss": row["global_loss"], "local loss": row["local_loss"]}
+            entry |= {key: validation[key] for key in PLOTTED if validation.get(key) is not None}
+            if validation.get("loss") is not None:
+                entry["validation loss"] = validation["loss"]
+            history.append(entry)
+    if history:
+        plot_curves(history, folder / PICTURE_NAME, x=kind, title="Training of the prompts")
 
 
-def _entry(row: dict[str, Any]) -> dict[str, Any]:
-    validation = row.get("validation") or {}
-    chosen = {key: validation[key] for key in PLOTTED if validation.get(key) is not None}
-    losses = {"global loss": row["global_loss"], "local loss": row["local_loss"], "loss": row["loss"]}
-    if validation.get("loss") is not None:
-        losses["validation loss"] = validation["loss"]
-    return {"epoch": row["epoch"], "step": row["step"], **losses, **chosen}
+def describe_training(
+    samples: TrainingSamples, args: PromptTrainingArguments, state: TrainingState, num_used: int
+) -> dict[str, Any]:
+    """What the card says of the training, as `make_model_card` takes it; what nobody stated is left out.
+
+    Args:
+        samples ([`TrainingSamples`]), args ([`PromptTrainingArguments`]), state ([`TrainingState`]): of the run.
+        num_used (`int`): images learned from.
+    """
+    source, info = getattr(args, "source", None), getattr(samples.source, "info", None)
+    split = getattr(args, "train_split", None) or getattr(samples.source, "split", None)
+    # Known data sets carry their title and home page; repositories may have pages of text there.
+    title = getattr(info, "description", None) if getattr(info, "homepage", None) else None
+    if not title or len(title) >= 80:
+        # A path of this machine tells others nothing, and may tell too much.
+        title = os.path.basename(os.path.abspath(source)) if source and os.path.exists(source) else source
+    facts = {
+        "dataset": title,
+        "dataset_license": getattr(info, "license", None),
+        "split": str(split) if split and source != "synthetic" else None,
+        "classes": ", ".join(sorted({value for value in samples.class_names if value})),
+        "num_images": num_used,
+        "drawn anomalies": "on each normal image" if args.synthetic_anomalies else None,
+        "recipe": args.recipe,
+        "epochs": state.epoch,
+        "best epoch": f"{state.best_epoch}, by {args.metric} on other data" if state.best_epoch is not None else None,
+        "steps": state.global_step,
+        "batch_size": args.batch_size,
+        "learning_rate": args.learning_rate,
+        "seed": args.seed,
+        "balanced": "both kinds drawn equally often" if args.balanced else None,
+        "weight of the global loss": args.global_loss_weight if args.global_loss_weight != 1 else None,
+        "weight of the local loss": args.local_loss_weight if args.local_loss_weight != 1 else None,
+    }
+    return {key: value for key, value in facts.items() if value is not None and value != ""}
+
+
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """Peak memory of this process in GB, and of the GPU if there is one."""
+    found = {}
+    try:
+        import resource
+
+        # Kilobytes on Linux, bytes on macOS.
+        unit = 1 if sys.platform == "darwin" else 1024
+        found["peak_memory_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3)
+    except ImportError:  # Windows
+        pass
+    if device.type == "cuda":
+        found["peak_gpu_memory_gb"] = round(torch.cuda.max_memory_allocated(device) / 1e9, 3)
+    return found

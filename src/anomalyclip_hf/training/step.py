@@ -1,4 +1,4 @@
-"""The one training step, used by the trainer, the script and anyone with a loop of their own."""
+"""The one training step, used by the trainer and by anyone with a loop of their own."""
 
 from __future__ import annotations
 
@@ -43,13 +43,22 @@ class StepLosses(NamedTuple):
         return self.global_loss + self.local_loss
 
 
-def count_batch(batch: Mapping[str, Tensor]) -> BatchTotals:
-    """Count the images of a batch that take part in each loss."""
+def with_known_mask(batch: Mapping[str, Tensor]) -> Tensor:
+    """Which images of a batch take part in the local loss: `(B,)` bool; none if the batch has no masks."""
     labels, masks = batch["labels"], batch.get("masks")
     if masks is None:
-        return BatchTotals(len(labels), 0)
-    known = (masks.flatten(1).amin(dim=1) >= 0) | (labels.to(masks.device) == 0)
-    return BatchTotals(len(labels), int(known.sum()))
+        return torch.zeros_like(labels, dtype=torch.bool)
+    return (masks.flatten(1).amin(dim=1) >= 0) | (labels.to(masks.device) == 0)
+
+
+def count_batch(batch: Mapping[str, Tensor]) -> BatchTotals:
+    """Count the images of a batch that take part in each loss."""
+    return BatchTotals(len(batch["labels"]), int(with_known_mask(batch).sum()))
+
+
+def model_inputs(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """What the model takes of a batch, on its device."""
+    return {k: batch[k].to(device, non_blocking=True) for k in MODEL_INPUTS if batch.get(k) is not None}
 
 
 def training_step(
@@ -76,8 +85,8 @@ def training_step(
             (B, 3, H, W) or kept `image_embeds` (B, P) and `patch_embeds` (B, M, N, P).
         optimizer: over the prompts, prepared by accelerate.
         accelerator (`Accelerator`).
-        totals ([`BatchTotals`], *optional*): counts of the whole batch; needed when it is accumulated in parts. Asked
-            of the other processes where absent.
+        totals ([`BatchTotals`], *optional*): counts of the whole batch; needed when it is accumulated in parts.
+            Summed over the processes where absent.
         max_grad_norm (`float`, above 0, *optional*): clips the gradient's norm.
         sync (`bool`): this is the last part of the batch: exchange gradients and step.
         padding (`bool`): the batch holds no image of this process's share and counts for nothing.
@@ -95,10 +104,9 @@ def training_step(
     if totals is None:
         counts = accelerator.reduce(torch.tensor([images, known], device=device), "sum")
         totals = BatchTotals(*counts.tolist())
-    inputs = {k: batch[k].to(device, non_blocking=True) for k in MODEL_INPUTS if batch.get(k) is not None}
 
     with contextlib.nullcontext() if sync else accelerator.no_sync(model):
-        output = model(**inputs)
+        output = model(**model_inputs(batch, device))
         global_loss = output.global_loss * (global_loss_weight * images / max(totals.images, 1))
         local_loss = output.local_loss if output.local_loss is not None else global_loss.new_zeros(())
         local_loss = local_loss * (local_loss_weight * known / max(totals.masks, 1))
@@ -106,8 +114,9 @@ def training_step(
         if not torch.isfinite(torch.tensor(losses)).all():
             optimizer.zero_grad()
             raise NonFiniteLossError(f"global_loss={losses.global_loss}, local_loss={losses.local_loss}")
-        # Gradients are averaged over processes: weigh by their number so that they add up instead.
-        accelerator.backward((global_loss + local_loss) * accelerator.num_processes)
+        # accelerate averages over processes and divides by its number of parts; here both add up instead.
+        parts = accelerator.num_processes * accelerator.gradient_accumulation_steps
+        accelerator.backward((global_loss + local_loss) * parts)
 
     if sync:
         parameters = [p for p in model.parameters() if p.requires_grad]

@@ -1,6 +1,6 @@
 import numpy as np
 
-from anomalyclip_hf.training.sampler import epoch_order, split_batch
+from anomalyclip_hf.training.trainer import epoch_order
 
 
 def test_an_epoch_draws_each_image_once_in_an_order_of_its_own():
@@ -22,17 +22,3 @@ def test_balanced_draws_both_kinds_alike_and_spreads_repeats():
     assert np.bincount(order, minlength=100)[:95].max() == 1
     # Both kinds are mixed, not one after the other.
     assert 10 < (labels[order[:50]] == 1).sum() < 40
-
-
-def test_balanced_with_one_kind_only_is_empty_of_the_other():
-    labels = np.ones(7, dtype=np.int64)
-    assert set(epoch_order(labels, seed=0, epoch=0, balanced=True)) <= set(range(7))
-
-
-def test_processes_share_a_batch_without_overlap():
-    batch = np.arange(11)
-    own = [split_batch(batch, num_processes=2, process_index=rank, parts=2) for rank in range(2)]
-    assert sorted(np.concatenate([part for parts in own for part in parts]).tolist()) == list(range(11))
-    assert [[len(part) for part in parts] for parts in own] == [[3, 3], [3, 2]]
-    small = [split_batch(np.arange(1), num_processes=2, process_index=rank, parts=1)[0] for rank in range(2)]
-    assert [len(part) for part in small] == [1, 0]

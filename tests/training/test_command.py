@@ -3,7 +3,27 @@ import json
 import pytest
 import yaml
 
-from anomalyclip_hf.training.command import load_data, main, parse_command, read_settings
+from anomalyclip_hf.cli import run_command
+from anomalyclip_hf.cli import train as module
+from anomalyclip_hf.cli.train import load_data
+
+
+def main(words):
+    return run_command("train", words)
+
+
+@pytest.fixture
+def parse_command(monkeypatch):
+    """Function `(words)` -> the settings that a command line means; nothing is trained."""
+
+    def parse(words):
+        found = []
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "run", lambda settings: found.append(settings) or 0)
+            assert main(words) == 0
+        return found[0]
+
+    return parse
 
 
 @pytest.fixture
@@ -14,7 +34,7 @@ def table(rows, tmp_path):
     return path
 
 
-def test_flags_and_settings_files_agree(tmp_path):
+def test_flags_and_settings_files_agree(tmp_path, parse_command):
     flags = parse_command(["--model", "m", "--source", "s", "--epochs", "3", "--class_names", "a", "b", "--balanced"])
     settings = {"model": "m", "source": "s", "epochs": 3, "class_names": ["a", "b"], "balanced": True}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
@@ -25,18 +45,18 @@ def test_flags_and_settings_files_agree(tmp_path):
     assert (flags.batch_size, flags.learning_rate, flags.train_split) == (8, 1e-3, "train")
 
 
-def test_synthetic_is_what_the_checkout_draws():
+def test_synthetic_is_what_the_checkout_draws(parse_command):
     line = ["--model", "m", "--source", "synthetic", "--source_options", '{"num_images": 4}', "--class_names", "a"]
     command = parse_command([*line, "--validation_source", "synthetic"])
     train, validation = load_data(command, lambda split, **options: (split, options))
     assert train == ("train", {"num_images": 4, "class_names": ["a"]}) and validation == ("validation", {})
     with pytest.raises(ValueError, match="are not part of the package"):
         load_data(command)
-    with pytest.raises(ValueError, match="no option of a source is called num_images: expected one of class_names"):
+    with pytest.raises(ValueError, match="no option of a source is called num_images: expected one of data_dir"):
         load_data(parse_command(["--model", "m", "--source", "parts", "--source_options", '{"num_images": 4}']))
 
 
-def test_flags_of_a_source_reach_its_loader(monkeypatch):
+def test_flags_of_a_source_reach_its_loader(monkeypatch, parse_command):
     calls = []
     monkeypatch.setattr("anomalyclip_hf.data.load_anomaly_dataset", lambda source, **given: calls.append(given))
     flags = ["--normal_kinds", "ok", "fine", "--mask_threshold", "10", "--kind", "folder", "--image_column", "file"]
@@ -45,7 +65,6 @@ def test_flags_of_a_source_reach_its_loader(monkeypatch):
     load_data(command)
     train, validation = calls
     assert train == {
-        "data_dir": None,
         "split": "train",
         "normal_kinds": ["ok", "fine"],
         "normal_labels": ["pass"],
@@ -53,7 +72,7 @@ def test_flags_of_a_source_reach_its_loader(monkeypatch):
         "kind": "folder",
         "image_column": "file",
     }
-    assert validation == {"data_dir": None, "split": "test"}
+    assert validation == {"split": "test"}
 
 
 @pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, 130), (RuntimeError("no memory"), 2)])
@@ -61,12 +80,12 @@ def test_interruptions_and_failures_are_one_line(monkeypatch, capsys, error, sta
     def fail(*args):
         raise error
 
-    monkeypatch.setattr("anomalyclip_hf.training.command.load_model", fail)
+    monkeypatch.setattr("anomalyclip_hf.cli.loading.load_model", fail)
     assert main(["--model", "m", "--source", "s"]) == status
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_errors_advise_options(capsys, tiny_clip_dir, table, tmp_path):
+def test_errors_advise_options(capsys, tiny_clip_dir, table, tmp_path, parse_command):
     command = ["--model", tiny_clip_dir, "--image_size", "42", "--source", str(table), "--train_split", "test"]
     command += ["--output_dir", str(tmp_path / "out"), "--cache_dir", str(tmp_path / "cache"), "--cpu"]
     command += ["--disable_tqdm", "--max_steps", "1"]
@@ -81,10 +100,10 @@ def test_errors_advise_options(capsys, tiny_clip_dir, table, tmp_path):
     assert parse_command([*command, "--resume", "--overwrite"]).resume  # what was advised can be given
 
 
-def test_a_settings_file_with_a_typo_is_refused(tmp_path):
+def test_a_settings_file_with_a_typo_is_refused(tmp_path, capsys):
     (tmp_path / "run.json").write_text('{"epoch": 3}')
-    with pytest.raises(ValueError, match=r"unknown settings \['epoch'\]"):
-        read_settings(str(tmp_path / "run.json"))
+    assert main([str(tmp_path / "run.json")]) == 2
+    assert "unknown settings ['epoch']" in " ".join(capsys.readouterr().err.replace("│", " ").split())
 
 
 def test_errors_are_one_line(tiny_clip_dir, tmp_path, capsys):
@@ -126,7 +145,7 @@ def test_a_push_that_fails_is_one_line_and_says_where_prompts_are(table, tiny_cl
     assert (facts["dataset"], facts["split"], facts["epochs"], facts["num_images"]) == ("table.csv", "test", 1, 10)
 
 
-def test_training_from_the_command_line(tiny_clip_dir, table, tmp_path, capsys):
+def test_training_from_the_command_line(tiny_clip_dir, table, tmp_path, capsys, parse_command):
     out = tmp_path / "out"
     command = ["--model", tiny_clip_dir, "--image_size", "42", "--source", str(table), "--train_split", "test"]
     command += ["--epochs", "1", "--output_dir", str(out), "--cache_dir", str(tmp_path / "cache"), "--cpu"]

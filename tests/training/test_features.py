@@ -1,4 +1,3 @@
-import json
 import os
 import threading
 import time
@@ -6,18 +5,24 @@ import time
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 
+from anomalyclip_hf import AnomalyCLIPModel
 from anomalyclip_hf.training import FeatureCache, TrainingSamples
-from anomalyclip_hf.training import feature_cache as module
+from anomalyclip_hf.training import features as module
+
+ENCODE = "encode_images" if hasattr(AnomalyCLIPModel, "encode_images") else "get_image_features"
 
 
 @pytest.fixture
-def build(tiny_model, tiny_processor, tmp_path):
-    def run(dataset, model=tiny_model, **options):
-        samples = TrainingSamples(dataset)
-        options = {"cache_dir": tmp_path / "cache", "dtype": "float32", "show_progress": False, **options}
-        return FeatureCache.build(model, tiny_processor, samples, **options)
+def build(tiny_model, tiny_processor, make_args):
+    accelerator = Accelerator(cpu=True)
+
+    def run(dataset, **fields):
+        return FeatureCache.build(
+            tiny_model, tiny_processor, TrainingSamples(dataset), make_args(**fields), accelerator
+        )
 
     return run
 
@@ -26,19 +31,19 @@ def build(tiny_model, tiny_processor, tmp_path):
 def encoded(tiny_model, monkeypatch):
     """Numbers of images that went through the vision tower, one entry per call."""
     counts = []
-    original = tiny_model.get_image_features
-    monkeypatch.setattr(tiny_model, "get_image_features", lambda x: counts.append(len(x)) or original(x))
+    original = getattr(tiny_model, ENCODE)
+    monkeypatch.setattr(tiny_model, ENCODE, lambda x: counts.append(len(x)) or original(x))
     return counts
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0), ("float16", 1e-3), ("bfloat16", 8e-3)])
 def test_keeps_what_the_model_computes(build, dataset, tiny_model, tiny_processor, dtype, tolerance):
-    cache = build(dataset, dtype=dtype, batch_size=10)
+    cache = build(dataset, cache_dtype=dtype, encode_batch_size=10)
     rows = [7, 0, 3]
     samples = [dataset[row] for row in rows]
     inputs = tiny_processor([s["image"] for s in samples], masks=[s["mask"] for s in samples], return_tensors="pt")
     inputs_all = tiny_processor([s["image"] for s in dataset], return_tensors="pt")
-    image, patch = tiny_model.get_image_features(inputs_all["pixel_values"])
+    image, patch = getattr(tiny_model, ENCODE)(inputs_all["pixel_values"])
     batch = cache.read(rows)
     assert batch["patch_embeds"].dtype == getattr(torch, dtype)
     torch.testing.assert_close(batch["image_embeds"].float(), image[rows], atol=tolerance, rtol=0)
@@ -48,7 +53,7 @@ def test_keeps_what_the_model_computes(build, dataset, tiny_model, tiny_processo
 
 
 def test_is_computed_once(build, dataset, encoded):
-    build(dataset, batch_size=4)
+    build(dataset, encode_batch_size=4)
     assert encoded == [4, 4, 2]
     build(dataset)
     assert sum(encoded) == 10
@@ -102,26 +107,28 @@ def test_a_run_waits_for_another_that_makes_the_same_features(build, dataset, en
     assert built[0].path == built[1].path and sum(encoded) == 10
 
 
-def test_features_do_not_depend_on_where_the_work_was_cut_off(build, dataset, tiny_model, monkeypatch, tmp_path):
+def test_features_do_not_depend_on_where_the_work_was_cut_off(build, dataset, encoded, monkeypatch):
     """Batches are cut at the same images, since others give other last bits."""
-    original, batches = module._RowWriter.write, []
+    original, batches = module._write_rows, []
 
-    def write(self, indices, *args):
-        if len(batches) == 1:
-            batches.append(None)
-            raise KeyboardInterrupt
-        batches.append(indices)
-        original(self, indices, *args)
-        self.mark(indices[2:], module.TODO)  # what had not reached the disk
+    def write(path, indices, rows):
+        if path.name == "rows.npy":
+            batches.append(indices.tolist())
+            if len(batches) == 1:
+                rows = rows.copy()
+                rows[2:] = module.TODO  # what had not reached the disk
+            if len(batches) == 2:
+                raise KeyboardInterrupt
+        original(path, indices, rows)
 
-    monkeypatch.setattr(module._RowWriter, "write", write)
+    monkeypatch.setattr(module, "_write_rows", write)
     with pytest.raises(KeyboardInterrupt):
-        build(dataset, batch_size=4)
-    build(dataset, batch_size=4)
-    assert batches == [[0, 1, 2, 3], None, [0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+        build(dataset, encode_batch_size=4)
+    build(dataset, encode_batch_size=4)
+    assert batches == [[0, 1, 2, 3], [4, 5, 6, 7], [0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
-@pytest.mark.parametrize("name", ["patch_embeds.bin", "masks.bin", "header.json"])
+@pytest.mark.parametrize("name", ["patch_embeds.npy", "masks.npy", "rows.npy", "header.json"])
 def test_a_truncated_file_is_noticed_and_rebuilt(build, dataset, encoded, name):
     cache = build(dataset)
     expected = cache.read([2])
@@ -134,31 +141,20 @@ def test_a_truncated_file_is_noticed_and_rebuilt(build, dataset, encoded, name):
     assert torch.equal(again.read([2])["patch_embeds"], expected["patch_embeds"])
 
 
-def test_an_edited_header_is_noticed(build, dataset):
-    cache = build(dataset)
-    header = json.loads((cache.path / "header.json").read_text())
-    header["mask_size"] = [21, 21]
-    (cache.path / "header.json").write_text(json.dumps(header))
-    with pytest.raises(module.CacheError, match="checksum"):
-        FeatureCache(cache.path)
+def test_building_goes_on_where_it_stopped(build, dataset, encoded, tiny_model, monkeypatch):
+    counted = getattr(tiny_model, ENCODE)
 
-
-def test_building_goes_on_where_it_stopped(build, dataset, encoded, monkeypatch):
-    original = module._RowWriter.write
-    calls = []
-
-    def write(self, *args):
-        calls.append(1)
-        if len(calls) == 3:
+    def stop(pixel_values):
+        if len(encoded) == 2:
             raise KeyboardInterrupt
-        original(self, *args)
+        return counted(pixel_values)
 
-    monkeypatch.setattr(module._RowWriter, "write", write)
+    monkeypatch.setattr(tiny_model, ENCODE, stop)
     with pytest.raises(KeyboardInterrupt):
-        build(dataset, batch_size=2)
-    monkeypatch.setattr(module._RowWriter, "write", original)
+        build(dataset, encode_batch_size=2)
+    monkeypatch.setattr(tiny_model, ENCODE, counted)
     encoded.clear()
-    cache = build(dataset, batch_size=2)
+    cache = build(dataset, encode_batch_size=2)
     assert sum(encoded) == 6
     assert torch.isfinite(cache.read(range(10))["patch_embeds"]).all()
     assert (cache.read(range(10))["patch_embeds"].norm(dim=-1) > 0.99).all()
@@ -166,12 +162,12 @@ def test_building_goes_on_where_it_stopped(build, dataset, encoded, monkeypatch)
 
 def test_size_is_announced_and_limited(build, dataset, tmp_path, caplog, monkeypatch):
     with pytest.raises(ValueError, match=r"features would take .* GB, more than cache_limit_gb=1e-06; raise"):
-        build(dataset, limit_gb=1e-6)
-    assert not list((tmp_path / "cache").rglob("*.bin"))
+        build(dataset, cache_limit_gb=1e-6)
+    assert not list((tmp_path / "cache").rglob("*.npy"))
     announced = []
     monkeypatch.setattr(module.logger, "warning", announced.append)
     cache = build(dataset)
-    on_disk = sum((cache.path / name).stat().st_size for name in os.listdir(cache.path) if name.endswith(".bin"))
+    on_disk = sum((cache.path / name).stat().st_size for name in os.listdir(cache.path) if name.endswith(".npy"))
     assert cache.nbytes == on_disk
     assert announced[0].startswith(f"keeping features of 10 images: {on_disk / 1e9:.2f} GB in")
 
@@ -197,13 +193,13 @@ def test_a_mask_of_another_size_is_left_out_with_the_reason(build, rows, to_data
 
 
 def test_features_that_are_not_finite_are_refused(build, rows, dataset, tiny_model, monkeypatch):
-    original = tiny_model.get_image_features
+    original = getattr(tiny_model, ENCODE)
 
     def broken(pixel_values):
         image, patch = original(pixel_values)
         patch[1] = float("nan")
         return image, patch
 
-    monkeypatch.setattr(tiny_model, "get_image_features", broken)
+    monkeypatch.setattr(tiny_model, ENCODE, broken)
     with pytest.raises(ValueError, match=r"001\.png are not finite"):
         build(dataset)

@@ -1,0 +1,126 @@
+"""`anomalyclip train`: learn the prompts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ..data.options import SourceOptions, option, parse_options
+from ..training.arguments import PromptTrainingArguments
+
+JSON_HELP = "JSON with further arguments of load_anomaly_dataset"
+
+
+@dataclass
+class Settings(PromptTrainingArguments, SourceOptions):
+    """Learn the two prompts on labelled images; the backbone stays as it is.
+
+    anomalyclip train --model openai/clip-vit-large-patch14-336 --source visa --data-dir VisA --train-split test
+
+    In several processes: accelerate launch -m anomalyclip_hf train ... The first run keeps the images' features; later
+    ones are quick. Exit status: 0 done, 2 nothing learned, 130 and 143 interrupted and terminated: --resume goes on.
+    """
+
+    model: str = option("demo", "CLIP or AnomalyCLIP checkpoint, folder or repository; 'demo': embedded.", short="m")
+    revision: str | None = option(None, "Revision of the checkpoint.")
+    preset: str | None = option(None, "Feature layers: 'released' ([24] of 24) or 'paper' ([6, 12, 18, 24]).")
+    image_size: int | None = option(None, "Side of the input in pixels (518 for ViT-L/14).")
+    dtype: str | None = option(None, "Of the backbone: float32, bfloat16 or float16; the checkpoint's by default.")
+    push_to_hub: str | None = option(None, "Hub repository that the learned prompts are sent to, when done.")
+    source: str = option(
+        None, "Training data: a data set's name, folder, table, repository, or 'synthetic'.", group="Data set"
+    )
+    train_split: str = option("train", "'test' to train on a test split, as the authors do.", group="Data set")
+    # Named as it always was; it hides the method of that name, which `load_data` calls by its class.
+    source_options: str | None = option(None, f"{JSON_HELP}.", group="Data set")  # type: ignore[assignment]
+    validation_source: str | None = option(
+        None, "Data that choose the best epoch; never those trained on.", group="Validation"
+    )
+    validation_data_dir: str | None = option(None, "As --data-dir.", group="Validation")
+    validation_split: str = option("test", "As --train-split.", group="Validation")
+    validation_class_names: list[str] | None = option(None, "As --class-names.", group="Validation")
+    validation_options: str | None = option(None, f"{JSON_HELP}: kinds, labels, columns ...", group="Validation")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.source:
+            raise ValueError("source is missing; give --source")
+
+
+def run(settings: Settings, draw: Callable | None = None) -> int:
+    """Train, and share the prompts if that is asked for.
+
+    Args:
+        settings ([`Settings`]).
+        draw (callable, *optional*): function `(split, **options)` that returns the data set `synthetic`, split
+            "train" or "validation"; a checkout's scripts have one.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import set_seed
+
+    from ..training import NonFiniteLossError, train_prompts
+    from .loading import load_model, load_processor
+
+    set_seed(settings.seed)  # fresh prompts are drawn while loading
+    model = load_model(settings)
+    processor = load_processor(settings, model.config.image_size)
+    if settings.push_to_hub:
+        check_push(settings.push_to_hub, model, processor)
+    train, validation = load_data(settings, draw)
+    try:
+        result = train_prompts(model, processor, train, settings, validation)
+    except NonFiniteLossError as error:
+        raise RuntimeError(error) from error
+    if PartialState().is_main_process:
+        print(json.dumps(result.summary, indent=2))
+        print(f"prompts, log and curves: {result.output_dir}")
+        if settings.push_to_hub:
+            card = {"training": result.card_facts}
+            model.push_prompts_to_hub(settings.push_to_hub, processor=processor, card=card)
+    return 0
+
+
+def load_data(settings: Settings, draw: Callable | None = None) -> tuple[Any, Any]:
+    """Training set and validation set (or None) of a command; `draw` is that of [`run`]."""
+    given = SourceOptions.source_options(settings)
+    given.pop("revision", None)  # of the model here
+    given |= parse_options(settings.source_options, "source_options")
+    train = _load(settings.source, settings.train_split, given, draw, "train")
+    if settings.validation_source is None:
+        return train, None
+    given = {"data_dir": settings.validation_data_dir, "class_names": settings.validation_class_names}
+    given = {name: value for name, value in given.items() if value}
+    given |= parse_options(settings.validation_options, "validation_options")
+    return train, _load(settings.validation_source, settings.validation_split, given, draw, "validation")
+
+
+def check_push(repo_id: str, model: Any, processor: Any) -> None:
+    """Find out before the training, and without contact, whether its prompts can be shared.
+
+    Raises:
+        ValueError: if `repo_id` is no name of a repository, or others can't have the backbone.
+    """
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"push_to_hub={repo_id!r}, expected a repository such as 'user/name': {error}") from error
+    try:
+        model.push_prompts_to_hub(repo_id, processor=processor, card=False, dry_run=True)
+    except ValueError as error:
+        raise ValueError(f"push_to_hub={repo_id!r}: {error}") from error
+
+
+def _load(source: str, split: str, given: dict[str, Any], draw: Callable | None, drawn_split: str) -> Any:
+    from ..data import load_anomaly_dataset
+    from ..data.loading import refuse_drawn
+
+    if source == "synthetic":
+        return (draw or refuse_drawn)(drawn_split, **given)
+    known = [field.name for field in fields(SourceOptions)]
+    if others := [name for name in given if name not in known]:
+        raise ValueError(f"no option of a source is called {', '.join(others)}: expected one of {', '.join(known)}")
+    return load_anomaly_dataset(source, split=split, **given)
