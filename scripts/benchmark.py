@@ -87,7 +87,7 @@ def measure_forward(batch_sizes: list[int], repeats: int) -> list[dict]:
     """Plain float32, ours in float32 and in bfloat16, with the largest difference of the results."""
     models = {"float32": build_model(torch.float32), "bfloat16": build_model(torch.bfloat16)}
     models["bfloat16"].load_state_dict(models["float32"].state_dict())
-    text_embeds = models["float32"].get_text_features()
+    text_embeds = models["float32"].get_prompt_embeds()
     rows = []
     for batch in batch_sizes:
         pixels = torch.randn(batch, 3, SIDE, SIDE)
@@ -172,7 +172,7 @@ def measure_loader(batch_sizes: list[int], repeats: int) -> dict:
     from anomalyclip_hf.data import make_loader
 
     model, pixels = build_model(torch.bfloat16), torch.randn(4, 3, SIDE, SIDE)
-    row: dict = {"encoder_images_per_s": 4 / seconds(lambda: model.get_image_features(pixels), repeats)}
+    row: dict = {"encoder_images_per_s": 4 / seconds(lambda: model.encode_images(pixels), repeats)}
     generator = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "good").mkdir()

@@ -1,6 +1,6 @@
 """Share a model on the Hub: the prompts alone, everything, or the vision-only form.
 
-python scripts/push_to_hub.py outputs/prompts me/anomalyclip-prompts --dry_run
+python scripts/push_to_hub.py outputs/prompts me/anomalyclip-prompts --dry-run
 python scripts/push_to_hub.py outputs/prompts me/anomalyclip-prompts --results outputs/eval/results.json --license mit
 """
 
@@ -10,62 +10,94 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from anomalyclip_hf import AnomalyCLIPModel, AnomalyCLIPProcessor
+from anomalyclip_hf import AnomalyCLIPImageProcessor, AnomalyCLIPModel
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
+
+    def option(name: str, **settings: Any) -> None:
+        parser.add_argument(f"--{name.replace('_', '-')}", *([f"--{name}"] if "_" in name else []), **settings)
+
     parser.add_argument("model", help="folder or Hub repository: prompts alone or a full AnomalyCLIP")
     parser.add_argument("repo_id", help="where to push, such as me/anomalyclip-prompts; made if absent")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--prompts_only", action="store_true", help="the prompts and their base model's name (default)")
+    form.add_argument("--prompts-only", "--prompts_only", action="store_true", help="the prompts alone (default)")
     form.add_argument("--full", action="store_true", help="everything, the backbone too")
-    form.add_argument("--vision_only", action="store_true", help="no text tower; smaller, can't be trained")
-    parser.add_argument("--dry_run", action="store_true", help="list what would be sent, and send nothing")
-    parser.add_argument("--private", action="store_true", help="make the new repository private")
-    parser.add_argument("--base_model", help="name of the base model on the Hub, where the prompts name another place")
-    parser.add_argument("--base_revision", help="its revision")
-    parser.add_argument("--results", help="results.json of scripts/evaluate.py, for the card")
-    parser.add_argument("--training", help="JSON file: what the card says of the training; by default the folder's")
-    parser.add_argument("--license", help="license of what is pushed, such as mit, for the card")
-    parser.add_argument("--no_code", action="store_true", help="leave out the code that trust_remote_code=True runs")
-    parser.add_argument("--revision", help="branch to push to; made if absent")
-    parser.add_argument("--commit_message", default="Upload AnomalyCLIP")
-    parser.add_argument("--create_pr", action="store_true", help="propose the change instead of making it")
-    parser.add_argument("--token", help="the one kept by `hf auth login` if absent")
+    form.add_argument("--vision-only", "--vision_only", action="store_true", help="no text tower; can't be trained")
+    option("dry_run", action="store_true", help="list what would be sent, and send nothing")
+    option("private", action="store_true", help="make the new repository private")
+    option("base_model", help="name of the base model on the Hub, where the prompts name another place")
+    option("base_revision", help="its revision")
+    option("results", help="results.json of scripts/evaluate.py, for the card")
+    option("training", help="JSON file: what the card says of the training; by default the folder's")
+    option("license", help="license of what is pushed, such as mit, for the card")
+    option("with_code", action="store_true", help="add the code that trust_remote_code=True runs")
+    option("no_code", action="store_true", help=argparse.SUPPRESS)  # the default now
+    option("revision", help="branch to push to; made if absent")
+    option("commit_message", default="Upload AnomalyCLIP")
+    option("create_pr", action="store_true", help="propose the change instead of making it")
+    option("token", help="the one kept by `hf auth login` if absent")
     return parser.parse_args(arguments)
 
 
-def training_facts(args: argparse.Namespace) -> dict[str, Any] | str | None:
-    """What the card says of the training: the user's file, or what the training left beside the prompts."""
-    summary = Path(args.model) / "training_summary.json"
-    if args.training or not summary.is_file():
-        return args.training
-    return json.loads(summary.read_text(encoding="utf-8")).get("card")
+PASSED_ON = ("base_model", "base_revision", "results", "training", "license")
+PASSED_ON += ("token", "revision", "commit_message", "create_pr", "dry_run")
 
 
-def push(args: argparse.Namespace) -> Any:
-    if (args.full or args.vision_only) and (args.base_model or args.base_revision):
-        given = "base_model" if args.base_model else "base_revision"
-        value, form = getattr(args, given), "full" if args.full else "vision_only"
+def push(
+    source: str,
+    repo_id: str,
+    *,
+    form: str = "prompts_only",
+    base_model: str | None = None,
+    base_revision: str | None = None,
+    results: str | None = None,
+    training: str | None = None,
+    license: str | None = None,
+    **options: Any,
+) -> Any:
+    """Load a model with its processor and share it.
+
+    Args:
+        source (`str`): folder or Hub repository.
+        repo_id (`str`): where to push.
+        form (`str`): `"prompts_only"`, `"full"` or `"vision_only"`.
+        base_model, base_revision (`str`, *optional*): of prompts alone.
+        results, training, license (`str`, *optional*): for the card; what the training left in the folder if absent.
+        **options: of `push_to_hub`.
+
+    Returns:
+        `huggingface_hub.CommitInfo`; with `dry_run=True`, what would be sent: `{path: bytes}`.
+    """
+    if form != "prompts_only" and (base_model or base_revision):
+        given, value = ("base_model", base_model) if base_model else ("base_revision", base_revision)
         raise ValueError(f"{given}={value!r} is for prompts alone, but --{form} sends the backbone; leave one out")
-    model = AnomalyCLIPModel.from_pretrained(args.model)
-    processor = AnomalyCLIPProcessor.from_pretrained(args.model)
-    card = {"results": args.results, "training": training_facts(args), "license": args.license}
-    options = {name: getattr(args, name) for name in ("token", "revision", "commit_message", "create_pr", "dry_run")}
-    options |= {"processor": processor, "card": card, "save_code": not args.no_code, "private": args.private or None}
-    if args.full or args.vision_only:
-        return (model.to_vision_only() if args.vision_only else model).push_to_hub(args.repo_id, **options)
-    base = {"base_model_name_or_path": args.base_model, "base_model_revision": args.base_revision}
-    return model.push_prompts_to_hub(args.repo_id, **base, **options)
+    model = AnomalyCLIPModel.from_pretrained(source)
+    summary, facts = Path(source) / "training_summary.json", training
+    if training is None and summary.is_file():
+        facts = json.loads(summary.read_text(encoding="utf-8")).get("card")
+    options["card"] = {"results": results, "training": facts, "license": license}
+    options["processor"] = AnomalyCLIPImageProcessor.from_pretrained(source)
+    if form == "prompts_only":
+        base = {"base_model_name_or_path": base_model, "base_model_revision": base_revision}
+        return model.push_prompts_to_hub(repo_id, **base, **options)
+    return (model.to_vision_only() if form == "vision_only" else model).push_to_hub(repo_id, **options)
 
 
 def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
     try:
-        done = push(args)
+        done = push(
+            args.model,
+            args.repo_id,
+            form="full" if args.full else "vision_only" if args.vision_only else "prompts_only",
+            save_code=args.with_code,
+            private=args.private or None,
+            **{name: getattr(args, name) for name in PASSED_ON},
+        )
     except (ValueError, OSError) as error:  # the Hub's own errors among them
         print(f"error: {error}", file=sys.stderr)
         return 1

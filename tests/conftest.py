@@ -22,6 +22,12 @@ FIXTURES = Path(__file__).parent / "fixtures"
 torch.set_num_threads(1)  # models this small only get slower with more
 
 
+@pytest.fixture(autouse=True)
+def _native_half_precision(monkeypatch):
+    """Whatever this machine's CPU is, half precision is loaded as such; tests/test_cpu.py shows what happens else."""
+    monkeypatch.setattr("anomalyclip_hf.modeling_anomalyclip.is_emulated", lambda dtype: False)
+
+
 @pytest.fixture(scope="session")
 def tiny_clip_dir(tmp_path_factory) -> str:
     """Folder of a tiny random CLIP checkpoint (28 px, patch 7, 4 + 4 layers, width 32, no tokenizer). Read only."""

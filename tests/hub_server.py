@@ -19,7 +19,8 @@ class LocalHub:
     """`with LocalHub() as hub:` serves at `hub.endpoint`.
 
     Attributes:
-        repos: name -> {"private": bool, "branches": {branch: commit}, "commits": {commit: {path: bytes}}}.
+        repos: name -> {"private": bool, "branches": {branch: commit}, "commits": {commit: {path: bytes}},
+            "history": {branch: [newest commit, ...]}, "discussions": [...]}.
         faults: (method, part of the path) -> status to answer, or "drop" to break the connection.
         requests: every (method, path) served.
     """
@@ -46,7 +47,7 @@ class LocalHub:
         return repo["commits"][repo["branches"].get(revision, revision)]
 
     def create(self, name: str, private: bool = False) -> None:
-        self.repos[name] = {"private": private, "branches": {}, "commits": {}}
+        self.repos[name] = {"private": private, "branches": {}, "commits": {}, "history": {}, "discussions": []}
         self.commit(name, "main", {".gitattributes": b"*.safetensors filter=lfs\n"})
 
     def commit(self, name: str, branch: str, files: dict[str, bytes]) -> str:
@@ -54,7 +55,24 @@ class LocalHub:
         listing = sorted((path, hashlib.sha256(data).hexdigest()) for path, data in files.items())
         commit = hashlib.sha1(json.dumps([len(repo["commits"]), listing]).encode()).hexdigest()
         repo["commits"][commit], repo["branches"][branch] = files, commit
+        history = repo["history"]
+        history[branch] = [commit, *history.get(branch, history.get("main", []))]
         return commit
+
+    def propose(self, name: str, number: int, title: str, author: str, files: dict[str, bytes]) -> None:
+        """Open a pull request on top of main."""
+        self.commit(name, f"refs/pr/{number}", files)
+        self.repos[name]["discussions"].append(
+            {
+                "title": title,
+                "num": number,
+                "author": {"name": author},
+                "createdAt": "2024-01-01T00:00:00.000Z",
+                "status": "open",
+                "repo": {"name": name, "type": "model"},
+                "isPullRequest": True,
+            }
+        )
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -137,7 +155,8 @@ class _Handler(BaseHTTPRequestHandler):
         return self.answer(200, {"url": url, "name": name})
 
     def api(self, name, rest):
-        action, revision = (rest[0], rest[1]) if len(rest) > 1 else (rest[0] if rest else "revision", "main")
+        action = rest[0] if rest else "revision"
+        revision = "/".join(rest[1:4] if rest[1:2] == ["refs"] else rest[1:2]) or "main"
         writes = action in ("preupload", "commit", "branch")
         found = self.find(name, "main" if action == "branch" else revision, writes)
         if found is None:
@@ -149,6 +168,12 @@ class _Handler(BaseHTTPRequestHandler):
             repo["branches"][revision] = commit
             return self.answer(200, {})
         files = repo["commits"][commit]
+        if action == "discussions":
+            found = repo["discussions"]
+            return self.answer(200, {"count": len(found), "start": 0, "discussions": found})
+        if action == "commits":
+            facts = {"title": "", "message": "", "date": "2024-01-01T00:00:00.000Z", "authors": []}
+            return self.answer(200, [{"id": one, **facts} for one in repo["history"].get(revision, [commit])])
         if action == "revision":
             siblings = [{"rfilename": path} for path in files]
             info = {"_id": "0", "id": name, "modelId": name, "sha": commit, "siblings": siblings, "tags": []}

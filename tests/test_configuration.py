@@ -1,6 +1,8 @@
 """Configuration: the paper's values by default, scaled elsewhere, and contradictions named."""
 
+import copy
 import json
+import random
 
 import pytest
 
@@ -100,9 +102,9 @@ def test_configurations_do_not_share_lists():
         ({"temperature": float("nan")}, "temperature=nan"),
         ({"image_threshold": 1.5}, r"image_threshold=1.5, expected a score in \[0, 1\]"),
         ({"pixel_threshold": -0.1}, "pixel_threshold=-0.1"),
-        ({"prompt_length": 0}, "prompt_length=0 is outside 1..65536"),
+        ({"prompt_length": 0}, r"prompt_length=0, expected a whole number in 1\.\.65536"),
         ({"prompt_length": 76}, "prompt_length=76 puts the end of text at position 77 but the text tower has 77"),
-        ({"deep_prompt_depth": 0}, r"deep_prompt_depth=0 is outside 1\.\.256"),
+        ({"deep_prompt_depth": 0}, r"deep_prompt_depth=0, expected a whole number in 1\.\.256"),
         ({"deep_prompt_depth": 5}, "deep_prompt_depth=5 but the text tower has 4 layers"),
         ({"deep_prompt_length": 13}, "deep_prompt_length=13 but the shorter prompt ends at position 13"),
         ({"prompt_token_ids": [[97, 98]]}, r"prompt_token_ids has rows of \[2\] ids, expected 2 equal rows"),
@@ -110,8 +112,8 @@ def test_configurations_do_not_share_lists():
         ({"prompt_token_ids": [[97] + [0] * 12 + [4, 200]] * 2}, "reach 200 but the vocabulary has 99"),
         ({"preset": "best"}, r"preset='best' is unknown; expected one of \['paper', 'released'\]"),
         ({"projection_dim": 0}, "projection_dim=0"),
-        ({"text": {"hidden_size": 10**7}}, "text_config.hidden_size=10000000 is outside"),
-        ({"vision": {"num_hidden_layers": 10**6}}, "vision_config.num_hidden_layers=1000000 is outside"),
+        ({"text": {"hidden_size": 10**7}}, "text_config.hidden_size=10000000, expected"),
+        ({"vision": {"num_hidden_layers": 10**6}}, "vision_config.num_hidden_layers=1000000, expected"),
         ({"text": {"hidden_size": 16384, "num_hidden_layers": 256}}, "parameters, more than"),
     ],
 )
@@ -164,7 +166,7 @@ def test_contradictions_made_later_are_found_when_saving(tmp_path):
         ({"vision": {"hidden_act": "evil"}}, "vision_config.hidden_act='evil', expected the name of an activation"),
         ({"dtype": "evil"}, "dtype='evil', expected one of"),
         ({"torch_dtype": "evil"}, "dtype='evil', expected one of"),
-        ({"projection_dim": "x"}, "projection_dim='x' is outside"),
+        ({"projection_dim": "x"}, "projection_dim='x', expected"),
         ({"text": {"layer_norm_eps": float("nan")}}, "text_config.layer_norm_eps=nan"),
         ({"initializer_factor": -1}, "initializer_factor=-1"),
         ({"id2label": {"x": "y"}}, "id2label="),
@@ -220,3 +222,70 @@ def test_auto_classes_check_fields_and_take_presets(tiny_checkpoint):
     for loader in (AutoConfig, AutoModel):
         with pytest.raises(ValueError, match="image_size=50 but patch_size=7"):
             loader.from_pretrained(tiny_checkpoint, image_size=50)
+
+
+ODD_VALUES = (
+    *(None, True, -1, 0, 1, 7, 10**4, 10**8, 10**20, -0.5, 0.5, 1e300, float("nan"), float("inf")),
+    *("", "x", "gelu", "../x", "a\0b", "y" * 5000, [], [1], [[1]], ["x"], [None], {}, {"x": 1}, {"0": {"1": []}}),
+)
+
+
+def damage(stored: dict, rng: random.Random) -> tuple[dict, set[str]]:
+    """A copy of stored settings with one to three fields changed, added or taken out; and their names."""
+    stored, names = copy.deepcopy(stored), set()
+    for _ in range(rng.randrange(1, 4)):
+        place = rng.choice([stored, stored, *(stored[key] for key in TOWERS if isinstance(stored.get(key), dict))])
+        name = rng.choice([*place, "num_labels", "id2label", "dtype", "validate", "_attn_implementation", "foreign"])
+        names.add(name)
+        if rng.random() < 0.15:
+            place.pop(name, None)
+        else:
+            place[name] = rng.choice(ODD_VALUES)
+    return stored, names
+
+
+TOWERS = ("text_config", "vision_config")
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_damaged_files_load_or_name_the_field(part, tiny_checkpoint, tmp_path, monkeypatch):
+    """A hundred seeded damages: the model loads and scores, or a ValueError or OSError names what is wrong."""
+    import torch
+
+    from anomalyclip_hf import AnomalyCLIPModel
+
+    for name in ("model.safetensors", "preprocessor_config.json"):
+        (tmp_path / name).symlink_to(f"{tiny_checkpoint}/{name}")
+    with open(f"{tiny_checkpoint}/config.json") as file:
+        stored = json.load(file)
+    loaded = 0
+    for seed in range(25 * part, 25 * (part + 1)):
+        damaged, names = damage(stored, random.Random(seed))
+        (tmp_path / "config.json").write_text(json.dumps(damaged))
+        try:
+            model = AnomalyCLIPModel.from_pretrained(tmp_path)
+        except (ValueError, OSError) as error:
+            said = str(error)
+            assert len(said) < 1500 and any(name in said for name in (*names, *names_behind(names))), (seed, said)
+        else:
+            size = model.config.image_size
+            with torch.no_grad():
+                model(pixel_values=torch.zeros(1, 3, size, size))
+            loaded += 1
+    assert 0 < loaded < 25
+
+
+# A field that contradicts the one that was changed may be named instead of it.
+NAMED_INSTEAD = (
+    (("num_hidden_layers",), ("dpam_layers", "feature_layers", "deep_prompt_depth")),
+    (("torch_dtype",), ("dtype",)),
+    (("vocab_size", "eos_token_id", "bos_token_id", "max_position_embeddings", "prompt_length"), ("prompt_",)),
+    (("patch_size", "image_size"), ("image_size", "position_embedding", "patch_size")),
+    (("hidden_size", "num_attention_heads"), ("hidden_size", "embed_dim", "num_attention_heads")),
+    (("prompt_token_ids", "deep_prompt_length", "deep_prompt_depth"), ("prompt_", "deep_prompts", "eos")),
+    (TOWERS, ("_config", "_layers", "_embedding")),
+)
+
+
+def names_behind(names: set[str]) -> set[str]:
+    return {other for fields, others in NAMED_INSTEAD if names & {*fields} for other in others}

@@ -95,7 +95,7 @@ def test_prompts_after_the_words_matter():
     model = make_model(prompt_token_ids=ids)
     model.prompt_learner.context.data[1] = model.prompt_learner.context.data[0]
     with torch.no_grad():
-        embeds = model.get_text_features()
+        embeds = model.get_prompt_embeds()
         expected = plain_forward(model, torch.zeros(1, 3, 42, 42))["text_embeds"]
     assert_close(embeds.double(), expected, rtol=0, atol=1e-5)
     assert (embeds[0] - embeds[1]).abs().max() > 1e-2
@@ -120,7 +120,7 @@ def test_without_dpam_patches_are_plain_clip(tiny_clip_dir):
         states = clip.vision_model(pixel_values=pixel_values).last_hidden_state
         patches = clip.visual_projection(clip.vision_model.post_layernorm(states[:, 1:]))
         image = clip.visual_projection(states[:, 0])  # unlike CLIP: no post_layernorm
-        image_embeds, patch_embeds = model.get_image_features(pixel_values)
+        image_embeds, patch_embeds = model.encode_images(pixel_values)
     assert_close(patch_embeds[:, 0], torch.nn.functional.normalize(patches, dim=-1), rtol=0, atol=1e-6)
     assert_close(image_embeds, torch.nn.functional.normalize(image, dim=-1), rtol=0, atol=1e-6)
 
@@ -135,7 +135,7 @@ def test_prompts_of_plain_words_are_plain_clip(tiny_clip_dir):
         model.prompt_learner.context.copy_(clip.text_model.embeddings.token_embedding(torch.tensor(ids)[:, 1:4]))
         pooled = clip.text_model(input_ids=torch.tensor(ids)).pooler_output
         expected = torch.nn.functional.normalize(clip.text_projection(pooled), dim=-1)
-        assert_close(model.get_text_features(), expected, rtol=0, atol=1e-6)
+        assert_close(model.get_prompt_embeds(), expected, rtol=0, atol=1e-6)
 
 
 def test_five_adam_steps_equal_an_independent_program(tiny_model):

@@ -197,11 +197,11 @@ CHANGES = [_add_in_place, _write_data, _write_deep_data, _load, _replace_paramet
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_kept_text_embeddings_notice_every_change(tiny_model, change):
     with torch.no_grad():
-        before = tiny_model.get_text_features().clone()
+        before = tiny_model.get_prompt_embeds().clone()
         change(tiny_model)
-        after = tiny_model.get_text_features()
+        after = tiny_model.get_prompt_embeds()
     assert (after - before).abs().max() > 1e-4
-    assert_close(after, tiny_model.get_text_features().detach(), rtol=0, atol=1e-6)  # with gradients: not kept
+    assert_close(after, tiny_model.get_prompt_embeds().detach(), rtol=0, atol=1e-6)  # with gradients: not kept
 
 
 def test_kept_text_embeddings_do_not_leak_into_training(tiny_model):
@@ -249,7 +249,7 @@ def test_no_refined_path_past_the_last_feature_layer(tiny_model):
 def test_kept_features_give_the_same_result(tiny_model):
     labels, masks = torch.tensor([0, 1]), (torch.rand(2, 42, 42) > 0.5).float()
     full = tiny_model(pixel_values=PIXELS, labels=labels, masks=masks)
-    image_embeds, patch_embeds = tiny_model.get_image_features(PIXELS)
+    image_embeds, patch_embeds = tiny_model.encode_images(PIXELS)
     calls = count_calls(tiny_model.vision_model)
     kept = tiny_model(image_embeds=image_embeds, patch_embeds=patch_embeds, labels=labels, masks=masks)
     assert calls["forward"] == 0
@@ -386,13 +386,13 @@ def test_prompts_of_an_offloaded_model_can_be_taken_out_and_put_on(tiny_model, t
 
 @torch.no_grad()
 def test_changing_what_is_returned_changes_no_later_call(tiny_model):
-    expected = tiny_model.get_text_features().clone()
+    expected = tiny_model.get_prompt_embeds().clone()
     for _ in range(2):
-        tiny_model.get_text_features().zero_()
-    assert torch.equal(tiny_model.get_text_features(), expected)
+        tiny_model.get_prompt_embeds().zero_()
+    assert torch.equal(tiny_model.get_prompt_embeds(), expected)
     folded = tiny_model.to_vision_only()
-    folded.get_text_features().zero_()
-    assert torch.equal(folded.get_text_features(), expected)
+    folded.get_prompt_embeds().zero_()
+    assert torch.equal(folded.get_prompt_embeds(), expected)
 
 
 @torch.no_grad()
@@ -401,3 +401,114 @@ def test_the_configuration_says_whether_a_tuple_is_returned(tiny_model):
     tiny_model.config.return_dict = False
     assert isinstance(tiny_model(pixels), tuple)
     assert torch.equal(tiny_model(pixels, return_dict=True).logits, tiny_model(pixels)[0])
+
+
+@pytest.mark.parametrize("dpam_layers", [0, 2])
+def test_hidden_states_are_those_of_clip(tiny_model, dpam_layers):
+    """Of the original path: what enters the first layer and what leaves each, whole also where a score needs less."""
+    from transformers import CLIPVisionModel
+
+    clip = CLIPVisionModel._from_config(tiny_model.config.vision_config).eval()
+    own = {key.removeprefix("vision_model."): value for key, value in tiny_model.state_dict().items()}
+    clip.load_state_dict(own, strict=False)
+    tiny_model.config.dpam_layers = dpam_layers
+    with torch.no_grad():
+        expected = clip(PIXELS, output_hidden_states=True, interpolate_pos_encoding=True).hidden_states
+        plain = tiny_model(pixel_values=PIXELS)
+        output = tiny_model(pixel_values=PIXELS, output_hidden_states=True)
+    assert plain.hidden_states is None and len(output.hidden_states) == len(expected) == 5
+    assert output.hidden_states[0].shape == (2, 37, 32)
+    for name in ("logits", "anomaly_maps", "image_embeds"):
+        assert_close(output[name], plain[name], rtol=0, atol=1e-6)
+    # CLIP resizes positions bicubically: compared is what the layers do with the same start.
+    with torch.no_grad():
+        states = output.hidden_states[0]
+        for layer, one in zip(clip.encoder.layers, output.hidden_states[1:], strict=True):
+            states = layer(states, None)
+            assert_close(one, states, rtol=0, atol=1e-5)
+    native = torch.randn(1, 3, 28, 28, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        ours = tiny_model(pixel_values=native, output_hidden_states=True, return_dict=False)[-1]
+        for one, other in zip(ours, clip(native, output_hidden_states=True).hidden_states, strict=True):
+            assert_close(one, other, rtol=0, atol=1e-5)
+
+
+def test_gradient_checkpointing_changes_no_gradient(tiny_model):
+    targets = {"labels": torch.tensor([0, 1]), "masks": torch.zeros(2, 42, 42)}
+    gradients = []
+    for wanted in (False, True):
+        if wanted:
+            tiny_model.activation_checkpointing_enable()
+        tiny_model.train().zero_grad()
+        tiny_model(pixel_values=PIXELS, **targets).loss.backward()
+        gradients.append(tiny_model.prompt_learner.context.grad.clone())
+    assert tiny_model.supports_gradient_checkpointing
+    assert_close(*gradients, rtol=0, atol=1e-6)
+
+
+def test_old_names_of_the_encoders(tiny_model):
+    with torch.no_grad():
+        with pytest.warns(FutureWarning, match="get_prompt_embeds"):
+            assert torch.equal(tiny_model.get_text_features(), tiny_model.get_prompt_embeds())
+        with pytest.warns(FutureWarning, match="encode_images"):
+            assert torch.equal(tiny_model.get_image_features(PIXELS)[0], tiny_model.encode_images(PIXELS)[0])
+
+
+@pytest.mark.slow
+def test_transformers_trainer_trains_and_predicts(tiny_model, tmp_path):
+    from transformers import Trainer, TrainingArguments
+
+    generator = torch.Generator().manual_seed(0)
+    rows = [
+        {
+            "pixel_values": torch.randn(3, 42, 42, generator=generator),
+            "labels": torch.tensor(index % 2),
+            "masks": torch.full((42, 42), float(index % 2)),
+        }
+        for index in range(6)
+    ]
+    before = {name: value.clone() for name, value in tiny_model.state_dict().items()}
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=3,
+        per_device_train_batch_size=2,
+        report_to=[],
+        use_cpu=True,
+        gradient_accumulation_steps=2,
+        learning_rate=1e-2,
+        logging_steps=1,
+        disable_tqdm=True,
+    )
+    trainer = Trainer(model=tiny_model, args=arguments, train_dataset=rows)
+    trainer.train()
+    changed = {name for name, value in tiny_model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == LEARNED
+    with torch.no_grad():
+        inputs = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+        expected = tiny_model.eval()(**inputs)
+    # The loss that is logged is a mean over the batch, whatever is accumulated.
+    assert trainer.state.log_history[0]["loss"] < 2 * expected.loss.item()
+    found = trainer.predict(rows)
+    assert_close(torch.from_numpy(found.predictions), expected.logits, rtol=0, atol=1e-5)
+    assert found.label_ids.tolist() == [0, 1] * 3
+    loaded = AnomalyCLIPModel.from_pretrained(tmp_path / "checkpoint-3")
+    assert torch.equal(loaded.prompt_learner.context, tiny_model.prompt_learner.context)
+
+
+def test_quantised_weights(tiny_model, tiny_checkpoint, tmp_path):
+    """By torchao, which computes on CPUs too: scores stay close, prompts stay float32 and can be trained and saved."""
+    quantization = pytest.importorskip("torchao.quantization")
+    from transformers import TorchAoConfig
+
+    settings = TorchAoConfig(quantization.Int8WeightOnlyConfig())
+    model = AnomalyCLIPModel.from_pretrained(tiny_checkpoint, quantization_config=settings)
+    assert type(model.vision_model.encoder.layers[0].mlp.fc1.weight) is not torch.nn.Parameter
+    output = model(pixel_values=PIXELS, labels=torch.tensor([0, 1]))
+    with torch.no_grad():
+        assert_close(output.anomaly_maps, tiny_model(pixel_values=PIXELS).anomaly_maps, rtol=0, atol=0.1)
+    output.loss.backward()
+    assert model.prompt_learner.context.dtype == torch.float32 and model.prompt_learner.context.grad.any()
+    model.save_prompts(tmp_path, card=False)
+    assert torch.equal(
+        AnomalyCLIPModel.from_pretrained(tmp_path).prompt_learner.context, tiny_model.prompt_learner.context
+    )

@@ -12,7 +12,8 @@ from scipy.ndimage import gaussian_filter
 from torch.testing import assert_close
 
 from anomalyclip_hf import AnomalyCLIPModel, AnomalyCLIPProcessor
-from anomalyclip_hf.processing_anomalyclip import gaussian_smooth, to_pil_image
+from anomalyclip_hf.image_processing_anomalyclip import gaussian_smooth
+from anomalyclip_hf.images_anomalyclip import to_pil_image
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
 STD = np.array([0.26862954, 0.26130258, 0.27577711])
@@ -372,7 +373,7 @@ def test_unknown_settings_are_refused_and_stored_ones_named(tiny_processor, tmp_
     path = tmp_path / "preprocessor_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "of_version_6": 1}))
     told = []
-    monkeypatch.setattr("anomalyclip_hf.processing_anomalyclip.logger.warning", told.append)
+    monkeypatch.setattr("anomalyclip_hf.image_processing_anomalyclip.logger.warning", told.append)
     loaded = AnomalyCLIPProcessor.from_pretrained(tmp_path)
     assert loaded.to_dict() == tiny_processor.to_dict() and "of_version_6" in told[0]
     loaded, unused = AnomalyCLIPProcessor.from_pretrained(tmp_path, sigma=2.0, other=1, return_unused_kwargs=True)
@@ -420,7 +421,7 @@ def test_settings_as_transformers_5_stores_them(tiny_clip_dir, tmp_path, files, 
         (tmp_path / name).write_text(json.dumps(content))
     assert AnomalyCLIPProcessor.from_pretrained(tmp_path).image_mean[0] == pytest.approx(mean)
     model = AnomalyCLIPModel.from_pretrained(tmp_path, image_size=42)
-    model.save_prompts(tmp_path / "prompts", card=False, save_code=False)
+    model.save_prompts(tmp_path / "prompts", card=False)
     assert AnomalyCLIPProcessor.from_pretrained(tmp_path / "prompts").image_mean[0] == pytest.approx(mean)
 
 

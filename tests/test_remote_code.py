@@ -13,11 +13,17 @@ import torch
 from PIL import Image
 
 import anomalyclip_hf
-from anomalyclip_hf.sharing_anomalyclip import AUTO_MAP, CODE_FILES, CUSTOM_PIPELINES
+from anomalyclip_hf import AnomalyCLIPModel
+from anomalyclip_hf.prompts_anomalyclip import AUTO_MAP, CUSTOM_PIPELINES
 from hub_server import TOKEN, LocalHub
 from tiny_models import make_tiny_clip
 
 SOURCE = Path(anomalyclip_hf.__file__).parent
+TRAVELLING = {
+    f"{name}_anomalyclip"
+    for name in ("configuration", "image_processing", "images", "loss", "modeling", "pipeline", "prompts")
+}
+MAX_BYTES = 165_000
 
 PUSH = """
 import sys, torch
@@ -26,8 +32,8 @@ model = AnomalyCLIPModel.from_pretrained("openai/tiny", image_size=42, feature_l
 torch.manual_seed(3)
 torch.nn.init.normal_(model.prompt_learner.context)
 processor = AnomalyCLIPProcessor(size={"height": 42, "width": 42}, sigma=2.0)
-model.push_prompts_to_hub("me/prompts", processor)
-model.push_to_hub("me/full", processor, private=True)
+model.push_prompts_to_hub("me/prompts", processor=processor, save_code=True)
+model.push_to_hub("me/full", processor=processor, private=True, save_code=True)
 print(model.config.base_model_revision)
 """
 
@@ -102,7 +108,30 @@ def test_travelling_files_import_one_another_and_what_transformers_needs():
             files, packages = imports(f"{name}.py")
             assert not packages - allowed, f"{name} imports {packages - allowed}"
             queue += files
-    assert sorted(f"{name}.py" for name in reached) == sorted(CODE_FILES)
+    assert reached == TRAVELLING
+    assert sum((SOURCE / f"{name}.py").stat().st_size for name in reached) <= MAX_BYTES
+
+
+def test_code_travels_when_asked_for(tiny_model, tiny_processor, tmp_path):
+    for save in (tiny_model.save_pretrained, tiny_model.save_prompts):
+        plain, coded = (tmp_path / f"{save.__name__}-{kind}" for kind in ("plain", "coded"))
+        save(plain)
+        save(coded, save_code=True)
+        assert not list(plain.glob("*.py")) and "auto_map" not in (plain / "config.json").read_text()
+        assert {path.stem for path in coded.glob("*.py")} == TRAVELLING
+        assert json.loads((coded / "config.json").read_text())["auto_map"] == AUTO_MAP
+        # Loaded with the package at hand, its own code is used and not passed on.
+        AnomalyCLIPModel.from_pretrained(coded).save_pretrained(plain)
+        assert "auto_map" not in (plain / "config.json").read_text()
+
+
+def test_code_travels_after_register_for_auto_class(tiny_model, tmp_path, monkeypatch):
+    for one in (type(tiny_model), type(tiny_model.config)):
+        monkeypatch.setattr(one, "_auto_class", None)
+    type(tiny_model).register_for_auto_class()
+    tiny_model.save_pretrained(tmp_path)
+    assert {path.stem for path in tmp_path.glob("*.py")} == TRAVELLING
+    assert json.loads((tmp_path / "config.json").read_text())["auto_map"] == AUTO_MAP
 
 
 def test_named_classes_exist():
@@ -117,8 +146,9 @@ def test_named_classes_exist():
 
 @pytest.mark.slow
 @needs_hiding
-def test_round_trip(tiny_clip_dir, tiny_model, tiny_processor, tmp_path):
+def test_round_trip(tiny_clip_dir, tiny_model, tiny_processor, tmp_path, monkeypatch):
     """Push in one process; load in a second, with an empty cache and without the package; a third time offline."""
+    monkeypatch.setattr(type(tiny_processor), "_auto_class", None)
     homes = {name: tmp_path / name for name in ("pusher", "loader")}
     folders = {name: str(tmp_path / name) for name in ("full", "prompts", "vision")}
     for home in homes.values():
@@ -157,12 +187,12 @@ def test_round_trip(tiny_clip_dir, tiny_model, tiny_processor, tmp_path):
 
 
 def save_locally(model, processor, folders):
+    type(processor).register_for_auto_class()  # saved apart from the model, it brings its code as transformers' own do
     model.config.pixel_threshold = 0.25
-    model.save_pretrained(folders["full"])
-    model.save_prompts(folders["prompts"], processor)
-    model.to_vision_only().save_pretrained(folders["vision"])
-    for name in ("full", "vision"):
+    for name, one in (("full", model), ("vision", model.to_vision_only())):
         processor.save_pretrained(folders[name])
+        one.save_pretrained(folders[name], save_code=True)
+    model.save_prompts(folders["prompts"], processor, save_code=True)
 
 
 def check_local(found, folders, model, processor):

@@ -2,35 +2,25 @@
 
 from typing import TYPE_CHECKING, Any
 
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
+from transformers.pipelines import PIPELINE_REGISTRY
+
 from ._lazy import find_export
-from ._registration import register_with_transformers
+from .assets import demo_checkpoint
+from .configuration_anomalyclip import AnomalyCLIPConfig
+from .image_processing_anomalyclip import AnomalyCLIPImageProcessor, AnomalyCLIPProcessor
+from .modeling_anomalyclip import AnomalyCLIPModel, AnomalyCLIPOutput, compute_similarity_maps
+from .pipeline_anomalyclip import ZeroShotAnomalyDetectionPipeline
+
+if TYPE_CHECKING:
+    from .conversion import convert_checkpoint
+    from .data import load_anomaly_dataset
 
 __version__ = "0.1.0"
 
-# name -> module that defines it; imported when first asked for, so that importing the package stays fast.
-_EXPORTS = {
-    "AnomalyCLIPConfig": "configuration_anomalyclip",
-    "AnomalyCLIPModel": "modeling_anomalyclip",
-    "AnomalyCLIPOutput": "modeling_anomalyclip",
-    "AnomalyCLIPProcessor": "processing_anomalyclip",
-    "ZeroShotAnomalyDetectionPipeline": "pipeline_anomalyclip",
-    "compute_similarity_maps": "modeling_anomalyclip",
-    "convert_checkpoint": "conversion",
-    "demo_checkpoint": "assets",
-    "load_anomaly_dataset": "data",
-}
-
-if TYPE_CHECKING:
-    from .assets import demo_checkpoint
-    from .configuration_anomalyclip import AnomalyCLIPConfig
-    from .conversion import convert_checkpoint
-    from .data import load_anomaly_dataset
-    from .modeling_anomalyclip import AnomalyCLIPModel, AnomalyCLIPOutput, compute_similarity_maps
-    from .pipeline_anomalyclip import ZeroShotAnomalyDetectionPipeline
-    from .processing_anomalyclip import AnomalyCLIPProcessor
-
 __all__ = [
     "AnomalyCLIPConfig",
+    "AnomalyCLIPImageProcessor",
     "AnomalyCLIPModel",
     "AnomalyCLIPOutput",
     "AnomalyCLIPProcessor",
@@ -41,14 +31,31 @@ __all__ = [
     "load_anomaly_dataset",
 ]
 
+# name -> module that defines it, imported when first asked for.
+_LAZY = {"convert_checkpoint": "conversion", "load_anomaly_dataset": "data"}
+
 
 def __getattr__(name: str) -> Any:
-    value = globals()[name] = find_export(__name__, _EXPORTS, name)
+    value = globals()[name] = find_export(__name__, _LAZY, name)
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_EXPORTS})
+    return sorted({*globals(), *__all__})
 
 
-register_with_transformers()
+AutoConfig.register("anomalyclip", AnomalyCLIPConfig)
+AutoModel.register(AnomalyCLIPConfig, AnomalyCLIPModel)
+# Checkpoints of older versions name their image processor otherwise; transformers looks for a class of that name.
+_OLD_NAME = type("AnomalyCLIPProcessor", (AnomalyCLIPImageProcessor,), {})
+AutoImageProcessor.register(
+    AnomalyCLIPConfig, image_processor_classes={"pil": AnomalyCLIPImageProcessor, "old name": _OLD_NAME}
+)
+AutoProcessor.register(AnomalyCLIPConfig, AnomalyCLIPImageProcessor)
+PIPELINE_REGISTRY.register_pipeline(
+    "zero-shot-anomaly-detection",
+    pipeline_class=ZeroShotAnomalyDetectionPipeline,
+    pt_model=AnomalyCLIPModel,
+    default={"model": (demo_checkpoint(), "main")},
+    type="image",
+)

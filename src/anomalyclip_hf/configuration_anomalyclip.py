@@ -1,6 +1,7 @@
 """Configuration of AnomalyCLIP."""
 
 import os
+from collections.abc import Callable, Hashable
 from dataclasses import fields
 from functools import wraps
 from typing import Any
@@ -31,37 +32,100 @@ DEFAULT_VISION = {
 # Feature layers as fractions of the vision tower's depth: of 24 layers, [24] and [6, 12, 18, 24].
 PRESETS = {"released": (1.0,), "paper": (0.25, 0.5, 0.75, 1.0)}
 
-# A configuration beyond these bounds is a mistake or an attack; it is refused before memory is taken.
-UPPER_BOUNDS = {
-    "hidden_size": 16384,
-    "intermediate_size": 65536,
-    "num_hidden_layers": 256,
-    "num_attention_heads": 256,
-    "vocab_size": 1_000_000,
-    "max_position_embeddings": 65536,
-    "image_size": 16384,
-    "num_channels": 64,
-    "patch_size": 16384,
-    "projection_dim": 16384,
-    "prompt_length": 65536,
-    "deep_prompt_depth": 256,
-}
 MAX_PARAMETERS = 20_000_000_000
 MAX_LABELS = 10_000  # of num_labels and the tables of labels, which nothing here uses
 MAX_CHARACTERS = 4096  # of a text
-NUMBERS = {
-    "layer_norm_eps": (1e-12, 1),
-    "attention_dropout": (0, 1),
-    "initializer_range": (0, 1000),
-    "initializer_factor": (0, 1000),
-    "logit_scale_init_value": (-1000, 1000),
-    "temperature": (1e-6, 1e6),
+
+Check = tuple[Callable[[Any], bool], str]  # whether a value is possible; what is expected
+
+
+def _whole(low: int, high: int) -> Check:
+    return lambda value: type(value) is int and low <= value <= high, f"a whole number in {low}..{high}"
+
+
+def _number(low: float, high: float, expected: str = "a number in {low:g}..{high:g}") -> Check:
+    def possible(value: Any) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+    return possible, expected.format(low=low, high=high)
+
+
+def _one_of(*known: Any) -> Check:
+    return lambda value: isinstance(value, Hashable) and value in known, f"one of {known}"
+
+
+def _is_token_id(value: Any) -> bool:
+    return all(type(one) is int and abs(one) < 2**31 for one in (value if isinstance(value, list) else [value]))
+
+
+def _are_labels(value: Any) -> bool:
+    if not isinstance(value, dict) or len(value) > MAX_LABELS:
+        return False
+    # One of the two tables has its numbers as keys, as strings in JSON; the other has them as values.
+    sides = (value.keys(), value.values())
+    return any(all(str(one).isdecimal() and len(str(one)) < 10 for one in side) for side in sides)
+
+
+def _is_quantization(value: Any) -> bool:
+    return isinstance(value.get("quant_method"), str) if isinstance(value, dict) else hasattr(value, "to_dict")
+
+
+_SIDE, _SCORE = _whole(1, 16384), _number(0, 1, "a score in [0, 1] or None")
+_TOWER: Check = (lambda value: isinstance(value, dict | PreTrainedConfig), "the settings of a tower")
+_TOKEN: Check = (_is_token_id, "the number of a token or null")
+_DTYPES = ("float32", "float16", "bfloat16", "float64")
+_DTYPE = _one_of(*_DTYPES, *(getattr(torch, name) for name in _DTYPES), *(f"torch.{name}" for name in _DTYPES))
+_FLAG: Check = (lambda value: isinstance(value, bool), "true or false")
+_FOREIGN: Check = (lambda value: False, "no such field, no configuration of this model has it; remove it")
+_LABELS: Check = (_are_labels, f"a table of at most {MAX_LABELS} numbered labels; remove it, no label is used")
+_ATTENTION = _one_of(
+    *("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention"), None
+)
+
+
+def _three(low: float, high: float) -> Check:
+    possible, expected = _number(low, high)
+
+    def all_possible(value: Any) -> bool:
+        values = value if isinstance(value, list | tuple) else [value] * 3
+        return len(values) == 3 and all(possible(one) for one in values)
+
+    return all_possible, f"{expected}, or three of them"
+
+
+# What each field of a configuration, of a tower or of an image processor may hold. What is beyond it is a mistake or
+# an attack, and is refused before memory is taken; fields that are not named here are left to their types.
+CHECKS: dict[str, Check] = {
+    **dict.fromkeys(("hidden_size", "image_size", "patch_size", "projection_dim"), _SIDE),
+    **dict.fromkeys(("intermediate_size", "max_position_embeddings", "prompt_length"), _whole(1, 65536)),
+    **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "deep_prompt_depth"), _whole(1, 256)),
+    "deep_prompt_length": _whole(0, 65536),
+    "vocab_size": _whole(1, 1_000_000),
+    "num_channels": _whole(1, 64),
+    "layer_norm_eps": _number(1e-12, 1),
+    "attention_dropout": _number(0, 1),
+    **dict.fromkeys(("initializer_range", "initializer_factor"), _number(0, 1000)),
+    "logit_scale_init_value": _number(-1000, 1000),
+    "temperature": _number(1e-6, 1e6),
+    **dict.fromkeys(("image_threshold", "pixel_threshold"), _SCORE),
+    "architectures": (lambda v: isinstance(v, list) and all(isinstance(one, str) for one in v), "a list of names"),
+    "model_type": (lambda value: isinstance(value, str), "a name"),
+    "quantization_config": (_is_quantization, "the settings of a quantization with a quant_method"),
+    **dict.fromkeys(("return_dict", "output_hidden_states", "output_attentions", "is_encoder_decoder"), _FLAG),
+    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"), _TOKEN),
+    **dict.fromkeys(("dtype", "torch_dtype"), _DTYPE),
+    "hidden_act": (lambda value: isinstance(value, str) and value in ACT2FN, "the name of an activation"),
+    "num_labels": (_whole(0, MAX_LABELS)[0], f"a whole number in 0..{MAX_LABELS}; remove it, no label is used"),
+    **dict.fromkeys(("id2label", "label2id"), _LABELS),
+    **dict.fromkeys(("text_config", "vision_config", "text_config_dict", "vision_config_dict"), _TOWER),
+    **dict.fromkeys(("per_layer_config", "layer_types", "mlp_layer_types", "problem_type"), _FOREIGN),
+    "transformers_weights": _FOREIGN,
+    # Wide enough for values in [0, 1] and in 0 .. 255, too narrow for numbers that overflow.
+    "image_mean": _three(-1000, 1000),
+    "image_std": _three(1e-3, 1000),
+    "rescale_factor": _number(1e-6, 256),
+    "resample": _whole(0, 5),
 }
-THRESHOLDS = ("image_threshold", "pixel_threshold")
-FOREIGN_FIELDS = ("per_layer_config", "layer_types", "mlp_layer_types", "problem_type", "transformers_weights")
-FLAGS = ("return_dict", "output_hidden_states", "output_attentions", "is_encoder_decoder")
-DTYPES = ("float32", "float16", "bfloat16", "float64")
-KNOWN_ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
 
 
 def feature_layers_of_preset(preset: str, num_hidden_layers: int) -> list[int]:
@@ -96,7 +160,7 @@ def check_fields(values: dict[str, Any], where: str = "") -> None:
     """Refuse values of wrong kinds, sizes that no CLIP has and code from elsewhere, before anything is allocated.
 
     Args:
-        values (`dict`): of a configuration's fields, as stored or as attributes; None is left to their types.
+        values (`dict`): a configuration's fields, as stored or as attributes; None is left to their types.
         where (`str`): what to write before a field's name.
 
     Raises:
@@ -105,67 +169,18 @@ def check_fields(values: dict[str, Any], where: str = "") -> None:
     for name, value in values.items():
         if value is None and name != "num_labels":
             continue
-        if "attn_implementation" in name or "experts_implementation" in name:
-            known = list(value.values()) if isinstance(value, dict) else [value]
-            wrong = any(one is not None and one not in KNOWN_ATTENTION for one in known)
-            expected = f", expected one of {KNOWN_ATTENTION}" if wrong else None
-        elif isinstance(value, dict) and name not in ("id2label", "label2id"):
+        if isinstance(value, dict) and CHECKS.get(name) is not _LABELS and "_implementation" not in name:
             check_fields(value, f"{where}{name}.")
-            expected = _what_is_expected(name, value)
-        else:
-            expected = _what_is_expected(name, value)
-        if expected is not None:
+        possible, expected = CHECKS.get(name, (lambda value: True, ""))
+        settings = [value]
+        if "attn_implementation" in name or "experts_implementation" in name:
+            possible, expected = _ATTENTION
+            settings = list(value.values()) if isinstance(value, dict) else settings
+        if isinstance(value, str) and len(value) > MAX_CHARACTERS:
+            possible, expected = _FOREIGN[0], f"at most {MAX_CHARACTERS} characters"
+        if not all(possible(one) for one in settings):
             shown = repr(value) if isinstance(value, str | float | bool) else str(value)
-            raise ValueError(f"{where}{name}={shown[:100]}{expected}")
-
-
-def _what_is_expected(name: str, value: Any) -> str | None:
-    """None if the value is possible, else the rest of a sentence that begins with it."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if isinstance(value, str) and len(value) > MAX_CHARACTERS:
-        return f".., expected at most {MAX_CHARACTERS} characters"
-    if name in UPPER_BOUNDS:
-        possible = type(value) is int and 1 <= value <= UPPER_BOUNDS[name]
-        return None if possible else f" is outside 1..{UPPER_BOUNDS[name]}, expected a whole number in it"
-    if name in NUMBERS:
-        low, high = NUMBERS[name]
-        return None if is_number and low <= value <= high else f", expected a number in {low:g}..{high:g}"
-    if name in THRESHOLDS:
-        return None if is_number and 0 <= value <= 1 else ", expected a score in [0, 1] or None"
-    if name == "architectures":
-        possible = isinstance(value, list) and all(isinstance(one, str) for one in value)
-        return None if possible else ", expected a list of names"
-    if name == "model_type":
-        return None if isinstance(value, str) else ", expected a name"
-    if name == "quantization_config":
-        possible = not isinstance(value, dict) or isinstance(value.get("quant_method"), str)
-        possible = possible and (isinstance(value, dict) or hasattr(value, "to_dict"))
-        return None if possible else ", expected the settings of a quantization with a quant_method"
-    if name in FLAGS:
-        return None if isinstance(value, bool) else ", expected true or false"
-    if name.endswith("_token_id"):
-        ids = value if isinstance(value, list) and name == "eos_token_id" else [value]
-        possible = all(type(number) is int and abs(number) < 2**31 for number in ids)
-        return None if possible else ", expected the number of a token or null"
-    if name in ("dtype", "torch_dtype"):
-        possible = str(value).removeprefix("torch.") in DTYPES and isinstance(value, str | torch.dtype)
-        return None if possible else f", expected one of {DTYPES}"
-    if name == "hidden_act":
-        possible = isinstance(value, str) and value in ACT2FN
-        return None if possible else ", expected the name of an activation, such as 'quick_gelu' or 'gelu'"
-    if name == "num_labels":
-        possible = type(value) is int and 0 <= value <= MAX_LABELS
-        return None if possible else f", expected a whole number in 0..{MAX_LABELS}; remove it, no label is used"
-    if name in ("id2label", "label2id"):
-        numbers = value if name == "id2label" else value.values() if isinstance(value, dict) else ()
-        possible = isinstance(value, dict) and len(value) <= MAX_LABELS
-        possible = possible and all(str(number).isdecimal() and len(str(number)) < 10 for number in numbers)
-        return None if possible else f", expected a table of at most {MAX_LABELS} numbered labels; remove it"
-    if name in ("text_config", "vision_config", "text_config_dict", "vision_config_dict"):
-        return None if isinstance(value, dict | PreTrainedConfig) else ", expected the settings of a tower"
-    if name in FOREIGN_FIELDS:
-        return ", which no configuration of this model has; remove it"
-    return None
+            raise ValueError(f"{where}{name}={shown[:100]}, expected {expected}")
 
 
 def in_one_line(error: Exception) -> str:
@@ -173,15 +188,19 @@ def in_one_line(error: Exception) -> str:
     return " ".join(str(error.__cause__ or error).split())[:500] or type(error).__name__
 
 
+# What huggingface_hub's `strict` and the base classes raise for a wrong value.
+WRONG_VALUE = (StrictDataclassError, TypeError, AttributeError, KeyError, OverflowError)
+
+
 def _raise_value_errors(config_class):
-    """What huggingface_hub's `strict` finds wrong is a ValueError in one line, as everything else that is wrong."""
+    """Make a configuration raise one kind of error, a ValueError in one line, and check fields that are set later."""
 
     def plain(method):
         @wraps(method)
         def call(self, *args, **kwargs):
             try:
                 return method(self, *args, **kwargs)
-            except (StrictDataclassError, TypeError, AttributeError, KeyError, OverflowError) as error:
+            except WRONG_VALUE as error:
                 raise ValueError(in_one_line(error)) from error
 
         return call
@@ -204,31 +223,28 @@ class AnomalyCLIPConfig(PreTrainedConfig):
 
     Args:
         text_config, vision_config (`dict` or `CLIPTextConfig` / `CLIPVisionConfig`, *optional*):
-            the two towers, as in `CLIPConfig`; ViT-L/14@336 where absent.
+            the two towers, as in `CLIPConfig`; ViT-L/14@336 if absent.
         projection_dim (`int`, defaults to 768): width P of the shared embedding space.
-        base_model_name_or_path (`str`, *optional*): the CLIP checkpoint that the backbone came from.
-        base_model_revision (`str`, *optional*): its revision, so that prompts alone find the same weights again.
-        prompt_length (`int`, defaults to 12): learned words E of each prompt, 1 or more (section 3.2 of the paper).
+        base_model_name_or_path, base_model_revision (`str`, *optional*): the CLIP checkpoint of the backbone.
+        prompt_length (`int`, defaults to 12): learned words E of each prompt (section 3.2 of the paper).
         deep_prompt_depth (`int`, *optional*): text layers with learned tokens, counting layer 1, whose tokens are the
-            prompt itself: `depth - 1` sets. 1 = none. 9 of 12 layers, scaled to other depths (section 3.3).
+            prompt itself: `depth - 1` sets; 1 = none. 9 of 12 layers, scaled to other depths (section 3.3).
         deep_prompt_length (`int`, defaults to 4): tokens T that each deep prompt overwrites, at positions 1..T.
-        prompt_token_ids (`list[list[int]]`, *optional*): 2 x 77 ids, normal and anomalous, so that the model needs no
-            tokenizer. Made up from CLIP's vocabulary where absent.
-        dpam_layers (`int`, *optional*): the last n vision layers carry the refined path; 0 = plain CLIP path. 19 of
-            24, scaled to other depths (the authors' flag 20 means 19; section 3.3, DPAM).
+        prompt_token_ids (`list[list[int]]`, *optional*): 2 x 77 ids, normal and anomalous. Of CLIP's vocabulary if
+            absent.
+        dpam_layers (`int`, *optional*): the last n vision layers carry the refined path; 0 = plain CLIP. 19 of 24,
+            scaled to other depths (the authors' flag 20 means 19; section 3.3, DPAM).
         dpam_attention (`str`, defaults to `"vv"`): `"vv"`, `"qq"` or `"kk"`.
-        feature_layers (`list[int]`, *optional*): vision layers, counted from 1, whose patch embeddings give maps.
-            The last one where absent (preset `released`).
+        feature_layers (`list[int]`, *optional*): vision layers, counted from 1, whose patches give maps; the last.
         preset (`str`, *optional*): names the feature layers: `"released"` = [24], `"paper"` = [6, 12, 18, 24] of 24
             layers, scaled. Not stored.
-        temperature (`float`, defaults to 0.07): divides all similarities; above 0.
+        temperature (`float`, defaults to 0.07): divides all similarities.
         image_size (`int`, *optional*): side of the square input in pixels, a multiple of the patch size; 518, or the
-            largest multiple of the patch size below it.
-        image_threshold, pixel_threshold (`float`, *optional*): scores in [0, 1] from which an image or pixel counts as
-            anomalous; set by calibration.
-        vision_only (`bool`, defaults to `False`): the prompts are folded into two text embeddings and there is no text
-            tower; such a model can't be trained.
-        prompts_only (`bool`, defaults to `False`): says of stored files that they hold prompts alone, and no backbone.
+            largest multiple below it.
+        image_threshold, pixel_threshold (`float` in [0, 1], *optional*): scores from which an image or a pixel counts
+            as anomalous; set by calibration.
+        vision_only (`bool`, defaults to `False`): the prompts are folded into two embeddings; no text tower.
+        prompts_only (`bool`, defaults to `False`): the files that this is stored with hold prompts alone.
 
     Raises:
         ValueError: if a field is of a wrong kind or beyond what any CLIP has, or contradicts another; fields and
@@ -236,7 +252,11 @@ class AnomalyCLIPConfig(PreTrainedConfig):
     """
 
     model_type = "anomalyclip"
-    sub_configs_defaults = {"text_config": CLIPTextConfig, "vision_config": CLIPVisionConfig}
+    # What `Trainer.predict` leaves out: one row per image is the logits'.
+    keys_to_ignore_at_inference = [
+        *("global_loss", "local_loss", "similarity_maps", "anomaly_maps", "hidden_states"),
+        *("image_embeds", "text_embeds", "patch_embeds"),
+    ]
 
     text_config: Any = None
     vision_config: Any = None
@@ -261,8 +281,9 @@ class AnomalyCLIPConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         if not __name__.startswith("transformers_modules."):
-            # The installed package's own pipeline is used, which needs no trust_remote_code.
-            kwargs.pop("custom_pipelines", None)
+            # The installed package is used, whatever code the checkpoint brought: it needs no trust_remote_code.
+            for key in ("custom_pipelines", "auto_map"):
+                kwargs.pop(key, None)
         preset = kwargs.pop("preset", None)
         self.text_config = _sub_config(self.text_config, CLIPTextConfig, DEFAULT_TEXT, "text_config")
         self.vision_config = _sub_config(self.vision_config, CLIPVisionConfig, DEFAULT_VISION, "vision_config")
@@ -293,9 +314,8 @@ class AnomalyCLIPConfig(PreTrainedConfig):
 
         Args:
             config_dict (`dict`): as stored.
-            **kwargs: fields of [`AnomalyCLIPConfig`], instead of the stored ones, and what
-                `PreTrainedConfig.from_dict` takes. A `preset` replaces the stored feature
-                layers; the settings of a tower are merged.
+            **kwargs: fields instead of the stored ones (those of a tower are merged, a `preset` replaces the feature
+                layers), and what `PreTrainedConfig.from_dict` takes.
 
         Raises:
             ValueError: as [`AnomalyCLIPConfig`]; or if a key is the name of a method.
@@ -315,12 +335,11 @@ class AnomalyCLIPConfig(PreTrainedConfig):
         """As `PreTrainedConfig.get_config_dict`, but what is missing or damaged is named.
 
         Raises:
-            OSError: if there is neither a folder nor a repository of that name, or its config.json is no settings.
+            OSError: if there is neither a folder nor a repository of that name, or its config.json holds no settings.
         """
         name = os.fspath(pretrained_model_name_or_path)
-        is_here = os.path.exists(name)
         try:
-            if not is_here:
+            if not os.path.exists(name):
                 validate_repo_id(name)
             found = super().get_config_dict(name, **kwargs)
             if not isinstance(found[0], dict):
@@ -328,7 +347,7 @@ class AnomalyCLIPConfig(PreTrainedConfig):
         except HFValidationError as error:
             raise OSError(f"there is no folder {name!r}, and no repository can have that name; check it") from error
         except OSError as error:
-            if is_here:
+            if os.path.exists(name):
                 raise
             raise OSError(f"there is no folder {name!r}, and no repository of that name was found: {error}") from error
         except (TypeError, AttributeError, KeyError, IndexError, ValueError, RecursionError) as error:
@@ -363,7 +382,7 @@ class AnomalyCLIPConfig(PreTrainedConfig):
         return side, side
 
     def validate_bounds(self):
-        """Refuse wrong types and sizes that no CLIP has, before anything is allocated."""
+        """Refuse wrong types and sizes that no CLIP has."""
         for name in ("deep_prompt_depth", "dpam_layers", "image_size"):
             if type(getattr(self, name)) is not int:
                 raise ValueError(f"{name}={getattr(self, name)!r}, expected a whole number")
@@ -379,58 +398,56 @@ class AnomalyCLIPConfig(PreTrainedConfig):
     def validate_vision(self):
         """Check the fields that speak of vision layers and image size."""
         depth, patch = self.vision_config.num_hidden_layers, self.vision_config.patch_size
+        layers, size = self.feature_layers, self.image_size
         if not 0 <= self.dpam_layers <= depth:
             raise ValueError(
                 f"dpam_layers={self.dpam_layers} but the vision tower has {depth} layers; give 0..{depth}"
             )
         if self.dpam_attention not in ("vv", "qq", "kk"):
             raise ValueError(f"dpam_attention={self.dpam_attention!r}, expected 'vv', 'qq' or 'kk'")
-        layers = self.feature_layers
         if any(type(layer) is not int for layer in layers):
             raise ValueError(f"feature_layers={layers}, expected a list of whole numbers")
         if not layers or any(not 1 <= layer <= depth for layer in layers):
             raise ValueError(f"feature_layers={layers} but the vision tower has {depth} layers; count them from 1")
         if layers != sorted(set(layers)):
             raise ValueError(f"feature_layers={layers}, expected each layer once, in rising order")
-        if not 1 <= self.image_size <= UPPER_BOUNDS["image_size"] or self.image_size % patch:
-            raise ValueError(
-                f"image_size={self.image_size} but patch_size={patch}; give a multiple of {patch} such as "
-                f"{max(self.image_size // patch, 1) * patch}"
-            )
+        if size % patch:
+            near = max(size // patch, 1) * patch
+            raise ValueError(f"image_size={size} but patch_size={patch}; give a multiple of {patch} such as {near}")
 
     def validate_prompts(self):
         """Check the fields that speak of prompts and of the text tower."""
-        depth, positions = self.text_config.num_hidden_layers, self.text_config.max_position_embeddings
-        if not 1 <= self.deep_prompt_depth <= depth:
+        text, ids = self.text_config, self.prompt_token_ids
+        depth, positions, words = text.num_hidden_layers, text.max_position_embeddings, text.vocab_size
+        if self.deep_prompt_depth > depth:
             raise ValueError(
                 f"deep_prompt_depth={self.deep_prompt_depth} but the text tower has {depth} layers; give 1..{depth}"
             )
-        ids = self.prompt_token_ids
         rows_are_lists = isinstance(ids, list | tuple) and all(isinstance(row, list | tuple) for row in ids)
         if not rows_are_lists or not all(type(number) is int for row in ids for number in row):
             raise ValueError(f"prompt_token_ids={str(ids)[:60]}, expected two lists of token numbers")
         if len(ids) != 2 or len(ids[0]) != len(ids[1]) or not ids[0]:
             raise ValueError(f"prompt_token_ids has rows of {[len(row) for row in ids]} ids, expected 2 equal rows")
-        if min(map(min, ids)) < 0 or max(map(max, ids)) >= self.text_config.vocab_size:
+        if min(map(min, ids)) < 0 or max(map(max, ids)) >= words:
             raise ValueError(
-                f"prompt_token_ids reach {max(map(max, ids))} but the vocabulary has {self.text_config.vocab_size} "
-                "tokens; encode the prompts with the backbone's own tokenizer"
+                f"prompt_token_ids reach {max(map(max, ids))} but the vocabulary has {words} tokens; encode the "
+                "prompts with the backbone's own tokenizer"
             )
-        last = max(self.eos_positions)
+        first, last = min(self.eos_positions), max(self.eos_positions)
         if last >= positions:
             raise ValueError(
                 f"prompt_length={self.prompt_length} puts the end of text at position {last} but the text tower has "
                 f"{positions} positions; use a shorter prompt"
             )
-        if min(self.eos_positions) <= self.prompt_length:
+        if first <= self.prompt_length:
             raise ValueError(
-                f"prompt_length={self.prompt_length} but prompt_token_ids end at position {min(self.eos_positions)}; "
-                "they need one placeholder for each learned word before the end of text"
+                f"prompt_length={self.prompt_length} but prompt_token_ids end at position {first}; they need one "
+                "placeholder for each learned word before the end of text"
             )
-        if not 0 <= self.deep_prompt_length < min(self.eos_positions):
+        if self.deep_prompt_length >= first:
             raise ValueError(
-                f"deep_prompt_length={self.deep_prompt_length} but the shorter prompt ends at position "
-                f"{min(self.eos_positions)}; deep prompts overwrite positions 1..T before it"
+                f"deep_prompt_length={self.deep_prompt_length} but the shorter prompt ends at position {first}; deep "
+                "prompts overwrite positions 1..T before it"
             )
 
 
@@ -440,7 +457,7 @@ def _sub_config(value, config_class, defaults: dict, name: str):
     if isinstance(value, dict):
         try:
             return config_class(**value)
-        except (StrictDataclassError, TypeError, AttributeError, KeyError, OverflowError) as error:
+        except WRONG_VALUE as error:
             raise ValueError(f"{name}: {in_one_line(error)}") from error
     if not isinstance(value, config_class):
         raise ValueError(f"{name} is a {type(value).__name__}, expected a dict or {config_class.__name__}")
@@ -467,18 +484,13 @@ CONFIG_FIELDS = set(AnomalyCLIPConfig.__dataclass_fields__) - set(PreTrainedConf
 
 def count_parameters(config: AnomalyCLIPConfig) -> int:
     """Rough number of weights, from the sizes alone."""
-    total = 0
-    for tower in (config.text_config, config.vision_config):
+    text, vision, total = config.text_config, config.vision_config, 0
+    for tower in (text, vision):
         width = tower.hidden_size
         total += tower.num_hidden_layers * (4 * width**2 + 2 * width * tower.intermediate_size)
-        total += width * (config.projection_dim + getattr(tower, "vocab_size", 0))
-    vision = config.vision_config
-    total += vision.hidden_size * (vision.image_size // vision.patch_size) ** 2
+    total += vision.hidden_size * ((vision.image_size // vision.patch_size) ** 2 + config.projection_dim)
     total += vision.hidden_size * vision.num_channels * vision.patch_size**2
-    total += config.text_config.hidden_size * (
-        2 * config.prompt_length + (config.deep_prompt_depth - 1) * config.deep_prompt_length
-    )
-    return total
+    return total + text.hidden_size * (text.vocab_size + config.projection_dim)
 
 
 __all__ = ["AnomalyCLIPConfig"]

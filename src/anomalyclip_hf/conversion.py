@@ -22,20 +22,26 @@ from .configuration_anomalyclip import (
     CLIP_PERIOD,
     CLIP_PLACEHOLDER,
     CLIP_VOCAB_SIZE,
-    UPPER_BOUNDS,
     AnomalyCLIPConfig,
     encode_prompts,
 )
-from .hub_anomalyclip import commit_of
-from .modeling_anomalyclip import AnomalyCLIPModel
-from .processing_anomalyclip import AnomalyCLIPProcessor
-from .prompts_anomalyclip import PROMPTS_NAME, PromptSet, portable_base_name, write_prompts
-from .sharing_anomalyclip import add_card, add_code, refuse_full_checkpoint, staged_folder
+from .image_processing_anomalyclip import AnomalyCLIPImageProcessor
+from .modeling_anomalyclip import AnomalyCLIPModel, commit_of
+from .prompts_anomalyclip import (
+    PromptSet,
+    add_card,
+    add_code,
+    portable_base_name,
+    refuse_full_checkpoint,
+    whole_folder,
+    write_checkpoint,
+)
 
 logger = logging.get_logger(__name__)
 
 AUTHORS_BACKBONE = "openai/clip-vit-large-patch14-336"
 MAX_FILE_BYTES = 1 << 30
+MAX_WIDTH = 16384
 CLIP_LENGTH = 77
 WORDS = {"pos": [CLIP_OBJECT, CLIP_PERIOD], "neg": [CLIP_DAMAGED, CLIP_OBJECT, CLIP_PERIOD]}
 SENTENCES = {"pos": "'X X .. X object.'", "neg": "'X X .. X damaged object.'"}
@@ -169,9 +175,7 @@ def _check(path: Path, state: dict[str, Tensor], key: str, shape: tuple[int | No
     fits = value.ndim == len(shape) and all(w in (None, side) for w, side in zip(shape, value.shape, strict=True))
     if not fits:
         raise _refuse(path, f"{key} has shape {tuple(value.shape)}, expected {wanted}")
-    if key.startswith("ctx_") and not (
-        1 <= value.shape[2] <= CLIP_LENGTH - 5 and 1 <= value.shape[3] <= UPPER_BOUNDS["hidden_size"]
-    ):
+    if key.startswith("ctx_") and not (1 <= value.shape[2] <= CLIP_LENGTH - 5 and 1 <= value.shape[3] <= MAX_WIDTH):
         raise _refuse(path, f"{key} has shape {tuple(value.shape)}, expected 1..{CLIP_LENGTH - 5} learned words")
     if value.dtype != torch.float32:
         raise _refuse(path, f"{key} has dtype {value.dtype}, expected torch.float32")
@@ -222,7 +226,7 @@ def convert_checkpoint(
     preset: str = "released",
     base_config: CLIPConfig | str | os.PathLike | None = None,
     load_backbone: bool | None = None,
-    save_code: bool = True,
+    save_code: bool = False,
     **settings: Any,
 ) -> AnomalyCLIPModel | Path:
     """Turn an `epoch_N.pth` of the authors' program into prompts of this package (section 3 of the paper).
@@ -239,7 +243,7 @@ def convert_checkpoint(
             not at hand. Known for ViT-L/14@336.
         load_backbone (`bool`, *optional*): load the base model's weights. Where absent: yes if it is a local folder or
             no `output_dir` is given.
-        save_code (`bool`, defaults to `True`): as in [`~AnomalyCLIPModel.save_prompts`].
+        save_code (`bool`, defaults to `False`): as in [`~AnomalyCLIPModel.save_prompts`].
         **settings: other fields of [`AnomalyCLIPConfig`], such as `feature_layers`, `dpam_layers` or `image_size`.
 
     Returns:
@@ -335,15 +339,13 @@ def _save(folder: Path, path, prompts: AuthorsPrompts, learned: PromptSet, model
     }
     refuse_full_checkpoint(folder)
     learned = model.get_prompts() if model is not None else learned
-    config = learned.config
-    with staged_folder(folder) as stage:
-        write_prompts(learned, stage / PROMPTS_NAME)
-        config.prompts_only, config.architectures, config.dtype = True, [AnomalyCLIPModel.__name__], None
-        config.save_pretrained(stage)
-        processor = AnomalyCLIPProcessor(size={"height": config.image_size, "width": config.image_size})
-        processor.save_pretrained(stage)
+    side = learned.config.image_size
+    processor = AnomalyCLIPImageProcessor(size={"height": side, "width": side})
+    with whole_folder(folder) as stage:
+        write_checkpoint(stage, learned, processor, AnomalyCLIPModel)
         (stage / "conversion.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        add_code(stage, save_code)
+        if save_code:
+            add_code(stage, AnomalyCLIPModel)
         add_card(stage, model, _card(facts))
 
 

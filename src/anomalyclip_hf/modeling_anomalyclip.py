@@ -1,11 +1,22 @@
 """AnomalyCLIP: a frozen CLIP with two learned, object-agnostic prompts and a refined attention path (DPAM)."""
 
+import copy
+import json
 import math
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
+from huggingface_hub import constants, is_offline_mode
+from huggingface_hub.file_download import repo_folder_name
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPVisionConfig, PreTrainedModel
+from transformers import AutoTokenizer, CLIPConfig, CLIPTextModel, CLIPVisionConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -16,17 +27,40 @@ from transformers.models.clip.modeling_clip import (
     CLIPVisionEmbeddings,
     eager_attention_forward,
 )
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
+from transformers.utils.hub import cached_file, extract_commit_hash
 
-from .configuration_anomalyclip import AnomalyCLIPConfig
-from .cpu_anomalyclip import attend_in_blocks, run_widened, split_on_cpu, use_cpu_linear, wants_blocks, widen
-from .hub_anomalyclip import AnomalyCLIPHubMixin
+from .configuration_anomalyclip import (
+    CLIP_VOCAB_SIZE,
+    CONFIG_FIELDS,
+    WRONG_VALUE,
+    AnomalyCLIPConfig,
+    check_fields,
+    check_names,
+    encode_prompts,
+    in_one_line,
+)
 from .loss_anomalyclip import check_targets, fill_masks_of_normal_images, global_anomaly_loss, local_anomaly_loss
+from .prompts_anomalyclip import (
+    HUB_ARGUMENTS,
+    PROMPT_FIELDS,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+    PromptsMixin,
+    check_same_sizes,
+    locate_base,
+    portable_base_name,
+    prompts_config,
+    read_prompts,
+    refuse_vision_only,
+)
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
 class AnomalyCLIPOutput(ModelOutput):
-    """What [`AnomalyCLIPModel`] answers. B images, M feature layers, N patches, P = `projection_dim`; all float32.
+    """Output of [`AnomalyCLIPModel`]. B images, M feature layers, N patches, P = `projection_dim`; float32 throughout.
 
     Args:
         loss (`Tensor` of shape `()`, with labels or masks): sum of the two losses below.
@@ -38,6 +72,8 @@ class AnomalyCLIPOutput(ModelOutput):
         image_embeds (`Tensor` of shape `(B, P)`): L2-normalised.
         text_embeds (`Tensor` of shape `(2, P)`): L2-normalised; normal, anomalous.
         patch_embeds (`Tensor` of shape `(B, M, N, P)`): L2-normalised.
+        hidden_states (`tuple` of `Tensor` of shape `(B, 1 + N, d)`, with `output_hidden_states=True`): of the original
+            path of the vision tower, in its dtype: what enters the first layer, and what leaves each.
     """
 
     loss: Tensor | None = None
@@ -49,6 +85,7 @@ class AnomalyCLIPOutput(ModelOutput):
     image_embeds: Tensor | None = None
     text_embeds: Tensor | None = None
     patch_embeds: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
 
 
 def compute_similarity_maps(
@@ -90,7 +127,7 @@ class AnomalyCLIPAttention(CLIPAttention):
         Args:
             hidden_states (`Tensor` of shape `(B, 1 + N, d)`): layer-normed states of the original path.
             refine (`str`, *optional*): `"vv"`, `"qq"` or `"kk"`; None = no refined path.
-            class_token_only (`bool`): answer the original path for the class token alone.
+            class_token_only (`bool`): compute the original path for the class token alone.
 
         Returns:
             original `(B, 1 + N, d)` or `(B, 1, d)`, and refined `(B, N, d)` (patches only) or None.
@@ -105,15 +142,12 @@ class AnomalyCLIPAttention(CLIPAttention):
         if refine is None:
             return original, None
         tokens = {"vv": values, "qq": queries, "kk": keys}[refine]
-        # The refined class token feeds nothing: patches alone ask, all tokens answer.
+        # The refined class token feeds nothing: patches attend to all tokens.
         return original, self._attend(tokens[:, :, 1:], tokens, values, **kwargs)
 
     def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, **kwargs) -> Tensor:
-        if self.config._attn_implementation == "sdpa" and wants_blocks(queries):
-            output = attend_in_blocks(queries, keys, values, self.scale)
-        else:
-            attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-            output, _ = attend(self, queries, keys, values, None, scaling=self.scale, dropout=0.0, **kwargs)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        output, _ = attend(self, queries, keys, values, None, scaling=self.scale, dropout=0.0, **kwargs)
         return self.out_proj(output.reshape(output.shape[0], queries.shape[2], -1))
 
 
@@ -123,7 +157,6 @@ class AnomalyCLIPVisionLayer(CLIPEncoderLayer):
     def __init__(self, config: CLIPVisionConfig):
         super().__init__(config)
         self.self_attn = AnomalyCLIPAttention(config)
-        use_cpu_linear(self)
 
     def forward(  # type: ignore[override]
         self, hidden_states: Tensor, refined: Tensor | None, refine: str | None, class_token_only: bool, **kwargs
@@ -169,7 +202,7 @@ class AnomalyCLIPVisionEmbeddings(CLIPVisionEmbeddings):
 
 
 class AnomalyCLIPVisionModel(CLIPPreTrainedModel):
-    """Vision tower that answers the class token of the original path and patch features of chosen layers."""
+    """Vision tower: the class token of the original path, and patch features of chosen layers."""
 
     config: CLIPVisionConfig
     main_input_name = "pixel_values"
@@ -182,44 +215,50 @@ class AnomalyCLIPVisionModel(CLIPPreTrainedModel):
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
 
-    def forward(
-        self, pixel_values: Tensor, feature_layers: list[int], dpam_layers: int, dpam_attention: str = "vv", **kwargs
+    def forward(self, pixel_values: Tensor, *args, **kwargs) -> tuple[Tensor, list[Tensor]]:
+        """Run both paths on normalised images `(B, 3, H, W)`, float, H and W multiples of the patch size; otherwise as
+        `encode`."""
+        return self.encode(self.embeddings(pixel_values), *args, **kwargs)
+
+    def encode(
+        self,
+        tokens: Tensor,
+        feature_layers: list[int],
+        dpam_layers: int,
+        dpam_attention: str = "vv",
+        hidden_states: list[Tensor] | None = None,
+        **kwargs,
     ) -> tuple[Tensor, list[Tensor]]:
         """Run both paths.
 
         Args:
-            pixel_values (`Tensor` of shape `(B, 3, H, W)`, float): normalised; H and W multiples of the patch size.
+            tokens (`Tensor` of shape `(B, 1 + N, d)`, float): embedded patches, the class token first.
             feature_layers (`list[int]`): layers, counted from 1, whose patch features are wanted, rising.
             dpam_layers (`int`): the last n layers carry the refined path.
             dpam_attention (`str`): `"vv"`, `"qq"` or `"kk"`.
+            hidden_states (`list`, *optional*): the states `(B, 1 + N, d)` of the original path are appended to it.
+            **kwargs: passed on to the attention.
 
         Returns:
             class token after the last layer, without post_layernorm `(B, d)`; a list of patch features `(B, N, d)`
             after post_layernorm.
         """
-        tokens = run_widened(self.embeddings, pixel_values)
-        groups = split_on_cpu(tokens, self.config.intermediate_size)
-        parts = [self.encode(group, feature_layers, dpam_layers, dpam_attention, **kwargs) for group in groups]
-        class_tokens, features = zip(*parts, strict=True)
-        return torch.cat(class_tokens), [torch.cat(layer) for layer in zip(*features, strict=True)]
-
-    def encode(
-        self, tokens: Tensor, feature_layers: list[int], dpam_layers: int, dpam_attention: str = "vv", **kwargs
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Run both paths on embedded tokens `(B, 1 + N, d)`, the class token first; otherwise as `forward`."""
         depth = len(self.encoder.layers)
-        hidden_states = run_widened(self.pre_layrnorm, tokens)
-        refined, features = None, []
+        states, refined, features = self.pre_layrnorm(tokens), None, []
         for number, layer in enumerate(self.encoder.layers, start=1):
+            if hidden_states is not None:
+                hidden_states.append(states)
             in_dpam = number > depth - dpam_layers
             # Past the last feature layer nothing reads the refined path; in the last layer nothing but the class
-            # token of the original path is read, unless its patches are a feature.
+            # token of the original path is read, unless its patches are a feature or all states are wanted.
             refine = dpam_attention if in_dpam and number <= feature_layers[-1] else None
-            class_token_only = number == depth and (in_dpam or feature_layers[-1] != depth)
-            hidden_states, refined = run_widened(layer, hidden_states, refined, refine, class_token_only, **kwargs)
+            class_token_only = number == depth and (in_dpam or feature_layers[-1] != depth) and hidden_states is None
+            states, refined = layer(states, refined, refine, class_token_only, **kwargs)
             if number in feature_layers:
-                features.append(run_widened(self.post_layernorm, refined if refine else hidden_states[:, 1:]))
-        return hidden_states[:, 0], features
+                features.append(self.post_layernorm(refined if refine else states[:, 1:]))
+        if hidden_states is not None:
+            hidden_states.append(states)
+        return states[:, 0], features
 
 
 class AnomalyCLIPTextModel(CLIPTextModel):
@@ -247,10 +286,10 @@ class AnomalyCLIPTextModel(CLIPTextModel):
                 prompts = deep_prompts[index - 1].to(hidden_states).expand(len(hidden_states), -1, -1)
                 after = hidden_states[:, 1 + prompts.shape[1] :]
                 hidden_states = torch.cat([hidden_states[:, :1], prompts, after], dim=1)
-            hidden_states = run_widened(layer, hidden_states, mask, is_causal=True, **kwargs)
+            hidden_states = layer(hidden_states, mask, is_causal=True, **kwargs)
         # 3. The state at the end of text.
         rows = [hidden_states[row, position] for row, position in enumerate(eos_positions)]
-        return run_widened(self.final_layer_norm, torch.stack(rows))
+        return self.final_layer_norm(torch.stack(rows))
 
 
 class AnomalyCLIPPromptLearner(nn.Module):
@@ -288,7 +327,7 @@ class AnomalyCLIPPromptLearner(nn.Module):
         return embeds, self.deep_prompts
 
 
-class AnomalyCLIPPreTrainedModel(AnomalyCLIPHubMixin, PreTrainedModel):
+class AnomalyCLIPPreTrainedModel(PromptsMixin, PreTrainedModel):
     config: AnomalyCLIPConfig
     config_class = AnomalyCLIPConfig
     base_model_prefix = "anomalyclip"
@@ -296,6 +335,8 @@ class AnomalyCLIPPreTrainedModel(AnomalyCLIPHubMixin, PreTrainedModel):
     input_modalities = ("image",)
     _no_split_modules = ["AnomalyCLIPVisionLayer", "CLIPEncoderLayer", "AnomalyCLIPVisionEmbeddings"]
     _keep_in_fp32_modules_strict = ["prompt_learner", "folded_text_embeds"]
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # of `Trainer`: the losses are means over the batch
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -343,6 +384,109 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
         self.post_init()
         self.freeze_backbone()
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+        r"""Load a model from a CLIP checkpoint (fresh prompts), a full AnomalyCLIP checkpoint or prompts alone.
+
+        Prompts alone bring the name and revision of their base model, which is loaded first. On a machine without an
+        accelerator, half precision that its CPU has no instructions for is loaded as float32, with a warning.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): folder or Hub repository.
+            config ([`AnomalyCLIPConfig`], *optional*): instead of the checkpoint's own.
+            preset (`str`, *optional*): `"released"` or `"paper"`; names the feature layers.
+            **kwargs: fields of [`AnomalyCLIPConfig`], which override the checkpoint's (`base_model_name_or_path` says
+                where the base model of prompts lies), and the usual arguments of `PreTrainedModel.from_pretrained`
+                (`dtype`, `device_map`, `revision`, `attn_implementation`, ...).
+
+        Raises:
+            ValueError: if the checkpoint is neither CLIP nor AnomalyCLIP, lacks weights, or its prompts are damaged or
+                were learned on another backbone.
+            OSError: if a file or the base model can't be found.
+        """
+        name = os.fspath(pretrained_model_name_or_path)
+        fields = {key: kwargs.pop(key) for key in list(kwargs) if key in CONFIG_FIELDS or key == "preset"}
+        hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
+        if fields.get("base_model_name_or_path") is not None:
+            fields["base_model_name_or_path"] = os.fspath(fields["base_model_name_or_path"])
+        if kwargs.pop("use_safetensors", True) is False:
+            raise ValueError("use_safetensors=False: pickled weights can run code and are never loaded; convert them")
+        raw = _read_config(name, hub)
+        if config is not None and fields:
+            config = AnomalyCLIPConfig.from_dict(config.to_dict(), **fields)
+        if raw.get("prompts_only"):
+            return cls._from_prompts(name, raw, config, fields, hub, *model_args, **kwargs)
+        config = config or resolve_config(raw, name, hub, fields)
+        wants_info, pinned = kwargs.pop("output_loading_info", False), kwargs.pop("_pinned", False)
+        if kwargs.get("variant") is None:
+            kwargs["revision"] = _revision_of_weights(name, hub, pinned) or "main"
+        try:
+            if kwargs.get("variant") is None and getattr(config, "quantization_config", None) is None:
+                _check_shapes(cls, config, name, {**hub, "revision": kwargs["revision"]})
+            model, info = super().from_pretrained(
+                name, *model_args, config=config, output_loading_info=True, use_safetensors=True, **kwargs
+            )
+        except SafetensorError as error:
+            raise ValueError(
+                f"the weights of {name} are truncated or no safetensors file ({error}); fetch them again"
+            ) from error
+        except ImportError as error:
+            raise ValueError(f"{name} can't be loaded without another package: {error}") from error
+        except RuntimeError as error:
+            if "ignore_mismatched_sizes" not in str(error):
+                raise
+            raise ValueError(f"weights of {name} have other shapes than its config.json says; see the log") from error
+        _check_complete(info, name, fresh=raw.get("model_type") == "clip")
+        model._hold_prompts()
+        model.freeze_backbone()
+        _use_float32_if_emulated(model)
+        model._loaded_from = (portable_base_name(name), commit_of(name, hub))
+        # A folder is named so that it is found when the working directory changes.
+        model._processor_source = (os.path.abspath(name) if os.path.isdir(name) else name, hub)
+        return (model, info) if wants_info else model
+
+    @classmethod
+    def _from_prompts(cls, name, raw, config, fields, hub, *model_args, output_loading_info=False, **kwargs):
+        # 1. The prompts, checked before anything large is read.
+        config = copy.deepcopy(config) if config is not None else prompts_config(raw, name, **fields)
+        config.prompts_only = True
+        prompts = read_prompts(name, config, **hub)
+        # 2. Their base model, with the same sizes.
+        base, revision = raw.get("base_model_name_or_path"), raw.get("base_model_revision")
+        if given := fields.get("base_model_name_or_path"):
+            base, revision = given, fields.get("base_model_revision")
+        else:
+            base = locate_base(base, name)
+        revision = None if os.path.isdir(base) else revision
+        # What is said of the repository of the prompts does not hold for that of their base model.
+        places = ("cache_dir", "local_files_only", "token")
+        base_hub = {**{key: hub[key] for key in places if key in hub}, "revision": revision}
+        foreign = {*HUB_ARGUMENTS, "variant", "code_revision", "trust_remote_code", "adapter_kwargs", "_from_auto"}
+        kwargs = {key: value for key, value in kwargs.items() if key not in foreign}
+        try:
+            base_raw = _read_config(base, base_hub)
+        except OSError as error:
+            raise OSError(
+                f"{name} holds prompts alone, and their base model {base!r} (revision {revision}) can't be loaded; "
+                f"give base_model_name_or_path=... if it lies elsewhere. {error}"
+            ) from error
+        if base_raw.get("prompts_only") or base_raw.get("vision_only"):
+            raise ValueError(f"{name} names {base!r} as its base model, but that has no complete backbone")
+        check_same_sizes(prompts.config, resolve_config(base_raw, base, base_hub, {"prompt_token_ids": None}), name)
+        is_clip = base_raw.get("model_type") == "clip"
+        settings = {key: getattr(prompts.config, key) for key in PROMPT_FIELDS} if is_clip else {}
+        with _no_load_report():  # it would call the prompts random, which they are for a moment only
+            model, info = cls.from_pretrained(
+                base, *model_args, output_loading_info=True, _pinned=True, **base_hub, **settings, **kwargs
+            )
+        # 3. The prompts put on it, if its weights are the right ones.
+        model.load_prompts(prompts)
+        model.config.base_model_name_or_path = portable_base_name(base)
+        model.config.base_model_revision = revision
+        model._processor_source = (os.path.abspath(name) if os.path.isdir(name) else name, hub)
+        info["missing_keys"] = {key for key in info["missing_keys"] if not key.startswith("prompt_learner.")}
+        return (model, info) if output_loading_info else model
+
     def _apply(self, fn, recurse=True):
         """Keep folded prompts in float32, as learned ones are, when the backbone is cast."""
         folded = self.folded_text_embeds if self.config.vision_only else None
@@ -351,12 +495,18 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
             self.folded_text_embeds = folded.to(self.folded_text_embeds.device)  # type: ignore[assignment]
         return self
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The table of words, or the patch embedding of a vision-only model; asked for by quantisation."""
+        if self.config.vision_only:
+            return self.vision_model.embeddings.patch_embedding
+        return self.text_model.embeddings.token_embedding
+
     def freeze_backbone(self) -> None:
         """Let gradients reach the prompts alone."""
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name.startswith("prompt_learner."))
 
-    def get_text_features(self) -> Tensor:
+    def get_prompt_embeds(self) -> Tensor:
         """Embeddings of the normal and the anomalous prompt, kept between calls while no gradient is asked for.
 
         What is returned is the caller's own; changing it changes no later call. Code under `torch.compile` keeps
@@ -397,33 +547,46 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
         positions, table = self.config.eos_positions, self.text_model.embeddings.token_embedding
         device = "cpu" if table.weight.is_meta else table.weight.device  # offloaded: its own hook moves what it gets
         ids = torch.tensor(self.config.prompt_token_ids, device=device)[:, : max(positions) + 1]
-        embeds, learned = self.prompt_learner(widen(table(ids)))
+        embeds, learned = self.prompt_learner(table(ids))
         pooled = self.text_model(embeds, learned if deep_prompts is None else deep_prompts, positions)
         return self.project(self.text_projection, pooled)
 
     def project(self, projection: nn.Linear, states: Tensor) -> Tensor:
         """Turn states `(..., d)` into L2-normalised embeddings `(..., P)`, float32, by `text_projection` or
         `visual_projection`."""
-        return nn.functional.normalize(run_widened(projection, states).float(), dim=-1)
+        return nn.functional.normalize(projection(states).float(), dim=-1)
 
     @torch.no_grad()
-    def get_image_features(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_images(
+        self, pixel_values: Tensor, hidden_states: list[Tensor] | None = None, **kwargs
+    ) -> tuple[Tensor, Tensor]:
         """Embeddings of images and of their patches; never builds a graph.
 
         Args:
             pixel_values (`Tensor` of shape `(B, 3, H, W)`, float): normalised; H and W multiples of the patch size.
+            hidden_states (`list`, *optional*): the states of the vision tower's original path are appended to it.
+            **kwargs: passed on to the attention.
 
         Returns:
             image_embeds `(B, P)` and patch_embeds `(B, M, N, P)`, float32, L2-normalised.
         """
         self._check_pixel_values(pixel_values)
-        config = self.config
+        config, layers = self.config, sorted(self.config.feature_layers)
         class_token, features = self.vision_model(
-            pixel_values, sorted(config.feature_layers), config.dpam_layers, config.dpam_attention
+            pixel_values, layers, config.dpam_layers, config.dpam_attention, hidden_states, **kwargs
         )
-        image_embeds = self.project(self.visual_projection, class_token)
-        layers = [self.project(self.visual_projection, states) for states in features]
-        return image_embeds, torch.stack(layers, dim=1)
+        patches = [self.project(self.visual_projection, states) for states in features]
+        return self.project(self.visual_projection, class_token), torch.stack(patches, dim=1)
+
+    def get_text_features(self) -> Tensor:
+        """Old name of `get_prompt_embeds`, for one release; in CLIP it means another thing."""
+        warnings.warn("get_text_features is now called get_prompt_embeds", FutureWarning, stacklevel=2)
+        return self.get_prompt_embeds()
+
+    def get_image_features(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Old name of `encode_images`, for one release; in CLIP it means another thing."""
+        warnings.warn("get_image_features is now called encode_images", FutureWarning, stacklevel=2)
+        return self.encode_images(pixel_values)
 
     def forward(
         self,
@@ -433,7 +596,9 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
         image_embeds: Tensor | None = None,
         patch_embeds: Tensor | None = None,
         text_embeds: Tensor | None = None,
+        output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        **kwargs,
     ) -> AnomalyCLIPOutput | tuple:
         """Score images and their pixels, with losses where labels or masks are given.
 
@@ -443,17 +608,22 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
             masks (`Tensor` of shape `(B, H, W)`, float, 0 or 1, *optional*): 1 = anomalous; -1 throughout an image
                 that has no mask: it takes no part in the local loss (a normal one is given an empty mask).
             image_embeds, patch_embeds (`Tensor` of shape `(B, P)` and `(B, M, N, P)`, *optional*): kept features
-                of [`~AnomalyCLIPModel.get_image_features`] instead of pixel_values.
+                of [`~AnomalyCLIPModel.encode_images`] instead of pixel_values.
             text_embeds (`Tensor` of shape `(2, P)`, *optional*): kept text embeddings; the text tower isn't run.
-            return_dict (`bool`, *optional*): False = a plain tuple; the configuration's `return_dict` if absent.
+            output_hidden_states (`bool`, *optional*): return the vision tower's states too; the configuration's own
+                setting if absent, as for `return_dict`.
+            return_dict (`bool`, *optional*): False = a plain tuple.
+            **kwargs: passed on to the attention of the vision tower.
 
         Raises:
             ValueError: if shapes contradict each other, or a vision-only model is asked for a loss.
         """
         # 1. Frozen features of the images.
+        wants_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        states: list[Tensor] | None = [] if wants_states and pixel_values is not None else None
         if pixel_values is not None:
             size = (pixel_values.shape[-2], pixel_values.shape[-1])
-            image_embeds, patch_embeds = self.get_image_features(pixel_values)
+            image_embeds, patch_embeds = self.encode_images(pixel_values, states, **kwargs)
         elif image_embeds is None or patch_embeds is None:
             raise ValueError("give pixel_values, or both image_embeds and patch_embeds")
         else:
@@ -463,7 +633,7 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
 
         # 2. Text embeddings of the two prompts.
         if text_embeds is None:
-            text_embeds = self.get_text_features()
+            text_embeds = self.get_prompt_embeds()
 
         # 3. Similarities, in float32 also under autocast.
         with torch.autocast(device_type=image_embeds.device.type, enabled=False):
@@ -494,6 +664,7 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
             image_embeds=image_embeds,
             text_embeds=text_embeds,
             patch_embeds=patch_embeds,
+            hidden_states=None if states is None else tuple(states),
         )
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict is not False else output.to_tuple()
@@ -510,11 +681,234 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
             )
 
     def _check_targets(self, batch: int, size: tuple, labels: Tensor | None, masks: Tensor | None) -> None:
-        if self.config.vision_only and (labels is not None or masks is not None):
-            raise ValueError(
-                "this model is vision-only: its prompts are folded and can't be trained; load the full one"
-            )
+        if labels is not None or masks is not None:
+            refuse_vision_only(self.config, "its prompts are folded and can't be trained")
         check_targets(batch, size, labels, masks)
+
+
+# Where a model comes from
+
+
+def _read_config(name: str, hub: dict[str, Any]) -> dict[str, Any]:
+    """Contents of a checkpoint's config.json, checked field by field.
+
+    Raises:
+        OSError: if there is none.
+        ValueError: naming the file and the field whose value is of a wrong kind or size, or names code from elsewhere.
+    """
+    raw, _ = AnomalyCLIPConfig.get_config_dict(name, **hub)
+    if not raw:
+        raise OSError(f"{name} has no config.json, so it is no checkpoint; check the path")
+    try:
+        check_names(raw)
+        check_fields(raw)
+    except ValueError as error:
+        raise ValueError(f"config.json of {name} has {error}") from error
+    return raw
+
+
+def resolve_config(raw: dict[str, Any], name: str, hub: dict[str, Any], fields: dict[str, Any]) -> AnomalyCLIPConfig:
+    """Configuration of AnomalyCLIP on a checkpoint.
+
+    Args:
+        raw (`dict`): contents of its config.json.
+        name (`str`): where it lies; a CLIP's is kept as `base_model_name_or_path`.
+        hub (`dict`): arguments for the Hub, used to find the tokenizer of an unusual vocabulary.
+        fields (`dict`): fields of [`AnomalyCLIPConfig`], or `preset`, instead of the stored ones.
+
+    Raises:
+        ValueError: if it is neither CLIP's nor AnomalyCLIP's, or damaged.
+    """
+    if raw.get("model_type") == "anomalyclip":
+        return AnomalyCLIPConfig.from_dict(raw, **fields)
+    if raw.get("model_type") != "clip":
+        raise ValueError(f"{name} has model_type={raw.get('model_type')!r}, expected 'clip' or 'anomalyclip'")
+    try:
+        clip = CLIPConfig.from_dict(raw)
+    except WRONG_VALUE as error:
+        raise ValueError(f"config.json of {name}: {in_one_line(error)}") from error
+    known = {
+        "text_config": clip.text_config.to_dict(),
+        "vision_config": clip.vision_config.to_dict(),
+        "projection_dim": clip.projection_dim,
+        "logit_scale_init_value": clip.logit_scale_init_value,
+        "base_model_name_or_path": portable_base_name(name),
+        "base_model_revision": commit_of(name, hub),
+    }
+    if clip.text_config.vocab_size != CLIP_VOCAB_SIZE and "prompt_token_ids" not in fields:
+        known["prompt_token_ids"] = _prompt_ids_of_tokenizer(name, hub, fields.get("prompt_length", 12))
+    return AnomalyCLIPConfig(**{**known, **fields})
+
+
+def commit_of(name: str, hub: dict[str, Any]) -> str | None:
+    """Commit that a repository's revision stands for; None for a folder."""
+    if os.path.isdir(name):
+        return None
+    revision = hub.get("revision")
+    return extract_commit_hash(cached_file(name, "config.json", **hub), None) or (revision and str(revision))
+
+
+def _prompt_ids_of_tokenizer(name: str, hub: dict[str, Any], prompt_length: int) -> list[list[int]] | None:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **hub)
+        texts = ("x", "object.", "damaged object.")
+        placeholder, normal, anomalous = (tokenizer(text, add_special_tokens=False).input_ids for text in texts)
+        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        # Without files, transformers makes up an empty tokenizer that knows no word.
+        is_known = not {tokenizer.unk_token_id, bos, eos} & {*placeholder, *normal, *anomalous}
+        if placeholder and normal and is_known and normal != anomalous:
+            return encode_prompts((normal, anomalous), prompt_length, bos, placeholder[0], eos)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    logger.warning(
+        f"{name} has an unusual vocabulary and no tokenizer that knows its words: the prompts are learned words "
+        "alone, without 'object.' and 'damaged object.'. Give prompt_token_ids to set them."
+    )
+    return None
+
+
+def _find_weights(name: str, hub: dict[str, Any], file: str = "") -> str | None:
+    """Path of a file of weights, or of the first that there is; None where there is none or the Hub can't be asked."""
+    kinds = ("missing_entries", "connection_errors", "gated_repo")
+    quiet = {f"_raise_exceptions_for_{kind}": False for kind in kinds}
+    found = (cached_file(name, one, **{**hub, **quiet}) for one in ([file] if file else _WEIGHTS))
+    return next(filter(None, found), None)
+
+
+_WEIGHTS = (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
+
+
+def _revision_of_weights(name: str, hub: dict[str, Any], pinned: bool) -> str | None:
+    """Revision of a repository from which its weights can be loaded as safetensors.
+
+    Old repositories hold pickles alone. For their `main`, transformers loads the safetensors that the Hub's converter
+    proposes as a pull request; without a network, those that were loaded so before are found here.
+
+    Args:
+        name, hub: repository or folder, and arguments for the Hub.
+        pinned: whether the revision is that of prompts, whose fingerprint shows whether `main` has the same weights.
+
+    Returns:
+        the revision asked for, one of the converter's in the cache, or None, which stands for `main`.
+    """
+    revision = hub.get("revision")
+    if os.path.isdir(name) or _find_weights(name, hub):
+        return revision
+    if is_offline_mode() or hub.get("local_files_only"):
+        cache = Path(hub.get("cache_dir") or constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="model"))
+        proposed = [int(path.name) for path in cache.glob("refs/refs/pr/*") if path.name.isdigit()]
+        for number in sorted(proposed, reverse=True):
+            if _find_weights(name, {**hub, "local_files_only": True, "revision": f"refs/pr/{number}"}):
+                return f"refs/pr/{number}"
+    elif pinned and revision:
+        logger.warning(f"{name} has no safetensors at {revision}; those made of main are taken, and have to agree")
+        return None
+    return revision
+
+
+def _check_shapes(model_class: type, config: AnomalyCLIPConfig, name: str, hub: dict[str, Any]) -> None:
+    """Compare the shapes that a configuration asks for with those of the weights, before any memory is taken.
+
+    Raises:
+        ValueError: naming a weight and both shapes; or an index whose parts are no safetensors files beside it.
+    """
+    path = _find_weights(name, hub)
+    if path is None:  # what is missing is told by the loading
+        return
+    files: list[str | None] = [path]
+    if path.endswith(".json"):
+        try:
+            shards = set(json.loads(Path(path).read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({error!r}); fetch it again") from error
+        for shard in shards:
+            if not isinstance(shard, str) or os.path.basename(shard) != shard or not shard.endswith(".safetensors"):
+                raise ValueError(f"{path} names the file {shard!r}, expected a .safetensors file beside it")
+        files = [_find_weights(name, hub, shard) for shard in sorted(shards)]
+    stored: dict[str, tuple[int, ...]] = {}
+    for file in filter(None, files):
+        with safe_open(file, "pt") as weights:
+            stored.update({key: tuple(weights.get_slice(key).get_shape()) for key in weights.keys()})  # noqa: SIM118
+    with torch.device("meta"):
+        wanted = {key: tuple(value.shape) for key, value in model_class(config).state_dict().items()}
+    for key in sorted(wanted.keys() & stored.keys()):
+        if wanted[key] != stored[key]:
+            raise ValueError(
+                f"{key} has shape {stored[key]} in the weights of {name}, but its configuration asks for {wanted[key]}"
+                f"{_fields_of(config, wanted[key], stored[key])}"
+            )
+    for tower in ("text", "vision"):
+        prefix = f"{tower}_model.encoder.layers."
+        depths = [len({key.split(".")[3] for key in keys if key.startswith(prefix)}) for keys in (wanted, stored)]
+        if all(depths) and depths[0] != depths[1]:
+            raise ValueError(
+                f"{tower}_config.num_hidden_layers={depths[0]}, but the weights of {name} have {depths[1]} layers"
+            )
+
+
+def _fields_of(config: AnomalyCLIPConfig, wanted: tuple[int, ...], stored: tuple[int, ...]) -> str:
+    """Fields of a configuration that hold the sizes in which two shapes differ, in brackets."""
+    sizes = {one for one, other in zip(wanted, stored, strict=False) if one != other}
+    towers = (("", config), ("text_config.", config.text_config), ("vision_config.", config.vision_config))
+    found = [f"{start}{key}={value}" for start, one in towers for key, value in vars(one).items() if value in [*sizes]]
+    return f" ({', '.join(found)})" if found else ""
+
+
+def _check_complete(info: dict, name: str, fresh: bool) -> None:
+    """Refuse a checkpoint without some of the weights, which would be random.
+
+    Args:
+        info: what `from_pretrained` said of the loading.
+        name: the checkpoint.
+        fresh: whether it is a CLIP, which has no prompts yet.
+
+    Raises:
+        ValueError: naming a missing weight.
+    """
+    keys = {key for key in info["missing_keys"] if not (fresh and key.startswith("prompt_learner."))}
+    missing = sorted(keys | {key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]})
+    if missing:
+        raise ValueError(
+            f"{name} lacks {len(missing)} weights of the model, such as {missing[0]}; they would be random. "
+            "Load a complete checkpoint."
+        )
+
+
+def is_emulated(dtype: torch.dtype) -> bool:
+    """Whether this machine computes in a dtype on its CPU, and without instructions for it: about a hundred times
+    slower than float32. So it is with float16 on any CPU, and with bfloat16 on those without AVX-512 or SVE."""
+    if torch.accelerator.is_available():
+        return False
+    slow = torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX", "AVX2")
+    return dtype == torch.float16 or (dtype == torch.bfloat16 and slow)
+
+
+def _use_float32_if_emulated(model: "AnomalyCLIPModel") -> None:
+    weights = [*model.parameters()]
+    if (
+        is_emulated(model.dtype)
+        and not getattr(model, "is_quantized", False)
+        and all(weight.device.type == "cpu" for weight in weights)
+    ):
+        logger.warning(
+            f"{model.dtype} is only emulated on this CPU, and slow: the model is loaded in float32. "
+            f"model.to({model.dtype}) afterwards uses it all the same"
+        )
+        model.float()
+        model.config.dtype = torch.float32
+
+
+@contextmanager
+def _no_load_report() -> Iterator[None]:
+    def errors_only(record):
+        return record.levelno >= logging.ERROR
+
+    report = logging.get_logger("transformers.modeling_utils")
+    report.addFilter(errors_only)
+    try:
+        yield
+    finally:
+        report.removeFilter(errors_only)
 
 
 __all__ = ["AnomalyCLIPModel", "AnomalyCLIPOutput", "AnomalyCLIPPreTrainedModel", "compute_similarity_maps"]

@@ -1,9 +1,7 @@
 """Pipeline: one call from an image to a score and a heat map."""
 
 import os
-import queue
 import threading
-import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from types import GeneratorType
@@ -17,8 +15,8 @@ from transformers.pipelines import Pipeline
 from transformers.utils import logging
 
 from .configuration_anomalyclip import check_fields
+from .image_processing_anomalyclip import AnomalyCLIPImageProcessor
 from .images_anomalyclip import ImageReadError, load_image, unreadable
-from .processing_anomalyclip import AnomalyCLIPProcessor
 
 logger = logging.get_logger(__name__)
 DOWNLOAD_TIMEOUT = 30.0
@@ -61,16 +59,16 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         given = [kwargs[name] for name in ("image_processor", "processor") if kwargs.get(name) is not None]
         for one in given:
-            if not isinstance(one, AnomalyCLIPProcessor | str | os.PathLike):
+            if not isinstance(one, AnomalyCLIPImageProcessor | str | os.PathLike):
                 raise ValueError(
                     f"the processor given is a {type(one).__name__}, which neither resizes nor scores as this model "
-                    "needs it; give an AnomalyCLIPProcessor, or the name of its folder or repository"
+                    "needs it; give an AnomalyCLIPImageProcessor, or the name of its folder or repository"
                 )
         if len(given) == 2 and given[0] is not given[1]:
             raise ValueError("image_processor and processor are both given and differ; give one")
         super().__init__(*args, **kwargs)
         # Found here and not by the base class, which would take CLIP's own processor for a plain CLIP checkpoint.
-        is_ours = bool(given) and isinstance(given[0], AnomalyCLIPProcessor)
+        is_ours = bool(given) and isinstance(given[0], AnomalyCLIPImageProcessor)
         self.image_processor: Any = given[0] if is_ours else _find_processor(self.model, *given)
         if notice := getattr(self.model.config, "notice", None):
             logger.warning(notice)
@@ -159,47 +157,36 @@ def _fetch(url: str, timeout: float, max_bytes: int) -> bytes:
     """Content of a URL; in a thread, since a server that sends a byte now and then keeps a socket's time limit."""
     if not timeout > 0:
         raise ValueError(f"timeout={timeout!r}, expected seconds above 0")
-    results: queue.SimpleQueue = queue.SimpleQueue()
-    deadline = time.monotonic() + timeout
+    found: list[bytes | Exception] = []
 
     def work() -> None:
         try:
-            results.put(_download(url, deadline, max_bytes))
+            address = url if url.startswith("data:") else quote(url, safe=URL_SAFE)
+            with urllib.request.urlopen(address, timeout=timeout) as response:
+                found.append(response.read(max_bytes + 1))
         except Exception as error:
-            results.put(error)
+            found.append(error)
 
-    threading.Thread(target=work, name="anomalyclip-download", daemon=True).start()
-    try:
-        result = results.get(timeout=min(timeout, threading.TIMEOUT_MAX))
-    except queue.Empty:
-        result = TimeoutError()
+    thread = threading.Thread(target=work, name="anomalyclip-download", daemon=True)
+    thread.start()
+    thread.join(min(timeout, threading.TIMEOUT_MAX))
+    result = found[0] if found else TimeoutError()
     if isinstance(result, TimeoutError):
         raise TimeoutError(f"not received within {timeout:g} s (timeout=... sets the limit)") from result
     if isinstance(result, Exception):
         raise result
+    if len(result) > max_bytes:
+        raise ImageReadError(f"it is larger than {max_bytes:,} bytes (max_bytes=... sets the limit)")
     return result
-
-
-def _download(url: str, deadline: float, max_bytes: int) -> bytes:
-    address = url if url.startswith("data:") else quote(url, safe=URL_SAFE)
-    content = bytearray()
-    with urllib.request.urlopen(address, timeout=max(deadline - time.monotonic(), 0.001)) as response:
-        while chunk := response.read1(1 << 16):
-            content += chunk
-            if len(content) > max_bytes:
-                raise ImageReadError(f"it is larger than {max_bytes:,} bytes (max_bytes=... sets the limit)")
-            if time.monotonic() > deadline:
-                raise TimeoutError
-    return bytes(content)
 
 
 def _is_file(inputs: Any) -> bool:
     return callable(getattr(inputs, "read", None))
 
 
-def _find_processor(model: Any, name: str | os.PathLike | None = None) -> AnomalyCLIPProcessor:
+def _find_processor(model: Any, name: str | os.PathLike | None = None) -> AnomalyCLIPImageProcessor:
     """The processor named by the user, or the one stored with the model, or one that fits the model's input."""
-    return model._default_processor() if name is None else AnomalyCLIPProcessor.from_pretrained(name)
+    return model.default_processor() if name is None else AnomalyCLIPImageProcessor.from_pretrained(name)
 
 
 def _is_column(inputs: Any) -> bool:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from anomalyclip_hf.data import load_anomaly_dataset, make_loader
 from anomalyclip_hf.data.images import ImageReadError
-from anomalyclip_hf.processing_anomalyclip import AnomalyCLIPProcessor
+from anomalyclip_hf.image_processing_anomalyclip import AnomalyCLIPProcessor
 
 PROCESSOR = AnomalyCLIPProcessor(size={"height": 28, "width": 28})
 

@@ -296,7 +296,7 @@ def test_training_saves_a_clip_that_anomalyclip_reads_alike(make, settings):
     pixels = torch.randn(2, 3, 40, 40)
     with torch.no_grad():
         image, patches = (nn.functional.normalize(e, dim=-1) for e in trainer._forward_vision(pixels, None))
-        ours = model.get_image_features(pixels)
+        ours = model.encode_images(pixels)
     assert torch.allclose(image, ours[0], atol=1e-5) and torch.allclose(patches, ours[1][:, 0], atol=1e-5)
 
 

@@ -101,7 +101,9 @@ def test_checksums(tiny_model, tmp_path):
 
 @pytest.mark.parametrize(("base", "blocks"), [("user/clip", 3), ("anomalyclip_hf/demo", 2)])
 def test_a_card_promises_only_what_loads(tiny_model, base, blocks):
-    card = str(make_model_card(tiny_model, repo_id="me/prompts", prompts_file=__file__, base=base))
+    facts = {"repo_id": "me/prompts", "prompts_file": __file__, "base": base}
+    assert "trust_remote_code" not in str(make_model_card(tiny_model, **facts))  # no code beside it
+    card = str(make_model_card(tiny_model, **facts, with_code=True))
     assert len(code_blocks(card)) == blocks
     assert ("trust_remote_code" in card) == (base == "user/clip")
     assert ("without the package, these prompts can't be loaded" in card) == (base != "user/clip")

@@ -8,11 +8,8 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from anomalyclip_hf import AnomalyCLIPModel
 from anomalyclip_hf.training import FeatureCache, TrainingSamples
 from anomalyclip_hf.training import features as module
-
-ENCODE = "encode_images" if hasattr(AnomalyCLIPModel, "encode_images") else "get_image_features"
 
 
 @pytest.fixture
@@ -31,8 +28,8 @@ def build(tiny_model, tiny_processor, make_args):
 def encoded(tiny_model, monkeypatch):
     """Numbers of images that went through the vision tower, one entry per call."""
     counts = []
-    original = getattr(tiny_model, ENCODE)
-    monkeypatch.setattr(tiny_model, ENCODE, lambda x: counts.append(len(x)) or original(x))
+    original = tiny_model.encode_images
+    monkeypatch.setattr(tiny_model, "encode_images", lambda x: counts.append(len(x)) or original(x))
     return counts
 
 
@@ -43,7 +40,7 @@ def test_keeps_what_the_model_computes(build, dataset, tiny_model, tiny_processo
     samples = [dataset[row] for row in rows]
     inputs = tiny_processor([s["image"] for s in samples], masks=[s["mask"] for s in samples], return_tensors="pt")
     inputs_all = tiny_processor([s["image"] for s in dataset], return_tensors="pt")
-    image, patch = getattr(tiny_model, ENCODE)(inputs_all["pixel_values"])
+    image, patch = tiny_model.encode_images(inputs_all["pixel_values"])
     batch = cache.read(rows)
     assert batch["patch_embeds"].dtype == getattr(torch, dtype)
     torch.testing.assert_close(batch["image_embeds"].float(), image[rows], atol=tolerance, rtol=0)
@@ -142,17 +139,17 @@ def test_a_truncated_file_is_noticed_and_rebuilt(build, dataset, encoded, name):
 
 
 def test_building_goes_on_where_it_stopped(build, dataset, encoded, tiny_model, monkeypatch):
-    counted = getattr(tiny_model, ENCODE)
+    counted = tiny_model.encode_images
 
     def stop(pixel_values):
         if len(encoded) == 2:
             raise KeyboardInterrupt
         return counted(pixel_values)
 
-    monkeypatch.setattr(tiny_model, ENCODE, stop)
+    monkeypatch.setattr(tiny_model, "encode_images", stop)
     with pytest.raises(KeyboardInterrupt):
         build(dataset, encode_batch_size=2)
-    monkeypatch.setattr(tiny_model, ENCODE, counted)
+    monkeypatch.setattr(tiny_model, "encode_images", counted)
     encoded.clear()
     cache = build(dataset, encode_batch_size=2)
     assert sum(encoded) == 6
@@ -193,13 +190,13 @@ def test_a_mask_of_another_size_is_left_out_with_the_reason(build, rows, to_data
 
 
 def test_features_that_are_not_finite_are_refused(build, rows, dataset, tiny_model, monkeypatch):
-    original = getattr(tiny_model, ENCODE)
+    original = tiny_model.encode_images
 
     def broken(pixel_values):
         image, patch = original(pixel_values)
         patch[1] = float("nan")
         return image, patch
 
-    monkeypatch.setattr(tiny_model, ENCODE, broken)
+    monkeypatch.setattr(tiny_model, "encode_images", broken)
     with pytest.raises(ValueError, match=r"001\.png are not finite"):
         build(dataset)

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from ..configuration_anomalyclip import PRESETS, feature_layers_of_preset
-from ..cpu_anomalyclip import run_widened, widen
 from ..modeling_anomalyclip import compute_similarity_maps
 from ..prompts_anomalyclip import locate_base
 
@@ -205,7 +204,7 @@ class MethodScorer:
             setting = self._vision_setting(method)
             class_token, features = passes[setting]
             if method.plain_clip:
-                class_token = run_widened(model.vision_model.post_layernorm, class_token)
+                class_token = model.vision_model.post_layernorm(class_token)
             chosen = [features[self._passes[setting].index(layer)] for layer in self._layers(method)]
             texts = self.text_embeds(name, class_name)
             with torch.autocast(device_type=pixel_values.device.type, enabled=False):
@@ -232,7 +231,7 @@ class MethodScorer:
             means = [encode_sentences(model, self.tokenizer, group).mean(dim=0) for group in groups]
             return nn.functional.normalize(torch.stack(means), dim=-1)
         if method.deep_prompts:
-            return model.get_text_features()
+            return model.get_prompt_embeds()
         return model.encode_prompts(deep_prompts=model.prompt_learner.deep_prompts[:0])
 
     def _vision_setting(self, method: Method) -> tuple[int, str]:
@@ -320,7 +319,7 @@ def encode_sentences(model: AnomalyCLIPModel, tokenizer: Any, sentences: Sequenc
     ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
     for place, row in enumerate(rows):
         ids[place, : len(row)] = torch.tensor(row)
-    embeds = widen(model.text_model.embeddings.token_embedding(ids.to(model.text_projection.weight.device)))
+    embeds = model.text_model.embeddings.token_embedding(ids.to(model.text_projection.weight.device))
     no_prompts = embeds.new_zeros(0, 0, embeds.shape[-1])
     pooled = model.text_model(embeds, no_prompts, [len(row) - 1 for row in rows])
     return model.project(model.text_projection, pooled)

@@ -43,6 +43,7 @@ def make_model_card(
     license: str | None = None,
     prompts_file: str | os.PathLike | None = None,
     base: str | None = None,
+    with_code: bool = False,
 ) -> ModelCard:
     """Write the card of a model, with its results as `model-index` metadata.
 
@@ -57,6 +58,7 @@ def make_model_card(
         license (`str`, *optional*): of the checkpoint, one of the Hub's, such as `"mit"`.
         prompts_file (path, *optional*): the file of prompts alone, whose checksum the card names.
         base (`str`, *optional*): base model; the configuration's if absent.
+        with_code (`bool`): the code that `trust_remote_code=True` runs lies beside it.
 
     Raises:
         ValueError: if results or training can't be read; the field is named.
@@ -100,6 +102,7 @@ def make_model_card(
         repo_id=repo_id or "user/name",
         base_folder=kind == "prompts" and in_folder,
         base_in_package=kind == "prompts" and in_package,
+        with_code=with_code,
         results=[
             {"name": title, "values": [_percent(mean.get(key)) for key in shown]} for title, mean in means.values()
         ],

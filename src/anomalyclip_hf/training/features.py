@@ -316,7 +316,7 @@ def _fill(
     batches = [list(range(start, min(start + size, len(samples)))) for start in starts.tolist()]
     hidden = args.disable_tqdm or not accelerator.is_main_process
     bar = tqdm(total=sum(map(len, batches)), desc="features", unit="image", disable=hidden)
-    encode = getattr(model, "encode_images", None) or model.get_image_features
+    encode = model.encode_images
     for indices, batch in zip(batches, iterate(images, batches, args.num_workers), strict=True):
         for reason in batch["unreadable"].values():
             logger.warning(f"left out: {reason}")

@@ -1,0 +1,403 @@
+"""Image processor of AnomalyCLIP: images and masks in, scores and maps out."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import BatchFeature, PreTrainedConfig
+from transformers.image_processing_backends import PilBackend
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
+from transformers.processing_utils import ImagesKwargs
+from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file, logging, safe_load_json_file
+
+from .configuration_anomalyclip import check_fields
+from .images_anomalyclip import (
+    channels_last,
+    painted,
+    painted_channels,
+    to_array,
+    to_pil_image,
+    upright,
+)
+
+logger = logging.get_logger(__name__)
+
+DEFAULT_SIZE = 518
+OLD_NAME = "AnomalyCLIPProcessor"
+MAX_SIDE = 8192
+UNKNOWN_MASK = -1.0
+# What a saved processor says beside its settings, and what loading takes beside them.
+SERVICE_FIELDS = {"image_processor_type", "feature_extractor_type", "processor_class", "auto_map"}
+HUB_FIELDS = {"cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder"}
+LOADING_FIELDS = {"_from_auto", "_from_pipeline", "_commit_hash", "trust_remote_code", "code_revision", "use_fast"}
+LOADING_FIELDS |= {"backend", "config", "proxies", "user_agent"}
+# Settings of other processors: what they would have to be to change nothing here.
+UNUSED = {"do_center_crop": False, "do_pad": False, "do_convert_rgb": True, "data_format": "channels_first"}
+UNUSED |= {"crop_size": None, "pad_size": None, "input_data_format": None, "image_seq_length": None}
+
+
+class AnomalyCLIPImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
+    """Arguments of the processor beside those of every image processor.
+
+    sigma (`float`, pixels at the model's input size): smoothing of the anomaly map; 0 = none.
+    """
+
+    sigma: float
+
+
+@lru_cache(maxsize=32)
+def _smoothing_matrix(size: int, sigma: float) -> Tensor:
+    """Gaussian smoothing along one axis as a matrix `(size, size)`, as scipy does it (reflect, truncate 4)."""
+    radius = int(4.0 * sigma + 0.5)
+    offsets = np.arange(-radius, radius + 1)
+    weights = np.exp(-0.5 * (offsets / sigma) ** 2)
+    weights /= weights.sum()
+    matrix = np.zeros((size, size))
+    rows = np.repeat(np.arange(size), len(offsets))
+    columns = (np.arange(size)[:, None] + offsets[None]).ravel() % (2 * size)
+    columns = np.where(columns >= size, 2 * size - 1 - columns, columns)
+    np.add.at(matrix, (rows, columns), np.tile(weights, size))
+    return torch.from_numpy(matrix).float()
+
+
+def gaussian_smooth(maps: Tensor, sigma: float) -> Tensor:
+    """Smooth maps as `scipy.ndimage.gaussian_filter(map, sigma)` does.
+
+    Args:
+        maps (`Tensor` of shape `(..., H, W)`, float).
+        sigma (`float`, pixels, 0 or more): standard deviation; 0 = unchanged.
+    """
+    if not sigma >= 0:
+        raise ValueError(f"sigma={sigma}, expected 0 or more pixels")
+    if sigma == 0:
+        return maps
+    height, width = maps.shape[-2:]
+    down = _smoothing_matrix(height, float(sigma)).to(maps.device)
+    across = _smoothing_matrix(width, float(sigma)).to(maps.device)
+    with torch.autocast(device_type=maps.device.type, enabled=False):
+        return down @ maps.float() @ across.T
+
+
+class AnomalyCLIPImageProcessor(PilBackend):
+    r"""Prepares images and masks for [`AnomalyCLIPModel`], and turns its output into results.
+
+    Images are resized to a square with PIL's bicubic filter and normalised with CLIP's mean and standard deviation;
+    masks are resized bilinearly and cut at 0.5.
+
+    Args:
+        size (`dict`, defaults to `{"height": 518, "width": 518}`): input size in pixels, multiples of the patch size.
+        sigma (`float`, defaults to 4.0): smoothing of the anomaly map, in pixels at that size.
+        image_mean, image_std (`list[float]`, in units of [0, 1]): per channel; CLIP's own.
+        do_resize, do_rescale, do_normalize, resample, rescale_factor: as in every image processor.
+    """
+
+    valid_kwargs = AnomalyCLIPImagesKwargs
+    model_input_names = ["pixel_values", "masks"]
+    resample = PILImageResampling.BICUBIC
+    image_mean = OPENAI_CLIP_MEAN
+    image_std = OPENAI_CLIP_STD
+    size = {"height": DEFAULT_SIZE, "width": DEFAULT_SIZE}
+    default_to_square = True
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+    sigma = 4.0
+
+    def __init__(self, **kwargs: Any):
+        _refuse_unknown(kwargs, set(self.valid_kwargs.__annotations__) | SERVICE_FIELDS)
+        if not __name__.startswith("transformers_modules."):
+            kwargs.pop("auto_map", None)  # of code that the checkpoint brought, and that is not used
+        super().__init__(**kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """Load the processor of an AnomalyCLIP checkpoint, or make one for any CLIP checkpoint.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): folder or Hub repository.
+            **kwargs: fields of the processor, which override the stored ones, and the usual Hub arguments.
+
+        Raises:
+            OSError: if the checkpoint can't be found, or its stored processor can't be read.
+            ValueError: if a setting is out of range.
+            TypeError: if there is no such setting.
+        """
+        hub = {key: value for key, value in kwargs.items() if key in HUB_FIELDS}
+        fields = {key: value for key, value in kwargs.items() if key not in HUB_FIELDS | LOADING_FIELDS}
+        known = cls.valid_kwargs.__annotations__
+        unused = None
+        if fields.pop("return_unused_kwargs", False):
+            unused = {key: fields.pop(key) for key in sorted(set(fields) - set(known))}
+        _refuse_unknown(fields, set(known))
+        stored = _stored_settings(cls, pretrained_model_name_or_path, hub)
+        if stored.get("image_processor_type") in (cls.__name__, OLD_NAME):
+            processor = cls.from_dict(stored, **fields)
+        else:  # A CLIP checkpoint: keep how it reads values, not its crop to 224 pixels.
+            config, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub)
+            kept = ("image_mean", "image_std", "rescale_factor", "do_rescale", "do_normalize")
+            side = config.get("image_size") or default_image_size(config)
+            values = {key: stored[key] for key in kept if stored.get(key) is not None}
+            processor = cls(**{"size": {"height": side, "width": side}, **values, **fields})
+        return processor if unused is None else (processor, unused)
+
+    @classmethod
+    def from_dict(cls, image_processor_dict, **kwargs):
+        """Make a processor of stored settings; those of other versions that are unknown here are left out, and named.
+
+        Args:
+            image_processor_dict (`dict`): as `to_dict` returns it.
+            **kwargs: fields of the processor, which override the stored ones.
+        """
+        known = set(cls.valid_kwargs.__annotations__) | SERVICE_FIELDS
+        if unknown := sorted(set(image_processor_dict) - known):
+            logger.warning(f"settings unknown to {cls.__name__} are left out: {', '.join(map(str, unknown))}")
+        return cls(**{key: value for key, value in {**image_processor_dict, **kwargs}.items() if key not in unknown})
+
+    def _standardize_kwargs(self, **kwargs) -> dict:  # of every way in: made, loaded and called
+        settings = super()._standardize_kwargs(**kwargs)
+        _check_settings(settings)
+        return settings
+
+    def preprocess(  # type: ignore[override]
+        self, images, masks=None, return_tensors=None, segmentation_maps=None, **kwargs
+    ) -> BatchFeature:
+        """Prepare images, and masks if given.
+
+        Args:
+            images: one image or a list of them, of any kind that [`to_pil_image`] takes.
+            masks (*optional*): one mask or a list of them, of the same kinds. Anomalous is what is
+                not black: above 0 in any colour, or above 0.5 in floats. None in the list: the image has no mask, and
+                its row is filled with -1.
+            return_tensors (`str`, *optional*): `"pt"` or `"np"`.
+            segmentation_maps (*optional*): another name of `masks`, as other image processors call them.
+            **kwargs: settings of the processor, for this call.
+
+        Returns:
+            `BatchFeature` with `pixel_values` (B, 3, H, W) float32 and, with masks, `masks` (B, H, W) float32, 0 or 1.
+
+        Raises:
+            ValueError: if there is no image, one can't be read, masks differ from images in number or size, or a
+                setting is out of range.
+            TypeError: if there is no such setting.
+        """
+        _refuse_unknown(kwargs, set(self._valid_kwargs_names))
+        if segmentation_maps is not None:
+            if masks is not None:
+                raise TypeError("masks and segmentation_maps are two names of one argument; give one of them")
+            masks = segmentation_maps
+        images = _as_list(images)
+        if not images:
+            raise ValueError("images is empty, expected at least one image")
+        settings = {k: kwargs[k] if kwargs.get(k) is not None else getattr(self, k) for k in self._valid_kwargs_names}
+        settings = self._standardize_kwargs(**settings)
+        pil = [to_pil_image(image, f"images[{i}]") for i, image in enumerate(images)]
+        _check_sizes(settings, pil)
+        data: dict[str, np.ndarray] = {
+            "pixel_values": np.stack([self._prepare_image(image, settings) for image in pil])
+        }
+        if masks is not None:
+            masks = _as_list(masks)
+            stack: Any = masks[0] if len(masks) == 1 else None
+            if len(images) > 1 and getattr(stack, "ndim", 0) == 3 and len(stack) == len(images):
+                masks = list(stack)  # (B, H, W)
+            if len(masks) != len(images):
+                raise ValueError(
+                    f"masks has {len(masks)} entries for {len(images)} images; give None for an image without one"
+                )
+            prepared = [
+                self._prepare_mask(m, image.size, i, settings)
+                for i, (m, image) in enumerate(zip(masks, pil, strict=True))
+            ]
+            data["masks"] = np.stack(prepared)
+        return BatchFeature(data=data, tensor_type=return_tensors)
+
+    def _prepare_image(self, image: Image.Image, settings: dict) -> np.ndarray:
+        image = _resized_rgb(image, settings) if settings["do_resize"] else image.convert("RGB")
+        array = np.asarray(image).astype(np.float32)
+        if settings["do_rescale"]:
+            array *= np.float32(settings["rescale_factor"])
+        if settings["do_normalize"]:
+            array -= np.asarray(settings["image_mean"], dtype=np.float32)
+            array /= np.asarray(settings["image_std"], dtype=np.float32)
+        return np.ascontiguousarray(np.moveaxis(array, -1, 0))
+
+    def _prepare_mask(self, mask, image_size: tuple[int, int], index: int, settings: dict) -> np.ndarray:
+        size = settings["size"]
+        width, height = (size.width, size.height) if settings["do_resize"] else image_size
+        if mask is None:
+            return np.full((height, width), UNKNOWN_MASK, dtype=np.float32)
+        mask = _binary_mask(mask, f"masks[{index}]")
+        if mask.size != image_size:
+            raise ValueError(
+                f"masks[{index}] is {mask.width}x{mask.height} pixels but its image is {image_size[0]}x{image_size[1]}"
+            )
+        resized = mask.resize((width, height), resample=PILImageResampling.BILINEAR)
+        return (np.asarray(resized) > 127.5).astype(np.float32)
+
+    @torch.no_grad()
+    def post_process_anomaly_detection(
+        self,
+        outputs,
+        target_sizes: Sequence[tuple[int, int]] | Tensor | None = None,
+        sigma: float | None = None,
+        image_threshold: float | None = None,
+        pixel_threshold: float | None = None,
+    ) -> list[dict[str, Any]]:
+        """Turn the model's output into one result per image.
+
+        Args:
+            outputs ([`AnomalyCLIPOutput`]): needs `logits` (B, 2) and `anomaly_maps` (B, H, W).
+            target_sizes (`list[tuple[int, int]]`, *optional*): height and width of each original image in pixels.
+            sigma (`float`, pixels at the model's input size, *optional*): smoothing; the processor's own if absent.
+            image_threshold (`float` in [0, 1], *optional*): score from which `label` is "anomalous".
+            pixel_threshold (`float` in [0, 1], *optional*): map value from which `mask` is True.
+
+        Returns:
+            for each image `score` (float, P(anomalous)), `anomaly_map` (`Tensor` (h, w) float32 in [0, 1]), and, with
+            thresholds, `label` ("normal" or "anomalous") and `mask` (`Tensor` (h, w) bool).
+
+        Raises:
+            ValueError: if logits or maps are not finite, sigma is out of range, or target sizes differ in number.
+        """
+        raw, logits = outputs["anomaly_maps"].float(), outputs["logits"].float()
+        _check_finite(logits, raw)
+        _check_sigma(sigma, max(raw.shape[-2:]))
+        maps = gaussian_smooth(raw, self.sigma if sigma is None else sigma)
+        scores = logits.softmax(dim=-1)[:, 1].tolist()
+        if target_sizes is not None and len(target_sizes) != len(scores):
+            raise ValueError(f"target_sizes has {len(target_sizes)} entries for {len(scores)} images")
+        results = []
+        for index, score in enumerate(scores):
+            anomaly_map = maps[index]
+            if target_sizes is not None:
+                target = tuple(int(side) for side in target_sizes[index])
+                anomaly_map = nn.functional.interpolate(
+                    anomaly_map[None, None], size=target, mode="bilinear", align_corners=False
+                )[0, 0]
+            result: dict[str, Any] = {"score": score, "anomaly_map": anomaly_map}
+            if image_threshold is not None:
+                result["label"] = "anomalous" if score >= image_threshold else "normal"
+            if pixel_threshold is not None:
+                result["mask"] = anomaly_map >= pixel_threshold
+            results.append(result)
+        return results
+
+
+def default_image_size(config: dict[str, Any], wanted: int = DEFAULT_SIZE) -> int:
+    """Largest multiple of a CLIP configuration's patch size within `wanted` pixels."""
+    vision = config.get("vision_config") or config.get("vision_config_dict") or {}
+    patch = vision.get("patch_size") or 32
+    return max(wanted // patch, 1) * patch
+
+
+def _stored_settings(cls, name, hub: dict) -> dict[str, Any]:
+    """The processor settings of a checkpoint, with the precedence of `AutoImageProcessor`; empty where it has none."""
+    # A file that isn't there is one thing; one that is damaged, or a Hub that refuses, is told.
+    found = {
+        file: cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub)
+        for file in (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME)
+    }
+    try:
+        stored = cls.get_image_processor_dict(name, **hub)[0] if any(found.values()) else {}
+    except OSError:
+        if found[IMAGE_PROCESSOR_NAME] or "image_processor" in safe_load_json_file(found[PROCESSOR_NAME]):
+            raise
+        return {}  # processor_config.json as older versions write it, which says nothing of images
+    if not isinstance(stored, dict):
+        raise ValueError(f"{name}: its image processor settings are a {type(stored).__name__}, expected fields")
+    return stored
+
+
+def _refuse_unknown(given: dict[str, Any], known: set[str]) -> None:
+    unknown = sorted(set(given) - known)
+    if unknown:
+        offered = ", ".join(sorted(known - SERVICE_FIELDS - set(UNUSED)))
+        raise TypeError(f"unknown arguments {unknown} of the processor; known are {offered}")
+
+
+def _check_settings(settings: dict[str, Any]) -> None:
+    """Refuse settings that would be ignored, or that make numbers that are not finite or do not fit into memory."""
+    for name, neutral in UNUSED.items():
+        value = settings.get(name)
+        if value is not None and value != neutral:
+            raise ValueError(f"{name}={value!r} is not supported by this processor, expected {neutral!r}")
+    names = ("image_mean", "image_std", "rescale_factor")
+    check_fields({**{name: settings.get(name) for name in names}, "resample": _as_number(settings.get("resample"))})
+    size = settings.get("size")
+    sides = [side for side in (size.height, size.width) if side is not None] if size else []
+    if not all(type(side) is int and 1 <= side <= MAX_SIDE for side in sides):
+        raise ValueError(f"size={dict(size or {})!r}, expected whole sides from 1 to {MAX_SIDE} pixels")
+    _check_sigma(settings.get("sigma"), max([*sides, 1]))
+
+
+def _as_number(filter_of_pil: Any) -> Any:
+    return int(filter_of_pil) if isinstance(filter_of_pil, PILImageResampling) else filter_of_pil
+
+
+def _check_sigma(sigma: Any, side: int) -> None:
+    is_number = isinstance(sigma, int | float | np.number) and not isinstance(sigma, bool)
+    if sigma is not None and not (is_number and 0 <= sigma <= max(side, 64)):
+        raise ValueError(f"sigma={sigma!r}, expected 0 to {max(side, 64)} pixels, the input's own side")
+
+
+def _check_finite(logits: Tensor, maps: Tensor) -> None:
+    sound = logits.isfinite().all(dim=-1) & maps.isfinite().flatten(1).all(dim=-1)
+    if not bool(sound.all()):
+        index = int((~sound).nonzero()[0])
+        raise ValueError(
+            f"the model's output for image {index} of {len(sound)} is not finite (logits {logits[index].tolist()}): "
+            "it can't be judged. Its weights hold NaN or infinite values, overflow in this dtype (try float32), or "
+            "pixel_values were not finite: load the checkpoint again, and check image_mean and image_std"
+        )
+
+
+def _check_sizes(settings: dict, images: list[Image.Image]) -> None:
+    size = settings["size"]
+    if settings["do_resize"] and not (size and size.height and size.width):
+        given = {key: value for key, value in dict(size or {}).items() if value}
+        raise ValueError(f"size={given}, expected height and width in pixels, such as {{'height': 518, 'width': 518}}")
+    sizes = sorted({image.size for image in images})
+    if not settings["do_resize"] and len(sizes) > 1:
+        shown = ", ".join(f"{width}x{height}" for width, height in sizes[:4])
+        raise ValueError(f"do_resize=False, but images of {shown} pixels can't be one batch; give them one by one")
+
+
+def _resized_rgb(image: Image.Image, settings: dict) -> Image.Image:
+    """As `image.convert("RGB").resize(...)` to the bit, without a copy of four bytes a pixel where the mode allows."""
+    size, resample = (settings["size"].width, settings["size"].height), settings["resample"]
+    if image.mode in ("L", "1", "LA"):
+        return image.convert("L").resize(size, resample=resample).convert("RGB")
+    if image.mode == "RGBA":
+        return Image.merge("RGB", [image.getchannel(name).resize(size, resample=resample) for name in "RGB"])
+    return (image if image.mode == "RGB" else image.convert("RGB")).resize(size, resample=resample)
+
+
+def _as_list(value) -> list:
+    if isinstance(value, list | tuple):
+        return list(value)
+    if isinstance(value, np.ndarray | Tensor) and value.ndim == 4:
+        return list(value)
+    return [value]
+
+
+def _binary_mask(mask, name: str) -> Image.Image:
+    """A mask of any kind as an 8-bit image of 0 and 255, made binary before it is resized, as the authors do."""
+    if isinstance(mask, Image.Image):
+        inside = painted(upright(mask, name))
+    else:
+        mask = channels_last(to_array(mask, name), name)
+        if np.isnan(mask).any():
+            raise ValueError(f"{name} holds NaN, expected 0 where normal and more where anomalous")
+        threshold = 0.5 if np.issubdtype(mask.dtype, np.floating) and mask.max() <= 1 else 0
+        inside = painted_channels(mask, threshold) if mask.ndim == 3 else mask > threshold
+    return Image.fromarray(inside.astype(np.uint8) * 255)
+
+
+AnomalyCLIPProcessor = AnomalyCLIPImageProcessor  # its name in checkpoints of older versions
+
+__all__ = ["AnomalyCLIPImageProcessor", "AnomalyCLIPProcessor", "gaussian_smooth"]
