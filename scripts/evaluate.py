@@ -1,12 +1,15 @@
-"""Judge AnomalyCLIP: `python scripts/evaluate.py --help`, or `accelerate launch scripts/evaluate.py ...`."""
+"""Judge a model, as `anomalyclip evaluate` does; the source `synthetic` are the drawings of scripts/demo_model."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
-from anomalyclip_hf.evaluation.command import main
+from anomalyclip_hf.cli import run_command
 
 sys.path.append(str(Path(__file__).resolve().parent / "demo_model"))
-from draw import draw  # what `synthetic` stands for
+from draw import draw
+
+main = partial(run_command, "evaluate", draw=draw)
 
 if __name__ == "__main__":
-    sys.exit(main(draw=draw))
+    sys.exit(main())

@@ -1,6 +1,7 @@
 """Exports that are imported when first asked for, so that importing a package stays fast."""
 
 import importlib
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,3 +20,16 @@ def find_export(package: str, where: Mapping[str, str], name: str) -> Any:
     if name not in where:
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f".{where[name]}", package), name)
+
+
+def find_moved(package: str, where: Mapping[str, str], name: str) -> Any:
+    """Attribute of a package that has moved to another one, with a `FutureWarning`.
+
+    Args:
+        package (`str`): dotted name of the package that had it.
+        where (`Mapping[str, str]`): name of each export -> dotted name of the package that has it now.
+        name (`str`): the attribute asked for, a key of `where`.
+    """
+    text = f"{package}.{name} has moved: import it from {where[name]}; the old name goes with the next release"
+    warnings.warn(text, FutureWarning, stacklevel=3)
+    return getattr(importlib.import_module(where[name]), name)

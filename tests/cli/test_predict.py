@@ -12,8 +12,9 @@ from PIL import Image
 from transformers import pipeline
 
 from anomalyclip_hf.cli import run_command
-from anomalyclip_hf.evaluation.prediction import find_images, predict_files
-from anomalyclip_hf.evaluation.visualization import overlay
+from anomalyclip_hf.scoring.inputs import find_images
+from anomalyclip_hf.scoring.pictures import overlay
+from anomalyclip_hf.scoring.prediction import predict_files
 from draw import draw
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "predict.py"
@@ -156,7 +157,8 @@ def test_names_never_collide(tmp_path, make_image):
         for name in ("000.png", "000.PNG", "000.jpg"):
             make_image(8, 8).save(tmp_path / folder / name)
     one, two = tmp_path / "one", tmp_path / "two"
-    files, skipped, _ = find_images([one, two, one / "000.png", two / "000.jpg"])
+    found = find_images([one, two, one / "000.png", two / "000.jpg"])
+    files, skipped = found.files, found.skipped
     names = [name.lower() for _, name in files]
     assert len(files) == len(set(names)) == 6 and not skipped
     assert {path for path, _ in files} == set(one.iterdir()) | set(two.iterdir())
@@ -164,13 +166,15 @@ def test_names_never_collide(tmp_path, make_image):
 
 def test_masks_are_no_photographs(script, tiny_checkpoint, tmp_path, capsys):
     cookies, out = Path(__file__).parents[1] / "fixtures" / "photos" / "cookies", tmp_path / "out"
-    files, skipped, left_out = find_images([cookies])
+    found = find_images([cookies])
+    files, skipped, left_out = found.files, found.skipped, found.left_out
     assert {path.parent.name for path, _ in files} == {"good", "defect"} and not skipped
     assert len(files) == 24 and sorted(left_out) == sorted((cookies / "masks").iterdir()) and len(left_out) == 12
     mask = left_out[0]
-    files, _, left_out = find_images([cookies / "defect", cookies, mask])  # named explicitly
+    found = find_images([cookies / "defect", cookies, mask])  # named explicitly
+    files, left_out = found.files, found.left_out
     assert len(files) == 25 and (mask, mask.name) in files and len(left_out) == 11 and mask not in left_out
-    assert len(find_images([cookies / "masks"])[0]) == 12
+    assert len(find_images([cookies / "masks"]).files) == 12
 
     for name in ("part/good/000.png", "part/ground_truth/cut/000.png"):
         (tmp_path / name).parent.mkdir(parents=True)
@@ -279,7 +283,7 @@ def test_a_fault_hits_one_image_only(photos, tmp_path, monkeypatch):
 
 
 def test_whatever_a_decoder_raises_is_a_skipped_file(photos, tmp_path, monkeypatch):
-    from anomalyclip_hf.evaluation import prediction
+    from anomalyclip_hf.scoring import prediction
 
     faults = iter([MemoryError(), Image.DecompressionBombError("bomb"), struct.error("bad tag"), None])
 
@@ -309,7 +313,7 @@ def test_a_full_disk_ends_the_run_in_one_line(script, photos, tiny_checkpoint, t
 
 
 def test_very_large_images_are_drawn_small_and_scored_as_they_are(tiny_checkpoint, tmp_path, make_image, monkeypatch):
-    from anomalyclip_hf.evaluation import prediction
+    from anomalyclip_hf.scoring import prediction
 
     monkeypatch.setattr(prediction, "MAP_SIDE", 100)
     make_image(300, 150).save(tmp_path / "large.png")

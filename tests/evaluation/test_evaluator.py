@@ -6,7 +6,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from evaluation_tools import make_tree
 from PIL import Image
 
 from anomalyclip_hf.data import load_anomaly_dataset
@@ -14,7 +13,10 @@ from anomalyclip_hf.data.files import safe_name
 from anomalyclip_hf.evaluation import EvaluationSettings, evaluate_model, evaluate_sources, metrics
 from anomalyclip_hf.evaluation.baselines import MethodScorer
 from anomalyclip_hf.evaluation.model_card import make_model_card
-from anomalyclip_hf.evaluation.results import mean_over_classes, paper_results, to_markdown
+from anomalyclip_hf.evaluation.published import paper_results
+from anomalyclip_hf.evaluation.results import to_markdown
+from anomalyclip_hf.evaluation.summary import mean_over_classes
+from evaluation_tools import make_tree
 
 SETTINGS = {"batch_size": 2, "show_progress": False}
 PIXELS = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro", "aupro_authors")
@@ -135,15 +137,15 @@ def test_unreadable_files_leave_the_rest_as_it_is(tiny_model, tiny_processor, tm
     assert len(calls) == 12  # 11 images and the one cut off
     for file in tree.rglob("*.png"):
         file.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"none of its 14 images can be read; the first: .*000\.png"):
+    with pytest.raises(ValueError, match=r"none of its 14 images can be scored; the first: .*000\.png"):
         evaluate_model(tiny_model, tiny_processor, whole, **SETTINGS)
 
 
-def test_a_damaged_tally_is_judged_anew(tiny_model, tiny_processor, dataset, tmp_path):
+def test_damaged_records_are_made_anew(tiny_model, tiny_processor, dataset, tmp_path):
     whole = evaluate_model(tiny_model, tiny_processor, dataset, output_dir=tmp_path, **SETTINGS)
-    folder = tmp_path / "progress" / "data"
-    (folder / "bottle.class.json").write_text('{"key": ')
-    (folder / "bottle.0-of-1.npz").write_bytes(b"PK not a zip")
+    folder = tmp_path / "records" / "data"
+    (folder / "bottle" / "class.json").write_text('{"key": ')
+    (folder / "grid" / "00000007.parquet").write_bytes(b"no table")
     resumed = evaluate_model(tiny_model, tiny_processor, dataset, output_dir=tmp_path, resume=True, **SETTINGS)
     assert comparable(resumed) == comparable(whole)
 

@@ -9,6 +9,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 
 from anomalyclip_hf.evaluation import metrics
 from anomalyclip_hf.evaluation.metrics import UndefinedMetricWarning
+from anomalyclip_hf.scoring.ranking import label_regions, rank_images, rank_pixels
 
 
 def regions_by_flood(mask):
@@ -129,11 +130,11 @@ def test_aupro_by_hand():
 
 def test_regions_touching_at_corners_are_one():
     _, masks = case("ties")
-    region, sizes = metrics.label_regions(masks[0])
+    region, sizes = label_regions(masks[0])
     assert sizes.tolist() == [7, 3]
     assert region.tolist() == [0] * 7 + [1] * 3
-    assert sorted(metrics.label_regions(masks[1])[1].tolist()) == [1, 1, 2]
-    assert len(metrics.label_regions(masks[2])[1]) == 0
+    assert sorted(label_regions(masks[1])[1].tolist()) == [1, 1, 2]
+    assert len(label_regions(masks[2])[1]) == 0
     assert metrics.pixel_metrics(*case("ties"))["num_regions"] == 5
 
 
@@ -247,8 +248,8 @@ def test_curves_hold_the_areas():
         assert float(np.sum(np.diff(x) * (y[1:] + y[:-1]) / 2)) == pytest.approx(result[expected], abs=1e-9)
     recall, precision = curves["pr"]
     assert recall[-1] == 1.0 and precision[0] == 1.0
-    x, y = metrics.pixel_curves(maps, masks, max_points=5)["roc"]
+    x, y = metrics.curves_of(rank_pixels(maps, masks), max_points=5)["roc"]
     assert len(x) <= 7 and (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert set(metrics.image_curves([0.1, 0.9], [0, 1])) == {"roc", "pr"}
+        assert set(metrics.curves_of(rank_images([0.1, 0.9], [0, 1]))) == {"roc", "pr"}

@@ -7,7 +7,8 @@ import pytest
 from scipy import ndimage
 
 from anomalyclip_hf.evaluation.metrics import UndefinedMetricWarning, pixel_metrics
-from anomalyclip_hf.evaluation.streaming import StreamingPixelMetrics, from_keys, to_keys
+from anomalyclip_hf.evaluation.streaming import StreamingPixelMetrics
+from anomalyclip_hf.scoring.histogram import from_keys, to_keys
 
 NAMES = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro", "aupro_authors")
 
@@ -78,7 +79,7 @@ def test_order_and_processes_do_not_change_a_digit(kind):
 def test_groups_of_images_do_not_change_a_digit(pixels, monkeypatch):
     maps, masks = make_maps("probability")
     expected = fill(maps, masks, num_bins=4096).compute()
-    monkeypatch.setattr("anomalyclip_hf.evaluation.streaming._GROUP_PIXELS", pixels)
+    monkeypatch.setattr("anomalyclip_hf.scoring.histogram._GROUP_PIXELS", pixels)
     streaming = StreamingPixelMetrics(num_bins=4096)
     streaming.update(maps, masks)
     assert streaming.compute() == expected

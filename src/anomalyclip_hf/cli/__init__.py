@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 # name -> what it does; the module of that name has `Settings` (a dataclass) and `run(settings) -> exit status`.
 COMMANDS = {
     "predict": "Score images: files, folders or a data set in; records and heat maps out.",
+    "evaluate": "Judge a model on labelled data sets: metrics, scores, a report.",
+    "calibrate": "Choose the thresholds of a model from images like those to come.",
     "train": "Learn the two prompts on labelled images; the backbone stays as it is.",
     "inspect": "Report what a data set holds and what is wrong with it, or export it as a datasets repository.",
 }
@@ -35,7 +37,6 @@ def main(words: Sequence[str] | None = None, **given: Callable) -> int:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    app.callback()(lambda: None)  # a single command keeps its name
     for name, text in COMMANDS.items():
         if words[:1] == [name]:
             from .options import make_command, spell

@@ -1,36 +1,141 @@
-"""The model and the processor that options of a command name."""
+"""The model, the processor and the data sets that options of a command name."""
 
-from typing import Any
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..data.files import check_name
+from ..data.options import SourceOptions, option
+
+if TYPE_CHECKING:
+    import datasets
+
+    from .. import AnomalyCLIPModel, AnomalyCLIPProcessor
 
 
-def load_model(command: Any) -> Any:
+@dataclass
+class ModelOptions:
+    """The checkpoint of a command, and what overrides it; None leaves a setting as the checkpoint has it."""
+
+    model: str = option("demo", "CLIP or AnomalyCLIP checkpoint, folder or repository; 'demo': embedded.", short="m")
+    revision: str | None = option(None, "Revision of the checkpoint.", group="Model")
+    prompts: str | None = option(
+        None, "Folder or repository of learned prompts to put on the model.", short="p", group="Model"
+    )
+    preset: str | None = option(
+        None, "Feature layers: 'released' ([24] of 24) or 'paper' ([6, 12, 18, 24]).", group="Model"
+    )
+    image_size: int | None = option(None, "Side of the input in pixels (518 for ViT-L/14).", group="Model")
+    dtype: str | None = option(
+        None, "Of the backbone: float32, bfloat16 or float16; the checkpoint's by default.", group="Model"
+    )
+
+
+def load_model(command: Any) -> AnomalyCLIPModel:
     """The model of a command, with what its options override.
 
     Args:
-        command: dataclass with `model` ("demo" is the embedded one), `revision`, `preset`, `image_size` and `dtype`;
-            None leaves a setting as the checkpoint has it.
-
-    Returns:
-        [`AnomalyCLIPModel`].
+        command: dataclass with fields of [`ModelOptions`]; it may lack `prompts`.
     """
     from .. import AnomalyCLIPModel
+    from ..configuration_anomalyclip import feature_layers_of_preset
 
     names = ("revision", "preset", "image_size", "dtype")
     overrides = {name: value for name in names if (value := getattr(command, name)) is not None}
-    return AnomalyCLIPModel.from_pretrained(_checkpoint(command), **overrides)
+    model = AnomalyCLIPModel.from_pretrained(_checkpoint(command), **overrides)
+    if prompts := getattr(command, "prompts", None):
+        model.load_prompts(prompts)
+        # Prompts bring their own settings; what the user says goes before them.
+        if command.image_size is not None:
+            model.config.image_size = command.image_size
+        if command.preset is not None:
+            depth = model.config.vision_config.num_hidden_layers
+            model.config.feature_layers = feature_layers_of_preset(command.preset, depth)
+    return model
 
 
-def load_processor(command: Any, image_size: int) -> Any:
-    """The processor of a command, at the model's image size (pixels).
-
-    Returns:
-        [`AnomalyCLIPProcessor`].
-    """
+def load_processor(command: Any, image_size: int) -> AnomalyCLIPProcessor:
+    """The processor of a command, at the model's image size (pixels)."""
     from .. import AnomalyCLIPProcessor
 
     revision = {"revision": command.revision} if command.revision else {}
     size = {"height": image_size, "width": image_size}
     return AnomalyCLIPProcessor.from_pretrained(_checkpoint(command), size=size, **revision)
+
+
+def load_source(
+    text: str, split: str = "test", draw: Callable | None = None, **given: Any
+) -> tuple[str, datasets.Dataset]:
+    """Load one data set of the command line.
+
+    Args:
+        text (`str`): `NAME=FOLDER` (a data set of `LAYOUTS` and its unpacked archive, or own data under a name), what
+            `load_anomaly_dataset` takes, or `synthetic`.
+        split (`str`): as of `load_anomaly_dataset`.
+        draw (callable, *optional*): function `(split, **options)` that returns the data set `synthetic`; a checkout's
+            scripts have one.
+        **given: fields of `SourceOptions`; for `synthetic` what `draw` takes.
+
+    Returns:
+        its name and the data set.
+
+    Raises:
+        ValueError: the name is no plain name, or the data set can't be loaded.
+    """
+    from ..data import find_layout, load_anomaly_dataset
+    from ..data.loading import refuse_drawn
+
+    if text == "synthetic":
+        return text, (draw or refuse_drawn)(split, **given)
+    name, is_named, folder = text.partition("=")
+    if not is_named:
+        layout = find_layout(text) if given.get("data_dir") else None
+        name = layout.name if layout is not None else Path(os.path.abspath(text)).name
+        check_name(name, f"{text!r} (write NAME=FOLDER): its name")
+        return name, load_anomaly_dataset(text, split=split, **given)
+    if not name or not folder:
+        raise ValueError(f"{text!r}: expected NAME=FOLDER")
+    check_name(name, f"{text!r}: the name")
+    if find_layout(name) is not None:
+        return name, load_anomaly_dataset(name, split=split, **{**given, "data_dir": folder})
+    given.pop("data_dir", None)  # of another source
+    return name, load_anomaly_dataset(folder, split=split, **given)
+
+
+def options_of_source(settings: SourceOptions, text: str, more: str | None = None, drawn: bool = False) -> dict:
+    """What [`load_source`] takes beside a source: the options of a command, and a JSON object of more of them.
+
+    Args:
+        settings: whose `revision` is that of a checkpoint.
+        text: the source; "synthetic" takes class names and what only drawing knows.
+        more: the JSON object, for all sources of the command.
+        drawn: whether "synthetic" is among them, which refuses by itself what it does not take.
+
+    Raises:
+        ValueError: `more` is no JSON object, or has a name that none of the sources takes.
+    """
+    known = [field.name for field in fields(SourceOptions) if field.name not in ("data_dir", "revision")]
+    given = SourceOptions.source_options(settings)
+    given.pop("revision", None)
+    try:
+        stated = json.loads(more) if more else {}
+    except ValueError as error:
+        raise ValueError(f"source_options={more!r} is no JSON: {error}") from error
+    if not isinstance(stated, dict):
+        raise ValueError(f'source_options={more!r}, expected a JSON object such as \'{{"normal_kinds": ["ok"]}}\'')
+    for_drawing = {name: value for name, value in stated.items() if name not in known}
+    if for_drawing and not drawn:
+        names = ", ".join(for_drawing)
+        raise ValueError(f"no option of a source is called {names}: expected one of {', '.join(known)}")
+    if text == "synthetic":
+        classes = given.get("class_names")
+        return for_drawing | ({"class_names": classes} if classes else {})
+    return given | {name: value for name, value in stated.items() if name in known}
 
 
 def _checkpoint(command: Any) -> str:

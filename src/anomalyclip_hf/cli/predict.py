@@ -12,7 +12,7 @@ from ..data.files import one_line
 from ..data.options import SourceOptions, option
 
 if TYPE_CHECKING:
-    from ..evaluation.prediction import PredictionSummary
+    from ..scoring.prediction import PredictionSummary
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MAP_FORMATS = ("png", "npy")
@@ -33,6 +33,7 @@ class Settings(SourceOptions):
     model: str = option("demo", "Folder or Hub repository; 'demo' is the embedded one, for trying out.", short="m")
     output_dir: str = option("predictions", "Folder for results.", short="o")
     batch_size: int = option(1, "Images per forward, 1 or more.")
+    num_workers: int = option(0, "Processes that decode images.")
     threshold: float | None = option(None, "Score in [0, 1] from which an image is anomalous; the model's own.")
     device: str | None = option(None, "Such as cpu or cuda:0; an accelerator if there is one.")
     dtype: str = option("auto", f"Of the weights: {', '.join(DTYPES)}.")
@@ -45,6 +46,7 @@ class Settings(SourceOptions):
     split: str = option("test", "One split of it, or all.", group="Data set")
 
     def __post_init__(self):
+        super().__post_init__()
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype={self.dtype!r}, expected one of {', '.join(DTYPES)}")
         if bool(self.inputs) == bool(self.source):
@@ -66,7 +68,7 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
     from .. import AnomalyCLIPModel, demo_checkpoint
     from ..data import load_anomaly_dataset
     from ..data.loading import refuse_drawn
-    from ..evaluation.prediction import predict_dataset, predict_files
+    from ..scoring.prediction import predict_dataset, predict_files
 
     name = demo_checkpoint() if settings.model == "demo" else settings.model
     if settings.source:
@@ -75,7 +77,7 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
     # Loaded here: the pipeline would try two ways and show the tracebacks of both.
     model = AnomalyCLIPModel.from_pretrained(name, dtype=settings.dtype)
     detector = pipeline("zero-shot-anomaly-detection", model=model, device=settings.device)
-    shared = ("batch_size", "threshold", "save_maps", "vmin", "vmax")
+    shared = ("batch_size", "num_workers", "threshold", "save_maps", "vmin", "vmax")
     arguments = {field: getattr(settings, field) for field in shared}
     if settings.source:
         summary = predict_dataset(images, settings.output_dir, detector, **arguments)

@@ -29,7 +29,6 @@ names, so masks are found by stem and never by order. A `Table` reads an index f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,31 +40,6 @@ SPLITS = {
     **dict.fromkeys(("val", "valid", "validation"), "validation"),
 }
 LABEL_RULES = ("kind", "mask_file", "mask_content", "anomalous", "table", "unlabeled")
-
-
-@dataclass(frozen=True)
-class ClassResults:
-    """Published results in percent; None where none was published."""
-
-    image_auroc: float | None = None
-    image_ap: float | None = None
-    pixel_auroc: float | None = None
-    pixel_aupro: float | None = None
-
-
-@dataclass(frozen=True)
-class PaperResults(ClassResults):
-    """Results of the paper (tables 1 and 2), in percent.
-
-    Args:
-        trained_on (`str`): the data set the prompts were learned on.
-        per_class (`Mapping[str, ClassResults]`): the authors' released log, empty where there is none.
-        log_mean (`ClassResults`, *optional*): the mean that log prints; it differs from the paper in places.
-    """
-
-    trained_on: str = "mvtec"
-    per_class: Mapping[str, ClassResults] = field(default_factory=dict)
-    log_mean: ClassResults | None = None
 
 
 @dataclass(frozen=True)
@@ -142,7 +116,6 @@ class DatasetLayout:
         home_page (`str`): where to get it.
         license (`str`, *optional*): Hub licence id, only where the source itself states it.
         license_note (`str`): what is known of the licence, or where to read it.
-        paper_results (`PaperResults`, *optional*): published numbers.
     """
 
     name: str
@@ -156,7 +129,6 @@ class DatasetLayout:
     home_page: str = ""
     license: str | None = None
     license_note: str = "not stated here: read it at the home page and in the archive before sharing"
-    paper_results: PaperResults | None = None
 
 
 MASK_SUFFIXES = ("", "_mask", "_gt", "_label")
@@ -178,40 +150,6 @@ MVTEC_TREE = (
 IMAGES_AND_MASKS = (Variant("images/{stem}", masks=_own_masks("masks/"), label="anomalous"),)
 
 
-def _results(
-    image_auroc: float | None,
-    image_ap: float | None,
-    pixel_auroc: float | None,
-    pixel_aupro: float | None,
-    **more: Any,
-) -> PaperResults:
-    return PaperResults(image_auroc, image_ap, pixel_auroc, pixel_aupro, **more)
-
-
-# pixel AUROC, AUPRO, image AUROC, image AP, as the authors' log prints them.
-_MVTEC_LOG = {
-    "carpet": (98.8, 90.0, 100.0, 100.0),
-    "bottle": (90.4, 80.8, 88.7, 96.8),
-    "hazelnut": (97.2, 92.5, 97.2, 98.5),
-    "leather": (98.6, 92.2, 99.8, 99.9),
-    "cable": (78.9, 64.0, 70.3, 81.7),
-    "capsule": (95.8, 87.6, 89.5, 97.8),
-    "grid": (97.3, 75.4, 97.8, 99.3),
-    "pill": (91.8, 88.1, 81.1, 95.3),
-    "transistor": (70.8, 58.2, 93.9, 92.1),
-    "metal_nut": (74.6, 71.1, 92.4, 98.2),
-    "screw": (97.5, 88.0, 82.1, 92.9),
-    "toothbrush": (91.9, 88.5, 85.3, 93.9),
-    "zipper": (91.3, 65.4, 98.4, 99.5),
-    "tile": (94.7, 87.4, 100.0, 100.0),
-    "wood": (96.4, 91.5, 96.9, 99.2),
-}
-
-
-def _from_log(pixel_auroc: float, pixel_aupro: float, image_auroc: float, image_ap: float) -> ClassResults:
-    return ClassResults(image_auroc, image_ap, pixel_auroc, pixel_aupro)
-
-
 _POLYP_PAGE = "https://figshare.com/articles/figure/Polyp_DataSet_zip/21221579"
 
 _ROWS = (
@@ -228,12 +166,6 @@ _ROWS = (
         home_page="https://www.mvtec.com/company/research/datasets/mvtec-ad",
         license="cc-by-nc-sa-4.0",
         license_note="CC BY-NC-SA 4.0 (readme.txt in the archive): no commercial use",
-        paper_results=_results(
-            *(91.5, 96.2, 91.1, 81.4),
-            trained_on="visa",
-            per_class={name: _from_log(*row) for name, row in _MVTEC_LOG.items()},
-            log_mean=_from_log(91.1, 81.4, 91.6, 96.4),
-        ),
     ),
     DatasetLayout(
         name="visa",
@@ -262,7 +194,6 @@ _ROWS = (
         home_page="https://github.com/amazon-science/spot-diff",
         license="cc-by-4.0",
         license_note="CC BY 4.0 (LICENSE-DATASET at the home page)",
-        paper_results=_results(82.1, 85.4, 95.5, 87.0),
     ),
     DatasetLayout(
         name="mpdd",
@@ -270,7 +201,6 @@ _ROWS = (
         classes=("bracket_black", "bracket_brown", "bracket_white", "connector", "metal_plate", "tubes"),
         variants=MVTEC_TREE,
         home_page="https://github.com/stepanje/MPDD",
-        paper_results=_results(77.0, 82.0, 96.5, 88.7),
     ),
     DatasetLayout(
         name="btad",
@@ -281,7 +211,6 @@ _ROWS = (
         normal_kinds=("ok",),
         variants=MVTEC_TREE,
         home_page="http://avires.dimi.uniud.it/papers/btad/btad.zip",
-        paper_results=_results(88.3, 87.3, 94.2, 74.8),
     ),
     DatasetLayout(
         name="sdd",
@@ -299,7 +228,6 @@ _ROWS = (
             ),
         ),
         home_page="https://www.vicos.si/resources/kolektorsdd/",
-        paper_results=_results(84.7, 80.0, 90.6, 67.8),
     ),
     DatasetLayout(
         name="dagm",
@@ -313,7 +241,6 @@ _ROWS = (
             ),
         ),
         home_page="https://www.kaggle.com/datasets/mhskjelvareid/dagm-2007-competition-dataset-optical-inspection",
-        paper_results=_results(97.5, 92.3, 95.6, 91.0),
     ),
     DatasetLayout(
         name="dtd_synthetic",
@@ -326,7 +253,6 @@ _ROWS = (
         ),
         variants=MVTEC_TREE,
         home_page="https://drive.google.com/drive/folders/10OyPzvI3H6llCZBxKxFlKWt1Pw1tkMK1",
-        paper_results=_results(93.5, 97.0, 97.9, 92.3),
     ),
     DatasetLayout(
         name="headct",
@@ -348,7 +274,6 @@ _ROWS = (
             ),
         ),
         home_page="https://www.kaggle.com/datasets/felipekitamura/head-ct-hemorrhage",
-        paper_results=_results(93.4, 91.6, None, None),
     ),
     DatasetLayout(
         name="brainmri",
@@ -362,7 +287,6 @@ _ROWS = (
             Variant("{kind}/{stem}", kinds=("no", "yes")),
         ),
         home_page="https://www.kaggle.com/datasets/navoneel/brain-mri-images-for-brain-tumor-detection",
-        paper_results=_results(90.3, 92.2, None, None),
     ),
     DatasetLayout(
         name="br35h",
@@ -373,7 +297,6 @@ _ROWS = (
         normal_kinds=("no",),
         variants=(Variant("{kind}/{stem}", kinds=("no", "yes")),),  # pred/ beside them has no labels
         home_page="https://www.kaggle.com/datasets/ahmedhamada0/brain-tumor-detection",
-        paper_results=_results(94.6, 94.7, None, None),
     ),
     DatasetLayout(
         name="covid19",
@@ -387,7 +310,6 @@ _ROWS = (
             Variant("{kind}/{stem}", needs_normal=True),
         ),
         home_page="https://www.kaggle.com/datasets/tawsifurrahman/covid19-radiography-database",
-        paper_results=_results(80.1, 58.7, None, None),
     ),
     DatasetLayout(
         name="isic",
@@ -408,7 +330,6 @@ _ROWS = (
             ),
         ),
         home_page="https://isic-challenge-data.s3.amazonaws.com/2016/ISBI2016_ISIC_Part1_Test_Data.zip",
-        paper_results=_results(None, None, 89.7, 78.4),
     ),
     DatasetLayout(
         name="colondb",
@@ -418,7 +339,6 @@ _ROWS = (
         classes=("colon",),
         variants=IMAGES_AND_MASKS,
         home_page=_POLYP_PAGE,
-        paper_results=_results(None, None, 81.9, 71.3),
     ),
     DatasetLayout(
         name="clinicdb",
@@ -432,7 +352,6 @@ _ROWS = (
             Variant("Original/{stem}", masks=("Ground Truth/{stem}",), label="anomalous"),
         ),
         home_page=_POLYP_PAGE,
-        paper_results=_results(None, None, 82.9, 67.8),
     ),
     DatasetLayout(
         name="kvasir",
@@ -442,7 +361,6 @@ _ROWS = (
         classes=("colon",),
         variants=IMAGES_AND_MASKS,
         home_page=_POLYP_PAGE,
-        paper_results=_results(None, None, 78.9, 45.6),
     ),
     DatasetLayout(
         name="endo",
@@ -452,7 +370,6 @@ _ROWS = (
         classes=("colon",),
         variants=(Variant("{kind}/{stem}", masks=_own_masks("masks/"), needs_masks=True),),
         home_page="https://drive.google.com/file/d/1LNpLkv5ZlEUzr_RPN5rdOHaqk0SkZa3m/view",
-        paper_results=_results(None, None, 84.1, 63.6),
     ),
     DatasetLayout(
         name="tn3k",
@@ -461,7 +378,6 @@ _ROWS = (
         classes=("thyroid",),
         variants=(Variant("test-image/{stem}", masks=_own_masks("test-mask/"), label="anomalous"),),
         home_page="https://github.com/haifangong/TRFE-Net-for-thyroid-nodule-segmentation",
-        paper_results=_results(None, None, 81.5, 50.4),
     ),
 )
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +23,8 @@ from ..modeling_anomalyclip import compute_similarity_maps
 from ..prompts_anomalyclip import locate_base
 
 if TYPE_CHECKING:
-    from ..modeling_anomalyclip import AnomalyCLIPModel
+    from .. import AnomalyCLIPModel, AnomalyCLIPProcessor
+    from ..scoring.rows import PreparedRow
 
 OWN = "anomalyclip"
 DPAM_CHOICES = ("off", "vv", "qq", "kk")
@@ -242,6 +244,36 @@ class MethodScorer:
         if method.plain_clip:
             return [self.model.config.vision_config.num_hidden_layers]
         return sorted(method.layers or self.model.config.feature_layers)
+
+
+def score_methods(
+    scorer: MethodScorer,
+    processor: AnomalyCLIPProcessor,
+    rows: Sequence[PreparedRow],
+    sigma: float | None = None,
+    map_size: int | str | None = None,
+) -> list[tuple[dict[str, float], dict[str, np.ndarray]]]:
+    """Score prepared rows of one class by several methods.
+
+    Args:
+        scorer, processor: of the model.
+        rows: of one class.
+        sigma: smoothing in pixels at the model's input size; the processor's own where None.
+        map_size: of the maps: None is the model's input, "original" the image's own, a number so many pixels square.
+
+    Returns:
+        for each row method to score, and method to map `(H, W)` float32.
+    """
+    pixel_values = torch.stack([row.pixel_values for row in rows]).to(scorer.model.device)
+    targets = (
+        None if map_size is None else [(map_size, map_size) if isinstance(map_size, int) else row.size for row in rows]
+    )
+    found: list[tuple[dict[str, float], dict[str, np.ndarray]]] = [({}, {}) for _ in rows]
+    for name, output in scorer.score(pixel_values, rows[0].class_name).items():
+        results = processor.post_process_anomaly_detection(output, target_sizes=targets, sigma=sigma)
+        for (scores, maps), one in zip(found, results, strict=True):
+            scores[name], maps[name] = one["score"], one["anomaly_map"].cpu().numpy()
+    return found
 
 
 def sentences_of(kind: str, class_name: str) -> tuple[list[str], list[str]]:

@@ -13,18 +13,7 @@ from typing import Any, ClassVar
 import evaluate
 from datasets import Features, Sequence, Value
 
-from .metrics import (
-    aupro,
-    aupro_authors,
-    f1_max,
-    image_ap,
-    image_auroc,
-    image_metrics,
-    pixel_ap,
-    pixel_auroc,
-    pixel_f1_max,
-    pixel_metrics,
-)
+from .metrics import image_metrics, pixel_metrics
 
 _CITATION = """@inproceedings{zhou2024anomalyclip,
   title={AnomalyCLIP: Object-agnostic Prompt Learning for Zero-shot Anomaly Detection},
@@ -36,6 +25,7 @@ _CITATION = """@inproceedings{zhou2024anomalyclip,
 
 class _AnomalyMetric(evaluate.Metric):
     columns: ClassVar[dict[str, Any]]
+    names: ClassVar[tuple[str, ...] | None] = None  # which metrics; all of them where None
 
     def _info(self) -> evaluate.MetricInfo:
         description = (type(self).__doc__ or "").strip()
@@ -49,9 +39,15 @@ class _AnomalyMetric(evaluate.Metric):
     def _download_and_prepare(self, dl_manager: Any) -> None:
         """Nothing to download."""
 
+    def _choose(self, found: dict[str, Any]) -> dict[str, Any]:
+        return found if self.names is None else {name: found[name] for name in self.names}
+
 
 class _ImageMetric(_AnomalyMetric):
     columns: ClassVar = {"predictions": Value("float64"), "references": Value("int32")}
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, Any]:
+        return self._choose(image_metrics(predictions, references))
 
 
 class _PixelMetric(_AnomalyMetric):
@@ -66,74 +62,61 @@ class _PixelMetric(_AnomalyMetric):
         info.format = "numpy"
         return info
 
+    def _compute(self, predictions: Any, references: Any, fpr_limit: float = 0.3) -> dict[str, Any]:
+        return self._choose(pixel_metrics(predictions, references, fpr_limit))
+
 
 class ImageAUROC(_ImageMetric):
     """Area under the ROC curve of image scores."""
 
-    def _compute(self, predictions: Any, references: Any) -> dict[str, Any]:
-        return {"image_auroc": image_auroc(predictions, references)}
+    names = ("image_auroc",)
 
 
 class ImageAP(_ImageMetric):
     """Average precision of image scores."""
 
-    def _compute(self, predictions: Any, references: Any) -> dict[str, Any]:
-        return {"image_ap": image_ap(predictions, references)}
+    names = ("image_ap",)
 
 
 class ImageF1Max(_ImageMetric):
     """Best F1 of image scores over all thresholds."""
 
-    def _compute(self, predictions: Any, references: Any) -> dict[str, Any]:
-        best = f1_max(predictions, references)
-        return {"image_f1_max": best.f1, "image_f1_max_threshold": best.threshold}
+    names = ("image_f1_max", "image_f1_max_threshold")
 
 
 class ImageAnomalyMetrics(_ImageMetric):
     """All image metrics together."""
 
-    def _compute(self, predictions: Any, references: Any) -> dict[str, Any]:
-        return image_metrics(predictions, references)
-
 
 class PixelAUROC(_PixelMetric):
     """Area under the ROC curve of all pixels."""
 
-    def _compute(self, predictions: Any, references: Any) -> dict[str, Any]:
-        return {"pixel_auroc": pixel_auroc(predictions, references)}
+    names = ("pixel_auroc",)
 
 
 class PixelAP(_PixelMetric):
     """Average precision of all pixels."""
 
-    def _compute(self, predictions: Any, references: Any) -> dict[str, Any]:
-        return {"pixel_ap": pixel_ap(predictions, references)}
+    names = ("pixel_ap",)
 
 
 class PixelF1Max(_PixelMetric):
     """Best F1 of all pixels over all thresholds."""
 
-    def _compute(self, predictions: Any, references: Any) -> dict[str, Any]:
-        best = pixel_f1_max(predictions, references)
-        return {"pixel_f1_max": best.f1, "pixel_f1_max_threshold": best.threshold}
+    names = ("pixel_f1_max", "pixel_f1_max_threshold")
 
 
 class AUPRO(_PixelMetric):
     """Exact area under the per-region-overlap curve up to a false-positive rate of `fpr_limit` (0.3)."""
 
-    def _compute(self, predictions: Any, references: Any, fpr_limit: float = 0.3) -> dict[str, Any]:
-        return {"aupro": aupro(predictions, references, fpr_limit)}
+    names = ("aupro",)
 
 
 class AUPROAuthors(_PixelMetric):
     """AUPRO with 200 thresholds and rescaled false-positive rates, as the authors compute it."""
 
-    def _compute(self, predictions: Any, references: Any, fpr_limit: float = 0.3) -> dict[str, Any]:
-        return {"aupro_authors": aupro_authors(predictions, references, fpr_limit)}
+    names = ("aupro_authors",)
 
 
 class PixelAnomalyMetrics(_PixelMetric):
     """All pixel metrics together, from one sort."""
-
-    def _compute(self, predictions: Any, references: Any, fpr_limit: float = 0.3) -> dict[str, Any]:
-        return pixel_metrics(predictions, references, fpr_limit)

@@ -1,4 +1,4 @@
-"""Exact metrics of anomaly detection as plain functions.
+"""Exact metrics of anomaly detection as plain functions, and the one table of their names.
 
 Scores and maps may lie anywhere: higher means more anomalous. Ties are handled exactly, NaN and infinite scores are
 refused, and a metric that the input does not define (one class only, no anomalous region) is NaN with an
@@ -9,44 +9,160 @@ Memory: the exact pixel metrics hold one float32 copy of the maps they are given
 class by class). For any number of images in a few megabytes use `StreamingPixelMetrics`.
 """
 
+from __future__ import annotations
+
 import math
-from collections.abc import Sequence
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .ranking import (
-    Curve,
-    F1Max,
-    Ranking,
-    UndefinedMetricWarning,
-    auroc,
-    average_precision,
-    best_f1,
-    curves_of,
-    rank_exactly,
-    summarize_pixels,
-    warn_undefined,
-    why_undefined,
-)
+from ..scoring.ranking import F1Max, Ranking, best_f1, rank_images, rank_pixels, why_undefined
 
 __all__ = [
+    "IMAGE_METRICS",
+    "METRICS",
+    "PIXEL_METRICS",
     "Curve",
     "F1Max",
     "UndefinedMetricWarning",
     "aupro",
     "aupro_authors",
+    "curves_of",
     "f1_max",
     "image_ap",
     "image_auroc",
-    "image_curves",
     "image_metrics",
     "pixel_ap",
     "pixel_auroc",
-    "pixel_curves",
     "pixel_f1_max",
     "pixel_metrics",
 ]
+
+
+class UndefinedMetricWarning(UserWarning):
+    """A metric has no value for this input (one class only, no region) and is returned as NaN."""
+
+
+class Curve(NamedTuple):
+    """Points of a curve, both `(K,)` float64 in [0, 1]: ROC (FPR, TPR), PR (recall, precision), PRO (FPR, PRO)."""
+
+    x: np.ndarray
+    y: np.ndarray
+
+
+class Metric(NamedTuple):
+    """A row of [`METRICS`].
+
+    Args:
+        title: how tables call it.
+        compute: takes a `Ranking` and the highest false-positive rate of AUPRO; returns a float or an [`F1Max`].
+        hub_type: what the Hub calls it; None for those that model cards leave out.
+        card_title: how model cards call it where it differs.
+    """
+
+    title: str
+    compute: Callable[[Ranking, float], Any]
+    hub_type: str | None = None
+    card_title: str | None = None
+
+
+def auroc(ranking: Ranking) -> float:
+    """Area under the ROC curve: the chance that an anomalous sample outscores a normal one, ties counting half."""
+    gained = np.diff(ranking.hits, prepend=0).astype(np.float64)
+    outscored = 2.0 * ranking.num_normal - ranking.alarms_above - ranking.alarms
+    return float(np.dot(gained, outscored) / (2.0 * ranking.num_anomalous * ranking.num_normal))
+
+
+def average_precision(ranking: Ranking) -> float:
+    """Average precision: precision summed over the steps of recall, without interpolation."""
+    gained = np.diff(ranking.hits, prepend=0)
+    return float(np.dot(gained, ranking.hits / (ranking.hits + ranking.alarms)) / ranking.num_anomalous)
+
+
+def area_under_pro(ranking: Ranking, fpr_limit: float = 0.3) -> float:
+    """Area under per-region overlap against FPR from 0 to `fpr_limit`, divided by `fpr_limit`."""
+    fpr, overlap = _pro_curve(ranking)
+    last = int(np.searchsorted(fpr, fpr_limit, side="right"))
+    x, y = fpr[:last], overlap[:last]
+    if x[-1] < fpr_limit:
+        slope = (overlap[last] - y[-1]) / (fpr[last] - x[-1])
+        x = np.append(x, fpr_limit)
+        y = np.append(y, y[-1] + slope * (fpr_limit - fpr[last - 1]))
+    return _trapezoid(x, y) / fpr_limit
+
+
+def area_under_pro_authors(ranking: Ranking, fpr_limit: float = 0.3, num_thresholds: int = 200) -> float:
+    """AUPRO as the authors' program computes it; NaN where the thresholds leave fewer than two rates of alarms."""
+    step = (ranking.highest - ranking.lowest) / num_thresholds
+    if not step > 0 or ranking.overlap is None:
+        return math.nan
+    thresholds = np.arange(ranking.lowest, ranking.highest, step)
+    fpr = ranking.count_alarms(thresholds) / ranking.num_normal
+    above = len(ranking.thresholds) - np.searchsorted(ranking.thresholds[::-1], thresholds, side="right")
+    overlap = np.append(0.0, ranking.overlap)[above]
+    kept = fpr < fpr_limit
+    fpr, overlap = fpr[kept], overlap[kept]
+    if len(fpr) < 2 or fpr.max() == fpr.min():
+        return math.nan
+    fpr = (fpr - fpr.min()) / (fpr.max() - fpr.min())
+    return _trapezoid(fpr[::-1], overlap[::-1])
+
+
+METRICS: dict[str, Metric] = {
+    "image_auroc": Metric("image AUROC", lambda ranking, limit: auroc(ranking), "roc_auc"),
+    "image_ap": Metric("image AP", lambda ranking, limit: average_precision(ranking), "average_precision"),
+    "image_f1_max": Metric("image F1-max", lambda ranking, limit: best_f1(ranking)),
+    "pixel_auroc": Metric("pixel AUROC", lambda ranking, limit: auroc(ranking), "roc_auc"),
+    "pixel_ap": Metric("pixel AP", lambda ranking, limit: average_precision(ranking)),
+    "pixel_f1_max": Metric("pixel F1-max", lambda ranking, limit: best_f1(ranking)),
+    "aupro": Metric("AUPRO", area_under_pro, "aupro", "pixel AUPRO"),
+    "aupro_authors": Metric("AUPRO, authors' way", area_under_pro_authors),
+}
+IMAGE_METRICS = tuple(name for name in METRICS if name.startswith("image_"))
+PIXEL_METRICS = tuple(name for name in METRICS if name not in IMAGE_METRICS)
+
+
+def summarize(ranking: Ranking, names: Iterable[str], fpr_limit: float = 0.3) -> dict[str, Any]:
+    """Metrics of a ranking, undefined ones NaN.
+
+    Args:
+        ranking: counts of images or pixels, with `overlap` where there are regions.
+        names: keys of `METRICS`; those of images or those of pixels.
+        fpr_limit: highest false-positive rate of AUPRO, in (0, 1].
+
+    Returns:
+        name to value, `<name>_threshold` beside an F1-max, and `reasons` (name to why it is NaN).
+    """
+    result: dict[str, Any] = {}
+    reasons: dict[str, str] = {}
+    for name in names:
+        unit = "image" if name in IMAGE_METRICS else "pixel"
+        reason = why_undefined(ranking, needs_regions=name.startswith("aupro"), unit=unit)
+        value = math.nan if reason else METRICS[name].compute(ranking, fpr_limit)
+        if name.endswith("f1_max"):
+            best = value if isinstance(value, F1Max) else F1Max(math.nan, math.nan)
+            result[name], result[f"{name}_threshold"] = best
+        else:
+            result[name] = value
+        if reason is None and math.isnan(result[name]):
+            reason = f"fewer than two false-positive rates below {fpr_limit} at 200 thresholds over the score range"
+        if reason:
+            reasons[name] = reason
+    return result | {"reasons": reasons}
+
+
+def summarize_pixels(ranking: Ranking, fpr_limit: float = 0.3, with_curves: bool = False) -> dict[str, Any]:
+    """The result of [`pixel_metrics`] from counts, with a warning for what is undefined."""
+    result = summarize(ranking, PIXEL_METRICS, fpr_limit)
+    result["num_pixels"] = ranking.num_anomalous + ranking.num_normal
+    result["num_anomalous_pixels"] = ranking.num_anomalous
+    result["num_regions"] = ranking.num_regions
+    if with_curves:
+        result["curves"] = curves_of(ranking)
+    _warn_undefined(result["reasons"], stacklevel=4)
+    return result
 
 
 def image_auroc(scores: Any, labels: Any) -> float:
@@ -59,22 +175,18 @@ def image_auroc(scores: Any, labels: Any) -> float:
     Raises:
         ValueError: NaN or infinite scores, other labels, different lengths, no sample.
     """
-    return _image_value("image_auroc", scores, labels)
+    return _single("image_auroc", rank_images(scores, labels))["image_auroc"]
 
 
 def image_ap(scores: Any, labels: Any) -> float:
     """Average precision of image scores (arguments as `image_auroc`)."""
-    return _image_value("image_ap", scores, labels)
+    return _single("image_ap", rank_images(scores, labels))["image_ap"]
 
 
 def f1_max(scores: Any, labels: Any) -> F1Max:
     """Best F1 over all thresholds and the highest threshold that reaches it (arguments as `image_auroc`)."""
-    ranking = rank_images(scores, labels)
-    reason = why_undefined(ranking)
-    if reason:
-        warn_undefined({"f1_max": reason})
-        return F1Max(math.nan, math.nan)
-    return best_f1(ranking)
+    result = _single("image_f1_max", rank_images(scores, labels))
+    return F1Max(result["image_f1_max"], result["image_f1_max_threshold"])
 
 
 def image_metrics(scores: Any, labels: Any) -> dict[str, Any]:
@@ -85,24 +197,10 @@ def image_metrics(scores: Any, labels: Any) -> dict[str, Any]:
         `num_anomalous_images`, and `reasons` (metric name to why it is NaN).
     """
     ranking = rank_images(scores, labels)
-    reason = why_undefined(ranking)
-    best = F1Max(math.nan, math.nan) if reason else best_f1(ranking)
-    result: dict[str, Any] = {
-        "image_auroc": math.nan if reason else auroc(ranking),
-        "image_ap": math.nan if reason else average_precision(ranking),
-        "image_f1_max": best.f1,
-        "image_f1_max_threshold": best.threshold,
-        "num_images": ranking.num_anomalous + ranking.num_normal,
-        "num_anomalous_images": ranking.num_anomalous,
-        "reasons": dict.fromkeys(("image_auroc", "image_ap", "image_f1_max"), reason) if reason else {},
-    }
-    warn_undefined(result["reasons"])
-    return result
-
-
-def image_curves(scores: Any, labels: Any, max_points: int = 1000) -> dict[str, Curve]:
-    """ROC and PR curves of image scores, thinned to `max_points`; empty where undefined."""
-    return curves_of(rank_images(scores, labels), max_points)
+    result = summarize(ranking, IMAGE_METRICS)
+    _warn_undefined(result["reasons"])
+    num_images = ranking.num_anomalous + ranking.num_normal
+    return result | {"num_images": num_images, "num_anomalous_images": ranking.num_anomalous}
 
 
 def pixel_metrics(maps: Any, masks: Any, fpr_limit: float = 0.3, with_curves: bool = False) -> dict[str, Any]:
@@ -123,24 +221,22 @@ def pixel_metrics(maps: Any, masks: Any, fpr_limit: float = 0.3, with_curves: bo
         ValueError: NaN or infinite scores, masks with other values, shapes that do not match, no image.
     """
     check_fpr_limit(fpr_limit)
-    result = summarize_pixels(rank_pixels(maps, masks), fpr_limit, with_curves)
-    warn_undefined(result["reasons"])
-    return result
+    return summarize_pixels(rank_pixels(maps, masks), fpr_limit, with_curves)
 
 
 def pixel_auroc(maps: Any, masks: Any) -> float:
     """Area under the ROC curve of all pixels (arguments as `pixel_metrics`)."""
-    return _pixel_value("pixel_auroc", maps, masks)["pixel_auroc"]
+    return _single("pixel_auroc", rank_pixels(maps, masks, with_regions=False))["pixel_auroc"]
 
 
 def pixel_ap(maps: Any, masks: Any) -> float:
     """Average precision of all pixels (arguments as `pixel_metrics`)."""
-    return _pixel_value("pixel_ap", maps, masks)["pixel_ap"]
+    return _single("pixel_ap", rank_pixels(maps, masks, with_regions=False))["pixel_ap"]
 
 
 def pixel_f1_max(maps: Any, masks: Any) -> F1Max:
     """Best F1 over all pixels with its threshold (arguments as `pixel_metrics`)."""
-    result = _pixel_value("pixel_f1_max", maps, masks)
+    result = _single("pixel_f1_max", rank_pixels(maps, masks, with_regions=False))
     return F1Max(result["pixel_f1_max"], result["pixel_f1_max_threshold"])
 
 
@@ -150,7 +246,8 @@ def aupro(maps: Any, masks: Any, fpr_limit: float = 0.3) -> float:
     Every distinct score is a threshold; the curve is joined by straight lines and cut at `fpr_limit` exactly. Regions
     are 8-connected and count alike whatever their size.
     """
-    return _pixel_value("aupro", maps, masks, fpr_limit)["aupro"]
+    check_fpr_limit(fpr_limit)
+    return _single("aupro", rank_pixels(maps, masks), fpr_limit)["aupro"]
 
 
 def aupro_authors(maps: Any, masks: Any, fpr_limit: float = 0.3) -> float:
@@ -159,33 +256,18 @@ def aupro_authors(maps: Any, masks: Any, fpr_limit: float = 0.3) -> float:
     200 thresholds evenly over the score range; of those with FPR below `fpr_limit`, FPR is stretched by its own lowest
     and highest value to [0, 1]. It reads about a point below the exact value; prefer `aupro`.
     """
-    return _pixel_value("aupro_authors", maps, masks, fpr_limit)["aupro_authors"]
+    check_fpr_limit(fpr_limit)
+    return _single("aupro_authors", rank_pixels(maps, masks), fpr_limit)["aupro_authors"]
 
 
-def pixel_curves(maps: Any, masks: Any, max_points: int = 1000) -> dict[str, Curve]:
-    """ROC, PR and PRO curves of all pixels, thinned to `max_points`; empty where undefined."""
-    return curves_of(rank_pixels(maps, masks), max_points)
-
-
-def label_regions(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Number the 8-connected regions of a mask.
-
-    Args:
-        mask: `(H, W)` bool.
-
-    Returns:
-        `(P,)` int32, the region (from 0) of each anomalous pixel in row-major order, and `(R,)` int64 region sizes.
-    """
-    from scipy import ndimage
-
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not len(rows):
-        return np.zeros(0, np.int32), np.zeros(0, np.int64)
-    # Cropping to the anomalous rows and columns keeps row-major order and saves most of the work.
-    box = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    labels, count = ndimage.label(box, structure=np.ones((3, 3), dtype=int))
-    region = labels[box] - 1
-    return region, np.bincount(region, minlength=count)
+def thin(curve: Curve, max_points: int = 1000) -> Curve:
+    """Keep at most about `max_points` points, evenly spaced along the curve, ends included (for plots and reports)."""
+    if len(curve.x) <= max_points:
+        return curve
+    length = np.cumsum(np.abs(np.diff(curve.x, prepend=curve.x[0])) + np.abs(np.diff(curve.y, prepend=curve.y[0])))
+    kept = np.unique(np.searchsorted(length, np.linspace(0.0, length[-1], max_points)))
+    kept = np.unique(np.concatenate([[0], kept, [len(curve.x) - 1]]))
+    return Curve(curve.x[kept], curve.y[kept])
 
 
 def check_fpr_limit(fpr_limit: float) -> None:
@@ -194,107 +276,47 @@ def check_fpr_limit(fpr_limit: float) -> None:
         raise ValueError(f"fpr_limit={fpr_limit} but a false-positive rate in (0, 1] is expected; the paper uses 0.3")
 
 
-def pair_maps(maps: Any, masks: Any) -> list[tuple[Any, Any]]:
-    """Match maps with masks by position, refusing lengths that differ, no image, and missing masks."""
-    if len(maps) != len(masks):
-        raise ValueError(f"{len(maps)} maps but {len(masks)} masks: give one mask for each map")
-    if len(maps) == 0:
-        raise ValueError("no map given: at least one image is needed")
-    for index, mask in enumerate(masks):
-        if mask is None:
-            raise ValueError(
-                f"masks[{index}] is None: give zeros for a normal image, leave out an anomalous one without a mask"
-            )
-    return list(zip(maps, masks, strict=True))
-
-
-def check_pair(anomaly_map: Any, mask: Any, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return a map as `(H, W)` float32 or float64 and its mask as `(H, W)` bool, or say what is wrong with them."""
-    scores, truth = to_numpy(anomaly_map), to_numpy(mask)
-    scores = scores[0] if scores.ndim == 3 and scores.shape[0] == 1 else scores
-    truth = truth[0] if truth.ndim == 3 and truth.shape[0] == 1 else truth
-    if scores.ndim != 2 or scores.size == 0:
-        raise ValueError(f"maps[{index}] has shape {scores.shape} but (H, W) with at least one pixel is expected")
-    if truth.shape != scores.shape:
-        raise ValueError(f"masks[{index}] has shape {truth.shape} but maps[{index}] has {scores.shape}: resize one")
-    if scores.dtype != np.float64:
-        scores = scores.astype(np.float32, copy=False)
-    return scores, _as_truth(truth, f"masks[{index}]")
-
-
-def to_numpy(values: Any) -> np.ndarray:
-    """Turn an array, list or tensor (any device, bfloat16 too) into a NumPy array."""
-    if hasattr(values, "detach"):
-        values = values.detach().cpu()
-        values = values.float() if str(values.dtype) == "torch.bfloat16" else values
-        return values.numpy()
-    return np.asarray(values)
-
-
-def check_finite(lowest: float, highest: float, name: str) -> None:
-    """Refuse NaN and infinite scores, given their smallest and largest (NaN if any is NaN)."""
-    if not (math.isfinite(lowest) and math.isfinite(highest)):
-        found = "NaN" if math.isnan(lowest) or math.isnan(highest) else "infinite values"
-        raise ValueError(f"{name} has {found} but finite scores are expected: check the image and the model")
-
-
-def _as_truth(values: np.ndarray, name: str) -> np.ndarray:
-    if values.dtype == bool:
-        return values
-    truth = values == 1
-    if np.count_nonzero(truth) + np.count_nonzero(values == 0) != values.size:
-        strange = values[~truth & (values != 0)].ravel()[0]
-        raise ValueError(f"{name} has the value {strange} but only 0 and 1 are expected: binarize it first")
-    return truth
-
-
-def rank_images(scores: Any, labels: Any) -> Ranking:
-    """Check scores and labels and count them (arguments as `image_auroc`)."""
-    scores, labels = to_numpy(scores), to_numpy(labels)
-    if scores.ndim != 1 or labels.shape != scores.shape:
-        raise ValueError(f"scores have shape {scores.shape} and labels {labels.shape} but both should be (N,)")
-    if len(scores) == 0:
-        raise ValueError("no score given: at least one image is needed")
-    scores = scores.astype(np.float64)
-    check_finite(scores.min(), scores.max(), "scores")
-    truth = _as_truth(labels, "labels")
-    return rank_exactly(scores[~truth], scores[truth])
-
-
-def rank_pixels(maps: Any, masks: Any, with_regions: bool = True) -> Ranking:
-    """Split all pixels into normal and anomalous ones, number the regions, and count (as `pixel_metrics`)."""
-    pairs = [check_pair(*pair, index) for index, pair in enumerate(pair_maps(maps, masks))]
-    counts = [int(np.count_nonzero(mask)) for _, mask in pairs]
-    total = sum(mask.size for _, mask in pairs)
-    dtype = np.result_type(*{scores.dtype for scores, _ in pairs})
-    normal, anomalous = np.empty(total - sum(counts), dtype), np.empty(sum(counts), dtype)
-    weights = np.empty(sum(counts)) if with_regions else None
-    at_normal = at_anomalous = 0
-    for index, ((scores, mask), count) in enumerate(zip(pairs, counts, strict=True)):
-        check_finite(scores.min(), scores.max(), f"maps[{index}]")
-        end_normal, end_anomalous = at_normal + mask.size - count, at_anomalous + count
-        normal[at_normal:end_normal] = scores[~mask] if count else scores.ravel()
-        if count:
-            anomalous[at_anomalous:end_anomalous] = scores[mask]
-            if weights is not None:
-                region, sizes = label_regions(mask)
-                weights[at_anomalous:end_anomalous] = (1.0 / sizes)[region]
-        at_normal, at_anomalous = end_normal, end_anomalous
-    return rank_exactly(normal, anomalous, weights)
-
-
-def _image_value(name: str, scores: Any, labels: Any) -> float:
-    ranking = rank_images(scores, labels)
-    reason = why_undefined(ranking)
-    if reason:
-        warn_undefined({name: reason}, stacklevel=4)
-        return math.nan
-    return {"image_auroc": auroc, "image_ap": average_precision}[name](ranking)
-
-
-def _pixel_value(name: str, maps: Sequence[Any], masks: Sequence[Any], fpr_limit: float = 0.3) -> dict[str, Any]:
-    check_fpr_limit(fpr_limit)
-    ranking = rank_pixels(maps, masks, with_regions=name.startswith("aupro"))
-    result = summarize_pixels(ranking, fpr_limit, names=[name])
-    warn_undefined(result["reasons"], stacklevel=4)
+def _single(name: str, ranking: Ranking, fpr_limit: float = 0.3) -> dict[str, Any]:
+    result = summarize(ranking, [name], fpr_limit)
+    _warn_undefined(result["reasons"], stacklevel=4)
     return result
+
+
+def _warn_undefined(reasons: dict[str, str], stacklevel: int = 3) -> None:
+    """Warn once per reason, naming the metrics returned as NaN."""
+    for reason in dict.fromkeys(reasons.values()):
+        names = ", ".join(name for name, why in reasons.items() if why == reason)
+        warnings.warn(f"{names} undefined, returned as NaN: {reason}", UndefinedMetricWarning, stacklevel=stacklevel)
+
+
+def curves_of(ranking: Ranking, max_points: int = 1000) -> dict[str, Curve]:
+    """ROC, PR and (with regions) PRO curves for plotting; empty where undefined."""
+    if why_undefined(ranking):
+        return {}
+    precision = ranking.hits / (ranking.hits + ranking.alarms)
+    recall = ranking.hits / ranking.num_anomalous
+    curves = {
+        "roc": _stairs(ranking, recall),
+        "pr": Curve(np.append(0.0, recall), np.append(precision[:1], precision)),
+    }
+    if ranking.overlap is not None:
+        curves["pro"] = _pro_curve(ranking)
+    return {name: thin(curve, max_points) for name, curve in curves.items()}
+
+
+def _pro_curve(ranking: Ranking) -> Curve:
+    """Points (FPR, mean region overlap) from (0, 0) to (1, 1)."""
+    if ranking.overlap is None:
+        raise ValueError("the PRO curve needs region overlaps, but this ranking has none: rank with region weights")
+    return _stairs(ranking, ranking.overlap)
+
+
+def _stairs(ranking: Ranking, height: np.ndarray) -> Curve:
+    """Walk the curve: to each threshold sideways, then through it (a slope where normal samples tie with it)."""
+    x = np.stack([ranking.alarms_above, ranking.alarms], axis=1).ravel() / ranking.num_normal
+    y = np.stack([np.append(0.0, height[:-1]), height], axis=1).ravel()
+    return Curve(np.concatenate([[0.0], x, [1.0]]), np.concatenate([[0.0], y, [1.0]]))
+
+
+def _trapezoid(x: np.ndarray, y: np.ndarray) -> float:
+    return float(np.dot(np.diff(x), (y[1:] + y[:-1]) / 2.0))

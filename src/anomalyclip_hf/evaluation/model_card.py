@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .metrics import METRICS
+
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard
 
@@ -20,13 +22,8 @@ TAGS = ["anomaly-detection", "zero-shot", "clip", "anomalyclip"]
 PIPELINE_TAG = "image-segmentation"
 ARXIV = "https://arxiv.org/abs/2310.18961"
 
-# metric of an evaluation -> (metric id, name); others are not shown.
-METRICS = {
-    "image_auroc": ("roc_auc", "image AUROC"),
-    "image_ap": ("average_precision", "image AP"),
-    "pixel_auroc": ("roc_auc", "pixel AUROC"),
-    "aupro": ("aupro", "pixel AUPRO"),
-}
+# Metrics of an evaluation that the Hub has a name for; others are not shown.
+SHOWN = [key for key, metric in METRICS.items() if metric.hub_type]
 ALIASES = {"pixel_aupro": "aupro"}
 # field of a training record -> what the card calls it; other fields keep their names.
 TRAINING_NAMES = {
@@ -95,7 +92,7 @@ def make_model_card(
         tags=TAGS,
         **relation,
     )
-    shown = [key for key in METRICS if any(key in mean for _, mean in means.values())]
+    shown = [key for key in SHOWN if any(key in mean for _, mean in means.values())]
     return ModelCard.from_template(
         data,
         template_str=TEMPLATE.read_text(encoding="utf-8"),
@@ -109,7 +106,7 @@ def make_model_card(
         results=[
             {"name": title, "values": [_percent(mean.get(key)) for key in shown]} for title, mean in means.values()
         ],
-        metrics=[METRICS[key][1] for key in shown],
+        metrics=[_card_title(key) for key in shown],
         training=[(TRAINING_NAMES.get(key, key), value) for key, value in recorded.items() if value is not None],
         image_threshold=config.image_threshold,
         pixel_threshold=config.pixel_threshold,
@@ -126,22 +123,6 @@ def prompts_checksum(model: Any) -> str:
     for tensor in tensors:
         digest.update(tensor.detach().cpu().float().contiguous().numpy().astype("<f4").tobytes())
     return digest.hexdigest()
-
-
-def update_thresholds(card: str, image_threshold: float | None, pixel_threshold: float | None) -> str:
-    """Say in a card what its thresholds are now; a card without that section is answered unchanged.
-
-    Args:
-        card: text of a card that `make_model_card` wrote.
-        image_threshold, pixel_threshold: in [0, 1], or None.
-    """
-    from jinja2 import Template
-
-    section = re.compile(r"^## Thresholds\n.*?(?=^## )", re.DOTALL | re.MULTILINE)
-    found = section.search(TEMPLATE.read_text(encoding="utf-8"))
-    assert found is not None  # the template is ours
-    text = Template(found[0]).render(image_threshold=image_threshold, pixel_threshold=pixel_threshold)
-    return section.sub(lambda _: text.rstrip("\n") + "\n\n", card, count=1)
 
 
 def _facts(config: Any, model: Any, base: str | None, prompts_file: str | os.PathLike | None) -> dict[str, str]:
@@ -181,7 +162,7 @@ def _mean(name: str, entry: Any) -> tuple[str, dict[str, float]]:
     methods = entry.get("methods")
     main = next(iter(methods.values())) if isinstance(methods, Mapping) and methods else entry
     mean = {ALIASES.get(key, key): value for key, value in (main.get("mean") or {}).items()}
-    finite = {key: float(mean[key]) for key in METRICS if _is_number(mean.get(key)) and math.isfinite(mean[key])}
+    finite = {key: float(mean[key]) for key in SHOWN if _is_number(mean.get(key)) and math.isfinite(mean[key])}
     return str(entry.get("title") or name), finite
 
 
@@ -198,8 +179,8 @@ def _eval_results(means: Mapping[str, tuple[str, dict[str, float]]]) -> list[Eva
             task_name="Zero-shot anomaly detection",
             dataset_type=re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-"),
             dataset_name=title,
-            metric_type=METRICS[key][0],
-            metric_name=METRICS[key][1],
+            metric_type=str(METRICS[key].hub_type),
+            metric_name=_card_title(key),
             metric_value=round(value, 4),
         )
         for name, (title, mean) in means.items()
@@ -207,8 +188,12 @@ def _eval_results(means: Mapping[str, tuple[str, dict[str, float]]]) -> list[Eva
     ]
 
 
+def _card_title(key: str) -> str:
+    return METRICS[key].card_title or METRICS[key].title
+
+
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
 
 
-__all__ = ["make_model_card", "prompts_checksum", "update_thresholds"]
+__all__ = ["make_model_card", "prompts_checksum"]

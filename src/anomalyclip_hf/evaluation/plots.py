@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..data.files import atomic_path, one_line
-from .metrics import to_numpy
-from .ranking import Curve
+from ..scoring.ranking import to_numpy
+from .metrics import Curve
 
 # Okabe and Ito's colors, which color-blind readers can tell apart; line styles tell the eighth line from the first.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -32,7 +32,7 @@ def plot_metric_curves(
     """Plot ROC, PR and PRO curves side by side, one line per class or run.
 
     Args:
-        curves: line name to `{"roc": Curve, "pr": Curve, "pro": Curve}`, as `pixel_curves` and `image_curves` return;
+        curves: line name to `{"roc": Curve, "pr": Curve, "pro": Curve}`, as `curves_of` returns;
             kinds that no line has get no panel.
         path: file to write.
         fpr_limit: shaded in the PRO panel as the part that AUPRO measures.

@@ -13,21 +13,12 @@ import numpy as np
 from PIL import Image
 
 from ..data.files import atomic_path
+from ..scoring.pictures import colorize
+from .metrics import METRICS, Curve, thin
 from .plots import plot_curves, plot_metric_curves, plot_score_histograms
-from .ranking import Curve, thin
-from .visualization import COLUMNS, Sample, caption, colorize, picture_row
+from .visualization import COLUMNS, Sample, caption, picture_row
 
-# metric -> heading, in the order of the tables
-METRIC_NAMES = {
-    "image_auroc": "image AUROC",
-    "image_ap": "image AP",
-    "image_f1_max": "image F1-max",
-    "pixel_auroc": "pixel AUROC",
-    "pixel_ap": "pixel AP",
-    "pixel_f1_max": "pixel F1-max",
-    "aupro": "AUPRO",
-    "aupro_authors": "AUPRO, authors' way",
-}
+TEMPLATE = Path(__file__).parent.parent / "assets" / "report.html"
 
 
 def write_report(
@@ -68,7 +59,7 @@ def write_report(
         for heading, chosen in (samples or {}).items()
     ]
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    page = environment.from_string(_PAGE).render(
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=title,
         settings={name: _plain(value) for name, value in result.get("settings", {}).items()},
         datasets=[_dataset_section(name, entry) for name, entry in result["datasets"].items()],
@@ -89,7 +80,7 @@ def format_percent(value: Any) -> str:
 
 def _dataset_section(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     classes = entry.get("classes", {})
-    metrics = [key for key in METRIC_NAMES if any(key in values for values in classes.values())]
+    metrics = [key for key in METRICS if any(key in values for values in classes.values())]
     body = [(one, [_cell(values, key) for key in metrics]) for one, values in classes.items()]
     footer: list[tuple[str, list[str]]] = []
     mean, published = entry.get("mean"), entry.get("published")
@@ -114,7 +105,7 @@ def _dataset_section(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
             for one, kinds in curves.items()
         }
         plots.append(("Curves over all pixels", _plot(lambda file: plot_metric_curves(lines, file))))
-    headings = [METRIC_NAMES[key] for key in metrics]
+    headings = [METRICS[key].title for key in metrics]
     return {
         "name": name,
         "headings": headings,
@@ -174,118 +165,3 @@ def _plot(draw: Callable[[Path], None]) -> str:
 
 def _data_uri(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}</title>
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; color: #202024; background: #fff; max-width: 1080px; margin: 2rem auto;
-  padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.2rem; } h3 { font-size: 1rem; margin-bottom: .3rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .7rem; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-tbody td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 9rem; unicode-bidi: plaintext; }
-thead th { border-bottom: 2px solid #202024; font-weight: 600; white-space: normal; vertical-align: bottom; }
-tbody tr:nth-child(even) { background: #f5f5f7; }
-tfoot td { border-top: 1px solid #b8b8c0; } tfoot tr:first-child td { font-weight: 600; }
-.settings th { font-weight: 400; color: #6e6e76; padding-left: 0; }
-.settings td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
-summary { cursor: pointer; margin-top: 2.2rem; }
-.note { color: #6e6e76; font-size: .87rem; margin: .4rem 0; }
-.plot { max-width: 100%; height: auto; }
-.samples { width: min-content; } .samples tbody td { min-width: 0; }
-.samples td, .samples th { padding: .1rem .5rem .1rem 0; text-align: left; background: #fff; border: 0; }
-.samples thead th { color: #6e6e76; font-weight: 400; font-size: .87rem; }
-.samples .caption { padding-top: .6rem; font-size: .87rem; unicode-bidi: normal; white-space: normal; }
-.samples img { display: block; }
-.bar { width: 100%; height: 10px; display: block; }
-.ends { display: flex; justify-content: space-between; }
-.scale { max-width: 560px; }
-@media (max-width: 700px) { .plot { max-width: none; width: 720px; } .samples img { max-width: 19vw; height: auto; } }
-</style>
-</head>
-<body>
-<h1>{{ title }}</h1>
-{% for dataset in datasets %}
-<h2>{{ dataset.name }}</h2>
-<div class="scroll"><table>
-<thead><tr><th scope="col">class</th>
-{% for text in dataset.headings %}<th scope="col">{{ text }}</th>{% endfor %}</tr></thead>
-<tbody>
-{% for name, cells in dataset.body %}
-<tr><td>{{ name }}</td>
-{% for text, why in cells %}<td{% if why %} title="{{ why }}"{% endif %}>{{ text }}</td>{% endfor %}</tr>
-{% endfor %}
-</tbody>
-<tfoot>
-{% for name, cells in dataset.footer %}
-<tr><td>{{ name }}</td>{% for text in cells %}<td>{{ text }}</td>{% endfor %}</tr>
-{% endfor %}
-</tfoot>
-</table></div>
-<p class="note">In percent; the mean is over the classes that have a value.
-{% for why in dataset.reasons %} – undefined: {{ why }}.
-{% endfor %}</p>
-{% if dataset.comparison %}
-<h3>Methods on the same backbone, mean over classes</h3>
-<div class="scroll"><table>
-<thead><tr><th scope="col">method</th>
-{% for text in dataset.headings %}<th scope="col">{{ text }}</th>{% endfor %}</tr></thead>
-<tbody>
-{% for name, cells in dataset.comparison %}
-<tr><td>{{ name }}</td>{% for text in cells %}<td>{{ text }}</td>{% endfor %}</tr>
-{% endfor %}
-</tbody></table></div>
-{% endif %}
-{% for text, data in dataset.plots %}
-<h3>{{ text }}</h3>
-<div class="scroll"><img class="plot" src="{{ data }}" alt="{{ text }}, {{ dataset.name }}"></div>
-{% endfor %}
-{% endfor %}
-{% if training %}
-<h2>Training</h2>
-<div class="scroll">
-<img class="plot" src="{{ training }}" alt="Losses and validation metrics over the training"></div>
-{% endif %}
-{% for group in groups %}
-<h2>{{ group.title }}</h2>
-{% if group.rows %}
-<div class="scroll"><table class="samples">
-<thead><tr>{% for name in columns %}<th scope="col">{{ name }}</th>{% endfor %}</tr></thead>
-<tbody>
-{% for row in group.rows %}
-<tr><td class="caption" colspan="{{ columns|length }}">{{ row.caption }}</td></tr>
-<tr>{% for cell in row.cells %}<td><img src="{{ cell.data }}" alt="{{ cell.alt }}"></td>{% endfor %}</tr>
-{% endfor %}
-</tbody></table></div>
-{% else %}
-<p class="note">None.</p>
-{% endif %}
-{% endfor %}
-{% if groups %}
-<div class="scale note">
-<img class="bar" src="{{ scale.bar }}" alt="color scale of the maps">
-<div class="ends"><span>{{ scale.vmin }}</span>
-<span>anomaly map, one scale for all images{% if threshold %}; mask from {{ threshold }}{% endif %}</span>
-<span>{{ scale.vmax }}</span></div>
-</div>
-{% endif %}
-{% if settings %}
-<details>
-<summary>Model, settings and versions</summary>
-<div class="scroll"><table class="settings"><tbody>
-{% for name, value in settings.items() %}
-<tr><th scope="row">{{ name }}</th><td>{{ value }}</td></tr>
-{% endfor %}
-</tbody></table></div>
-</details>
-{% endif %}
-</body>
-</html>
-"""

@@ -15,98 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.files import atomic_path, is_disk_full, one_line
-from ..data.layouts import ClassResults, find_layout
+from .metrics import METRICS
 from .model_card import prompts_checksum
-from .report import METRIC_NAMES, format_percent, write_report
-from .tally import METRICS
+from .published import PUBLISHED_METRICS, difference
+from .report import format_percent, write_report
 from .visualization import contact_sheet, fit_scale
 
 if TYPE_CHECKING:
-    from ..modeling_anomalyclip import AnomalyCLIPModel
+    from .. import AnomalyCLIPModel
     from .visualization import Sample
 
 MAX_ROWS = 24  # of samples.png
 SHORT_METRICS = ("image_auroc", "image_ap", "pixel_auroc", "aupro")
-# The paper's AUPRO was computed the authors' way, so that is what it is compared with.
-PAPER_METRICS = {
-    "image_auroc": "image_auroc",
-    "image_ap": "image_ap",
-    "pixel_auroc": "pixel_auroc",
-    "pixel_aupro": "aupro_authors",
-}
 PACKAGES = ("anomalyclip_hf", "torch", "transformers", "datasets", "accelerate", "numpy", "scipy", "pillow")
 FILES = ("results.json", "results.md", "scores.parquet", "report.html", "samples.png")
-
-
-def mean_over_classes(classes: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, float], dict[str, int]]:
-    """Mean of each metric over the classes that define it (NaN where none does), and the number of those classes."""
-    mean, counts = {}, {}
-    for metric in METRICS:
-        defined = [value for values in classes.values() if not math.isnan(value := values.get(metric, math.nan))]
-        mean[metric] = math.fsum(defined) / len(defined) if defined else math.nan
-        counts[metric] = len(defined)
-    return mean, counts
-
-
-def paper_results(name: str) -> dict[str, Any] | None:
-    """Published numbers of a data set as shares: `mean`, `classes` and `log_mean` from the authors' released log.
-
-    Args:
-        name (`str`): of the data set, as in `LAYOUTS`. None is answered where nothing was published.
-    """
-    layout = find_layout(name)
-    if layout is None or layout.paper_results is None:
-        return None
-    found = layout.paper_results
-    return {
-        "trained_on": found.trained_on,
-        "mean": _as_shares(found),
-        "log_mean": None if found.log_mean is None else _as_shares(found.log_mean),
-        "classes": {one: _as_shares(values) for one, values in found.per_class.items()},
-    }
-
-
-def _as_shares(found: ClassResults) -> dict[str, float]:
-    pairs = ((ours, getattr(found, theirs)) for theirs, ours in PAPER_METRICS.items())
-    return {ours: value / 100.0 for ours, value in pairs if value is not None}
-
-
-def difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, float]:
-    """Ours less theirs, for the metrics that both have."""
-    return {
-        metric: ours[metric] - value
-        for metric, value in theirs.items()
-        if metric in ours and not math.isnan(ours[metric])
-    }
-
-
-def add_paper(entry: dict[str, Any], name: str) -> None:
-    """Give a data set its title and, where something was published, those numbers with the difference of the means."""
-    layout = find_layout(name)
-    entry["title"] = name if layout is None else layout.title
-    if (paper := paper_results(name)) is not None:
-        # A part of the classes has another mean than all of them.
-        complete = layout is not None and set(entry["classes"]) == set(layout.classes)
-        paper["all_classes"] = complete or not paper["classes"]
-        paper["difference"] = difference(entry["mean"], paper["mean"]) if paper["all_classes"] else {}
-        if not paper["all_classes"] and layout is not None:
-            text = f"the paper's mean is over {len(layout.classes)} classes, these are {len(entry['classes'])}"
-            entry["notes"].append(f"{text}: no difference of means is given")
-        entry["paper"] = paper
-
-
-def add_rates(entry: dict[str, Any], threshold: float | None) -> None:
-    """Say of a data set what the model's image threshold does: recall and the share of false alarms."""
-    if threshold is None:
-        return
-    scores = entry["scores"]
-    found: dict[str, float] = {"threshold": threshold}
-    values = next(iter(scores["scores"].values()))
-    for name, wanted in (("recall", 1), ("false_alarm_rate", 0)):
-        called = [value >= threshold for value, label in zip(values, scores["label"], strict=True) if label == wanted]
-        if called:
-            found[name] = sum(called) / len(called)
-    entry["at_image_threshold"] = found
 
 
 def versions() -> dict[str, str]:
@@ -147,13 +69,6 @@ def without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def restore_nan(part: dict[str, Any]) -> dict[str, Any]:
-    """Undo `without_nan` for the metrics of a class."""
-    for values in part["metrics"].values():
-        values |= {key: math.nan for key, value in values.items() if value is None}
-    return part
-
-
 def to_json(result: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a result that results.json holds: all but scores and curves, which have files of their own."""
     datasets = {
@@ -184,7 +99,7 @@ def summary_table(result: Mapping[str, Any], metrics: Sequence[str] | None = Non
     """One row per data set and method, in percent, means over classes; the paper's row and the difference below."""
     entries = result["datasets"]
     shown = list(metrics or METRICS)
-    rows = [["data set", "method", *(METRIC_NAMES[metric] for metric in shown)]]
+    rows = [["data set", "method", *(METRICS[metric].title for metric in shown)]]
     for name, entry in entries.items():
         rows += [[name, method["title"], *_cells(method["mean"], shown)] for method in entry["methods"].values()]
         if paper := entry.get("paper"):
@@ -198,16 +113,16 @@ def class_table(entry: Mapping[str, Any]) -> str:
     """One row per class, in percent, with the numbers of the authors' log and the difference where there are any."""
     paper = entry.get("paper") or {}
     published = paper.get("classes", {})
-    heading = ["class", *METRIC_NAMES.values()]
+    heading = ["class", *(metric.title for metric in METRICS.values())]
     if published:
-        heading += [f"log: {METRIC_NAMES[one]}" for one in PAPER_METRICS.values()]
-        heading += [f"± {METRIC_NAMES[one]}" for one in PAPER_METRICS.values()]
+        heading += [f"log: {METRICS[one].title}" for one in PUBLISHED_METRICS]
+        heading += [f"± {METRICS[one].title}" for one in PUBLISHED_METRICS]
     rows = [heading]
 
     def add(name: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
-        row = [name, *_cells(ours, METRICS)]
+        row = [name, *_cells(ours, list(METRICS))]
         if published:
-            compared = list(PAPER_METRICS.values())
+            compared = PUBLISHED_METRICS
             row += [*_cells(theirs, compared), *_signed(difference(ours, theirs), compared)]
         rows.append(row)
 

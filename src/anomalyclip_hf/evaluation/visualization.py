@@ -1,25 +1,21 @@
-"""Pictures: overlays and contact sheets with NumPy and Pillow, plots with matplotlib (see `plots.py`).
+"""Contact sheets of judged images: image, truth, map and overlay side by side, all on the one scale of a run."""
 
-A run has ONE scale. `vmin` and `vmax` are the ends of the color map for every picture of it: 0 and 1 for the
-probabilities of AnomalyCLIP, or what `fit_scale` finds over all maps. Maps are never stretched one by one
-unless `vmin` and `vmax` are given per image. Color maps are perceptually uniform and readable for the color-blind.
-"""
-
-import functools
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from ..data.files import atomic_path, one_line
-from .metrics import to_numpy
+from ..data.contact_sheet import GAP, INK, MUTED, OUTLINE, PAPER, SheetRow, font, outline_mask, sheet_width
+from ..data.contact_sheet import contact_sheet as write_sheet
+from ..data.files import one_line
+from ..scoring.pictures import colorize, overlay, resize_map, to_rgb
+from ..scoring.ranking import to_numpy
 
+MAX_SHOWN = 1024  # pixels: pictures of a report are all kept until it is written
 COLUMNS = ("image", "truth", "map", "overlay", "predicted mask")
-OUTLINE = (0, 229, 255)  # cyan: the one bright color that inferno does not have
-_INK, _PAPER, _MUTED = (32, 32, 36), (255, 255, 255), (110, 110, 118)
 
 
 @dataclass
@@ -63,55 +59,10 @@ def fit_scale(maps: Iterable[Any], lower: float = 0.01, upper: float = 0.999) ->
     return (vmin, vmax) if vmax > vmin else (vmin, vmin + 1e-6)
 
 
-def colorize(anomaly_map: Any, vmin: float = 0.0, vmax: float = 1.0, colormap: str = "inferno") -> Image.Image:
-    """Paint a map: `vmin` and below get the first color, `vmax` and above the last.
-
-    Args:
-        anomaly_map: `(H, W)` float.
-        vmin, vmax: the scale of the run.
-        colormap: any of matplotlib; perceptually uniform are inferno, viridis, cividis, magma, plasma.
-    """
-    return Image.fromarray(_colors(colormap)[_levels(anomaly_map, vmin, vmax)])
-
-
-def overlay(
-    image: Image.Image,
-    anomaly_map: Any,
-    vmin: float = 0.0,
-    vmax: float = 1.0,
-    alpha: float = 0.5,
-    colormap: str = "inferno",
-) -> Image.Image:
-    """Lay a map over its image, at the image's size.
-
-    The image is shown in gray, so that all color comes from the map, which covers it more the higher it is: by half
-    of `alpha` at `vmin`, by 1.5 times `alpha` (at most wholly) at `vmax`.
-
-    Args:
-        image: PIL image, any mode.
-        anomaly_map: `(h, w)` float; resized bilinearly where its size differs.
-        vmin, vmax: the scale of the run.
-        alpha: in [0, 1].
-        colormap: as in `colorize`.
-    """
-    if not 0.0 <= alpha <= 1.0:
-        raise ValueError(f"alpha={alpha} but a share in [0, 1] is expected")
-    gray = np.asarray(to_rgb(image).convert("L"), dtype=np.float32)[..., None]
-    levels = _levels(resize_map(anomaly_map, image.size), vmin, vmax)
-    cover = np.minimum(1.0, alpha * (0.5 + np.arange(256, dtype=np.float32) / 255.0))[levels][..., None]
-    blended = gray * (1.0 - cover) + _colors(colormap)[levels] * cover
-    return Image.fromarray((blended + 0.5).astype(np.uint8))
-
-
 def draw_outline(image: Image.Image, mask: Any, color: tuple[int, int, int] = OUTLINE, width: int = 2) -> Image.Image:
     """Draw the border of a mask on an image (nearest resize where sizes differ), with a dark rim to stand out."""
-    inside = resize_mask(mask, image.size)
-    pixels = np.array(to_rgb(image))
-    border = _grow(inside, width) & ~inside
-    rim = _grow(border, 1) & ~border
-    pixels[rim] = pixels[rim] // 3
-    pixels[border] = color
-    return Image.fromarray(pixels)
+    inside = Image.fromarray(resize_mask(mask, image.size).astype(np.uint8) * 255)
+    return outline_mask(to_rgb(image), inside, color, width)
 
 
 def contact_sheet(
@@ -137,31 +88,13 @@ def contact_sheet(
     Raises:
         ValueError: no row, a map that is not `(H, W)`.
     """
-    if not rows:
-        raise ValueError("rows is empty but at least one sample is expected")
-    if cell_size < 64:
-        raise ValueError(f"cell_size={cell_size} but 64 or more is expected")
     names = COLUMNS if pixel_threshold is not None else COLUMNS[:-1]
-    gap, line = 8, 18
-    top = gap + (28 if title else 0) + line
-    width = gap + len(names) * (cell_size + gap)
-    strips = [picture_row(sample, cell_size, vmin, vmax, pixel_threshold, colormap) for sample in rows]
-    height = top + sum(line + strip[0].height + gap for strip in strips) + 44
-    sheet = Image.new("RGB", (width, height), _PAPER)
-    draw = ImageDraw.Draw(sheet)
-    if title:
-        draw.text((gap, gap), _clip(draw, title, width - 2 * gap, 18), fill=_INK, font=_font(18))
-    for column, name in enumerate(names):
-        draw.text((gap + column * (cell_size + gap), top - line), name, fill=_MUTED, font=_font(13))
-    y = top + 4
-    for sample, strip in zip(rows, strips, strict=True):
-        draw.text((gap, y), _clip(draw, caption(sample), width - 2 * gap, 13), fill=_INK, font=_font(13))
-        for column, cell in enumerate(strip):
-            sheet.paste(cell, (gap + column * (cell_size + gap), y + line))
-        y += line + strip[0].height + gap
-    _draw_color_bar(sheet, gap, sheet.height - 36, width - 2 * gap, (vmin, vmax, colormap), pixel_threshold)
-    with atomic_path(path) as temporary:
-        sheet.save(temporary)
+    strips = [
+        SheetRow(picture_row(sample, cell_size, vmin, vmax, pixel_threshold, colormap), caption(sample))
+        for sample in rows
+    ]
+    footer = _color_bar(sheet_width(len(names), cell_size) - 2 * GAP, vmin, vmax, colormap, pixel_threshold)
+    write_sheet(strips, path, columns=names, cell_size=cell_size, title=title, footer=footer)
 
 
 def picture_row(
@@ -193,6 +126,14 @@ def picture_row(
     return [picture.convert("RGB") for picture in pictures]
 
 
+def reduce_image(image: Image.Image) -> Image.Image:
+    """An image as a report shows it, with at most `MAX_SHOWN` pixels on the longer side."""
+    if max(image.size) > MAX_SHOWN:
+        image = to_rgb(image)
+        image.thumbnail((MAX_SHOWN, MAX_SHOWN))
+    return image
+
+
 def worst_misses(scores: Any, labels: Any, count: int = 8) -> list[int]:
     """Indices of the anomalous images with the lowest scores, worst first."""
     scores, labels = to_numpy(scores), to_numpy(labels)
@@ -217,31 +158,6 @@ def caption(sample: Sample) -> str:
     return "  |  ".join(parts)
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to RGB; 16-bit and float ones are stretched to 8 bits, transparency turns white."""
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith(("I", "F")):
-        values = np.asarray(image, dtype=np.float64)
-        low, high = values.min(), values.max()
-        scaled = (values - low) * (255.0 / (high - low if high > low else 1.0))
-        return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        solid = Image.new("RGBA", image.size, (*_PAPER, 255))
-        return Image.alpha_composite(solid, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
-
-
-def resize_map(anomaly_map: Any, size: tuple[int, int]) -> np.ndarray:
-    """Resize a map bilinearly to `(width, height)`; returns `(height, width)` float32."""
-    values = np.asarray(to_numpy(anomaly_map), dtype=np.float32)
-    if values.ndim != 2 or values.size == 0:
-        raise ValueError(f"anomaly_map has shape {values.shape} but (H, W) is expected")
-    if values.shape == (size[1], size[0]):
-        return values
-    return np.asarray(Image.fromarray(values).resize(size, Image.Resampling.BILINEAR))
-
-
 def resize_mask(mask: Any, size: tuple[int, int]) -> np.ndarray:
     """Resize a mask to `(width, height)` without gray values; returns `(height, width)` bool, nonzero is True."""
     values = np.asarray(mask) if isinstance(mask, Image.Image) else to_numpy(mask)
@@ -253,73 +169,23 @@ def resize_mask(mask: Any, size: tuple[int, int]) -> np.ndarray:
 
 def _tag(cell: Image.Image, text: str) -> None:
     draw = ImageDraw.Draw(cell)
-    left, top, right, bottom = draw.textbbox((6, 5), text, font=_font(12))
-    draw.rectangle((left - 4, top - 3, right + 4, bottom + 3), fill=_INK)
-    draw.text((6, 5), text, fill=_PAPER, font=_font(12))
+    left, top, right, bottom = draw.textbbox((6, 5), text, font=font(12))
+    draw.rectangle((left - 4, top - 3, right + 4, bottom + 3), fill=INK)
+    draw.text((6, 5), text, fill=PAPER, font=font(12))
 
 
-def _draw_color_bar(
-    sheet: Image.Image, x: int, y: int, width: int, scale: tuple[float, float, str], threshold: float | None
-) -> None:
-    vmin, vmax, colormap = scale
-    draw = ImageDraw.Draw(sheet)
-    bar = colorize(np.linspace(vmin, vmax, width)[None].repeat(10, 0), vmin, vmax, colormap)
-    sheet.paste(bar, (x, y))
-    draw.text((x, y + 13), f"{vmin:.3g}", fill=_MUTED, font=_font(12))
-    draw.text((x + width, y + 13), f"{vmax:.3g}", fill=_MUTED, font=_font(12), anchor="ra")
+def _color_bar(width: int, vmin: float, vmax: float, colormap: str, threshold: float | None) -> Image.Image:
+    """The scale of a sheet, with the threshold marked on it."""
+    footer = Image.new("RGB", (width, 32), PAPER)
+    draw = ImageDraw.Draw(footer)
+    footer.paste(colorize(np.linspace(vmin, vmax, width)[None].repeat(10, 0), vmin, vmax, colormap), (0, 3))
+    draw.text((0, 16), f"{vmin:.3g}", fill=MUTED, font=font(12))
+    draw.text((width, 16), f"{vmax:.3g}", fill=MUTED, font=font(12), anchor="ra")
     note = "anomaly map, one scale for all images"
     if threshold is not None:
         note += f"; mask from {threshold:.3g}"
         if vmin <= threshold <= vmax:
-            at = x + round((threshold - vmin) / (vmax - vmin) * (width - 1))
-            draw.line((at, y - 3, at, y + 12), fill=OUTLINE, width=2)
-    draw.text((x + width // 2, y + 13), note, fill=_MUTED, font=_font(12), anchor="ma")
-
-
-def _levels(anomaly_map: Any, vmin: float, vmax: float) -> np.ndarray:
-    """Map values to color numbers 0 .. 255."""
-    if not vmax > vmin:
-        raise ValueError(f"vmin={vmin}, vmax={vmax} but vmin < vmax is expected: see fit_scale")
-    values = np.asarray(to_numpy(anomaly_map), dtype=np.float32)
-    if values.ndim != 2:
-        raise ValueError(f"anomaly_map has shape {values.shape} but (H, W) is expected")
-    if np.isnan(values).any():
-        raise ValueError("anomaly_map has NaN but finite values are expected: check the image and the model")
-    return (np.clip((values - vmin) / (vmax - vmin), 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
-
-
-@functools.cache
-def _colors(colormap: str) -> np.ndarray:
-    """The 256 colors of a color map, `(256, 3)` uint8."""
-    import matplotlib
-
-    if colormap not in matplotlib.colormaps:
-        raise ValueError(f"colormap={colormap!r} is not known to matplotlib: use inferno, viridis or cividis")
-    return (matplotlib.colormaps[colormap].resampled(256)(np.arange(256))[:, :3] * 255.0 + 0.5).astype(np.uint8)
-
-
-@functools.cache
-def _font(size: int) -> Any:
-    return ImageFont.load_default(size=size)
-
-
-def _clip(draw: ImageDraw.ImageDraw, text: str, width: int, size: int) -> str:
-    """Cut a text in its middle until it fits into `width` pixels."""
-    text = one_line(text)
-    shown, kept = text, len(text)
-    while kept > 4 and draw.textlength(shown, font=_font(size)) > width:
-        kept -= 1
-        shown = f"{text[: kept // 2]} ... {text[-(kept - kept // 2) :]}"
-    return shown
-
-
-def _grow(inside: np.ndarray, steps: int) -> np.ndarray:
-    """Grow a mask by `steps` pixels to all 8 sides."""
-    for _ in range(steps):
-        padded = np.pad(inside, 1)
-        height, width = inside.shape
-        inside = np.zeros_like(inside)
-        for row in range(3):
-            for column in range(3):
-                inside |= padded[row : row + height, column : column + width]
-    return inside
+            at = round((threshold - vmin) / (vmax - vmin) * (width - 1))
+            draw.line((at, 0, at, 15), fill=OUTLINE, width=2)
+    draw.text((width // 2, 16), note, fill=MUTED, font=font(12), anchor="ma")
+    return footer

@@ -1,11 +1,11 @@
-"""Thresholds: from normal samples alone, or from labelled ones.
+"""Thresholds from numbers: scores or maps of normal samples alone, or of labelled ones.
 
-A sample is called anomalous where `score >= threshold`. Thresholds belong into the configuration
-(`image_threshold`, `pixel_threshold`), where they travel with the prompts.
-
-The same image scores a little differently in another batch size or on another machine. Thresholds therefore keep a
-margin from the scores that they were chosen by, in the difference of the two logits whose softmax is the score.
+A sample is called anomalous where `score >= threshold`. The same image scores a little differently in another batch
+size or on another machine. Thresholds therefore keep a margin from the scores that they were chosen by, in the
+difference of the two logits whose softmax is the score.
 """
+
+from __future__ import annotations
 
 import math
 import warnings
@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .metrics import check_finite, rank_images, rank_pixels, to_numpy
-from .ranking import Ranking, best_f1, why_undefined
+from .ranking import Ranking, best_f1, check_finite, rank_images, rank_pixels, to_numpy, why_undefined
 
 # Differences of logits that rounding alone can make: computed in float32, and in bfloat16 or float16.
 MARGIN, HALF_MARGIN = 1e-5, 2e-2
@@ -212,7 +211,7 @@ def calibrate_from_labels(
 def calibrate_pixels_from_labels(
     maps: Any, masks: Any, objective: str = "f1", recall: float | None = None
 ) -> LabelCalibration:
-    """Choose a pixel threshold from maps and masks (as `pixel_metrics`), objective as in `calibrate_from_labels`."""
+    """Choose a pixel threshold from maps and masks (as `rank_pixels`), objective as in `calibrate_from_labels`."""
     return calibrate_from_ranking(rank_pixels(maps, masks, with_regions=False), objective, recall, unit="pixel")
 
 
@@ -223,7 +222,7 @@ def calibrate_from_ranking(
     unit: str = "pixel",
     margin: float = MARGIN,
 ) -> LabelCalibration:
-    """As `calibrate_from_labels`, from counts, such as those of `StreamingPixelMetrics.ranking()`.
+    """As `calibrate_from_labels`, from counts, such as those of `PixelHistogram.ranking()`.
 
     The threshold lies `margin` below a score; `unit`, "image" or "pixel", names the samples in errors.
     """

@@ -4,17 +4,21 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from evaluation_tools import make_tree
-from test_baselines import make_tokenizer
 
 from anomalyclip_hf import AnomalyCLIPModel, load_anomaly_dataset
-from anomalyclip_hf.evaluation.command import load_source, main, parse_command
+from anomalyclip_hf.cli import run_command
+from anomalyclip_hf.cli.evaluate import Settings
+from anomalyclip_hf.cli.loading import load_source
+from evaluation_tools import make_tree
+from word_tokenizer import make_tokenizer
 
 ROOT = Path(__file__).parents[2]
+main = partial(run_command, "evaluate")
 
 
 def test_one_command_judges_everything(tiny_checkpoint, tmp_path, capsys):
@@ -30,7 +34,7 @@ def test_one_command_judges_everything(tiny_checkpoint, tmp_path, capsys):
     methods += ["without DPAM", "DPAM q-q", "layers 2, 4"]
     assert [cell.strip() for name, cell in rows if name.strip() == "mine"] == methods
     assert "paper (trained on visa)" in printed and str(out) in printed
-    names = {"results.json", "results.md", "scores.parquet", "report.html", "samples.png", "progress"}
+    names = {"results.json", "results.md", "scores.parquet", "report.html", "samples.png", "records"}
     assert {path.name for path in out.iterdir()} == names
     stored = json.loads((out / "results.json").read_text())
     assert list(stored["datasets"]) == ["mvtec", "mine"]
@@ -48,17 +52,16 @@ def test_synthetic_is_what_the_checkout_draws(tiny_checkpoint, tmp_path, capsys)
     options, tree = '{"num_images": 12, "normal_kinds": ["good"]}', make_tree(tmp_path / "tree", ("bottle",))
     line = ["--model", tiny_checkpoint, "--sources", "synthetic", str(tree), "--source_options", options, "--cpu"]
     line += ["--disable_tqdm", "--output_dir", str(tmp_path / "out"), "--num_pictures", "1", "--calibrate", "f1"]
-    assert main(line, draw) == 0
+    assert main(line, draw=draw) == 0
     assert asked == [("test", {"num_images": 12}), ("calibration", {"num_images": 12})]
     assert list(json.loads((tmp_path / "out" / "results.json").read_text())["datasets"]) == ["synthetic", "tree"]
     assert "| synthetic |" in capsys.readouterr().out
     assert main(line) == 2
     assert "python scripts/demo_model/draw.py FOLDER" in capsys.readouterr().err
     line[line.index("synthetic")] = f"again={tree}"
-    assert main(line, draw) == 2
-    assert (
-        "error: no option of a source is called num_images: expected one of --class-names" in capsys.readouterr().err
-    )
+    assert main(line, draw=draw) == 2
+    (said,) = [row for row in capsys.readouterr().err.splitlines() if row.startswith("error: ")]
+    assert "no option of a source is called num_images: expected one of" in said and "--class-names" in said
 
 
 def test_thresholds_travel_with_the_prompts(tiny_checkpoint, tiny_clip_dir, tmp_path, capsys):
@@ -144,7 +147,6 @@ def test_sources_of_the_command_line(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (["--sources", "x"], "--model"),
         (["--model", "demo"], "--sources"),
         (["--model", "demo", "--source", "x", "--sources", "y"], "one of the two"),
         (["--model", "demo", "--source", "x", "--calibrate", "recall"], "--recall None"),
@@ -163,13 +165,10 @@ def test_missing_data_is_one_line(tiny_checkpoint, tmp_path, capsys):
     assert "nowhere" in capsys.readouterr().err
 
 
-def test_bare_ablations_are_all_of_them():
-    assert parse_command(["--model", "m", "--source", "s"]).ablations is None
-    assert parse_command(["--model", "m", "--source", "s", "--ablations"]).ablations == []
-    command = parse_command(["--model", "m", "--source", "s", "--map_size", "256", "--exact"])
-    assert command.settings().map_size == 256 and command.settings().exact is True
-    assert parse_command(["--model", "m", "--source", "s"]).settings().exact is None
-    assert parse_command(["--model", "m", "--source", "s", "--exact", "false"]).settings().exact is False
+def test_settings_become_those_of_the_evaluator():
+    assert Settings(source="s").judged()["exact"] is None and Settings(source="s").ablations is None
+    assert Settings(source="s", map_size="256").judged()["map_size"] == 256
+    assert Settings(source="s", map_size="original").judged()["map_size"] == "original"
 
 
 @pytest.mark.slow
@@ -231,12 +230,13 @@ def test_sources_without_a_name_of_their_own_are_named_by_their_folder(tmp_path,
 def test_a_new_run_forgets_its_own_progress_alone(tiny_checkpoint, tmp_path):
     tree, out = make_tree(tmp_path / "tree", ("bottle",)), tmp_path / "out"
     line = ["--model", tiny_checkpoint, "--sources", f"mine={tree}", "--cpu", "--disable_tqdm", "--num_pictures", "0"]
-    progress = out / "progress" / "mine"
-    progress.mkdir(parents=True)
-    for file in ("notes.json", "arrays.npz", "gone.class.json", "gone.0-of-2.npz"):
-        (progress / file).write_text("x")
+    records = out / "records" / "mine"
+    (records / "gone").mkdir(parents=True)
+    for file in ("notes.json", "gone/arrays.npz", "gone/class.json", "gone/00000003.parquet", "gone/00000003.0.npz"):
+        (records / file).write_text("x")
     assert main([*line, "--output_dir", str(out)]) == 0
-    assert {path.name for path in progress.iterdir()} == {"notes.json", "arrays.npz", "bottle.class.json"}
+    files = {path.relative_to(records).as_posix() for path in records.rglob("*") if path.is_file()}
+    assert files == {*("run.json", "notes.json", "gone/arrays.npz", "bottle/class.json", "bottle/00000000.parquet")}
 
 
 @pytest.mark.filterwarnings("error")
@@ -255,7 +255,7 @@ def test_odd_class_names_reach_every_file(tiny_checkpoint, tmp_path):
 
 
 def test_what_can_not_be_drawn_is_said_when_the_numbers_are_safe(tiny_checkpoint, tmp_path, monkeypatch, capsys):
-    from anomalyclip_hf.evaluation import evaluator, results
+    from anomalyclip_hf.evaluation import results, samples
 
     def fail(*args, **kwargs):
         raise RuntimeError("no font")
@@ -263,7 +263,7 @@ def test_what_can_not_be_drawn_is_said_when_the_numbers_are_safe(tiny_checkpoint
     tree, out = make_tree(tmp_path / "tree", ("bottle",)), tmp_path / "out"
     line = ["--model", tiny_checkpoint, "--sources", f"mine={tree}", "--cpu", "--disable_tqdm", "--num_pictures", "1"]
     monkeypatch.setattr(results, "write_report", fail)
-    monkeypatch.setattr(evaluator, "_make_sample", fail)
+    monkeypatch.setattr(samples, "Sample", fail)
     assert main([*line, "--output_dir", str(out)]) == 1
     said = [row for row in capsys.readouterr().err.splitlines() if row.startswith("not drawn: ")]
     assert said[-1] == "not drawn: report.html (RuntimeError: no font)" and len(said) == 4

@@ -1,13 +1,15 @@
-"""Thresholds of a model: scored from normal or labelled images, kept in its configuration."""
+"""Thresholds of a model: chosen from images, kept in its configuration, where they travel with the prompts."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,27 +17,33 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..data.files import atomic_path
-from ..data.images import describe_source, read_image
-from ..data.loader import make_loader
+from ..images_anomalyclip import load_image
 from .calibration import (
     HALF_MARGIN,
     MARGIN,
+    LabelCalibration,
+    NormalCalibration,
     calibrate_from_labels,
     calibrate_from_normal,
     calibrate_from_ranking,
     pixel_level,
 )
-from .model_card import update_thresholds
-from .streaming import StreamingPixelMetrics
+from .engine import score_images
+from .histogram import PixelHistogram
+from .rows import prepare_row, score_rows
+
+if TYPE_CHECKING:
+    import datasets
+
+    from .. import AnomalyCLIPModel, AnomalyCLIPProcessor
 
 _EXPECTED = "a data set of load_anomaly_dataset(...), or a list of normal images (PIL images, arrays or paths)"
 
 
-@torch.no_grad()
 def calibrate(
-    model: Any,
-    processor: Any,
-    dataset: Any,
+    model: AnomalyCLIPModel,
+    processor: AnomalyCLIPProcessor,
+    dataset: datasets.Dataset | Sequence[Any],
     method: str = "normal",
     *,
     false_alarm_rate: float = 0.05,
@@ -46,6 +54,7 @@ def calibrate(
     batch_size: int = 8,
     num_workers: int = 0,
     show_progress: bool = True,
+    skipped: list[str] | None = None,
 ) -> dict[str, Any]:
     """Choose `image_threshold` and `pixel_threshold` and put them into `model.config`.
 
@@ -55,15 +64,16 @@ def calibrate(
     model computes in float32, 2e-2 in half precision. They are never above 1.
 
     Args:
-        model: an [`AnomalyCLIPModel`].
-        processor: its processor.
+        model, processor: an [`AnomalyCLIPModel`] and its processor.
         dataset: from `load_anomaly_dataset`, or a list of normal images (PIL images, arrays or paths); images like
             those to come, none of them from the test set. What can't be read is left out, with a warning.
         method: `"normal"`: from its normal images alone, see `calibrate_from_normal`; `"labels"`: from all labelled
             ones, see `calibrate_from_labels`.
         false_alarm_rate, confidence, pixel_rate: for `"normal"`, see `calibrate_pixels_from_normal`.
         objective, recall: for `"labels"`.
-        batch_size, num_workers: of the loader.
+        batch_size, num_workers: as in `score_images`.
+        show_progress: show a progress bar.
+        skipped: a list that gets why each image was left out, in place of the warning.
 
     Returns:
         `{"image": ..., "pixel": ...}` as plain numbers; `"pixel"` is None where labels come without a mask.
@@ -75,39 +85,45 @@ def calibrate(
     if method not in ("normal", "labels"):
         raise ValueError(f"method={method!r}, expected 'normal' or 'labels'")
     wanted = (0,) if method == "normal" else (0, 1)
-    dataset = _with_labels(dataset)
-    chosen = [index for index, label in enumerate(dataset["label"]) if label in wanted]
+    rows = _with_labels(dataset)
+    chosen = [index for index, label in enumerate(rows["label"]) if label in wanted]
     if not chosen:
-        raise ValueError(f"the data set has {len(dataset)} images but none with label {' or '.join(map(str, wanted))}")
-    loader = make_loader(dataset, processor, batch_size, num_workers, sampler=chosen, skip_unreadable=True)
+        raise ValueError(f"the data set has {len(rows)} images but none with label {' or '.join(map(str, wanted))}")
     scores: list[float] = []
     labels: list[int] = []
     levels: list[float] = []
-    unreadable: list[str] = []
-    pixels = StreamingPixelMetrics()
-    model.eval()
-    for batch in tqdm(loader, desc="calibration", unit="batch", disable=not show_progress):
-        unreadable += [error for _, error in batch["unreadable"]]
-        if "pixel_values" not in batch:
+    errors: list[str] = []
+    pixels = PixelHistogram()
+    records = score_images(
+        rows,
+        partial(prepare_row, processor=processor),
+        partial(score_rows, model.eval(), processor),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        indices=chosen,
+    )
+    for record in tqdm(records, total=len(chosen), desc="calibration", unit="image", disable=not show_progress):
+        if record.error is not None:
+            errors.append(record.error)
             continue
-        results = processor.post_process_anomaly_detection(model(batch["pixel_values"].to(model.device)))
-        maps = [result["anomaly_map"].float().cpu().numpy() for result in results]
-        scores += [result["score"] for result in results]
-        labels += batch["labels"].tolist()
+        score, anomaly_map = record.result
+        scores.append(score)
+        labels.append(record.item.label)
         if method == "normal":
-            levels += [pixel_level(one, pixel_rate) for one in maps]
-            continue
-        known = np.flatnonzero(batch["has_mask"].numpy())
-        if len(known):
-            pixels.update([maps[place] for place in known], [batch["masks"][place] for place in known])
-    if unreadable:
+            levels.append(pixel_level(anomaly_map, pixel_rate))
+        elif record.item.mask is not None:
+            pixels.update([anomaly_map], [record.item.mask])
+    if errors:
         if not scores:
-            raise ValueError(f"none of the {len(chosen)} images can be read; the first: {unreadable[0]}")
-        left_out = f"{len(unreadable)} of {len(chosen)} images could not be read and are left out"
-        warnings.warn(f"{left_out}; the first: {unreadable[0]}", stacklevel=2)
-    image: Any
-    pixel: Any
+            raise ValueError(f"none of the {len(chosen)} images can be read; the first: {errors[0]}")
+        if skipped is None:
+            left_out = f"{len(errors)} of {len(chosen)} images could not be read and are left out"
+            warnings.warn(f"{left_out}; the first: {errors[0]}", stacklevel=2)
+        else:
+            skipped += errors
     margin = choose_margin(model)
+    image: NormalCalibration | LabelCalibration
+    pixel: NormalCalibration | LabelCalibration | None
     if method == "normal":
         image = calibrate_from_normal(scores, false_alarm_rate, confidence, margin)
         # Smoothing can leave [0, 1] by a rounding error.
@@ -119,45 +135,6 @@ def calibrate(
     for name, found in (("image_threshold", image), ("pixel_threshold", pixel)):
         setattr(model.config, name, None if found is None else min(max(found.threshold, 0.0), 1.0))
     return {"image": image.to_dict(), "pixel": None if pixel is None else pixel.to_dict()}
-
-
-def choose_margin(model: Any) -> float:
-    """How far thresholds keep from scores, as a difference of logits: by the model's least precise weights."""
-    halves = (torch.bfloat16, torch.float16)
-    computed_in_half = torch.is_autocast_enabled(model.device.type)
-    return HALF_MARGIN if computed_in_half or any(p.dtype in halves for p in model.parameters()) else MARGIN
-
-
-class _NormalImages:
-    """A list of normal images in the one schema."""
-
-    column_names = ("image", "mask", "label", "class_name", "defect_type", "path")
-
-    def __init__(self, images: Sequence[Any]):
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, key: int | str) -> Any:
-        if key == "label":
-            return [0] * len(self)
-        assert isinstance(key, int)
-        image, path = read_image(self.images[key]), describe_source(self.images[key])
-        row = {"image": image, "mask": None, "label": 0}
-        return row | {"class_name": "object", "defect_type": "good", "path": path}
-
-
-def _with_labels(dataset: Any) -> Any:
-    """A data set as it is, a list of images as normal ones."""
-    if isinstance(dataset, (list, tuple)):
-        for place, image in enumerate(dataset):
-            if isinstance(image, Mapping) or not isinstance(image, (str, os.PathLike, Image.Image, np.ndarray)):
-                raise TypeError(f"dataset[{place}] is a {type(image).__name__}, expected {_EXPECTED}")
-        return _NormalImages(dataset)
-    if not hasattr(dataset, "column_names") or not hasattr(dataset, "__len__") or isinstance(dataset, Mapping):
-        raise TypeError(f"dataset is a {type(dataset).__name__}, expected {_EXPECTED}")
-    return dataset
 
 
 def save_thresholds(
@@ -181,6 +158,53 @@ def save_thresholds(
         temporary.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     card = path.with_name("README.md")
     if card.is_file():
-        text = update_thresholds(card.read_text(encoding="utf-8"), image_threshold, pixel_threshold)
+        text = _with_thresholds(card.read_text(encoding="utf-8"), image_threshold, pixel_threshold)
         with atomic_path(card) as temporary:
             temporary.write_text(text, encoding="utf-8")
+
+
+def _with_thresholds(card: str, image_threshold: float | None, pixel_threshold: float | None) -> str:
+    """A card that `make_model_card` wrote, with other thresholds; one without that section as it is."""
+    from jinja2 import Template
+
+    section = re.compile(r"^## Thresholds\n.*?(?=^## )", re.DOTALL | re.MULTILINE)
+    template = Path(__file__).parent.parent / "assets" / "model_card.md"
+    found = section.search(template.read_text(encoding="utf-8"))
+    assert found is not None  # the template is ours
+    text = Template(found[0]).render(image_threshold=image_threshold, pixel_threshold=pixel_threshold)
+    return section.sub(lambda _: text.rstrip("\n") + "\n\n", card, count=1)
+
+
+def choose_margin(model: Any) -> float:
+    """How far thresholds keep from scores, as a difference of logits: by the model's least precise weights."""
+    halves = (torch.bfloat16, torch.float16)
+    computed_in_half = torch.is_autocast_enabled(model.device.type)
+    return HALF_MARGIN if computed_in_half or any(p.dtype in halves for p in model.parameters()) else MARGIN
+
+
+class _NormalImages:
+    """A list of normal images in the one schema."""
+
+    def __init__(self, images: Sequence[Any]):
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: int | str) -> Any:
+        if key == "label":
+            return [0] * len(self)
+        assert isinstance(key, int)
+        return {"image": load_image(self.images[key]), "mask": None, "label": 0}
+
+
+def _with_labels(dataset: Any) -> Any:
+    """A data set as it is, a list of images as normal ones."""
+    if isinstance(dataset, (list, tuple)):
+        for place, image in enumerate(dataset):
+            if isinstance(image, Mapping) or not isinstance(image, (str, os.PathLike, Image.Image, np.ndarray)):
+                raise TypeError(f"dataset[{place}] is a {type(image).__name__}, expected {_EXPECTED}")
+        return _NormalImages(dataset)
+    if not hasattr(dataset, "column_names") or not hasattr(dataset, "__len__") or isinstance(dataset, Mapping):
+        raise TypeError(f"dataset is a {type(dataset).__name__}, expected {_EXPECTED}")
+    return dataset

@@ -3,14 +3,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from evaluation_tools import make_tree
 
 from anomalyclip_hf import AnomalyCLIPConfig
 from anomalyclip_hf.data import load_anomaly_dataset
-from anomalyclip_hf.evaluation import calibrate, save_thresholds
 from anomalyclip_hf.evaluation.model_card import make_model_card
-from anomalyclip_hf.evaluation.thresholds import choose_margin
 from anomalyclip_hf.pipeline_anomalyclip import ZeroShotAnomalyDetectionPipeline
+from anomalyclip_hf.scoring import calibrate, save_thresholds
+from anomalyclip_hf.scoring.thresholds import choose_margin
+from evaluation_tools import make_tree
 
 
 @pytest.fixture

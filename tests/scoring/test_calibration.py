@@ -4,9 +4,9 @@ import warnings
 import numpy as np
 import pytest
 
-from anomalyclip_hf.evaluation import calibration
-from anomalyclip_hf.evaluation.calibration import calibrate_from_labels, calibrate_from_normal
 from anomalyclip_hf.evaluation.streaming import StreamingPixelMetrics
+from anomalyclip_hf.scoring import calibration
+from anomalyclip_hf.scoring.calibration import calibrate_from_labels, calibrate_from_normal
 
 
 def test_number_of_images_needed():

@@ -1,0 +1,158 @@
+"""`anomalyclip calibrate`: choose thresholds."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..data.files import one_line
+from ..data.options import SourceOptions, option
+from .loading import ModelOptions, load_model, load_processor, load_source, options_of_source
+
+if TYPE_CHECKING:
+    import datasets
+
+    from .. import AnomalyCLIPModel, AnomalyCLIPProcessor
+
+METHODS = ("normal", "f1", "recall")
+
+
+@dataclass
+class CalibrationOptions:
+    """What a threshold is to promise."""
+
+    false_alarm_rate: float = option(0.05, "Of new normal images, for 'normal'.", group="Thresholds")
+    confidence: float = option(0.95, "That this rate is kept, for 'normal'.", group="Thresholds")
+    pixel_rate: float = option(
+        0.01, "Share of the pixels of a normal image that may be marked, for 'normal'.", group="Thresholds"
+    )
+    recall: float | None = option(None, "Wanted recall in (0, 1], for 'recall'.", group="Thresholds")
+
+
+@dataclass
+class Settings(CalibrationOptions, ModelOptions, SourceOptions):
+    """Choose the thresholds of a model from images like those to come, none of them from a test set.
+
+    anomalyclip calibrate good_parts/ --model MODEL --output-dir MODEL
+
+    From normal images alone (59 are enough for 5% false alarms), or from labelled ones with --method f1 or recall.
+    Exit status: 0 done, 1 images were left out, 2 no thresholds were found.
+    """
+
+    source: str | None = option(
+        None, "Folder of normal images, or labelled data: name, folder, table, repository.", argument=True
+    )
+    method: str = option("normal", f"One of {', '.join(METHODS)}.")
+    output_dir: str | None = option(
+        None, "Checkpoint to write the thresholds into, or a new folder for prompts with them.", short="o"
+    )
+    split: str | None = option(None, "'train' for normal, if there is one; 'test' for others.", group="Data set")
+    batch_size: int = option(8, "Images per forward.")
+    num_workers: int = option(0, "Processes that decode images.")
+    cpu: bool = option(False, "Use the CPU even if there is an accelerator.")
+    disable_tqdm: bool = option(False, "Show no progress bar.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.source:
+            raise ValueError("source is missing; give a folder of normal images, or labelled data")
+        check_method(self.method, self.recall, "method")
+
+
+def run(settings: Settings, draw: Callable | None = None) -> int:
+    """Choose thresholds, print them and store them; see [`Settings`] for the exit status.
+
+    Args:
+        settings ([`Settings`]).
+        draw (callable, *optional*): as of [`load_source`].
+    """
+    from accelerate import PartialState
+
+    model = load_model(settings).to(PartialState(cpu=settings.cpu).device)
+    processor = load_processor(settings, model.config.image_size)
+    dataset = _load(settings, draw)
+    skipped: list[str] = []
+    found = choose_thresholds(settings, settings.method, model, processor, dataset, skipped)
+    for error in skipped:
+        print(f"skipped {one_line(error)}", file=sys.stderr)
+    for name in ("image", "pixel"):
+        facts = {key: value for key, value in (found[name] or {}).items() if key != "threshold"}
+        shown = ", ".join(f"{key} {value:.4g}" for key, value in facts.items() if isinstance(value, int | float))
+        threshold = getattr(model.config, f"{name}_threshold")
+        print(f"{name} threshold: {'none' if threshold is None else f'{threshold:.6g} ({shown})'}")
+    if settings.output_dir:
+        store_thresholds(settings.output_dir, model, processor)
+        print(f"written to {settings.output_dir}")
+    return 1 if skipped else 0
+
+
+def check_method(method: str, recall: float | None, name: str) -> None:
+    """Refuse an unknown way of calibration, and a recall without its method or the other way round."""
+    if method not in METHODS:
+        raise ValueError(f"{name}={method!r}, expected one of {', '.join(METHODS)}")
+    if (method == "recall") != (recall is not None):
+        raise ValueError(f"{name}={method!r} with recall={recall}: give both or neither")
+
+
+def choose_thresholds(
+    settings: Any,
+    method: str,
+    model: AnomalyCLIPModel,
+    processor: AnomalyCLIPProcessor,
+    dataset: datasets.Dataset | list,
+    skipped: list[str] | None = None,
+) -> dict[str, Any]:
+    """Set the thresholds of a model, as the options of a command say.
+
+    Args:
+        settings: has the fields of [`CalibrationOptions`], `batch_size`, `num_workers` and `disable_tqdm`.
+        method: one of `METHODS`.
+        model, processor, dataset, skipped: as of `scoring.calibrate`.
+
+    Returns:
+        what `scoring.calibrate` returns, and its arguments.
+    """
+    from ..scoring.thresholds import calibrate
+
+    wanted: dict[str, Any] = {"method": "normal" if method == "normal" else "labels"}
+    if method == "normal":
+        names = ("false_alarm_rate", "confidence", "pixel_rate")
+        wanted |= {name: getattr(settings, name) for name in names}
+    else:
+        wanted |= {"objective": method, "recall": settings.recall}
+    shared = {"batch_size": settings.batch_size, "num_workers": settings.num_workers}
+    shared |= {"show_progress": not settings.disable_tqdm, "skipped": skipped}
+    return wanted | calibrate(model, processor, dataset, **wanted, **shared)
+
+
+def store_thresholds(folder: str, model: AnomalyCLIPModel, processor: AnomalyCLIPProcessor) -> None:
+    """Write a model's thresholds into a checkpoint, or save its prompts with them where there is none."""
+    from ..scoring.thresholds import save_thresholds
+
+    if Path(folder, "config.json").is_file():
+        save_thresholds(folder, model.config.image_threshold, model.config.pixel_threshold)
+    else:
+        model.save_prompts(folder, processor=processor)
+
+
+def _load(settings: Settings, draw: Callable | None) -> datasets.Dataset | list:
+    source = str(settings.source)
+    given = options_of_source(settings, source)
+    normal = settings.method == "normal"
+    if source == "synthetic":
+        return load_source(source, "calibration", draw, **given)[1]
+    split = settings.split or ("train" if normal else "test")
+    try:
+        _, dataset = load_source(source, split, draw, **given)
+    except ValueError:
+        if settings.split or not normal:
+            raise
+        _, dataset = load_source(source, "test", draw, **given)
+        print(f"{one_line(source)} has no split 'train': all its images count", file=sys.stderr)
+    if normal and not any(label in (0, 1) for label in dataset["label"]):
+        print(f"its {len(dataset)} images have no labels: all are taken as normal", file=sys.stderr)
+        return list(dataset["path"])
+    return dataset

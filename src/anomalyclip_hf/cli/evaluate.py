@@ -1,0 +1,216 @@
+"""`anomalyclip evaluate`: judge a model on labelled data sets."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..data.files import one_line
+from ..data.options import SourceOptions, option
+from .calibrate import METHODS, CalibrationOptions, check_method, choose_thresholds, store_thresholds
+from .loading import ModelOptions, load_model, load_processor, load_source, options_of_source
+
+if TYPE_CHECKING:
+    import datasets
+
+    from .. import AnomalyCLIPModel, AnomalyCLIPProcessor
+
+OPTIMISTIC = "thresholds were chosen on the judged images: figures at them are optimistic; give --calibration-source"
+
+
+@dataclass
+class Settings(CalibrationOptions, ModelOptions, SourceOptions):
+    """Judge a model on labelled data sets: metrics, scores, a report.
+
+    anomalyclip evaluate --model MODEL --sources mvtec=MVTec visa=VisA
+
+    In several processes: accelerate launch -m anomalyclip_hf evaluate ... Exit status: 0 all was judged, 1 images
+    could not be scored or results not be drawn, 2 an error, 130 and 143 interrupted and terminated: --resume goes on.
+    """
+
+    sources: list[str] | None = option(None, "NAME=FOLDER of data sets or own data, a folder, or 'synthetic'.")
+    source: str | None = option(
+        None, "One source instead: a data set's name, folder, table or repository.", group="Data set"
+    )
+    split: str = option("test", "Split that is judged.", group="Data set")
+    # Named as it always was; it hides the method of that name, which is called by its class.
+    source_options: str | None = option(  # type: ignore[assignment]
+        None, "JSON with more options of sources, or of drawing.", group="Data set"
+    )
+    baselines: bool = option(False, "Also judge CLIP without learning: clip, clip_ac, prompt_ensemble.")
+    ablations: list[str] | None = option(
+        None, "Also judge parts: dpam=off qq kk vv, layers=6,12,18,24, layers=paper, deep_prompts=off; all if bare."
+    )
+    tokenizer: str | None = option(None, "Where the backbone's tokenizer lies; beside it by default.", group="Model")
+    output_dir: str = option("outputs/evaluation", "Folder for results.json, report, scores and maps.", short="o")
+    resume: bool = option(False, "Go on with an interrupted run in the output folder.")
+    batch_size: int = option(8, "Images per forward, in each process.")
+    num_workers: int = option(0, "Processes that decode images, per evaluating process.")
+    sigma: float | None = option(None, "Smoothing of maps in pixels at the input size; the processor's own.")
+    map_size: str | None = option(None, "Judge pixels at 'original' size, or at so many pixels square.")
+    exact: bool | None = option(
+        None, "Judge pixels from whole maps, or from counts within 1e-4; small classes exactly by default."
+    )
+    fpr_limit: float = option(0.3, "Highest false-positive rate of AUPRO.")
+    save_maps: str | None = option(None, "Keep the maps: 'png' (16 bit) or 'npy'.", bare="png")
+    save_every: int = option(50, "Batches between two writes of records.")
+    num_pictures: int = option(6, "Samples, misses and false alarms of each data set in the report.")
+    calibrate: str | None = option(None, f"Choose thresholds first: {', '.join(METHODS)}.", group="Thresholds")
+    calibration_source: str | None = option(
+        None, "As one of the sources; the first of them by default.", group="Thresholds"
+    )
+    calibration_split: str | None = option(
+        None, "'train' for normal, 'test' otherwise, by default.", group="Thresholds"
+    )
+    save_thresholds: str | None = option(
+        None, "Checkpoint to write them into, or a new folder for prompts.", group="Thresholds"
+    )
+    cpu: bool = option(False, "Use the CPU even if there is an accelerator.")
+    disable_tqdm: bool = option(False, "Show no progress bars.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.sources and not self.source:
+            raise ValueError("sources is missing; give --sources NAME=FOLDER ..., or --source with --data-dir")
+        if self.sources and self.source:
+            raise ValueError(f"sources={self.sources} and source={self.source!r}; give one of the two")
+        if self.calibrate is not None:
+            check_method(self.calibrate, self.recall, "calibrate")
+        elif self.recall is not None:
+            raise ValueError(f"recall={self.recall} needs --calibrate recall")
+        if self.save_thresholds and not self.calibrate:
+            raise ValueError("save_thresholds needs --calibrate, which chooses them")
+
+    def texts(self) -> list[str]:
+        """The sources as they were given."""
+        return self.sources or [str(self.source)]
+
+    def judged(self) -> dict[str, Any]:
+        """Fields of `EvaluationSettings`."""
+        size: Any = int(self.map_size) if self.map_size and self.map_size.isdecimal() else self.map_size
+        names = ("batch_size", "num_workers", "sigma", "exact", "fpr_limit", "save_maps", "save_every")
+        return {"map_size": size, **{name: getattr(self, name) for name in names}}
+
+
+def run(settings: Settings, draw: Callable | None = None) -> int:
+    """Judge a model; see [`Settings`] for the exit status.
+
+    Args:
+        settings ([`Settings`]).
+        draw (callable, *optional*): as of [`load_source`].
+    """
+    from accelerate import Accelerator
+    from transformers import AutoTokenizer
+
+    from ..evaluation.baselines import BASELINES, OWN, parse_ablations
+    from ..evaluation.evaluator import EvaluationSettings, evaluate_sources
+
+    accelerator = Accelerator(cpu=settings.cpu)
+    EvaluationSettings(**settings.judged())  # refused before anything is loaded
+    model = load_model(settings)
+    processor = load_processor(settings, model.config.image_size)
+    model.to(accelerator.device)
+    sources = _load_sources(settings, draw)
+    methods = [OWN, *(BASELINES if settings.baselines else ())]
+    if settings.ablations is not None:
+        methods += parse_ablations(settings.ablations, model)
+    thresholds = None
+    if settings.calibrate:
+        thresholds = _choose_thresholds(settings, model, processor, sources, draw)
+        if settings.save_thresholds and accelerator.is_main_process:
+            store_thresholds(settings.save_thresholds, model, processor)
+    result = evaluate_sources(
+        model,
+        processor,
+        sources,
+        methods=methods,
+        tokenizer=AutoTokenizer.from_pretrained(settings.tokenizer) if settings.tokenizer else None,
+        accelerator=accelerator,
+        output_dir=settings.output_dir,
+        resume=settings.resume,
+        show_progress=not settings.disable_tqdm,
+        num_pictures=settings.num_pictures,
+        thresholds=thresholds,
+        **settings.judged(),
+    )
+    if accelerator.is_main_process:
+        _report(result, settings.output_dir)
+    left_out = any(entry["unreadable"] for entry in result["datasets"].values())
+    return 1 if left_out or result.get("not_drawn") else 0
+
+
+def _load_sources(settings: Settings, draw: Callable | None) -> dict[str, datasets.Dataset]:
+    """All data sets of a command by name."""
+    found: dict[str, datasets.Dataset] = {}
+    for text in settings.texts():
+        split = "test" if text == "synthetic" else settings.split  # drawn anew, it has no other
+        name, dataset = load_source(text, split, draw, **_options(settings, text))
+        if name in found:
+            raise ValueError(f"two sources are named {name!r}: write NAME=FOLDER with different names")
+        found[name] = dataset
+    return found
+
+
+def _options(settings: Settings, text: str) -> dict[str, Any]:
+    drawn = "synthetic" in (*settings.texts(), settings.calibration_source)
+    return options_of_source(settings, text, settings.source_options, drawn)
+
+
+def _choose_thresholds(
+    settings: Settings,
+    model: AnomalyCLIPModel,
+    processor: AnomalyCLIPProcessor,
+    judged: Mapping[str, datasets.Dataset],
+    draw: Callable | None,
+) -> dict[str, Any]:
+    """Set the model's thresholds from the calibration data.
+
+    Returns:
+        what was chosen and how; where the judged data sets share images with the calibration data, `warning` says so,
+        and `judged_images_of` names them.
+    """
+    method = str(settings.calibrate)
+    source = settings.calibration_source or settings.texts()[0]
+    split = settings.calibration_split or ("train" if method == "normal" else "test")
+    given = _options(settings, source)
+    if settings.calibration_source:
+        given.pop("class_names", None)  # those of the judged sources
+    drawn = "calibration" if source == "synthetic" else split  # never the drawings that are judged
+    name, dataset = load_source(source, drawn, draw, **given)
+    found = choose_thresholds(settings, method, model, processor, dataset)
+    shared = [] if source == "synthetic" else _sharing(settings, source, split, dataset, judged)
+    warning = {"warning": OPTIMISTIC, "judged_images_of": shared} if shared else {}
+    return {"source": name, "split": split, **warning, **found}
+
+
+def _sharing(
+    settings: Settings, source: str, split: str, dataset: datasets.Dataset, judged: Mapping[str, datasets.Dataset]
+) -> list[str]:
+    """Names of the judged data sets that hold images of the calibration data: the same files, or source and split."""
+    files = {os.path.realpath(path) for path in dataset["path"] if os.path.isfile(path)}
+    return [
+        name
+        for text, (name, other) in zip(settings.texts(), judged.items(), strict=True)
+        if (text == source and (settings.split == split or "all" in (settings.split, split)))
+        or any(os.path.realpath(path) in files for path in other["path"])
+    ]
+
+
+def _report(result: Mapping[str, Any], output_dir: str) -> None:
+    from ..evaluation.results import short_table
+
+    print(short_table(result))
+    if warning := result.get("thresholds", {}).get("warning"):
+        print(f"warning: {warning}", file=sys.stderr)
+    for name, entry in result["datasets"].items():
+        if at := entry.get("at_image_threshold"):
+            shares = ", ".join(f"{key} {100 * at[key]:.1f}%" for key in ("recall", "false_alarm_rate") if key in at)
+            print(f"\n{name} at image_threshold {at['threshold']:.4f}: {shares}")
+        for one in entry["unreadable"]:
+            print(f"skipped {name}: {one_line(one['error'])}", file=sys.stderr)
+    for text in result.get("not_drawn", ()):
+        print(f"not drawn: {one_line(text)}", file=sys.stderr)
+    print(f"\nresults, scores and report: {output_dir}")

@@ -1,0 +1,212 @@
+"""Records of an evaluation on disk: what was scored is there, what is not is still to be scored.
+
+A folder holds the records of one data set, `run.json` what they depend on, and a folder for each class. There lie
+shards named by their first image. `<position>.parquet` has a row for each image; beside it are the pixels that can be
+judged, whole (`.maps.npy` and `.masks.npy`, memory-mapped) or counted (`.<number of the method>.npz`). The table is
+written last, so that a shard is complete where it has one. `class.json` are the metrics of the class, which take the
+pixels' place.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.files import atomic_path, safe_name
+from ..scoring.engine import Record
+from .streaming import StreamingPixelMetrics
+
+MAX_BUFFER = 2**24  # pixels of whole maps held before a shard is written
+_SHARD = re.compile(r"\d{8}\.(parquet|maps\.npy|masks\.npy|\d+\.npz)")
+
+
+class ClassRecords:
+    """The records of one class, of all processes.
+
+    Args:
+        folder: of the class.
+        methods: their names, in order.
+    """
+
+    def __init__(self, folder: Path, methods: Sequence[str]):
+        self.folder, self.methods = folder, list(methods)
+        self.read()
+
+    def read(self) -> None:
+        """Take up what lies in the folder now, in the data set's order."""
+        from pyarrow import parquet
+
+        self.shards = sorted(self.folder.glob("*.parquet"))
+        rows = [row for shard in self.shards for row in parquet.read_table(shard).to_pylist()]
+        rows.sort(key=lambda row: row["index"])
+        scored = [row for row in rows if row["error"] is None]
+        self.indices: list[int] = [row["index"] for row in scored]
+        self.errors: dict[int, str] = {row["index"]: row["error"] for row in rows if row["error"] is not None}
+        self.scores = {name: [row[f"score {name}"] for row in scored] for name in self.methods}
+        self._sizes = {row["index"]: (row["height"], row["width"]) for row in scored if row["height"]}
+
+    def pixels(self, method: str) -> tuple[list[np.ndarray], list[np.ndarray]] | StreamingPixelMetrics | None:
+        """Maps and masks `(H, W)` of the images whose truth is known, or their counts; None where there are none."""
+        from pyarrow import parquet
+
+        place = self.methods.index(method)
+        whole: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        counted: StreamingPixelMetrics | None = None
+        for shard in self.shards:
+            if (file := shard.with_suffix(f".{place}.npz")).is_file():
+                with np.load(file, allow_pickle=False) as state:
+                    part = StreamingPixelMetrics.from_state_dict(dict(state))
+                counted = part if counted is None else counted.merge(part)
+            elif (file := shard.with_suffix(".maps.npy")).is_file():
+                maps, masks = (np.load(shard.with_suffix(f".{kind}.npy"), mmap_mode="r") for kind in ("maps", "masks"))
+                start = 0
+                for index in parquet.read_table(shard, columns=["index"])["index"].to_pylist():
+                    if index in self._sizes:
+                        height, width = self._sizes[index]
+                        end = start + height * width
+                        whole[index] = (
+                            maps[place, start:end].reshape(height, width),
+                            masks[start:end].reshape(height, width),
+                        )
+                        start = end
+        if whole:
+            pairs = [pair for _, pair in sorted(whole.items())]
+            return [one for one, _ in pairs], [mask for _, mask in pairs]
+        return counted
+
+    def load_metrics(self) -> dict[str, Any] | None:
+        """The metrics of the class that `save_metrics` kept; None where it is not finished."""
+        try:
+            return json.loads((self.folder / "class.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+
+    def save_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Keep the metrics of the class in place of its pixels."""
+        with atomic_path(self.folder / "class.json") as temporary:
+            temporary.write_text(json.dumps(metrics), encoding="utf-8")
+        for file in self.folder.iterdir():
+            if _SHARD.fullmatch(file.name) and file.suffix != ".parquet":
+                file.unlink()
+
+
+class RecordWriter:
+    """Writes the shards of one class, by one process.
+
+    Args:
+        folder: of the class.
+        methods: their names, in order.
+        exact: keep whole maps in float32 instead of counting pixels in bins.
+        num_bins, fpr_limit: as in [`StreamingPixelMetrics`].
+        shard_size: images of a shard; less where the maps of so many are large.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        methods: Sequence[str],
+        exact: bool = False,
+        num_bins: int = 2**20,
+        fpr_limit: float = 0.3,
+        shard_size: int = 400,
+    ):
+        self.folder, self.methods, self.exact, self.shard_size = folder, list(methods), exact, shard_size
+        self.num_bins, self.fpr_limit = num_bins, fpr_limit
+        self._start()
+
+    def add(self, record: Record) -> None:
+        """Add an image: its result are method to score and method to map `(H, W)`, its item has the `mask`."""
+        row = {"index": record.index, "error": record.error, "height": None, "width": None}
+        scores, maps = record.result or (dict.fromkeys(self.methods), {})
+        self._rows.append(row | {f"score {name}": scores[name] for name in self.methods})
+        if maps and (mask := record.item.mask) is not None:
+            self._rows[-1]["height"], self._rows[-1]["width"] = mask.shape
+            self._add_pixels(maps, mask)
+        if len(self._rows) >= self.shard_size or sum(one.size for one in self._maps) >= MAX_BUFFER:
+            self.flush()
+
+    def _add_pixels(self, maps: Mapping[str, np.ndarray], mask: np.ndarray) -> None:
+        if self.exact:
+            self._maps.append(np.stack([maps[name].ravel() for name in self.methods]).astype(np.float32, copy=False))
+            self._masks.append(mask.ravel())
+            return
+        for name in self.methods:
+            if name not in self._counts:
+                self._counts[name] = StreamingPixelMetrics(self.num_bins, self.fpr_limit)
+            self._counts[name].update([maps[name]], [mask])
+
+    def flush(self) -> None:
+        """Write what was added since the last shard."""
+        if not self._rows:
+            return
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        shard = self.folder / f"{self._rows[0]['index']:08d}.parquet"
+        if self._maps:
+            for kind, arrays in (("maps", self._maps), ("masks", self._masks)):
+                with atomic_path(shard.with_suffix(f".{kind}.npy")) as temporary:
+                    np.save(temporary, np.concatenate(arrays, axis=-1), allow_pickle=False)
+        for name, counts in self._counts.items():
+            with atomic_path(shard.with_suffix(f".{self.methods.index(name)}.npz")) as temporary:
+                np.savez(temporary, **counts.state_dict())
+        types = {"index": pa.int64(), "error": pa.string(), "height": pa.int32(), "width": pa.int32()}
+        fields = [(name, types.get(name, pa.float64())) for name in self._rows[0]]
+        with atomic_path(shard) as temporary:
+            parquet.write_table(pa.Table.from_pylist(self._rows, schema=pa.schema(fields)), temporary)
+        self._start()
+
+    def _start(self) -> None:
+        self._rows: list[dict[str, Any]] = []
+        self._maps: list[np.ndarray] = []
+        self._masks: list[np.ndarray] = []
+        self._counts: dict[str, StreamingPixelMetrics] = {}
+
+
+def class_folder(folder: Path, class_name: str) -> Path:
+    """Where the records of a class lie below those of its data set."""
+    return folder / safe_name(class_name)
+
+
+def open_folder(folder: Path, key: str, resume: bool) -> None:
+    """Make the folder of a data set's records; records of another run are forgotten.
+
+    Args:
+        folder: made if absent; files in it that are no records stay.
+        key: digest of what the records depend on.
+        resume: keep the records of a run of the same key.
+    """
+    note = folder / "run.json"
+    try:
+        known = json.loads(note.read_text(encoding="utf-8")).get("key")
+    except (OSError, ValueError, AttributeError):
+        known = None
+    keep = resume and known == key
+    for one in folder.glob("*/"):
+        if not (keep and _is_sound(one)):
+            for file in one.iterdir():
+                if file.name == "class.json" or _SHARD.fullmatch(file.name):
+                    file.unlink()
+    if not keep:
+        with atomic_path(note) as temporary:
+            temporary.write_text(json.dumps({"key": key}), encoding="utf-8")
+
+
+def _is_sound(folder: Path) -> bool:
+    """Whether the records of a class can be read, as far as a look tells."""
+    from pyarrow import parquet
+
+    try:
+        if (folder / "class.json").exists():
+            json.loads((folder / "class.json").read_text(encoding="utf-8"))
+        for shard in folder.glob("*.parquet"):
+            parquet.read_metadata(shard)
+        return all(zipfile.is_zipfile(file) for file in folder.glob("*.npz"))
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,130 @@
+"""Metrics of an evaluation, made of its records: of a class, and of a data set over its classes."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .metrics import IMAGE_METRICS, METRICS, PIXEL_METRICS, UndefinedMetricWarning, image_metrics, pixel_metrics
+from .records import ClassRecords
+from .streaming import StreamingPixelMetrics
+
+
+def judge_class(records: ClassRecords, labels: Sequence[int | None], fpr_limit: float) -> dict[str, Any]:
+    """Metrics of a class from its records: `metrics` by method, and `curves` of the first method."""
+    metrics = {name: _judge_method(records, name, labels, fpr_limit) for name in records.methods}
+    curves = metrics[records.methods[0]]["curves"]
+    for found in metrics.values():
+        del found["curves"]
+    return {"metrics": metrics, "curves": {kind: [axis.tolist() for axis in line] for kind, line in curves.items()}}
+
+
+def _judge_method(
+    records: ClassRecords, method: str, labels: Sequence[int | None], fpr_limit: float
+) -> dict[str, Any]:
+    known = [(score, labels[index]) for index, score in zip(records.indices, records.scores[method], strict=True)]
+    judged = [(score, label) for score, label in known if label is not None]
+    pixels = records.pixels(method)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UndefinedMetricWarning)  # the reasons are in the result
+        if judged:
+            image = image_metrics(*zip(*judged, strict=True))
+        else:
+            reason = "no image has a label" if records.indices else "no image could be read"
+            image = _undefined(IMAGE_METRICS, reason) | {"num_anomalous_images": 0}
+        if pixels is None:
+            pixel = _undefined(PIXEL_METRICS, "no image has a mask") | {"num_judged_maps": 0}
+        elif isinstance(pixels, StreamingPixelMetrics):
+            pixel = pixels.compute(with_curves=True)
+            pixel["num_judged_maps"] = pixel.pop("num_images")
+        else:
+            pixel = pixel_metrics(*pixels, fpr_limit, with_curves=True) | {"num_judged_maps": len(pixels[0])}
+    anomalous = image["num_anomalous_images"]
+    if anomalous and not pixel.get("num_anomalous_pixels"):
+        reason = f"none of the {anomalous} anomalous images has a mask with an anomalous pixel"
+        pixel["reasons"] = dict.fromkeys(PIXEL_METRICS, reason)
+    result = {"curves": {}, **image, **pixel, "num_images": len(records.indices)}
+    return result | {"reasons": image["reasons"] | pixel["reasons"]}
+
+
+def _undefined(names: Sequence[str], reason: str) -> dict[str, Any]:
+    return dict.fromkeys(names, math.nan) | {"reasons": dict.fromkeys(names, reason)}
+
+
+def summarize_classes(
+    parts: Mapping[str, tuple[ClassRecords, dict[str, Any]]], table: Mapping[str, list], titles: Mapping[str, str]
+) -> dict[str, Any]:
+    """The result of a data set.
+
+    Args:
+        parts: class to its records and what [`judge_class`] made of them.
+        table: columns of the whole data set but the pictures, `label` None where it is unknown.
+        titles: method to its title.
+
+    Returns:
+        what `evaluate_model` returns.
+    """
+    methods: dict[str, dict[str, Any]] = {}
+    for name, title in titles.items():
+        classes = {class_name: found["metrics"][name] for class_name, (_, found) in parts.items()}
+        mean, counts = mean_over_classes(classes)
+        methods[name] = {"title": title, "mean": mean, "mean_num_classes": counts, "classes": classes}
+    first = next(iter(methods.values()))
+    order = [index for records, _ in parts.values() for index in records.indices]
+    scores: dict[str, Any] = {key: [values[index] for index in order] for key, values in table.items()}
+    scores["index"] = order
+    scores["scores"] = {name: [s for records, _ in parts.values() for s in records.scores[name]] for name in methods}
+    labels = scores["label"]
+    errors = [(index, error) for records, _ in parts.values() for index, error in records.errors.items()]
+    unreadable = [{"path": str(table["path"][index]), "error": error} for index, error in errors]
+    # Every normal image's pixels are judged, and those of anomalous ones that have a mask.
+    judged = sum(values["num_judged_maps"] for values in first["classes"].values()) - labels.count(0)
+    notes = [
+        f"{metric}: mean over {count} of {len(parts)} classes, undefined in the others"
+        for metric, count in first["mean_num_classes"].items()
+        if 0 < count < len(parts)
+    ]
+    if unreadable:
+        shown = "; ".join(one["error"] for one in unreadable[:5]) + ("; ..." if len(unreadable) > 5 else "")
+        notes.append(f"{len(unreadable)} of {len(table['label'])} images could not be read and are left out: {shown}")
+    return {
+        "mean": first["mean"],
+        "mean_num_classes": first["mean_num_classes"],
+        "classes": first["classes"],
+        "num_images": len(labels),
+        "num_anomalous_images": labels.count(1),
+        "num_unlabeled_images": labels.count(None),
+        "num_anomalous_images_without_mask": max(labels.count(1) - judged, 0),
+        "num_unreadable_images": len(unreadable),
+        "unreadable": unreadable,
+        "notes": notes,
+        "methods": methods,
+        "scores": scores,
+        "curves": {name: found["curves"] for name, (_, found) in parts.items()},
+    }
+
+
+def mean_over_classes(classes: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, float], dict[str, int]]:
+    """Mean of each metric over the classes that define it (NaN where none does), and the number of those classes."""
+    mean, counts = {}, {}
+    for metric in METRICS:
+        defined = [value for values in classes.values() if not math.isnan(value := values.get(metric, math.nan))]
+        mean[metric] = math.fsum(defined) / len(defined) if defined else math.nan
+        counts[metric] = len(defined)
+    return mean, counts
+
+
+def add_rates(entry: dict[str, Any], threshold: float | None) -> None:
+    """Say of a data set what the model's image threshold does: recall and the share of false alarms."""
+    if threshold is None:
+        return
+    scores = entry["scores"]
+    found: dict[str, float] = {"threshold": threshold}
+    values = next(iter(scores["scores"].values()))
+    for name, wanted in (("recall", 1), ("false_alarm_rate", 0)):
+        called = [value >= threshold for value, label in zip(values, scores["label"], strict=True) if label == wanted]
+        if called:
+            found[name] = sum(called) / len(called)
+    entry["at_image_threshold"] = found

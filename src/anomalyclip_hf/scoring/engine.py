@@ -1,0 +1,126 @@
+"""The one loop over images: prediction, calibration and evaluation read the records that it yields.
+
+A source of rows goes in, a record of each comes out, in order. Nothing that is wrong with one image ends the loop: the
+record of that image says why it was skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..data.loader import make_loader
+
+
+@dataclass(frozen=True)
+class Record:
+    """What became of one image.
+
+    Args:
+        index: position of the image in its source.
+        item: what `prepare` returned for it; None where it failed.
+        result: what `score` returned for it; None where it was skipped.
+        error: why it was skipped; None where it was scored.
+    """
+
+    index: int
+    item: Any = None
+    result: Any = None
+    error: str | None = None
+
+
+def score_images(
+    source: Any,
+    prepare: Callable[[Any], Any],
+    score: Callable[[list[Any]], Sequence[Any]],
+    *,
+    batch_size: int = 1,
+    num_workers: int = 0,
+    indices: Sequence[int] | None = None,
+) -> Iterator[Record]:
+    """Score images in batches.
+
+    Args:
+        source: has a length and rows by position; what a row is, is between it and `prepare`.
+        prepare: decodes and prepares one row; called in worker processes where there are any.
+        score: returns one result for each of up to `batch_size` prepared rows. Where it fails for several, they are
+            scored one by one.
+        batch_size: images per call of `score`, 1 or more.
+        num_workers: processes that decode images; 0 decodes in this one.
+        indices: positions to score; all of them by default (see [`own_share`]).
+
+    Yields:
+        [`Record`] of each position, in order.
+
+    Raises:
+        ValueError: `batch_size` or `num_workers` is out of range.
+    """
+    if batch_size < 1 or num_workers < 0:
+        raise ValueError(f"batch_size={batch_size}, num_workers={num_workers}: expected 1 or more and 0 or more")
+    indices = list(range(len(source)) if indices is None else indices)
+    if not indices:
+        return
+    rows = _Prepared(source, prepare)
+    loader = make_loader(rows, None, batch_size, num_workers, sampler=indices, collate=_as_they_are)
+    for batch in loader:
+        readable = [record for record in batch if record.error is None]
+        scored = {record.index: record for record in _score(score, readable)}
+        yield from (scored.get(record.index, record) for record in batch)
+
+
+def own_share(indices: Sequence[int], batch_size: int, process: int = 0, num_processes: int = 1) -> list[int]:
+    """The positions that one of several processes scores.
+
+    Processes share whole batches, so that each image is scored in the same company whatever their number.
+
+    Args:
+        indices: positions in a source.
+        batch_size: of the batches that they are cut into; the last one may be smaller.
+        process, num_processes: number of this process, from 0, and of all.
+    """
+    starts = range(0, len(indices), batch_size)[process::num_processes]
+    return [index for start in starts for index in indices[start : start + batch_size]]
+
+
+def explain(error: BaseException) -> str:
+    """Why an image was skipped, as its record says it: errors of ours by their message, others by their kind too."""
+    text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    return text.removesuffix(": ")
+
+
+class _Prepared:
+    """Rows that are prepared as they are read, an error in place of those that can't be."""
+
+    def __init__(self, source: Any, prepare: Callable[[Any], Any]):
+        self.source, self.prepare = source, prepare
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Record:
+        try:
+            return Record(index, self.prepare(self.source[index]))
+        except Exception as error:  # decoders raise anything
+            return Record(index, error=explain(error))
+
+
+def _as_they_are(records: list[Record]) -> list[Record]:
+    return records
+
+
+def _score(score: Callable[[list[Any]], Sequence[Any]], records: list[Record]) -> Iterator[Record]:
+    """Score a batch; where that fails, image by image, so that a fault hits the one that has it."""
+    if not records:
+        return
+    try:
+        results = score([record.item for record in records])
+    except Exception as error:
+        if len(records) == 1:
+            yield replace(records[0], error=explain(error))
+            return
+        for record in records:
+            yield from _score(score, [record])
+        return
+    for record, result in zip(records, results, strict=True):
+        yield replace(record, result=result)

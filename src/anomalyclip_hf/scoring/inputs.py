@@ -1,0 +1,144 @@
+"""Finding images in files, folders and data sets, with a name for the results of each that no other has."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..data.file_tree import IMAGE_SUFFIXES, is_mask_folder
+from ..data.files import safe_name
+
+LEGEND = "legend.png"
+_NAME_CHARACTERS = "".join(map(chr, (letter for letter in range(32, 127) if chr(letter) not in '/\\:*?"<>|')))
+
+
+@dataclass
+class FoundImages:
+    """What [`find_images`] found.
+
+    Args:
+        files: image files, each once, with a name for its results (relative to the folder given, as "cut/000.png").
+        skipped: `path` and `error` of each input that holds nothing.
+        left_out: images in folders of masks, which are no photographs.
+        unused: other files of the folders given, which are no images by their names.
+    """
+
+    files: list[tuple[Path, str]] = field(default_factory=list)
+    skipped: list[dict[str, str]] = field(default_factory=list)
+    left_out: list[Path] = field(default_factory=list)
+    unused: list[Path] = field(default_factory=list)
+
+
+def find_images(inputs: Iterable[str | os.PathLike], output_dir: str | os.PathLike | None = None) -> FoundImages:
+    """List image files.
+
+    Args:
+        inputs: files, taken whatever they are called, and folders, searched through for image extensions; linked
+            folders in them are followed. Hidden files and folders are left out, and so are folders of masks below them
+            (`is_mask_folder`).
+        output_dir (*optional*): where results go; left out of the search, so that they are never taken for inputs.
+
+    Raises:
+        ValueError: if an input lies in output_dir, or output_dir holds images of its own.
+    """
+    result = FoundImages()
+    found: dict[str, tuple[Path, str]] = {}
+    masks: list[Path] = []
+    taken: set[str] = set()
+    sources = [Path(source) for source in inputs]
+    if output_dir is not None:
+        check_apart(sources, output_dir)
+    for source in sources:
+        if source.is_dir():
+            files, own_masks = _search(source, output_dir, result)
+            masks += own_masks
+        elif os.path.lexists(source):
+            files = [(source, source.name)]
+        else:
+            result.skipped.append({"path": str(source), "error": "no such file or folder"})
+            continue
+        for path, name in files:
+            if (real := os.path.realpath(path)) not in found:
+                found[real] = (path, unique_name(name, taken))
+    result.files = list(found.values())
+    result.left_out = list({real: path for path in masks if (real := os.path.realpath(path)) not in found}.values())
+    return result
+
+
+def _search(
+    folder: Path, output_dir: str | os.PathLike | None, result: FoundImages
+) -> tuple[list[tuple[Path, str]], list[Path]]:
+    """Images below a folder with their names in it, and images in folders of masks; notes the rest in `result`."""
+    output = None if output_dir is None else os.path.realpath(output_dir)
+    files: list[tuple[Path, str]] = []
+    masks: list[Path] = []
+    for path in _walk(folder, output, result.skipped):
+        inside = path.relative_to(folder)
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
+            result.unused.append(path)
+        elif any(map(is_mask_folder, inside.parts[:-1])):
+            masks.append(path)
+        else:
+            files.append((path, inside.as_posix()))
+    if not files:
+        beside = f" beside {len(masks)} in folders of masks" if masks else ""
+        result.skipped.append({"path": str(folder), "error": f"the folder holds no image files{beside}"})
+    return files, masks
+
+
+def _walk(folder: Path, output: str | None, skipped: list[dict[str, str]]) -> Iterator[Path]:
+    """All files that are not hidden; linked folders are followed, and every folder is met once, so that links that
+    run in a circle end."""
+    met = {os.path.realpath(folder)}
+
+    def report(error: OSError) -> None:
+        skipped.append({"path": str(error.filename), "error": f"can't be listed ({error.strerror})"})
+
+    def is_new(path: str) -> bool:
+        real = os.path.realpath(path)
+        new = real != output and real not in met
+        met.add(real)
+        return new
+
+    for root, folders, files in os.walk(folder, onerror=report, followlinks=True):
+        folders[:] = [name for name in sorted(folders) if name[0] != "." and is_new(os.path.join(root, name))]
+        yield from (Path(root, name) for name in sorted(files) if name[0] != ".")
+
+
+def check_apart(sources: Iterable[Path], output_dir: str | os.PathLike) -> None:
+    """Refuse inputs in the output folder, and an output folder with images of its own."""
+    output = Path(os.path.realpath(output_dir))
+    for source in sources:
+        real = Path(os.path.realpath(source))
+        if output in (real, *real.parents):
+            raise ValueError(f"{source} lies in the output folder {output}; choose another output folder")
+    if output.is_dir():
+        images = [path.name for path in output.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
+        if own := sorted(name for name in images if name != LEGEND and name[0] != "."):
+            raise ValueError(f"the output folder {output} holds images of its own ({own[0]}); choose another one")
+
+
+def unique_name(name: str, taken: set[str]) -> str:
+    """The name, made safe part by part, and numbered if taken; capitals and ways to write an accent make no
+    difference, as on some file systems."""
+    name = "/".join(safe_name(part, also=_NAME_CHARACTERS) for part in name.split("/"))
+    candidate, number = name, 1
+    while (key := unicodedata.normalize("NFC", candidate).casefold()) in taken:
+        number += 1
+        path = Path(name)
+        candidate = path.with_name(f"{path.stem}-{number}{path.suffix}").as_posix()
+    taken.add(key)
+    return candidate
+
+
+def relative_names(paths: Sequence[str]) -> list[str]:
+    """The paths from the folder that all of them lie in; safe to write below another folder, whatever they hold."""
+    split = [[p for p in Path(path.replace("://", "/")).parts if p not in ("/", "\\", "..")] for path in paths]
+    folders = [parts[:-1] for parts in split]
+    shared = 0
+    while folders and all(len(parts) > shared and parts[shared] == folders[0][shared] for parts in folders):
+        shared += 1
+    return ["/".join(parts[shared:]) or "image" for parts in split]
