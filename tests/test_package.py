@@ -50,3 +50,42 @@ def test_the_package_imports_itself_and_what_it_declares(distribution):
     known = set().union(sys.stdlib_module_names, {PACKAGE.name}, *(MODULES.get(name, {name}) for name in names))
     undeclared = {path.name: found for path in PACKAGE.rglob("*.py") if (found := imported(path) - known)}
     assert undeclared == {}
+
+
+# Rooms of the package, lowest first: an import goes down, never up or to the side. `_lazy` and `assets` import nothing.
+FLOORS = [
+    {"_lazy", "assets", "configuration_anomalyclip", "loss_anomalyclip", "images_anomalyclip"},
+    {"image_processing_anomalyclip"},
+    {"prompts_anomalyclip", "processing_anomalyclip"},
+    {"modeling_anomalyclip"},
+    {"pipeline_anomalyclip", "conversion"},
+    {"data"},
+    {"scoring"},
+    {"evaluation"},
+    {"training"},
+    {"cli"},
+]
+ENTRIES = {"__init__.py", "__main__.py", "data/__main__.py"}  # of the package and of `python -m`
+
+
+def rooms_imported(path: Path) -> set[str]:
+    """Rooms of the package that a file imports from, anywhere in it; the package itself is none."""
+    folder, found = path.relative_to(PACKAGE).parts[:-1], set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = [*folder[: len(folder) - node.level + 1], *(node.module or "").split(".")]
+            names = [name.name for name in node.names] if base == [""] else base[:1]
+            found |= {name for name in names if (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").is_file()}
+    return found
+
+
+def test_imports_go_one_way():
+    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    wrong = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = path.relative_to(PACKAGE).as_posix()
+        room = name.split("/")[0].removesuffix(".py")
+        for other in rooms_imported(path) if name not in ENTRIES else ():
+            if other != room and floor[other] >= floor[room]:
+                wrong.append(f"{name} imports {other}")
+    assert wrong == []
