@@ -69,6 +69,7 @@ def spell(words: Sequence[str], settings: type) -> list[str]:
     fields = option_fields(settings)
     kinds = {f"--{name.replace('_', '-')}": kind for name, (_, kind) in fields.items()}
     bare = {f"--{name.replace('_', '-')}": field.metadata.get("bare") for name, (field, _) in fields.items()}
+    two_sided = {f"--{name.replace('_', '-')}" for name, (field, _) in fields.items() if field.default is not False}
     words, spelled = list(words), list[str]()
     takes_files = any(field.metadata.get("argument") for field, _ in fields.values())
     if words and words[0].endswith(SETTINGS_SUFFIXES) and not takes_files:
@@ -85,7 +86,8 @@ def spell(words: Sequence[str], settings: type) -> list[str]:
         elif kind is bool:
             if not equals and words and words[0].lower() in TRUE + FALSE:
                 value = words.pop(0)
-            spelled.append(f"--no-{name[2:]}" if value.lower() in FALSE else name)
+            wanted = value.lower() not in FALSE
+            spelled += [name] if wanted else [f"--no-{name[2:]}"] if name in two_sided else []
         elif get_origin(kind) is list and not equals:
             number = next((i for i, one in enumerate(words) if _is_option(one)), len(words))
             for one in words[:number] or [""]:
@@ -136,7 +138,7 @@ def _parameter(field: dataclasses.Field, kind: Any) -> inspect.Parameter:
         info: Any = typer.Argument(help=facts["help"], show_default=False, metavar=field.name.upper())
     else:
         flag = field.name.replace("_", "-")
-        names = [f"--{flag}/--no-{flag}"] if kind is bool else [f"--{flag}"]
+        names = [f"--{flag}/--no-{flag}" if kind is bool and default is not False else f"--{flag}"]
         names += [f"-{facts['short']}"] if "short" in facts else []
         shown = default not in (None, False, [])
         info = typer.Option(*names, help=facts["help"], rich_help_panel=facts.get("group"), show_default=shown)
