@@ -11,6 +11,7 @@ from PIL import Image
 from anomalyclip_hf.data import load_anomaly_dataset
 from anomalyclip_hf.data.file_tree import FileTree, MaskFinder, is_mask_folder, leaves_root, mask_stem
 from anomalyclip_hf.data.inspect import inspect_source
+from anomalyclip_hf.data.records import list_unused
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -319,6 +320,21 @@ def test_names_of_users_meet_those_of_the_disk_however_accents_are_composed(tmp_
         table.write_text(f"im{disk}ge,l\nc{disk}/test/k{disk}/0.png,k{disk}\n", encoding="utf-8")
         columns = {"image_column": f"im{word}ge", "label_column": "l", "normal_labels": [f"k{word}"]}
         assert samples(table, data_dir=root, **columns)[1][1] == 0
+
+
+def test_files_that_a_table_does_not_name_are_counted_whatever_they_are(tmp_path):
+    text = {"metadata.csv": "file_name,label\ngood/0.png,0\nscan,1\n", "bad/a.xcf": "", "notes.txt": ""}
+    write_tree(tmp_path, {**PLAIN, "scan.png": 3}, text=text)
+    (tmp_path / "scan.png").rename(tmp_path / "scan")  # read by its content
+    (note,) = [note for note in inspect_source(tmp_path, progress=False).notes if "not used" in note]
+    assert note == "2 files not used: 1 not named by table metadata.csv (bad/1.png); 1 .xcf files (bad/a.xcf)"
+
+
+def test_many_reasons_are_shortened():
+    unused = {f".{number} files": ["a", "b"] for number in range(10)}
+    text = list_unused(unused)
+    assert text.startswith("20 files not used: 2 .0 files (a, b); 2 .1 files") and "2 .7 files" in text
+    assert text.endswith("; 4 of 2 other kinds")
 
 
 def test_linked_folders_are_read_once_and_told_of(tmp_path):

@@ -226,7 +226,7 @@ def _check_split(split: str) -> None:
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
-    """Replace nothing but an earlier export, and that only when told to."""
+    """Replace nothing but an earlier export, and that only when asked to."""
     if not target.is_dir() or not any(target.iterdir()):
         return
     card = target / "README.md"

@@ -23,7 +23,7 @@ SIDE_SUFFIXES = (
     *(".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".xls", ".xlsx"),
     *(".parquet", ".arrow", ".safetensors", ".lock", ".py", ".ipynb", ".sh", ".md5", ".sha1", ".sha256"),
 )
-_SIDE_FILE = re.compile(r"(licen[cs]e|readme|notice|copying|copyright|citation|authors|thumbs\.db)(?![a-z]).*")
+_SIDE_FILE = re.compile(r"(licen[cs]e|readme|notice|copying|copyright|citation|authors)(?![a-z])[^.]*|thumbs\.db")
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 
 _BY_WORD = r"(?:anomal(?:y|ies)|defects?|binary|pixels?|png|images?|img|train|test|trainval|val|validation)"
@@ -280,7 +280,7 @@ class FileTree:
     def sort_out(self) -> FoundFiles:
         """What of the files is to be scored, and what is not and why, where nothing but names tells.
 
-        Masks are those of `masks()`; results are told by the names this package writes, also of runs that were
+        Masks are those of `masks()`; results are known by the names this package writes, also of runs that were
         interrupted. Links out of the folder are followed; `outside` lists what they lead to.
 
         Example:

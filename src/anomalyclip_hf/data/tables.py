@@ -139,7 +139,7 @@ def to_label(value: Any, normal_values: Sequence[Any] | None, where: str = "") -
 
 
 def label_of_kind(value: Any, normal_values: Sequence[Any] | None) -> int | None:
-    """Label of an image that only its kind of defect tells of: 0 for a normal kind, "none" or 0; None if empty."""
+    """Label of an image that has a kind of defect but no label: 0 for a normal kind, "none" or 0; None if empty."""
     return to_label(value, normal_values or _NORMAL_KINDS)
 
 
@@ -324,11 +324,15 @@ def index_image_folder(name: str, root: str, tables: Mapping[str, str], options:
 
 
 def add_unnamed(index: Index) -> Index:
-    """List the images of a table's folder that it does not name."""
+    """List the files of a table's folder that it does not name, but those that lie beside any images."""
     used = {os.path.realpath(os.path.join(index.root, p)) for r in index.records for p in (r.image, r.mask) if p}
     tree = FileTree(index.root)
-    left = [path for path in tree.files if os.path.realpath(os.path.join(tree.root, path)) not in used]
-    return replace(index, unused={f"not named by {index.form}": left} if left else {})
+    found = {f"not named by {index.form}": tree.files, **tree.set_aside}
+    left = {
+        reason: [path for path in paths if os.path.realpath(os.path.join(tree.root, path)) not in used]
+        for reason, paths in found.items()
+    }
+    return replace(index, unused={reason: paths for reason, paths in left.items() if paths})
 
 
 def index_meta(path: str, root: str | None, mask_rule: MaskRule) -> Index:
