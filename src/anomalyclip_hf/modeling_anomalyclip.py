@@ -56,6 +56,14 @@ from .prompts_anomalyclip import (
     refuse_vision_only,
 )
 
+try:
+    from anomalyclip_hf.sharing import SharingMixin
+except ModuleNotFoundError:  # code that travelled, without the package: models to be used, and saved by stock means
+
+    class SharingMixin:  # type: ignore[no-redef]
+        pass
+
+
 logger = logging.get_logger(__name__)
 
 
@@ -328,7 +336,7 @@ class AnomalyCLIPPromptLearner(nn.Module):
         return embeds, self.deep_prompts
 
 
-class AnomalyCLIPPreTrainedModel(PromptsMixin, PreTrainedModel):
+class AnomalyCLIPPreTrainedModel(SharingMixin, PromptsMixin, PreTrainedModel):
     config: AnomalyCLIPConfig
     config_class = AnomalyCLIPConfig
     base_model_prefix = "anomalyclip"
