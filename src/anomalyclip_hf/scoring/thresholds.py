@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,16 +145,16 @@ def save_thresholds(
 
     Raises:
         FileNotFoundError: there is no `config.json`.
-        ValueError: a threshold outside [0, 1].
+        ValueError: a threshold that is no number in [0, 1].
     """
     path = Path(checkpoint) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give the folder of a saved checkpoint, not a repository")
     config = json.loads(path.read_text(encoding="utf-8"))
     for name, value in (("image_threshold", image_threshold), ("pixel_threshold", pixel_threshold)):
-        if value is not None and not 0.0 <= value <= 1.0:
-            raise ValueError(f"{name}={value}, expected a score in [0, 1] or None")
-        config[name] = value
+        if value is not None:
+            check_score(name, value)
+        config[name] = None if value is None else float(value)
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     card = path.with_name("README.md")
@@ -161,6 +162,16 @@ def save_thresholds(
         text = _with_thresholds(card.read_text(encoding="utf-8"), image_threshold, pixel_threshold)
         with atomic_path(card) as temporary:
             temporary.write_text(text, encoding="utf-8")
+
+
+def check_score(name: str, value: Any) -> None:
+    """Refuse what is no score in [0, 1]: truth values, texts and NaN too.
+
+    Raises:
+        ValueError: it is none; `name` is the argument's.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name}={value!r}, expected a score in [0, 1]")
 
 
 def _with_thresholds(card: str, image_threshold: float | None, pixel_threshold: float | None) -> str:
