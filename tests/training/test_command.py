@@ -80,7 +80,7 @@ def test_interruptions_and_failures_are_one_line(monkeypatch, capsys, error, sta
     def fail(*args):
         raise error
 
-    monkeypatch.setattr("anomalyclip_hf.cli.loading.load_model", fail)
+    monkeypatch.setattr("anomalyclip_hf.cli.train.load_model", fail)
     assert main(["--model", "m", "--source", "s"]) == status
     assert capsys.readouterr().err.count("\n") == 1
 

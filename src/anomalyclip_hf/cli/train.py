@@ -9,12 +9,14 @@ from typing import Any
 
 from ..data.options import SourceOptions, option, parse_options
 from ..training.arguments import PromptTrainingArguments
+from .loading import CheckpointOptions, load_model, load_processor
+from .running import naming
 
 JSON_HELP = "JSON with further arguments of load_anomaly_dataset"
 
 
 @dataclass
-class Settings(PromptTrainingArguments, SourceOptions):
+class Settings(PromptTrainingArguments, CheckpointOptions, SourceOptions):
     """Learn the two prompts on labelled images; the backbone stays as it is.
 
     anomalyclip train --model openai/clip-vit-large-patch14-336 --source visa --data-dir VisA --train-split test
@@ -23,11 +25,6 @@ class Settings(PromptTrainingArguments, SourceOptions):
     ones are quick. Exit status: 0 done, 2 nothing learned, 130 and 143 interrupted and terminated: --resume goes on.
     """
 
-    model: str = option("demo", "CLIP or AnomalyCLIP checkpoint, folder or repository; 'demo': embedded.", short="m")
-    revision: str | None = option(None, "Revision of the checkpoint.")
-    preset: str | None = option(None, "Feature layers: 'released' ([24] of 24) or 'paper' ([6, 12, 18, 24]).")
-    image_size: int | None = option(None, "Side of the input in pixels (518 for ViT-L/14).")
-    dtype: str | None = option(None, "Of the backbone: float32, bfloat16 or float16; the checkpoint's by default.")
     push_to_hub: str | None = option(None, "Hub repository that the learned prompts are sent to, when done.")
     source: str = option(
         None, "Training data: a data set's name, folder, table, repository, or 'synthetic'.", group="Data set"
@@ -61,7 +58,6 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
     from accelerate.utils import set_seed
 
     from ..training import NonFiniteLossError, train_prompts
-    from .loading import load_model, load_processor
 
     set_seed(settings.seed)  # fresh prompts are drawn while loading
     model = load_model(settings)
@@ -87,13 +83,17 @@ def load_data(settings: Settings, draw: Callable | None = None) -> tuple[Any, An
     given = SourceOptions.source_options(settings)
     given.pop("revision", None)  # of the model here
     given |= parse_options(settings.source_options, "source_options")
-    train = _load(settings.source, settings.train_split, given, draw, "train")
+    with naming(split="train_split", revision="source_options.revision"):
+        train = _load(settings.source, settings.train_split, given, draw, "train")
     if settings.validation_source is None:
         return train, None
     given = {"data_dir": settings.validation_data_dir, "class_names": settings.validation_class_names}
     given = {name: value for name, value in given.items() if value}
     given |= parse_options(settings.validation_options, "validation_options")
-    return train, _load(settings.validation_source, settings.validation_split, given, draw, "validation")
+    names = {field.name: f"validation_options.{field.name}" for field in fields(SourceOptions)}
+    names |= {name: f"validation_{name}" for name in ("split", "data_dir", "class_names")}
+    with naming(**names):
+        return train, _load(settings.validation_source, settings.validation_split, given, draw, "validation")
 
 
 def check_push(repo_id: str, model: Any, processor: Any) -> None:
