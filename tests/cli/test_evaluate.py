@@ -61,7 +61,7 @@ def test_synthetic_is_what_the_checkout_draws(tiny_checkpoint, tmp_path, capsys)
     line[line.index("synthetic")] = f"again={tree}"
     assert main(line, draw=draw) == 2
     (said,) = [row for row in capsys.readouterr().err.splitlines() if row.startswith("error: ")]
-    assert "no option of a source is called num_images: expected one of" in said and "--class-names" in said
+    assert "no option of a source is called num_images: expected one of" in said and "'class_names'" in said
 
 
 def test_thresholds_travel_with_the_prompts(tiny_checkpoint, tiny_clip_dir, tmp_path, capsys):

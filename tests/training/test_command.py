@@ -53,7 +53,7 @@ def test_synthetic_is_what_the_checkout_draws(parse_command):
     assert train == ("train", {"num_images": 4, "class_names": ["a"]}) and validation == ("validation", {})
     with pytest.raises(ValueError, match="are not part of the package"):
         load_data(command)
-    with pytest.raises(ValueError, match="no option of a source is called num_images: expected one of data_dir"):
+    with pytest.raises(ValueError, match="no option of a source is called num_images: expected one of 'data_dir'"):
         load_data(parse_command(["--model", "m", "--source", "parts", "--source_options", '{"num_images": 4}']))
 
 

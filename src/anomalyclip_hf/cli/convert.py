@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ..data.options import option
 
@@ -37,7 +38,7 @@ def run(settings: Settings) -> int:
     """Convert a checkpoint; see [`Settings`] for the exit status."""
     from ..conversion import AUTHORS_BACKBONE, convert_checkpoint
 
-    size = {} if settings.image_size is None else {"image_size": settings.image_size}
+    size: dict[str, Any] = {} if settings.image_size is None else {"image_size": settings.image_size}
     convert_checkpoint(
         str(settings.checkpoint),
         settings.base_model or AUTHORS_BACKBONE,

@@ -131,7 +131,7 @@ def options_of_source(settings: SourceOptions, text: str, more: str | None = Non
     for_drawing = {name: value for name, value in stated.items() if name not in known}
     if for_drawing and not drawn:
         names = ", ".join(for_drawing)
-        raise ValueError(f"no option of a source is called {names}: expected one of {', '.join(known)}")
+        raise ValueError(f"no option of a source is called {names}: expected one of {', '.join(map(repr, known))}")
     if text == "synthetic":
         classes = given.get("class_names")
         return for_drawing | ({"class_names": classes} if classes else {})

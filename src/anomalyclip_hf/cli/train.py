@@ -122,5 +122,7 @@ def _load(source: str, split: str, given: dict[str, Any], draw: Callable | None,
         return (draw or refuse_drawn)(drawn_split, **given)
     known = [field.name for field in fields(SourceOptions)]
     if others := [name for name in given if name not in known]:
-        raise ValueError(f"no option of a source is called {', '.join(others)}: expected one of {', '.join(known)}")
+        raise ValueError(
+            f"no option of a source is called {', '.join(others)}: expected one of {', '.join(map(repr, known))}"
+        )
     return load_anomaly_dataset(source, split=split, **given)

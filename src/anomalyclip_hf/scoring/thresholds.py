@@ -8,7 +8,6 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
-from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -170,7 +169,8 @@ def check_score(name: str, value: Any) -> None:
     Raises:
         ValueError: it is none; `name` is the argument's.
     """
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0.0 <= value <= 1.0:
+    is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    if not is_number or not 0.0 <= value <= 1.0:
         raise ValueError(f"{name}={value!r}, expected a score in [0, 1]")
 
 
