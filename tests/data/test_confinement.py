@@ -162,18 +162,27 @@ def test_repositories_that_name_files_outside_are_refused(cell, root):
         features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
         plain = datasets.Dataset.from_dict(rows, features=features).data.table
         pq.write_table(plain.replace_schema_metadata(features.arrow_schema.metadata), root / "data" / "test.parquet")
-    with pytest.raises(ValueError, match=r"names 1 files outside of its folder .*secret\.png"):
+    refused = r"names 1 files outside of its folder .*secret\.png"
+    with pytest.raises(ValueError, match=refused):
         load_anomaly_dataset(root)
+    stream = iter(load_anomaly_dataset(root, streaming=True))
+    assert number_of(next(stream)["image"]) == 1
+    with pytest.raises(ValueError, match=refused):
+        next(stream)
     allowed = load_anomaly_dataset(root, allow_outside=True)
+    assert [number_of(row["image"]) for row in allowed] == [1, 9]
+    allowed = load_anomaly_dataset(root, allow_outside=True, streaming=True)
     assert [number_of(row["image"]) for row in allowed] == [1, 9]
 
 
-@pytest.mark.parametrize("split", ["../../x", "{tmp}/x", "a b", "x\ny", "x/y", "..", ""])
+@pytest.mark.parametrize(
+    "split", ["../../x", "{tmp}/x", "a b", "x\ny", "x/y", "..", "", "a-b", "all", "ALL", "x" * 300]
+)
 def test_splits_that_are_no_names_are_not_exported(split, root, tmp_path):
     split = split.format(tmp=tmp_path)
     (root / "meta.json").write_text(json.dumps({split: {"c": [{"img_path": "a.png", "anomaly": 0}]}}))
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(ValueError, match="cannot be exported: its name becomes a file's"):
+    with pytest.raises(ValueError, match=r"cannot be exported: its name (becomes a file's|is reserved)"):
         export_source(root, tmp_path / "out", progress=False)
     assert sorted(tmp_path.rglob("*")) == before
     assert main(["export", str(root), str(tmp_path / "out")]) == 2
@@ -233,11 +242,14 @@ def test_errors_of_the_command_line_name_options(message, shown):
     [
         (["inspect", "{root}/t.csv"], "--allow-outside"),
         (["inspect", "{root}/t.csv", "--allow_outside", "--split", "dev"], "--split dev, but"),
-        (["inspect", "{root}/sub", "--mask_threshold", "300"], "300"),
+        (["inspect", "{root}/sub", "--mask_threshold", "300"], "error: --mask-threshold 300 must lie in 0 .. 254"),
         (["inspect", "mvtec"], "as --data-dir"),
         (["inspect", "{root}/sub", "--limit", "-1"], "--limit -1, expected 0 or more"),
         (["inspect", "{root}/kinds"], "--normal-kinds ..."),
+        (["inspect", "{root}/t.csv", "--class_column", "kind"], "--class-column kind, but"),
         (["export", "{root}/sub", "{root}/sub"], "not empty"),
+        (["export", "{root}/sub", "{root}/out", "--license", "no such"], "put sentences in --license-note"),
+        (["inspect", "{root}/sub", "--license_note", "x"], "belong to --export"),
         (["inspect", "{root}/t.csv", "--image_column", "pic"], "--image-column pic"),
     ],
 )

@@ -147,9 +147,12 @@ def test_pushing_is_private_unless_told(tree, monkeypatch):
 
 def test_command_line(tree, tmp_path, capsys):
     out = tmp_path / "out"
-    assert main(["export", "mpdd", str(out), "--data_dir", str(tree), "--license", "mit"]) == 0
+    assert (
+        main(["export", "mpdd", str(out), "--data_dir", str(tree), "--license", "mit", "--license_note", "Ask twice"])
+        == 0
+    )
     assert capsys.readouterr().out.strip() == str(out)
-    assert "license: mit" in card_of(out)
+    assert "license: mit" in card_of(out) and "Note: Ask twice." in card_of(out)
     assert main(["export", "mpdd", str(out), "--data_dir", str(tree)]) == 2
     assert "not empty" in capsys.readouterr().err
     # Options come last, or the source could be taken for the folder to write.

@@ -1,14 +1,17 @@
 """What the names of files and folders say: images, masks, results, links; and own trees that hold them all."""
 
+import json
 import os
 import unicodedata
 
 import pytest
 from picture_trees import summary, write_mask, write_picture, write_tree
+from PIL import Image
 
 from anomalyclip_hf.data import load_anomaly_dataset
 from anomalyclip_hf.data.file_tree import FileTree, MaskFinder, is_mask_folder, leaves_root, mask_stem
 from anomalyclip_hf.data.inspect import inspect_source
+from anomalyclip_hf.data.records import list_unused
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -190,15 +193,80 @@ def test_a_normal_folder_below_a_class_is_no_defect(tmp_path):
     assert "1 in a normal folder below bolt/" in " ".join(inspect_source(tmp_path, progress=False).notes)
 
 
-def test_results_of_this_package_are_no_images(tmp_path):
-    results = {"out/overlays/bad/1.png.png": 3, "out/legend.png": 4, "killed/overlays/bad/1.png.png": 5}
-    results |= {"judged/samples.png": 6, "judged/maps/nut/0.png": 7, "run/training_curves.png": 8}
-    text = {"out/predictions.jsonl": "{}", "judged/results.json": "{}", "run/training_log.jsonl": "{}"}
-    write_tree(tmp_path, {**PLAIN, **results}, text=text)
+@pytest.mark.parametrize(
+    ("mark", "pictures"),
+    [
+        ("out/predictions.jsonl", ["out/legend.png", "out/overlays/a.png", "out/maps/bad/1.png"]),
+        ("out/predictions-2.jsonl", ["out/legend.png", "out/overlays/a.png"]),
+        ("out/skipped.jsonl", ["out/legend.png"]),
+        ("out/overlays/x.txt", ["out/legend.png", "out/overlays/a.png"]),
+        ("ev/results.json", ["ev/samples.png", "ev/maps/nut/0.png"]),
+        ("ev/results.md", ["ev/samples.png", "ev/maps/mine/d/bad/000000_0.png"]),
+        ("ev/report.html", ["ev/samples.png"]),
+        ("ev/scores.parquet", ["ev/samples.png", "ev/maps/nut/0.png"]),
+        ("ev/records/mine/run.json", ["ev/maps/mine/d/bad/000000_0.png"]),
+        ("ev/progress/mine/d.class.json", ["ev/maps/mine/d/bad/000000_0.png"]),
+        ("run/training_log.jsonl", ["run/training_curves.png"]),
+        ("run/training_summary.json", ["run/training_curves.png"]),
+        ("run/prompts.safetensors", ["run/training_curves.png"]),
+        ("cache/image_embeds.npy", ["cache/masks.npy", "cache/rows.npy"]),
+        ("good/unrelated.txt", ["killed/overlays/bad/1.png.png", "killed/maps/bad/1.jpg.npy"]),
+    ],
+)
+def test_results_of_this_package_are_no_images(tmp_path, mark, pictures):
+    write_tree(tmp_path, PLAIN, text={mark: "{}", **dict.fromkeys((p for p in pictures if p[-1] == "y"), "")})
+    write_tree(tmp_path, dict.fromkeys((p for p in pictures if p[-1] != "y"), 5))
     tree = FileTree(tmp_path)
     assert sorted(tree.files) == sorted(PLAIN) and tree.tables == []
+    found = tree.sort_out()
+    assert sorted(found.images) == sorted(PLAIN) and found.masks == [] and found.unused == {}
+    assert all(any(p == one or p.startswith(one + "/") for one in found.results) for p in pictures)
     assert set(samples(tmp_path)) == {1, 2}
     assert "results of this package" in " ".join(inspect_source(tmp_path, progress=False).notes)
+
+
+@pytest.mark.parametrize("folder", ["maps", "records", "overlays", "progress"])
+def test_a_kind_may_be_called_as_results_are(tmp_path, folder):
+    write_tree(tmp_path, {"good/0.png": 1, f"{folder}/1.png": 2, f"{folder}/samples.png": 3})
+    assert {n: row[1] for n, row in samples(tmp_path).items()} == {1: 0, 2: 1, 3: 1}
+
+
+@pytest.mark.parametrize("name", ["sheet.png", "sheet1.jpg", "bad/look.png"])
+def test_contact_sheets_are_no_images(tmp_path, name):
+    write_tree(tmp_path, {**PLAIN, "bad/plain.png": 3, "good/sheet7.png": 4})
+    inspect_source(tmp_path, progress=False, contact_sheet=tmp_path / name)
+    assert FileTree(tmp_path).sort_out().results == [name]
+    assert set(samples(tmp_path)) == {1, 2, 3, 4}
+
+
+def test_files_are_sorted_out_in_one_call(tmp_path):
+    images = {**PLAIN, "bad/1_mask.png": 7, "masks/bad/1.png": 7, "out/overlays/a.png": 3, "own/x.png": 4}
+    text = {"out/results.md": "", "bad/a.xcf": "", "bad/b.nii.gz": "", "IM0001": "", "bad/c.heic": "", "notes.txt": ""}
+    write_tree(
+        tmp_path, images, text={**text, "LICENSE-DATASET": "", "bad/d.xcf": "", ".hidden.png": "", "t.csv": "x"}
+    )
+    found = FileTree(tmp_path, skip=[tmp_path / "own"]).sort_out()
+    assert found.images == ["bad/1.png", "good/0.png"]
+    assert found.masks == ["bad/1_mask.png", "masks/bad/1.png"] and found.results == ["out/overlays"]
+    assert found.unused == {
+        ".xcf files": ["bad/a.xcf", "bad/d.xcf"],
+        ".nii.gz files": ["bad/b.nii.gz"],
+        ".heic files": ["bad/c.heic"],
+        "files without suffix": ["IM0001"],
+    }
+
+
+@pytest.mark.parametrize(
+    "suffix",
+    ["mpo", "jp2", "heic", "heics", "arw", "qoi", "pcx", "dds", "fits", "xcf", "mat", "svgz", "cur", "ras", "zip"],
+)
+def test_no_suffix_vanishes(suffix, tmp_path):
+    write_tree(tmp_path, PLAIN)
+    Image.new("RGB", (16, 12), (24, 24, 24)).save(tmp_path / "bad" / f"2.{suffix}", format="JPEG", quality=100)
+    report = inspect_source(tmp_path, progress=False)
+    noted = f"1 files not used: 1 .{suffix} files (bad/2.{suffix})" in report.notes
+    assert (report.num_images, noted) == ((3, False) if suffix in ("mpo", "jp2") else (2, True))
+    assert report.problems == [] or suffix in ("mpo", "jp2")
 
 
 @pytest.mark.parametrize("suffix", [".jfif", ".JPG", ".Png", ".avif", ".pbm"])
@@ -223,6 +291,50 @@ def test_accents_meet_however_they_are_composed(tmp_path):
     assert samples(tmp_path)[2][2] == 7
     (tmp_path / "t.csv").write_text(f"image,label\nbad/{apart},1\n", encoding="utf-8")
     assert list(samples(tmp_path / "t.csv")) == [2]
+
+
+def test_names_of_users_meet_those_of_the_disk_however_accents_are_composed(tmp_path):
+    composed, apart = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
+    for disk, word in ((composed, apart), (apart, composed)):
+        root = tmp_path / str(disk == apart)
+        images = {f"c{disk}/test/k{disk}/0.png": 1, f"c{disk}/test/b{word}d/1{disk}.png": 2, "b/test/bad/2.png": 3}
+        write_tree(root, images, {f"c{disk}/ground_truth/b{disk}d/1{word}_mask.png": 7})
+        kinds = {"normal_kinds": [f"k{word}"]}
+        assert samples(root, class_names=[f"c{word}"], **kinds) == {1: (f"c{disk}", 0, None), 2: (f"c{disk}", 1, 7)}
+        assert inspect_source(root, class_names=[f"c{word}"], progress=False, **kinds).num_images == 2
+        stream = load_anomaly_dataset(
+            load_anomaly_dataset(root, **kinds).to_iterable_dataset(), class_names=[f"c{word}"]
+        )
+        assert len(list(stream)) == 2
+        entry = {
+            "img_path": f"c{word}/test/b{disk}d/1{word}.png",
+            "mask_path": f"c{disk}/ground_truth/b{word}d/1{disk}_mask.png",
+            "cls_name": f"c{disk}",
+            "anomaly": 1,
+        }
+        meta = tmp_path / "meta.json"
+        meta.write_text(json.dumps({f"t{disk}": {"c": [entry]}}), encoding="utf-8")
+        found = samples(meta, f"t{word}", data_dir=root, class_names=[f"c{word}"])
+        assert found == {2: (f"c{disk}", 1, 7)}
+        table = tmp_path / "t.csv"
+        table.write_text(f"im{disk}ge,l\nc{disk}/test/k{disk}/0.png,k{disk}\n", encoding="utf-8")
+        columns = {"image_column": f"im{word}ge", "label_column": "l", "normal_labels": [f"k{word}"]}
+        assert samples(table, data_dir=root, **columns)[1][1] == 0
+
+
+def test_files_that_a_table_does_not_name_are_counted_whatever_they_are(tmp_path):
+    text = {"metadata.csv": "file_name,label\ngood/0.png,0\nscan,1\n", "bad/a.xcf": "", "notes.txt": ""}
+    write_tree(tmp_path, {**PLAIN, "scan.png": 3}, text=text)
+    (tmp_path / "scan.png").rename(tmp_path / "scan")  # read by its content
+    (note,) = [note for note in inspect_source(tmp_path, progress=False).notes if "not used" in note]
+    assert note == "2 files not used: 1 not named by table metadata.csv (bad/1.png); 1 .xcf files (bad/a.xcf)"
+
+
+def test_many_reasons_are_shortened():
+    unused = {f".{number} files": ["a", "b"] for number in range(10)}
+    text = list_unused(unused)
+    assert text.startswith("20 files not used: 2 .0 files (a, b); 2 .1 files") and "2 .7 files" in text
+    assert text.endswith("; 4 of 2 other kinds")
 
 
 def test_linked_folders_are_read_once_and_told_of(tmp_path):

@@ -1,8 +1,10 @@
 """Looking before running: every kind of problem is found, counted and named."""
 
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -119,7 +121,7 @@ def test_what_is_not_used_is_said(tmp_path):
     report = inspect_source(tmp_path, progress=False)
     (note,) = [note for note in report.notes if "not used" in note]
     assert sorted(note.split(": ", 1)[1].split("; ")) == [
-        "1 formats that are not read (can/photo.heic)",
+        "1 .heic files (can/photo.heic)",
         "1 outside of {class_name}/{split}/{kind}/{sub}{stem} (can/test_private/1.png)",
     ]
     assert f"note: {note}" in report.to_text()
@@ -237,6 +239,23 @@ def test_as_a_program():
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1, done.stderr
     assert "PROBLEM missing_mask: 1 x" in done.stdout
+
+
+@pytest.mark.parametrize("color_type", [2, 4, 6])
+def test_bit_depths_of_colors_are_noted(tmp_path, color_type):
+    values = np.linspace(0, 4095, 24).astype(">u2").reshape(4, 6, 1).repeat({2: 3, 4: 2, 6: 4}[color_type], -1)
+
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 6, 4, 16, color_type, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in values)))
+    write_tree(tmp_path, {"bad/1.png": 1})
+    (tmp_path / "good").mkdir()
+    (tmp_path / "good" / "0.png").write_bytes(b"\x89PNG\r\n\x1a\n" + head + pixels + chunk(b"IEND", b""))
+    report = inspect_source(tmp_path, progress=False)
+    assert dict(report.depths) == {12: 1}
+    assert "make use of fewer: 1 of 12 bits; each is scaled by its own depth" in "\n".join(report.notes)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ class Settings(SourceOptions):
     push: bool = option(False, "Upload to the Hub instead of writing a folder.", group="Export")
     public: bool = option(False, "With --push: make the repository public.", group="Export")
     license: str | None = option(None, "Id of the licence, where you know it; never guessed.", group="Export")
+    license_note: str | None = option(None, "What the card says of the licence, in words.", group="Export")
     overwrite: bool = option(False, "Replace an existing export.", group="Export")
 
     def __post_init__(self):
@@ -42,8 +43,11 @@ class Settings(SourceOptions):
             raise ValueError(f"limit={self.limit}, expected 0 or more")
         if self.export and (self.contact_sheet or self.strict or self.split != "all"):
             raise ValueError("--export writes all splits and no report: leave --contact-sheet, --strict, --split out")
-        if not self.export and (self.push or self.public or self.license or self.overwrite):
-            raise ValueError("--push, --public, --license and --overwrite belong to --export: give a folder or name")
+        only_export = (self.push, self.public, self.license, self.license_note, self.overwrite)
+        if not self.export and any(only_export):
+            raise ValueError(
+                "--push, --public, --license, --license-note and --overwrite belong to --export: give a folder or name"
+            )
 
 
 def run(settings: Settings) -> int:
@@ -51,6 +55,7 @@ def run(settings: Settings) -> int:
     if settings.export:
         from ..data.export import export_source
 
+        noted = {"license_note": settings.license_note} if settings.license_note else {}
         where = export_source(
             settings.source,
             settings.export,
@@ -60,6 +65,7 @@ def run(settings: Settings) -> int:
             license=settings.license,
             overwrite=settings.overwrite,
             progress=settings.progress,
+            **noted,
         )
         print(where)
         return FINE

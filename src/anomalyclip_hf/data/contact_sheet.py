@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
-from .files import atomic_path, one_line
+from .files import SHEET_NOTE, atomic_path, one_line
 
 OUTLINE = (0, 229, 255)  # cyan: the one bright color that the heat maps' inferno does not have
 INK, PAPER, MUTED = (32, 32, 36), (255, 255, 255), (110, 110, 118)
@@ -45,7 +46,7 @@ def contact_sheet(
     title: str = "",
     footer: Image.Image | None = None,
 ) -> None:
-    """Write a sheet with rows of pictures, whole or not at all.
+    """Write a sheet with rows of pictures, whole or not at all; the file says that it is one (`SHEET_NOTE`).
 
     Args:
         rows: at least one.
@@ -87,8 +88,10 @@ def contact_sheet(
         y += height
     if footer is not None:
         sheet.paste(footer, (GAP, y))
+    note = PngInfo()
+    note.add_text("Software", SHEET_NOTE)
     with atomic_path(path) as temporary:
-        sheet.save(temporary)
+        sheet.save(temporary, pnginfo=note, comment=SHEET_NOTE)
 
 
 def sheet_width(pictures: int, cell_size: int) -> int:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from .file_tree import examples, leaves_root
+from .files import MAX_NAME, one_line
 from .images import (
     ORIENTATION_TAG,
     MaskRule,
@@ -42,7 +43,7 @@ SHARD_BYTES = 300 * 1024 * 1024
 ROWS_HELD = 16  # pictures in memory at a time
 LICENSE_FILES = ("license", "license.txt", "license.md", "licence", "licence.txt", "readme.txt", "readme.md", "readme")
 UNKNOWN_LICENSE = "unknown"
-_SPLIT_NAME = re.compile(r"\w+([.-]\w+)*", re.ASCII)  # part of file names; `datasets` reads no others
+_SPLIT_NAME = re.compile(r"\w+(\.\w+)*", re.ASCII)  # part of file names; `datasets` reads no others
 _LICENSE_ID = re.compile(r"[\w.+-]+", re.ASCII)
 _SIGNATURE = "Images with anomaly labels and masks, written by `anomalyclip_hf`."
 
@@ -81,15 +82,11 @@ def export_dataset(
     Raises:
         FileExistsError: the folder is not empty and `overwrite` is off.
         ImageReadError: a file cannot be read; nothing is left behind.
-        ValueError: a split's name is no plain name, or `license` no id.
+        ValueError: a split's name is no plain name, too long or reserved, or `license` no id.
     """
     parts = dict(dataset) if isinstance(dataset, Mapping) else {str(dataset.split or "test"): dataset}
     for split in parts:
-        if not _SPLIT_NAME.fullmatch(split):
-            raise ValueError(
-                f"the split {split!r} cannot be exported: its name becomes a file's, so it must consist of letters, "
-                "digits and _ (a-z, as in test or train_2); rename it in the source"
-            )
+        _check_split(split)
     if license and not _LICENSE_ID.fullmatch(license):
         raise ValueError(f"license={license!r} is no id of the Hub, such as cc-by-4.0: put sentences in license_note")
     target = Path(out)
@@ -214,8 +211,22 @@ def make_card(
     return "\n".join(lines)
 
 
+def _check_split(split: str) -> None:
+    """Refuse names of splits that can't be files' names, or that `datasets` would not read back."""
+    why = ""
+    if not _SPLIT_NAME.fullmatch(split):
+        why = "its name becomes a file's, so it must consist of letters, digits and _ (a-z, as in test or train_2)"
+    elif split.casefold() == "all":
+        why = "its name is reserved by datasets, where it means all splits together"
+    elif len(split) > MAX_NAME:
+        why = f"its name becomes a file's, but has {len(split)} letters, more than {MAX_NAME}"
+    if why:
+        shown = one_line(split if len(split) <= MAX_NAME else split[:40] + "...")
+        raise ValueError(f"the split {shown!r} cannot be exported: {why}; rename it in the source")
+
+
 def _check_target(target: Path, overwrite: bool) -> None:
-    """Replace nothing but an earlier export, and that only when told to."""
+    """Replace nothing but an earlier export, and that only when asked to."""
     if not target.is_dir() or not any(target.iterdir()):
         return
     card = target / "README.md"

@@ -6,34 +6,24 @@ import os
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
-from .files import one_line
+from .files import SHEET_NOTE, one_line
 
+# Of every format of the reader, and names that are given to such files.
 IMAGE_SUFFIXES = (
-    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif", ".avif"),
-    *(".pbm", ".pgm", ".ppm", ".pnm", ".jp2", ".j2k", ".jpx"),
+    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif"),
+    *(".avif", ".avifs", ".pbm", ".pgm", ".ppm", ".pnm", ".pfm", ".jp2", ".j2k", ".jpx"),
 )
-# Pictures or arrays that are not read, so that folders of them do not vanish without a word.
-OTHER_SUFFIXES = (
-    *(
-        ".heic",
-        ".heif",
-        ".jxl",
-        ".tga",
-        ".psd",
-        ".ico",
-        ".svg",
-        ".eps",
-        ".exr",
-        ".hdr",
-        ".dng",
-        ".cr2",
-        ".nef",
-        ".raw",
-    ),
-    *(".dcm", ".nii", ".nii.gz", ".npy"),
+# Files that lie beside images and that no one takes for images. All others are counted, so that none vanish silently.
+SIDE_SUFFIXES = (
+    *(".txt", ".md", ".rst", ".rtf", ".pdf", ".doc", ".docx", ".html", ".htm", ".css", ".js", ".bib", ".cff", ".log"),
+    *(".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".xls", ".xlsx"),
+    *(".parquet", ".arrow", ".safetensors", ".lock", ".py", ".ipynb", ".sh", ".md5", ".sha1", ".sha256"),
 )
+_SIDE_FILE = re.compile(r"(licen[cs]e|readme|notice|copying|copyright|citation|authors)(?![a-z])[^.]*|thumbs\.db")
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 
 _BY_WORD = r"(?:anomal(?:y|ies)|defects?|binary|pixels?|png|images?|img|train|test|trainval|val|validation)"
@@ -43,11 +33,19 @@ _IMAGE_FOLDER = re.compile(r"(?:jpe?g|png|rgb)?(?:images?|imgs?)")
 _MASK_AFFIX = r"(?:masks?|gt|ground[ _-]?truth|truth|labels?|seg|segmentation|annotation)"
 _MASK_STEM = re.compile(rf"(?:{_MASK_AFFIX}[ ._-]+)?(.+?)(?:[ ._-]+{_MASK_AFFIX})?", re.IGNORECASE)
 
-# A file of the package's results -> the folders and files beside it that are results too.
-_RESULT_MARKS = re.compile(r"(predictions.*|skipped|training_log)\.jsonl|legend\.png|results\.json|report\.html")
-_RESULT_FOLDERS = ("overlays", "maps")
-_RESULT_FILES = ("legend.png", "samples.png", "training_curves.png")
-RESULTS, OTHER_FORMAT = "results of this package", "formats that are not read"
+# Names of the package's own files; beside one of the first, those of the others are results too.
+_RESULT_MARKS = re.compile(
+    r"(predictions.*|skipped.*|training_log)\.jsonl|training_(summary|arguments)\.json|prompts\.safetensors|"
+    r"results\.(json|md)|report\.html|scores\.parquet|image_embeds\.npy"
+)
+_RUNNING_MARKS = ("records/*/run.json", "progress/*.json", "progress/*/*.json")  # of an evaluation that is not done
+_RESULT_FOLDERS = ("overlays", "maps", "records", "progress")
+_RESULT_FILES = (
+    *("legend.png", "samples.png", "training_curves.png"),
+    *("image_embeds.npy", "patch_embeds.npy", "masks.npy", "rows.npy"),  # of a cache of features
+)
+_PERHAPS_SHEET = re.compile(r"\D*|.*(sheet|contact|samples|overview).*", re.DOTALL)
+RESULTS = "results of this package"
 LINKED_TWICE, UNLISTED = "links to what is read under its own name", "folders that cannot be listed"
 BAD_NAME = "with names that are not UTF-8"
 
@@ -69,9 +67,14 @@ def is_image_folder(name: str) -> bool:
     return _IMAGE_FOLDER.fullmatch(_plain(name)) is not None
 
 
+def normal_form(text: str) -> str:
+    """A name however its accents are composed (NFC, NFD), to compare names of users with those of the disk."""
+    return unicodedata.normalize("NFC", text)
+
+
 def file_key(text: str) -> str:
     """What two names share that differ in case, or in how accents are composed (NFC, NFD), alone."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+    return normal_form(normal_form(text).casefold())
 
 
 def natural_key(text: str) -> list:
@@ -125,18 +128,41 @@ def examples(paths: Collection[str], limit: int = 3) -> str:
     return shown + (", ..." if len(paths) > limit else "")
 
 
+@dataclass(frozen=True)
+class FoundFiles:
+    """The files below a folder by what they are good for; all paths from the folder, with forward slashes.
+
+    Args:
+        images (`list[str]`): images to score, in natural order.
+        masks (`list[str]`): masks by their names, in a folder of masks or beside their image.
+        results (`list[str]`): files and whole folders that this package wrote.
+        unused (`dict[str, list[str]]`): the rest by reason, a phrase to put after a number, such as ".xcf files",
+            `UNLISTED`, `LINKED_TWICE` or `BAD_NAME`; side files (`SIDE_SUFFIXES`) and hidden ones are not in it.
+    """
+
+    images: list[str]
+    masks: list[str]
+    results: list[str]
+    unused: dict[str, list[str]]
+
+
 class FileTree:
     """The image files under a folder, found by exact path, by path without suffix, or by number.
+
+    Args:
+        root: the folder.
+        skip (*optional*): folders that are not looked into, such as the one that results go to.
 
     Attributes:
         root (`str`): the folder.
         files (`list[str]`): image files from the root with forward slashes, masks among them.
-        set_aside (`dict[str, list[str]]`): what is no image to look at, by reason.
+        set_aside (`dict[str, list[str]]`): what is no image to look at, by reason; side files are left out.
         tables (`list[str]`): CSV, TSV and JSON lines files, and meta.json.
         outside (`list[str]`): image files that links lead out of the root for.
     """
 
-    def __init__(self, root: str | os.PathLike):
+    def __init__(self, root: str | os.PathLike, skip: Iterable[str | os.PathLike] = ()):
+        self._skipped = {os.path.realpath(folder) for folder in skip}
         self.root = os.fspath(root)
         self.files: list[str] = []
         self.tables: list[str] = []
@@ -165,12 +191,14 @@ class FileTree:
             self._put_aside(UNLISTED, head)
             return
         entries = [entry for entry in entries if not entry.name.startswith(".") and entry.name != "__MACOSX"]
-        results = any(_RESULT_MARKS.fullmatch(entry.name) for entry in entries)
+        results = _holds_results(folder, {entry.name.lower() for entry in entries})
         for entry in entries:
             path, name = head + entry.name, entry.name.lower()
             if not path.isascii() and any("\ud800" <= letter <= "\udfff" for letter in path):  # not UTF-8
                 self._put_aside(BAD_NAME, path)
             elif entry.is_dir():
+                if self._skipped and os.path.realpath(entry.path) in self._skipped:
+                    continue
                 if results and name in _RESULT_FOLDERS:
                     self._put_aside(RESULTS, path)
                 elif entry.is_symlink() and self._read_anyway(entry.path, seen):
@@ -178,15 +206,14 @@ class FileTree:
                 elif os.path.realpath(entry.path) not in seen or not entry.is_symlink():
                     seen.add(os.path.realpath(entry.path))
                     self._walk(entry.path, path + "/", seen, linked or self._is_outside(entry))
+            elif (results and name in _RESULT_FILES) or _is_result(path) or _is_sheet(entry):
+                self._put_aside(RESULTS, path)
             elif name.endswith(IMAGE_SUFFIXES):
-                if (results and name in _RESULT_FILES) or _is_result(path):
-                    self._put_aside(RESULTS, path)
-                    continue
                 self.files.append(path)
                 if linked or self._is_outside(entry):
                     self.outside.append(path)
-            elif name.endswith(OTHER_SUFFIXES):
-                self._put_aside(RESULTS if _is_result(path) else OTHER_FORMAT, path)
+            elif not (name.endswith(SIDE_SUFFIXES) or _SIDE_FILE.fullmatch(name)):
+                self._put_aside(_kind_of_file(name), path)
             elif not results and (name.endswith(TABLE_SUFFIXES) or name == "meta.json"):
                 self.tables.append(path)
 
@@ -249,6 +276,24 @@ class FileTree:
         # One without its image, where others of the same folder lie beside theirs, is a mask as well.
         folders = {os.path.dirname(path) for path in beside}
         return masks | beside | {path for path in named if os.path.dirname(path) in folders}
+
+    def sort_out(self) -> FoundFiles:
+        """What of the files is to be scored, and what is not and why, where nothing but names tells.
+
+        Masks are those of `masks()`; results are known by the names this package writes, also of runs that were
+        interrupted. Links out of the folder are followed; `outside` lists what they lead to.
+
+        Example:
+            `FileTree(folder, skip=[output_dir]).sort_out()`
+        """
+        masks = self.masks()
+        unused = {reason: paths for reason, paths in self.set_aside.items() if reason != RESULTS}
+        return FoundFiles(
+            images=[path for path in self.files if path not in masks],
+            masks=[path for path in self.files if path in masks],
+            results=self.set_aside.get(RESULTS, []),
+            unused=unused,
+        )
 
     def under(self, folder: str) -> FileTree:
         """The part of the tree below a folder, without walking the disk again."""
@@ -359,6 +404,33 @@ def _without_data(folders: list[str]) -> list[str]:
 def _in_order(few: tuple[str, ...], many: tuple[str, ...]) -> bool:
     rest = iter(many)
     return all(name in rest for name in few)
+
+
+def _holds_results(folder: str, names: Collection[str]) -> bool:
+    """Whether this package wrote into a folder, by the names in it; of a killed run there may be few."""
+    if any(map(_RESULT_MARKS.fullmatch, names)) or ("legend.png" in names and "overlays" in names):
+        return True
+    marks = (mark for mark in _RUNNING_MARKS if mark.split("/")[0] in names)
+    return any(next(Path(folder).glob(mark), None) is not None for mark in marks)
+
+
+def _is_sheet(entry: os.DirEntry) -> bool:
+    """Whether a file is a contact sheet of `anomalyclip inspect`; few names are looked at, so as to open few files."""
+    name = entry.name.lower()
+    if not name.endswith(IMAGE_SUFFIXES) or not _PERHAPS_SHEET.fullmatch(name) or not entry.is_file():
+        return False
+    try:
+        with open(entry.path, "rb") as file:
+            return SHEET_NOTE.encode() in file.read(512)
+    except OSError:
+        return False
+
+
+def _kind_of_file(name: str) -> str:
+    """ ".xcf files", after a number; of `.nii.gz` both parts."""
+    stem, suffix = os.path.splitext(name)
+    suffix = os.path.splitext(stem)[1] + suffix if suffix == ".gz" else suffix
+    return f"{one_line(suffix)} files" if suffix else "files without suffix"
 
 
 def _is_result(path: str) -> bool:

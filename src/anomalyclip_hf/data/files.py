@@ -16,6 +16,7 @@ from PIL import Image
 
 MAP_FORMATS = ("png", "npy")
 MAX_NAME = 120  # bytes of a name made from data: file systems take 255, of which suffixes need some
+SHEET_NOTE = "contact sheet of anomalyclip_hf"  # written into its file, by which it is known from images
 _TEMPORARY = re.compile(r"\..*\.(\d+)-[^.]{8}\.part(\.[^.]+)?", re.DOTALL)
 
 

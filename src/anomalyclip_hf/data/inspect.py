@@ -185,7 +185,7 @@ def inspect_source(
 
 @dataclass
 class _Finding:
-    """What reading one sample told."""
+    """What reading one sample showed."""
 
     digest: str = ""
     size: tuple[int, int] | None = None

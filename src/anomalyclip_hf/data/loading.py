@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
-from .file_tree import IMAGE_SUFFIXES, TABLE_SUFFIXES, FileTree, check_inside, examples, natural_key
+from .file_tree import IMAGE_SUFFIXES, TABLE_SUFFIXES, FileTree, check_inside, examples, natural_key, normal_form
 from .images import mask_turn
 from .indexing import index_layout
 from .layouts import LAYOUTS, OWN_LAYOUTS, DatasetLayout, find_layout
@@ -142,27 +142,32 @@ def select_parts(
     """
     where = f"{found.root} ({found.form})" if isinstance(found, Index) else "the source"
     splits = sorted({record.split for record in found.records}) if isinstance(found, Index) else list(found)
-    if split not in ("all", *splits):
+    wanted = {normal_form(name) for name in class_names or ()}
+    same = [one for one in splits if normal_form(one) == normal_form(split)]
+    if split not in ("all", *splits) and not same:
         raise ValueError(
             f'split={split!r}, but {where} has {", ".join(splits)}; give one of these, or split="all" for everything'
         )
-    chosen = splits if split == "all" else [split]
+    chosen = splits if split == "all" else same
     if isinstance(found, Index):
         records = [record for record in found.records if record.split in chosen]
         _check_classes(class_names, {record.class_name for record in records}, f"{found.root} ({split})")
-        records = [record for record in records if not class_names or record.class_name in class_names]
+        records = [record for record in records if not wanted or normal_form(record.class_name) in wanted]
         if together:
             return {split: records_to_dataset(found, records)}
         return {s: records_to_dataset(found, [r for r in records if r.split == s]) for s in chosen}
     import datasets
 
     parts = {s: found[s] for s in chosen}
-    if class_names and isinstance(parts[chosen[0]], datasets.IterableDataset):  # which classes it has is not known
-        parts = {s: p.filter(class_names.__contains__, input_columns="class_name") for s, p in parts.items()}
-    elif class_names:
+    if wanted and isinstance(parts[chosen[0]], datasets.IterableDataset):  # which classes it has is not known
+        parts = {
+            s: part.filter(lambda name: normal_form(name) in wanted, input_columns="class_name")
+            for s, part in parts.items()
+        }
+    elif wanted:
         names = {s: list(part["class_name"]) for s, part in parts.items()}
         _check_classes(class_names, {name for column in names.values() for name in column}, where)
-        rows = {s: [i for i, name in enumerate(column) if name in class_names] for s, column in names.items()}
+        rows = {s: [i for i, name in enumerate(column) if normal_form(name) in wanted] for s, column in names.items()}
         parts = {s: part.select(rows[s]) for s, part in parts.items()}
     if together and len(parts) > 1:
         parts = {split: datasets.concatenate_datasets(list(parts.values()))}
@@ -170,7 +175,8 @@ def select_parts(
 
 
 def _check_classes(wanted: Sequence[str] | None, known: Collection[str], where: str) -> None:
-    if unknown := [name for name in wanted or () if name not in known]:
+    forms = set(map(normal_form, known))
+    if unknown := [name for name in wanted or () if normal_form(name) not in forms]:
         raise ValueError(f"class_names={unknown}, but {where} has {', '.join(sorted(known, key=natural_key))}")
 
 

@@ -71,7 +71,8 @@ class SourceOptions:
             self.class_names = [self.class_names]
         if self.kind not in (None, *KINDS):
             raise ValueError(f"kind={self.kind!r} must be one of {', '.join(KINDS)}")
-        self.mask_rule()
+        if self.mask_threshold is not None and not 0 <= self.mask_threshold <= 254:
+            raise ValueError(f"mask_threshold={self.mask_threshold} must lie in 0 .. 254, in 8-bit units")
 
     def source_options(self) -> dict[str, Any]:
         """The fields that are set, by name."""

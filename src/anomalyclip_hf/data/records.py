@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .file_tree import examples
@@ -57,13 +58,25 @@ class Index:
         """All that was left out or comes from elsewhere, a sentence each; empty where everything was used."""
         told = list(self.notes)
         if self.unused:
-            reasons = (f"{len(paths)} {reason} ({examples(paths)})" for reason, paths in self.unused.items())
-            told.append(f"{sum(map(len, self.unused.values()))} files not used: {'; '.join(reasons)}")
+            told.append(list_unused(self.unused))
         if self.outside:
             told.append(
                 f"{len(self.outside)} images lie outside of {self.root}, behind links ({examples(self.outside)})"
             )
         return told
+
+
+def list_unused(unused: Mapping[str, Sequence[str]], limit: int = 8) -> str:
+    """Files by reason as a sentence: "3 files not used: 2 .xcf files (a.xcf, b.xcf); 1 results of this package (ev)".
+
+    Args:
+        unused: reason -> paths; at least one.
+        limit (`int`): reasons spelled out.
+    """
+    reasons = [f"{len(paths)} {reason} ({examples(paths)})" for reason, paths in unused.items()]
+    rest = sum(map(len, list(unused.values())[limit:]))
+    more = [f"{rest} of {len(reasons) - limit} other kinds"] if rest else []
+    return f"{sum(map(len, unused.values()))} files not used: {'; '.join(reasons[:limit] + more)}"
 
 
 def kind_of(label: int | None, kind: str | None) -> str:

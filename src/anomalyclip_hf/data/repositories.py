@@ -130,7 +130,7 @@ def _adapt(dataset: Part, options: SourceOptions, data_dir: str | None, label: s
     dataset = dataset.rename_columns(rename) if rename else dataset
     complete = _completer(dataset, options, label)
     if isinstance(dataset, datasets.IterableDataset):
-        return _adapt_stream(dataset, complete, options)
+        return _adapt_stream(dataset, complete, options, data_dir, homes, label)
     dataset = _with_files(dataset, data_dir)
     if homes is not None:
         check_inside(_files_of(dataset, data_dir), homes, label)
@@ -185,15 +185,31 @@ def _completer(dataset: Part, options: SourceOptions, label: str) -> Callable[[d
     return complete
 
 
-def _adapt_stream(dataset: datasets.IterableDataset, complete: Callable, options: SourceOptions) -> Part:
+def _adapt_stream(
+    dataset: datasets.IterableDataset,
+    complete: Callable[[dict[str, Any], int], dict[str, Any]],
+    options: SourceOptions,
+    data_dir: str | None,
+    homes: list[str] | None,
+    label: str,
+) -> Part:
     for column in ("image", "mask"):  # left unread until the turn of the mask is known
         feature = dataset.features.get(column)
         if feature is not None and feature != _NULL:
             plain = AnomalyMask if isinstance(feature, AnomalyMask) else datasets.Image
             dataset = dataset.cast_column(column, plain(decode=False))
 
+    def located(cell: dict[str, Any] | None) -> dict[str, Any] | None:
+        """The cell with the path of its file from here, once that is known to lie where it may."""
+        if not cell or cell["bytes"] is not None or not cell["path"] or "://" in cell["path"]:
+            return cell
+        path = os.path.join(data_dir or "", cell["path"])
+        if homes is not None:
+            check_inside([os.path.abspath(path)], homes, label)
+        return {**cell, "path": path}
+
     def adapt(row: dict[str, Any], index: int) -> dict[str, Any]:
-        image, mask = row.pop("image"), row.pop("mask", None)
+        image, mask = located(row.pop("image")), located(row.pop("mask", None))
         if mask and image and mask.get("turn") is None:
             mask = {**mask, "turn": mask_turn(image, mask)}
         facts = complete(row, index)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from .file_tree import FileTree
+from .file_tree import FileTree, file_key, normal_form
 from .images import MaskRule
 from .layouts import OWN_NORMAL_KINDS, SPLITS, DatasetLayout, Table
 from .options import SourceOptions
@@ -26,6 +26,8 @@ COLUMN_ALIASES: dict[str, tuple[str, ...]] = {
     "defect_type": ("defect_type", "defect", "kind", "specie_name", "anomaly_type"),
     "split": ("split", "phase", "subset"),
 }
+# The field of `SourceOptions` that names each.
+COLUMN_OPTIONS = {name: f"{name.removesuffix('_name').removesuffix('_type')}_column" for name in COLUMN_ALIASES}
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 META = Table(
     path="meta.json",
@@ -93,11 +95,13 @@ def pick_columns(names: Iterable[str], chosen: Mapping[str, str | None], where: 
     """
     names = list(names)
     lower = {name.casefold(): name for name in reversed(names)}
+    spelled = {normal_form(name): name for name in reversed(names)}
     columns: dict[str, str] = {}
     for field_name, aliases in COLUMN_ALIASES.items():
         wanted = chosen.get(field_name)
-        if wanted is not None and wanted not in names:
-            raise ValueError(f"{field_name}_column={wanted!r}, but {where} has the columns {', '.join(names)}")
+        if wanted is not None and (wanted := spelled.get(normal_form(wanted))) is None:
+            option = COLUMN_OPTIONS[field_name]
+            raise ValueError(f"{option}={chosen[field_name]!r}, but {where} has the columns {', '.join(names)}")
         found = wanted or next((lower[alias] for alias in aliases if alias in lower), None)
         if found is not None and found not in columns.values():
             columns[field_name] = found
@@ -120,9 +124,9 @@ def to_label(value: Any, normal_values: Sequence[Any] | None, where: str = "") -
     Raises:
         ValueError: the value is not understood.
     """
-    text = "" if value is None else str(value).strip().casefold()
+    text = "" if value is None else file_key(str(value).strip())
     if normal_values is not None:
-        normal = {str(value).casefold() for value in normal_values}
+        normal = {file_key(str(value)) for value in normal_values}
         return None if text in _NONE and text not in normal else int(text not in normal)
     if text in _UNLABELED:
         return None
@@ -135,7 +139,7 @@ def to_label(value: Any, normal_values: Sequence[Any] | None, where: str = "") -
 
 
 def label_of_kind(value: Any, normal_values: Sequence[Any] | None) -> int | None:
-    """Label of an image that only its kind of defect tells of: 0 for a normal kind, "none" or 0; None if empty."""
+    """Label of an image that has a kind of defect but no label: 0 for a normal kind, "none" or 0; None if empty."""
     return to_label(value, normal_values or _NORMAL_KINDS)
 
 
@@ -194,7 +198,7 @@ def index_rows(
         labels = labels_of_kinds([row[table.kind_column] for _, row in rows], table.normal_labels)
     else:
         labels = [to_label(_cell(row, table.label_column), table.normal_labels, where) for where, row in rows]
-    classes = {name.casefold(): name for name in (layout.classes if layout else ())}
+    classes = {file_key(name): name for name in (layout.classes if layout else ())}
     records, missing = [], []
     respelled: dict[str, str] = {}
     for (where, row), label in zip(rows, labels, strict=True):
@@ -214,7 +218,7 @@ def index_rows(
         name = _text(_cell(row, table.class_column)) or class_name
         said = _text(_cell(row, table.split_column)).casefold()
         kind = kind_of(label, _text(_cell(row, table.kind_column)))
-        name = classes.get(name.casefold(), name)
+        name = classes.get(file_key(name), name)
         records.append(Record(image, mask, label, name, kind, SPLITS.get(said, said) or split))
     if not records:
         raise ValueError(f"none of the {len(missing)} images named by {source} exists below {root}, e.g. {missing[0]}")
@@ -320,11 +324,15 @@ def index_image_folder(name: str, root: str, tables: Mapping[str, str], options:
 
 
 def add_unnamed(index: Index) -> Index:
-    """List the images of a table's folder that it does not name."""
+    """List the files of a table's folder that it does not name, but those that lie beside any images."""
     used = {os.path.realpath(os.path.join(index.root, p)) for r in index.records for p in (r.image, r.mask) if p}
     tree = FileTree(index.root)
-    left = [path for path in tree.files if os.path.realpath(os.path.join(tree.root, path)) not in used]
-    return replace(index, unused={f"not named by {index.form}": left} if left else {})
+    found = {f"not named by {index.form}": tree.files, **tree.set_aside}
+    left = {
+        reason: [path for path in paths if os.path.realpath(os.path.join(tree.root, path)) not in used]
+        for reason, paths in found.items()
+    }
+    return replace(index, unused={reason: paths for reason, paths in left.items() if paths})
 
 
 def index_meta(path: str, root: str | None, mask_rule: MaskRule) -> Index:
