@@ -3,10 +3,12 @@
 import copy
 import json
 import random
+import shutil
+from pathlib import Path
 
 import pytest
 
-from anomalyclip_hf import AnomalyCLIPConfig
+from anomalyclip_hf import AnomalyCLIPConfig, AnomalyCLIPModel
 from anomalyclip_hf.configuration_anomalyclip import feature_layers_of_preset
 from tiny_models import TINY_TEXT, TINY_VISION
 
@@ -289,3 +291,36 @@ NAMED_INSTEAD = (
 
 def names_behind(names: set[str]) -> set[str]:
     return {other for fields, others in NAMED_INSTEAD if names & {*fields} for other in others}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("preset", "nope"), ("preset", 5), ("preset", ["paper"]), ("notice", 5), ("pruned_heads", {"0": [1]})),
+        *(("use_cache", "x"), ("tie_word_embeddings", "x"), ("chunk_size_feed_forward", -1), ("auto_map", 5)),
+    ],
+)
+def test_stored_fields_of_the_base_class_are_checked(tiny_checkpoint, tmp_path, name, value):
+    stored = json.loads((Path(tiny_checkpoint) / "config.json").read_text())
+    with pytest.raises(ValueError, match=name):
+        AnomalyCLIPModel.from_pretrained(changed(tiny_checkpoint, tmp_path / "model", {**stored, name: value}))
+
+
+def changed(checkpoint, folder, config: dict) -> str:
+    """A copy of a checkpoint with another config.json."""
+    shutil.copytree(checkpoint, folder)
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def test_unknown_arguments_are_refused(tiny_checkpoint):
+    from transformers import AutoConfig, AutoModel, AutoProcessor
+
+    for loader in (AnomalyCLIPConfig, AutoConfig, AnomalyCLIPModel, AutoModel):
+        with pytest.raises(TypeError, match="image_sise"):
+            loader.from_pretrained(tiny_checkpoint, image_sise=49)
+    with pytest.raises(TypeError, match="nonsense"):
+        AnomalyCLIPConfig.from_pretrained(tiny_checkpoint, nonsense=3)
+    assert AutoProcessor.from_pretrained(tiny_checkpoint, sigma=2.0).sigma == 2.0  # asks AutoConfig with its arguments
+    config, unused = AnomalyCLIPConfig.from_pretrained(tiny_checkpoint, nonsense=3, return_unused_kwargs=True)
+    assert unused["nonsense"] == 3 and config.model_type == "anomalyclip"

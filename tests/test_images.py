@@ -3,6 +3,9 @@
 import io
 import random
 import struct
+import subprocess
+import sys
+import textwrap
 import zlib
 from functools import lru_cache
 
@@ -282,3 +285,16 @@ def test_colors_of_more_than_8_bits(bits, channels, tmp_path):
         np.testing.assert_array_equal(np.asarray(load_image(source))[..., :3], expected[..., :3])
     turned = np.asarray(load_image(deep_png(values, orientation=6)))
     np.testing.assert_array_equal(turned[..., :3], np.rot90(expected, -1)[..., :3])
+
+
+def test_corrupt_metadata_makes_no_warning_without_a_name():
+    code = """
+        import io
+        from PIL import Image
+        from anomalyclip_hf.images_anomalyclip import load_image
+        exif = b"Exif\\0\\0II*\\0\\x08\\0\\0\\0\\x09\\0\\x12\\x01\\x03\\0\\1\\0\\0\\0\\6\\0\\0\\0"
+        Image.new("RGB", (9, 5)).save(file := io.BytesIO(), "JPEG", exif=exif)
+        print(load_image(file.getvalue()).size)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
+    assert (done.stdout.strip(), done.stderr) == ("(5, 9)", "")

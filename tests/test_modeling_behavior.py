@@ -1,14 +1,18 @@
 """How the model behaves: names, gradients, precision, caches, work left out, compilation, loading."""
 
 import copy
+import json
 import os
+import shutil
 from collections import Counter
 
 import pytest
 import torch
 from torch.testing import assert_close
+from transformers import AutoModel
 
 from anomalyclip_hf import AnomalyCLIPModel
+from anomalyclip_hf.modeling_anomalyclip import is_emulated
 from tiny_models import make_tiny_clip
 
 LEARNED = {"prompt_learner.context", "prompt_learner.deep_prompts"}
@@ -512,3 +516,27 @@ def test_quantised_weights(tiny_model, tiny_checkpoint, tmp_path):
     assert torch.equal(
         AnomalyCLIPModel.from_pretrained(tmp_path).prompt_learner.context, tiny_model.prompt_learner.context
     )
+
+
+def test_return_dict_as_an_argument_of_loading(tiny_model, tiny_checkpoint, tmp_path):
+    tiny_model.save_prompts(tmp_path, base_model_name_or_path=tiny_checkpoint)
+    for name in (tiny_checkpoint, str(tmp_path)):
+        for loader in (AnomalyCLIPModel, AutoModel):
+            model = loader.from_pretrained(name, return_dict=False, output_hidden_states=True)
+            output = model(PIXELS)
+            assert isinstance(output, tuple) and isinstance(output[-1], tuple)
+            assert model(PIXELS, return_dict=True).hidden_states is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_towers_stored_with_a_dtype_of_their_own_follow_the_one_asked_for(tiny_checkpoint, tmp_path, dtype):
+    shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    stored = json.loads((tmp_path / "model" / "config.json").read_text())
+    for tower in ("text_config", "vision_config"):
+        stored[tower]["dtype"] = "float32"
+    (tmp_path / "model" / "config.json").write_text(json.dumps(stored))
+    model = AnomalyCLIPModel.from_pretrained(tmp_path / "model", dtype=dtype)
+    if not is_emulated(dtype):
+        found = {p.dtype for name, p in model.named_parameters() if not name.startswith("prompt_learner.")}
+        assert found == {dtype}
+    assert torch.isfinite(model(PIXELS).logits).all()

@@ -4,6 +4,8 @@ import base64
 import functools
 import http.server
 import io
+import json
+import shutil
 import threading
 import time
 
@@ -327,3 +329,33 @@ def test_the_processor_given_is_used_and_a_foreign_one_refused(detector, name):
     assert ZeroShotAnomalyDetectionPipeline(model=detector.model, **{name: own}).image_processor is own
     with pytest.raises(ValueError, match=r"is a CLIPImageProcessor.*, which neither"):
         ZeroShotAnomalyDetectionPipeline(model=detector.model, **{name: CLIPImageProcessor()})
+
+
+def test_foreign_parts_are_refused(detector):
+    from transformers import CLIPImageProcessor
+
+    for name in ("feature_extractor", "tokenizer"):
+        with pytest.raises(ValueError, match=f"uses no {name}; give an AnomalyCLIPImageProcessor as image_processor"):
+            pipeline("zero-shot-anomaly-detection", model=detector.model, **{name: CLIPImageProcessor()})
+    with pytest.raises(OSError, match=r"there is no folder '\./no/such'"):
+        pipeline("zero-shot-anomaly-detection", model=detector.model, image_processor="./no/such")
+
+
+@pytest.mark.parametrize("value", [0, -1, "x", float("nan"), 1.5, True])
+def test_limits_of_a_download_are_checked(detector, images, value):
+    with pytest.raises(ValueError, match=r"max_bytes=.*expected a whole number"):
+        detector(images[0], max_bytes=value)
+    with pytest.raises(ValueError, match=r"max_bytes=.*expected a whole number"):
+        read_image(images[0], max_bytes=value)
+
+
+@pytest.mark.parametrize(
+    "size",
+    [{"height": 0, "width": 0}, {"height": 42.5, "width": 42}, {"shortest_edge": 42}, {"height": 42, "width": 49}],
+)
+def test_a_stored_size_that_cannot_be_is_refused(tiny_checkpoint, tmp_path, size):
+    shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    stored = json.loads((tmp_path / "model" / "preprocessor_config.json").read_text())
+    (tmp_path / "model" / "preprocessor_config.json").write_text(json.dumps({**stored, "size": size}))
+    with pytest.raises(ValueError, match="size="):
+        pipeline("zero-shot-anomaly-detection", model=str(tmp_path / "model"))

@@ -433,3 +433,49 @@ def test_resizing_in_the_images_own_mode_changes_no_bit(mode):
     processor = AnomalyCLIPProcessor(size={"height": 42, "width": 28}, do_normalize=False, do_rescale=False)
     expected = np.asarray(image.convert("RGB").resize((28, 42), Image.Resampling.BICUBIC), np.float32)
     np.testing.assert_array_equal(processor(image)["pixel_values"][0], expected.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("name", ["image_threshold", "pixel_threshold"])
+@pytest.mark.parametrize("value", [float("nan"), 7, -1, float("inf"), True, "0.5", 1.0000001])
+def test_thresholds_out_of_range_are_refused(name, value):
+    outputs = {"logits": torch.zeros(1, 2), "anomaly_maps": torch.full((1, 42, 42), 0.5)}
+    processor = AnomalyCLIPProcessor(sigma=0.0)
+    with pytest.raises(ValueError, match=f"{name}=.*expected a score"):
+        processor.post_process_anomaly_detection(outputs, **{name: value})
+    assert processor.post_process_anomaly_detection(outputs, **{name: np.float32(0.5)})[0]["score"] == 0.5
+
+
+@pytest.mark.parametrize("name", ["do_resize", "do_rescale", "do_normalize"])
+@pytest.mark.parametrize("value", ["false", 0, "True"])
+def test_settings_that_are_true_or_false_are_nothing_else(name, value, tmp_path):
+    AnomalyCLIPProcessor().save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**stored, name: value}))
+    for attempt in (
+        lambda: AnomalyCLIPProcessor(**{name: value}),
+        lambda: AnomalyCLIPProcessor()(Image.fromarray(RGB), **{name: value}),
+        lambda: AnomalyCLIPProcessor.from_pretrained(tmp_path),
+    ):
+        with pytest.raises(ValueError, match=f"{name}=.*expected true or false"):
+            attempt()
+
+
+@pytest.mark.parametrize("field", [{"device": "cuda"}, {"disable_grouping": True}])
+def test_settings_without_effect_are_refused(field):
+    with pytest.raises(ValueError, match=r"is not supported by this processor"):
+        AnomalyCLIPProcessor(**field)
+    with pytest.raises(ValueError, match=r"is not supported by this processor"):
+        AnomalyCLIPProcessor()(Image.fromarray(RGB), **field)
+
+
+def test_none_is_the_default():
+    processor = AnomalyCLIPProcessor(image_mean=None, image_std=None, sigma=None, size={"height": 42, "width": 42})
+    assert processor.sigma == 4.0
+    pixel_values = processor(Image.fromarray(RGB), return_tensors="pt")["pixel_values"]
+    assert_close(pixel_values[0].double().numpy(), explicit(Image.fromarray(RGB)), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["./no/such", "/no/such", "no such", "outputs/nothing", "a/b/"])
+def test_a_missing_folder_reads_as_such(name):
+    with pytest.raises(OSError, match=f"there is no folder '{name}', and no repository"):
+        AnomalyCLIPProcessor.from_pretrained(name)

@@ -1,11 +1,14 @@
 """Configuration of AnomalyCLIP."""
 
 import os
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
+from difflib import get_close_matches
 from functools import wraps
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import HFValidationError, StrictDataclassError
@@ -45,7 +48,8 @@ def _whole(low: int, high: int) -> Check:
 
 def _number(low: float, high: float, expected: str = "a number in {low:g}..{high:g}") -> Check:
     def possible(value: Any) -> bool:
-        return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+        is_number = isinstance(value, int | float | np.floating) and not isinstance(value, bool)
+        return is_number and bool(low <= value <= high)
 
     return possible, expected.format(low=low, high=high)
 
@@ -76,6 +80,7 @@ _TOKEN: Check = (_is_token_id, "the number of a token or null")
 _DTYPES = ("float32", "float16", "bfloat16", "float64")
 _DTYPE = _one_of(*_DTYPES, *(getattr(torch, name) for name in _DTYPES), *(f"torch.{name}" for name in _DTYPES))
 _FLAG: Check = (lambda value: isinstance(value, bool), "true or false")
+_TEXT: Check = (lambda value: isinstance(value, str), "a text")
 _FOREIGN: Check = (lambda value: False, "no such field, no configuration of this model has it; remove it")
 _LABELS: Check = (_are_labels, f"a table of at most {MAX_LABELS} numbered labels; remove it, no label is used")
 _ATTENTION = _one_of(
@@ -109,9 +114,17 @@ CHECKS: dict[str, Check] = {
     "temperature": _number(1e-6, 1e6),
     **dict.fromkeys(("image_threshold", "pixel_threshold"), _SCORE),
     "architectures": (lambda v: isinstance(v, list) and all(isinstance(one, str) for one in v), "a list of names"),
-    "model_type": (lambda value: isinstance(value, str), "a name"),
+    "model_type": _TEXT,
     "quantization_config": (_is_quantization, "the settings of a quantization with a quant_method"),
     **dict.fromkeys(("return_dict", "output_hidden_states", "output_attentions", "is_encoder_decoder"), _FLAG),
+    **dict.fromkeys(("tie_word_embeddings", "use_cache", "use_bfloat16", "gradient_checkpointing"), _FLAG),
+    **dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "default_to_square"), _FLAG),
+    **dict.fromkeys(("notice", "tokenizer_class", "loss_type", "transformers_version"), _TEXT),
+    **dict.fromkeys(("_name_or_path", "name_or_path", "_commit_hash"), _TEXT),
+    "preset": _one_of(*PRESETS),
+    "auto_map": (lambda value: isinstance(value, dict), "a table of classes"),
+    "pruned_heads": (lambda value: value == {}, "none, no head of this model can be left out"),
+    "chunk_size_feed_forward": _whole(0, 65536),
     **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"), _TOKEN),
     **dict.fromkeys(("dtype", "torch_dtype"), _DTYPE),
     "hidden_act": (lambda value: isinstance(value, str) and value in ACT2FN, "the name of an activation"),
@@ -181,6 +194,25 @@ def check_fields(values: dict[str, Any], where: str = "") -> None:
         if not all(possible(one) for one in settings):
             shown = repr(value) if isinstance(value, str | float | bool) else str(value)
             raise ValueError(f"{where}{name}={shown[:100]}, expected {expected}")
+
+
+@contextmanager
+def missing_folder_named(name: str) -> Iterator[None]:
+    """Say that there is no such folder where the Hub's client would speak of repositories alone.
+
+    Raises:
+        OSError: if there is neither a folder nor a repository of that name.
+    """
+    try:
+        if not os.path.exists(name):
+            validate_repo_id(name)
+        yield
+    except HFValidationError as error:
+        raise OSError(f"there is no folder {name!r}, and no repository can have that name; check it") from error
+    except OSError as error:
+        if os.path.exists(name):
+            raise
+        raise OSError(f"there is no folder {name!r}, and no repository of that name was found: {error}") from error
 
 
 def in_one_line(error: Exception) -> str:
@@ -284,7 +316,6 @@ class AnomalyCLIPConfig(PreTrainedConfig):
             # The installed package is used, whatever code the checkpoint brought: it needs no trust_remote_code.
             for key in ("custom_pipelines", "auto_map"):
                 kwargs.pop(key, None)
-        preset = kwargs.pop("preset", None)
         self.text_config = _sub_config(self.text_config, CLIPTextConfig, DEFAULT_TEXT, "text_config")
         self.vision_config = _sub_config(self.vision_config, CLIPVisionConfig, DEFAULT_VISION, "vision_config")
         depth, patch = self.vision_config.num_hidden_layers, self.vision_config.patch_size
@@ -292,8 +323,9 @@ class AnomalyCLIPConfig(PreTrainedConfig):
             self.deep_prompt_depth = max(1, round(self.text_config.num_hidden_layers * 9 / 12))
         if self.dpam_layers is None:
             self.dpam_layers = round(depth * 19 / 24)
-        if preset is not None and self.feature_layers is None:
-            self.feature_layers = feature_layers_of_preset(preset, depth)
+        if (preset := kwargs.pop("preset", None)) is not None:
+            layers = feature_layers_of_preset(preset, depth)
+            self.feature_layers = layers if self.feature_layers is None else self.feature_layers
         self.feature_layers = [depth] if self.feature_layers is None else self.feature_layers
         if not isinstance(self.feature_layers, list | tuple):
             raise ValueError(f"feature_layers={self.feature_layers!r}, expected a list of layer numbers")
@@ -319,8 +351,9 @@ class AnomalyCLIPConfig(PreTrainedConfig):
 
         Raises:
             ValueError: as [`AnomalyCLIPConfig`]; or if a key is the name of a method.
+            TypeError: if there is no such field.
         """
-        given = {key: kwargs.pop(key) for key in list(kwargs) if key in CONFIG_FIELDS or key == "preset"}
+        given = {key: kwargs.pop(key) for key in list(kwargs) if key in CONFIG_FIELDS}
         for key in ("text_config", "vision_config"):
             if isinstance(given.get(key), dict) and isinstance(config_dict.get(key), dict):
                 given[key] = {**config_dict[key], **given[key]}
@@ -328,7 +361,18 @@ class AnomalyCLIPConfig(PreTrainedConfig):
             given.setdefault("feature_layers", None)
         config_dict = {**config_dict, **given}
         check_names(config_dict)
-        return super().from_dict(config_dict, **kwargs)
+        wants_unused = kwargs.pop("return_unused_kwargs", False)
+        config, unused = super().from_dict(config_dict, return_unused_kwargs=True, **kwargs)
+        if wants_unused:
+            return config, unused
+        unknown = sorted(set(unused) - LOADING_FIELDS)
+        if "name_or_path" in kwargs:  # from AutoConfig, which AutoTokenizer and AutoProcessor hand their own arguments
+            unknown = [name for name in unknown if get_close_matches(name, CONFIG_FIELDS, cutoff=0.8)]
+        if unknown:
+            raise TypeError(
+                f"unknown arguments {unknown} of the configuration; its fields are {sorted(CONFIG_FIELDS)}"
+            )
+        return config
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
@@ -339,17 +383,10 @@ class AnomalyCLIPConfig(PreTrainedConfig):
         """
         name = os.fspath(pretrained_model_name_or_path)
         try:
-            if not os.path.exists(name):
-                validate_repo_id(name)
-            found = super().get_config_dict(name, **kwargs)
+            with missing_folder_named(name):
+                found = super().get_config_dict(name, **kwargs)
             if not isinstance(found[0], dict):
                 raise TypeError(f"it holds a {type(found[0]).__name__}, expected a table")
-        except HFValidationError as error:
-            raise OSError(f"there is no folder {name!r}, and no repository can have that name; check it") from error
-        except OSError as error:
-            if os.path.exists(name):
-                raise
-            raise OSError(f"there is no folder {name!r}, and no repository of that name was found: {error}") from error
         except (TypeError, AttributeError, KeyError, IndexError, ValueError, RecursionError) as error:
             raise OSError(
                 f"config.json of {name} can't be read as settings ({type(error).__name__}: {error})"
@@ -479,7 +516,14 @@ def check_names(raw: dict[str, Any], where: str = "") -> None:
             check_names(value, f"{where}{key}.")
 
 
+# What `from_pretrained` takes as fields of the configuration; others of the base class have their own ways in.
+OUTPUT_FIELDS = ("return_dict", "output_hidden_states")
 CONFIG_FIELDS = set(AnomalyCLIPConfig.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__)
+CONFIG_FIELDS |= {"preset", *OUTPUT_FIELDS}
+# What may be left of the arguments of loading.
+LOADING_FIELDS = {"cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies"}
+LOADING_FIELDS |= {"_from_auto", "_from_pipeline", "_commit_hash", "trust_remote_code", "code_revision", "use_fast"}
+LOADING_FIELDS |= {"dtype", "torch_dtype", "backend", "config", "user_agent", "name_or_path"}
 
 
 def count_parameters(config: AnomalyCLIPConfig) -> int:

@@ -1,5 +1,6 @@
 """Image processor of AnomalyCLIP: images and masks in, scores and maps out."""
 
+import os
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -8,13 +9,13 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import BatchFeature, PreTrainedConfig
+from transformers import BatchFeature
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file, logging, safe_load_json_file
 
-from .configuration_anomalyclip import check_fields
+from .configuration_anomalyclip import LOADING_FIELDS, AnomalyCLIPConfig, check_fields, missing_folder_named
 from .images_anomalyclip import (
     channels_last,
     painted,
@@ -30,14 +31,14 @@ DEFAULT_SIZE = 518
 OLD_NAME = "AnomalyCLIPProcessor"
 MAX_SIDE = 8192
 UNKNOWN_MASK = -1.0
-# What a saved processor says beside its settings, and what loading takes beside them.
+# What a saved processor says beside its settings.
 SERVICE_FIELDS = {"image_processor_type", "feature_extractor_type", "processor_class", "auto_map"}
 HUB_FIELDS = {"cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder"}
-LOADING_FIELDS = {"_from_auto", "_from_pipeline", "_commit_hash", "trust_remote_code", "code_revision", "use_fast"}
-LOADING_FIELDS |= {"backend", "config", "proxies", "user_agent"}
 # Settings of other processors: what they would have to be to change nothing here.
 UNUSED = {"do_center_crop": False, "do_pad": False, "do_convert_rgb": True, "data_format": "channels_first"}
 UNUSED |= {"crop_size": None, "pad_size": None, "input_data_format": None, "image_seq_length": None}
+UNUSED |= {"device": "cpu", "disable_grouping": False}
+FLAGS = ("do_resize", "do_rescale", "do_normalize", "default_to_square")
 
 
 class AnomalyCLIPImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
@@ -112,7 +113,8 @@ class AnomalyCLIPImageProcessor(PilBackend):
         _refuse_unknown(kwargs, set(self.valid_kwargs.__annotations__) | SERVICE_FIELDS)
         if not __name__.startswith("transformers_modules."):
             kwargs.pop("auto_map", None)  # of code that the checkpoint brought, and that is not used
-        super().__init__(**kwargs)
+        # The base class would set what is None, and not put the default in its place.
+        super().__init__(**{key: value for key, value in kwargs.items() if value is not None})
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
@@ -128,8 +130,8 @@ class AnomalyCLIPImageProcessor(PilBackend):
             TypeError: if there is no such setting.
         """
         hub = {key: value for key, value in kwargs.items() if key in HUB_FIELDS}
-        fields = {key: value for key, value in kwargs.items() if key not in HUB_FIELDS | LOADING_FIELDS}
         known = cls.valid_kwargs.__annotations__
+        fields = {k: v for k, v in kwargs.items() if v is not None and (k in known or k not in LOADING_FIELDS)}
         unused = None
         if fields.pop("return_unused_kwargs", False):
             unused = {key: fields.pop(key) for key in sorted(set(fields) - set(known))}
@@ -138,7 +140,7 @@ class AnomalyCLIPImageProcessor(PilBackend):
         if stored.get("image_processor_type") in (cls.__name__, OLD_NAME):
             processor = cls.from_dict(stored, **fields)
         else:  # A CLIP checkpoint: keep how it reads values, not its crop to 224 pixels.
-            config, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub)
+            config, _ = AnomalyCLIPConfig.get_config_dict(pretrained_model_name_or_path, **hub)
             kept = ("image_mean", "image_std", "rescale_factor", "do_rescale", "do_normalize")
             side = config.get("image_size") or default_image_size(config)
             values = {key: stored[key] for key in kept if stored.get(key) is not None}
@@ -262,8 +264,10 @@ class AnomalyCLIPImageProcessor(PilBackend):
             thresholds, `label` ("normal" or "anomalous") and `mask` (`Tensor` (h, w) bool).
 
         Raises:
-            ValueError: if logits or maps are not finite, sigma is out of range, or target sizes differ in number.
+            ValueError: if logits or maps are not finite, target sizes differ in number, or sigma or a threshold is out of
+                range.
         """
+        check_fields({"image_threshold": image_threshold, "pixel_threshold": pixel_threshold})
         raw, logits = outputs["anomaly_maps"].float(), outputs["logits"].float()
         _check_finite(logits, raw)
         _check_sigma(sigma, max(raw.shape[-2:]))
@@ -298,10 +302,11 @@ def default_image_size(config: dict[str, Any], wanted: int = DEFAULT_SIZE) -> in
 def _stored_settings(cls, name, hub: dict) -> dict[str, Any]:
     """The processor settings of a checkpoint, with the precedence of `AutoImageProcessor`; empty where it has none."""
     # A file that isn't there is one thing; one that is damaged, or a Hub that refuses, is told.
-    found = {
-        file: cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub)
-        for file in (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME)
-    }
+    with missing_folder_named(os.fspath(name)):
+        found = {
+            file: cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub)
+            for file in (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME)
+        }
     try:
         stored = cls.get_image_processor_dict(name, **hub)[0] if any(found.values()) else {}
     except OSError:
@@ -326,7 +331,7 @@ def _check_settings(settings: dict[str, Any]) -> None:
         value = settings.get(name)
         if value is not None and value != neutral:
             raise ValueError(f"{name}={value!r} is not supported by this processor, expected {neutral!r}")
-    names = ("image_mean", "image_std", "rescale_factor")
+    names = ("image_mean", "image_std", "rescale_factor", *FLAGS)
     check_fields({**{name: settings.get(name) for name in names}, "resample": _as_number(settings.get("resample"))})
     size = settings.get("size")
     sides = [side for side in (size.height, size.width) if side is not None] if size else []

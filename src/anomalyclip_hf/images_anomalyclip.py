@@ -7,6 +7,7 @@ import io
 import os
 import struct
 import sys
+import warnings
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -28,6 +29,8 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# PIL names no file, and what is wrong with metadata is of no use here. Set once: threads share the filters.
+warnings.filterwarnings("ignore", "", UserWarning, r"PIL\.(Tiff|Jpeg|Png)ImagePlugin")
 _METADATA_KEYS = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 _METADATA_MARKS = (b"Exif", b"EXIF", b"XMP ", b"MPF\0", b"http://ns.adobe.com/xap/1.0/\0", b"application/rdf+xml")
 # Tags of a TIFF that say where and how its pixels lie.

@@ -33,6 +33,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 from .configuration_anomalyclip import (
     CLIP_VOCAB_SIZE,
     CONFIG_FIELDS,
+    OUTPUT_FIELDS,
     WRONG_VALUE,
     AnomalyCLIPConfig,
     check_fields,
@@ -370,13 +371,13 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
         super().__init__(config)
         if config.prompts_only:
             raise ValueError("this configuration is that of prompts alone; from_pretrained loads their base model too")
-        text, vision = config.text_config, config.vision_config
-        self.vision_model = AnomalyCLIPVisionModel._from_config(vision)
+        text, vision, dtype = config.text_config, config.vision_config, torch.get_default_dtype()  # not their own
+        self.vision_model = AnomalyCLIPVisionModel._from_config(vision, dtype=dtype)
         self.visual_projection = nn.Linear(vision.hidden_size, config.projection_dim, bias=False)
         if config.vision_only:
             self.folded_text_embeds = nn.Buffer(torch.zeros(2, config.projection_dim, dtype=torch.float32))
         else:
-            self.text_model = AnomalyCLIPTextModel._from_config(text)
+            self.text_model = AnomalyCLIPTextModel._from_config(text, dtype=dtype)
             self.text_projection = nn.Linear(text.hidden_size, config.projection_dim, bias=False)
             self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
             self.prompt_learner = AnomalyCLIPPromptLearner(config)
@@ -405,7 +406,7 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
             OSError: if a file or the base model can't be found.
         """
         name = os.fspath(pretrained_model_name_or_path)
-        fields = {key: kwargs.pop(key) for key in list(kwargs) if key in CONFIG_FIELDS or key == "preset"}
+        fields = {key: kwargs.pop(key) for key in list(kwargs) if key in CONFIG_FIELDS}
         hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
         if fields.get("base_model_name_or_path") is not None:
             fields["base_model_name_or_path"] = os.fspath(fields["base_model_name_or_path"])
@@ -481,6 +482,8 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
             )
         # 3. The prompts put on it, if its weights are the right ones.
         model.load_prompts(prompts)
+        for key in OUTPUT_FIELDS:
+            setattr(model.config, key, getattr(config, key))
         model.config.base_model_name_or_path = portable_base_name(base)
         model.config.base_model_revision = revision
         model._processor_source = (os.path.abspath(name) if os.path.isdir(name) else name, hub)

@@ -4,6 +4,7 @@ import os
 import threading
 import urllib.request
 from collections.abc import Iterator, Mapping
+from numbers import Real
 from types import GeneratorType
 from typing import Any
 from urllib.parse import quote
@@ -57,6 +58,9 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
     _load_video_processor = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        for name in ("feature_extractor", "tokenizer", "video_processor"):
+            if kwargs.get(name) is not None:
+                raise ValueError(f"this pipeline uses no {name}; give an AnomalyCLIPImageProcessor as image_processor")
         given = [kwargs[name] for name in ("image_processor", "processor") if kwargs.get(name) is not None]
         for one in given:
             if not isinstance(one, AnomalyCLIPImageProcessor | str | os.PathLike):
@@ -96,6 +100,7 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
                 f"unknown arguments {sorted(kwargs)}; known are sigma, image_threshold, pixel_threshold, timeout, "
                 "max_bytes"
             )
+        _check_limits(timeout, max_bytes)
         post = {"sigma": sigma, "image_threshold": image_threshold, "pixel_threshold": pixel_threshold}
         check_fields(post)
         return (
@@ -142,26 +147,34 @@ def read_image(image: Any, timeout: float | None = DOWNLOAD_TIMEOUT, max_bytes: 
 
     Raises:
         ImageReadError: (a `ValueError`) if it is missing, empty, too large, too slow or no image; names it.
+        ValueError: if a limit is no possible one.
         TypeError: if it is nothing that could be an image.
     """
-    if isinstance(image, str) and image.startswith(("http://", "https://", "data:")):
+    timeout = DOWNLOAD_TIMEOUT if timeout is None else timeout
+    _check_limits(timeout, max_bytes)
+    if isinstance(image, str) and image[:8].lower().startswith(("http://", "https://", "data:")):
         try:
-            content = _fetch(image, DOWNLOAD_TIMEOUT if timeout is None else timeout, max_bytes)
+            content = _fetch(image, timeout, max_bytes)
         except Exception as error:  # of the address, the network, the server's answer
             raise unreadable(image, error) from error
         return load_image({"bytes": content, "path": image})
     return load_image(image)
 
 
+def _check_limits(timeout: float | None, max_bytes: int | None) -> None:
+    if timeout is not None and not (isinstance(timeout, Real) and timeout > 0):
+        raise ValueError(f"timeout={timeout!r}, expected seconds above 0")
+    if max_bytes is not None and not (type(max_bytes) is int and max_bytes > 0):
+        raise ValueError(f"max_bytes={max_bytes!r}, expected a whole number of bytes above 0")
+
+
 def _fetch(url: str, timeout: float, max_bytes: int) -> bytes:
     """Content of a URL; in a thread, since a server that sends a byte now and then keeps a socket's time limit."""
-    if not timeout > 0:
-        raise ValueError(f"timeout={timeout!r}, expected seconds above 0")
     found: list[bytes | Exception] = []
 
     def work() -> None:
         try:
-            address = url if url.startswith("data:") else quote(url, safe=URL_SAFE)
+            address = url if url[:5].lower() == "data:" else quote(url, safe=URL_SAFE)
             with urllib.request.urlopen(address, timeout=timeout) as response:
                 found.append(response.read(max_bytes + 1))
         except Exception as error:

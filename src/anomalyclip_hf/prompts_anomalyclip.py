@@ -587,12 +587,15 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
         """The processor stored with the checkpoint that this model came from, for the model's input size.
 
         Raises:
-            OSError, ValueError: if the one stored can't be read.
+            OSError, ValueError: if the one stored can't be read, or makes images that are no squares.
         """
         size = {"height": self.config.image_size, "width": self.config.image_size}
         name, hub = getattr(self, "_processor_source", (None, {}))
         if name:
             known = locate_base(name, ".") if name in KNOWN_BASES else name
+            stored = AnomalyCLIPImageProcessor.from_pretrained(known, **hub).size
+            if stored.height is None or stored.height != stored.width:
+                raise ValueError(f"the processor of {name} has size={dict(stored)}, expected equal height and width")
             return AnomalyCLIPImageProcessor.from_pretrained(known, **hub, size=size)
         try:
             base = locate_base(self.config.base_model_name_or_path, ".")

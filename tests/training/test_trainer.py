@@ -95,6 +95,12 @@ def test_a_kind_without_a_readable_image_is_refused(run, rows, to_dataset, label
         run(data=to_dataset(rows), balanced=True)
 
 
+def test_a_model_that_returns_tuples_is_trained_and_validated(run, validation_dataset, tiny_model):
+    tiny_model.config.return_dict = False
+    result, _ = run(validation=validation_dataset, epochs=1)
+    assert 0 <= result.history[0]["validation"]["image_auroc"] <= 1
+
+
 def test_the_card_tells_of_the_training(run, dataset):
     dataset.info.description, dataset.info.homepage, dataset.info.license = "Plates", "https://x.org", "cc-by-4.0"
     result, _ = run(data=dataset, epochs=1, local_loss_weight=0.5)

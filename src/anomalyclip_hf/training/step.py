@@ -106,7 +106,7 @@ def training_step(
         totals = BatchTotals(*counts.tolist())
 
     with contextlib.nullcontext() if sync else accelerator.no_sync(model):
-        output = model(**model_inputs(batch, device))
+        output = model(**model_inputs(batch, device), return_dict=True)
         global_loss = output.global_loss * (global_loss_weight * images / max(totals.images, 1))
         local_loss = output.local_loss if output.local_loss is not None else global_loss.new_zeros(())
         local_loss = local_loss * (local_loss_weight * known / max(totals.masks, 1))

@@ -50,7 +50,7 @@ def validate(
     losses = np.zeros(4)  # sums and counts of both
     for names, batch in batches:
         with accelerator.autocast():
-            output = model(**model_inputs(batch, accelerator.device))
+            output = model(**model_inputs(batch, accelerator.device), return_dict=True)
         counts, known = count_batch(batch), with_known_mask(batch)
         local_loss = float(output.local_loss) if counts.masks else 0.0
         losses += [float(output.global_loss) * counts.images, counts.images, local_loss * counts.masks, counts.masks]
