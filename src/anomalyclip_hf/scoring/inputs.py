@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..data.file_tree import BAD_NAME, IMAGE_SUFFIXES, UNLISTED, FileTree, is_mask_folder
+from ..data.file_tree import BAD_NAME, IMAGE_SUFFIXES, RESULTS, UNLISTED, FileTree, is_mask_folder
 from ..data.files import safe_name
 
 LEGEND = "legend.png"
@@ -77,23 +77,21 @@ def _search(
     masks: list[Path] = []
     waiting = [folder]
     while waiting:
-        tree = FileTree(waiting.pop(0))
-        root, own_masks = Path(tree.root), tree.masks()
-        for name in tree.files:
-            path = root / name
-            if _lies_in(path, output):
-                continue
-            inside = path.relative_to(folder)
-            if name in own_masks or any(map(is_mask_folder, inside.parts[:-1])):
+        root = waiting.pop(0)
+        found = FileTree(root, skip=[output] if output else []).sort_out()
+        masks += map(root.joinpath, found.masks)
+        for path in map(root.joinpath, found.images):
+            inside = path.relative_to(folder)  # the folder may be of masks where `root` is not
+            if any(map(is_mask_folder, inside.parts[:-1])):
                 masks.append(path)
             else:
                 files.append((path, inside.as_posix()))
-        for reason, names in tree.set_aside.items():
-            paths = [path for path in map(root.joinpath, names) if not _lies_in(path, output)]
+        for reason, names in {RESULTS: found.results, **found.unused}.items():
+            paths = list(map(root.joinpath, names))
             if reason == UNLISTED:
                 result.skipped += [{"path": str(path), "error": "the folder can't be listed"} for path in paths]
             elif reason == BAD_NAME:  # data sets can't hold such a name, records escape it
-                waiting += [path for path in paths if path.is_dir()]
+                waiting += [path for path in paths if path.is_dir() and os.path.realpath(path) != output]
                 named = [path for path in paths if not path.is_dir() and path.suffix.lower() in IMAGE_SUFFIXES]
                 files += [(path, path.relative_to(folder).as_posix()) for path in named]
             elif paths:
@@ -102,10 +100,6 @@ def _search(
         beside = f" beside {len(masks)} masks" if masks else ""
         result.skipped.append({"path": str(folder), "error": f"the folder holds no image files{beside}"})
     return files, masks
-
-
-def _lies_in(path: Path, folder: str | None) -> bool:
-    return folder is not None and os.path.join(os.path.realpath(path), "").startswith(os.path.join(folder, ""))
 
 
 def check_apart(sources: Iterable[Path], output_dir: str | os.PathLike) -> None:
