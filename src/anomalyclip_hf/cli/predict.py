@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ..data.file_tree import examples
 from ..data.files import one_line
 from ..data.options import SourceOptions, option
+from .running import naming
 
 if TYPE_CHECKING:
     from ..scoring.prediction import PredictionSummary
@@ -81,10 +82,11 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
     detector = pipeline("zero-shot-anomaly-detection", model=model, device=settings.device)
     shared = ("batch_size", "num_workers", "threshold", "save_maps", "vmin", "vmax")
     arguments = {field: getattr(settings, field) for field in shared}
-    if settings.source:
-        summary = predict_dataset(images, settings.output_dir, detector, **arguments)
-    else:
-        summary = predict_files(settings.inputs or [], settings.output_dir, detector, **arguments)
+    with naming(image_threshold="threshold"):
+        if settings.source:
+            summary = predict_dataset(images, settings.output_dir, detector, **arguments)
+        else:
+            summary = predict_files(settings.inputs or [], settings.output_dir, detector, **arguments)
     _report(summary, settings.output_dir)
     return summary.exit_status
 

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..configuration_anomalyclip import check_fields
 from ..data.files import MAP_FORMATS, atomic_path, json_line, remove_leftovers, save_map
 from ..pipeline_anomalyclip import read_image
 from .engine import FullDisk, explain, score_images
 from .inputs import LEGEND, check_apart, find_images, relative_names, unique_name
 from .pictures import draw_legend, overlay, resize_map
-from .thresholds import check_score
 
 if TYPE_CHECKING:
     import datasets
@@ -143,8 +143,7 @@ def _predict(
     """Score the rows of a source, whose paths and names for results are `images`."""
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}, expected 1 or more")
-    if threshold is not None:
-        check_score("threshold", threshold)
+    check_fields({"image_threshold": threshold})
     if save_maps is not None and save_maps not in MAP_FORMATS:
         raise ValueError(f"save_maps={save_maps!r}, expected one of {MAP_FORMATS}")
     if not (vmin < vmax and math.isfinite(vmin) and math.isfinite(vmax)):

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..configuration_anomalyclip import check_fields
 from ..data.files import atomic_path
 from ..images_anomalyclip import load_image
 from .calibration import (
@@ -150,10 +151,9 @@ def save_thresholds(
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give the folder of a saved checkpoint, not a repository")
     config = json.loads(path.read_text(encoding="utf-8"))
-    for name, value in (("image_threshold", image_threshold), ("pixel_threshold", pixel_threshold)):
-        if value is not None:
-            check_score(name, value)
-        config[name] = None if value is None else float(value)
+    thresholds = {"image_threshold": image_threshold, "pixel_threshold": pixel_threshold}
+    check_fields(thresholds)
+    config |= {name: None if value is None else float(value) for name, value in thresholds.items()}
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     card = path.with_name("README.md")
@@ -161,17 +161,6 @@ def save_thresholds(
         text = _with_thresholds(card.read_text(encoding="utf-8"), image_threshold, pixel_threshold)
         with atomic_path(card) as temporary:
             temporary.write_text(text, encoding="utf-8")
-
-
-def check_score(name: str, value: Any) -> None:
-    """Refuse what is no score in [0, 1]: truth values, texts and NaN too.
-
-    Raises:
-        ValueError: it is none; `name` is the argument's.
-    """
-    is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-    if not is_number or not 0.0 <= value <= 1.0:
-        raise ValueError(f"{name}={value!r}, expected a score in [0, 1]")
 
 
 def _with_thresholds(card: str, image_threshold: float | None, pixel_threshold: float | None) -> str:
