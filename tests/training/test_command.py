@@ -109,7 +109,12 @@ def test_errors_name_the_options_of_their_data_set(tmp_path, make_folders, tiny_
     assert "error: --train-split train, but" in told and "or --train-split all for everything" in told
     assert main([*command, str(odd)]) == 2
     assert "Name the normal folders with --normal-kinds ...;" in capsys.readouterr().err
-    command += [str(good), "--train_split", "test", "--validation_source"]
+    command += [str(good), "--train_split", "test"]
+    (good / "masks" / "good").mkdir(parents=True)
+    Image.new("L", (8, 8), 255).save(good / "masks" / "good" / "0.png")
+    assert main([*command, "--output_dir", str(tmp_path / "out"), "--cache_dir", str(tmp_path / "cache")]) == 2
+    assert "error: --source: 1 images have label 0 (normal) but a mask" in capsys.readouterr().err
+    command.append("--validation_source")
     assert main([*command, str(good), "--validation_split", "dev"]) == 2
     assert "error: --validation-split dev, but" in capsys.readouterr().err
     assert main([*command, str(odd)]) == 2

@@ -66,7 +66,8 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
         check_push(settings.push_to_hub, model, processor)
     train, validation = load_data(settings, draw)
     try:
-        result = train_prompts(model, processor, train, settings, validation)
+        with naming(train_dataset="source", validation_dataset="validation_source"):
+            result = train_prompts(model, processor, train, settings, validation)
     except NonFiniteLossError as error:
         raise RuntimeError(error) from error
     if PartialState().is_main_process:
