@@ -73,9 +73,9 @@ def choose_samples(detector, name: str, dataset, count: int) -> list:
         places = [i for i, found in enumerate(dataset["label"]) if found == label]
         for index in places[:: max(1, len(places) // wanted)][:wanted]:
             row = dataset[index]
-            answer = detector(row["image"])
+            found = detector(row["image"])
             title = f"{name}, {row['class_name']} ({row['defect_type']})"
-            samples.append(Sample(row["image"], answer["anomaly_map"], row["mask"], label, answer["score"], title))
+            samples.append(Sample(row["image"], found["anomaly_map"], row["mask"], label, found["score"], title))
     return samples
 
 

@@ -146,6 +146,14 @@ def test_the_script_does_the_same(save, tmp_path, capsys):
     assert script.main([str(tmp_path / "page.pth"), "--output_dir", str(tmp_path / "none")]) == 2
     assert "it is a web page" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+    for line, told in [
+        ([str(tmp_path / "absent.pth"), "--output-dir", "none"], "absent.pth"),
+        ([checkpoint], "--output-dir FOLDER"),
+        ([checkpoint, "-o", "none", "--preset", "x"], "--preset x, expected one of released, paper"),
+    ]:
+        assert script.main(line) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and told in error and error.count("\n") == 1
 
 
 def test_another_backbone_of_the_same_size_is_refused(load_golden, tmp_path):

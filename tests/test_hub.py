@@ -589,10 +589,13 @@ def test_script_takes_the_facts_of_the_training(prompts_dir, capsys, local_hub):
     assert b"- **data:** pcb" in card and b"Not recorded" not in card
 
     capsys.readouterr()
-    assert script.main([*arguments, "--full"]) == 1
-    assert "error: base_model='openai/tiny' is for prompts alone, but --full sends" in capsys.readouterr().err
-    assert script.main(["/nowhere/at/all", "me/prompts"]) == 1
-    assert "error: " in capsys.readouterr().err
+    assert script.main([*arguments, "--full"]) == 2
+    assert "error: --base-model openai/tiny is for prompts alone, but --full sends" in capsys.readouterr().err
+    assert script.main(["/nowhere/at/all", "me/prompts"]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    assert script.main([*arguments, "--full", "--vision-only", "--no_code"]) == 2
+    assert "--full and --vision-only exclude each other" in capsys.readouterr().err
+    assert script.main([str(prompts_dir)]) == 2 and "MODEL REPO_ID" in capsys.readouterr().err
 
 
 def test_the_processor_follows_a_relative_path(tiny_checkpoint, tmp_path, monkeypatch):

@@ -236,7 +236,7 @@ class Pretrainer:
     Args:
         folder: drawings, checkpoint and result (`clip/`) go below it.
         settings: see [`PretrainSettings`].
-        judge: called with the folder of the saved CLIP and answers figures to log.
+        judge: called with the folder of the saved CLIP; returns figures to log.
     """
 
     def __init__(self, folder: Path, settings: PretrainSettings, judge: Callable[[Path], dict] | None = None):
@@ -358,7 +358,7 @@ class Pretrainer:
         torch._foreach_lerp_(list(self.mean.values()), list(self.model.parameters()), 1 - decay)
 
     def train(self, checkpoint_minutes: float = 3.0, judge_minutes: float = 10.0) -> dict[str, Any]:
-        """Train until the minutes are used up; answers what `pretraining.json` holds."""
+        """Train until the minutes are used up; returns what `pretraining.json` holds."""
         budget = 60 * self.settings.minutes
         bar = tqdm(total=round(budget), initial=round(self.seconds), unit="s", desc="pretraining", mininterval=5)
         sums: dict[str, float] = {}

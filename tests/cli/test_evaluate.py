@@ -61,7 +61,7 @@ def test_synthetic_is_what_the_checkout_draws(tiny_checkpoint, tmp_path, capsys)
     line[line.index("synthetic")] = f"again={tree}"
     assert main(line, draw=draw) == 2
     (said,) = [row for row in capsys.readouterr().err.splitlines() if row.startswith("error: ")]
-    assert "no option of a source is called num_images: expected one of" in said and "--class-names" in said
+    assert "no option of a source is called num_images: expected one of" in said and "'class_names'" in said
 
 
 def test_thresholds_travel_with_the_prompts(tiny_checkpoint, tiny_clip_dir, tmp_path, capsys):
@@ -158,6 +158,17 @@ def test_contradictions_are_one_line(line, message, capsys):
     assert main(line) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+def test_errors_of_calibration_name_its_options(tiny_checkpoint, tmp_path, capsys):
+    tree = make_tree(tmp_path / "tree", ("bottle",))
+    line = ["--model", tiny_checkpoint, "--sources", f"mine={tree}", "--cpu", "--disable_tqdm"]
+    line += ["--output_dir", str(tmp_path / "out"), "--calibrate"]
+    assert main([*line, "normal", "--calibration_split", "dev"]) == 2
+    error = capsys.readouterr().err
+    assert "error: --calibration-split dev, but" in error and "or --calibration-split all for" in error
+    assert main([*line, "recall", "--recall", "2"]) == 2
+    assert "error: --recall 2.0 with --calibrate recall: give" in capsys.readouterr().err
 
 
 def test_missing_data_is_one_line(tiny_checkpoint, tmp_path, capsys):
@@ -271,6 +282,30 @@ def test_what_can_not_be_drawn_is_said_when_the_numbers_are_safe(tiny_checkpoint
     assert (out / "scores.parquet").is_file() and not (out / "report.html").exists()
 
 
+@pytest.mark.parametrize(("failing", "status"), [(2, 1), (99, 2)])
+def test_a_map_that_can_not_be_written_is_said(tiny_checkpoint, tmp_path, monkeypatch, capsys, failing, status):
+    from anomalyclip_hf.evaluation import evaluator
+
+    write, places = evaluator.save_map, iter(range(99))
+
+    def full(anomaly_map, path):
+        if next(places) < failing:
+            raise OSError(28, "No space left on device")
+        write(anomaly_map, path)
+
+    monkeypatch.setattr(evaluator, "save_map", full)
+    tree, out = make_tree(tmp_path / "tree", ("bottle",)), tmp_path / "out"
+    line = ["--model", tiny_checkpoint, "--sources", f"mine={tree}", "--cpu", "--disable_tqdm", "--num_pictures", "0"]
+    assert main([*line, "--save_maps", "--output_dir", str(out)]) == status
+    said = capsys.readouterr().err.splitlines()
+    if status == 2:
+        assert said[-1] == "error: [Errno 28] No space left on device"
+        return
+    said = [row for row in said if row.startswith("not drawn: map bottle/")]
+    assert len(said) == 2 and "No space left on device" in said[0]
+    assert len(list((out / "maps").rglob("*.png"))) == 5 and (out / "results.json").is_file()
+
+
 def test_results_name_the_prompts(tiny_checkpoint, tmp_path):
     import hashlib
 
@@ -287,3 +322,5 @@ def test_results_name_the_prompts(tiny_checkpoint, tmp_path):
         found = json.loads((out / "results.json").read_text())["model"]
         assert found["prompts"] == prompts and found["prompts_sha256"] == digest
         assert digest in (out / "report.html").read_text()
+        lines = (out / "results.md").read_text().splitlines()
+        assert f"- Prompts: {prompts}" in lines and f"- SHA-256 of the prompts: {digest}" in lines

@@ -181,7 +181,7 @@ def test_masks_are_no_photographs(script, tiny_checkpoint, tmp_path, capsys):
         Image.new("RGB", (20, 20)).save(tmp_path / name)
     line = [str(tmp_path / "part"), "--model", tiny_checkpoint, "--output_dir", str(out)]
     assert script.main(line) == 0
-    assert "1 images scored, 0 inputs skipped, 1 files in folders of masks left out" in capsys.readouterr().out
+    assert "1 images scored, 0 inputs skipped, 1 masks left out (000.png)" in capsys.readouterr().out
 
 
 def test_the_doors_of_evaluation_are_open_too(script, photos, tiny_checkpoint, tmp_path, capsys):
@@ -298,18 +298,70 @@ def test_whatever_a_decoder_raises_is_a_skipped_file(photos, tmp_path, monkeypat
     assert errors == ["MemoryError", "DecompressionBombError: bomb", "error: bad tag"] and summary.num_scored == 1
 
 
-def test_a_full_disk_ends_the_run_in_one_line(script, photos, tiny_checkpoint, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("sizes", "status", "scored"), [([(30, 60)], 1, 3), (None, 2, 0)])
+def test_a_full_disk_skips_one_image_or_ends_the_run(
+    script, photos, tiny_checkpoint, tmp_path, monkeypatch, capsys, sizes, status, scored
+):
     save, out = Image.Image.save, tmp_path / "out"
 
     def full(self, path, *args, **kwargs):
-        if self.size == (30, 60):
+        if sizes is None or self.size in sizes:
             raise OSError(28, "No space left on device")
         return save(self, path, *args, **kwargs)
 
     monkeypatch.setattr(Image.Image, "save", full)
-    assert script.main([str(photos), "--model", tiny_checkpoint, "--output_dir", str(out)]) == 2
-    assert capsys.readouterr().err.splitlines()[-1] == "error: [Errno 28] No space left on device"
-    assert len(read_lines(out / "predictions.jsonl")) == 1
+    assert script.main([str(photos), "--model", tiny_checkpoint, "--output_dir", str(out)]) == status
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told == "error: [Errno 28] No space left on device" if status == 2 else told.startswith("skipped ")
+    records = read_lines(out / "predictions.jsonl") if scored else []
+    assert len(records) == scored and len(read_lines(out / "skipped.jsonl")) == (1 if scored else 3)
+    assert all((out / record["overlay"]).is_file() for record in records)
+
+
+def test_records_that_can_not_be_written_end_the_run(photos, tmp_path, monkeypatch):
+    from anomalyclip_hf.scoring import prediction
+
+    def full(record):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(prediction, "json_line", full)
+    with pytest.raises(OSError, match="No space left"):
+        predict_files([photos], tmp_path / "out", plain_detector, progress=False)
+
+
+def test_what_this_package_wrote_is_no_photograph(script, tiny_checkpoint, tmp_path, make_image, capsys):
+    data = tmp_path / "data"
+    for name in ("good/0.png", "bad/1.png"):
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        make_image(20, 20).save(data / name)
+    line = [str(data), "--model", tiny_checkpoint, "--save_maps", "--output_dir"]
+    for out in (data / "results", data / "results", tmp_path / "elsewhere"):
+        assert script.main([*line, str(out)]) == 0
+        assert [Path(record["path"]).name for record in read_lines(out / "predictions.jsonl")] == ["1.png", "0.png"]
+    shown = capsys.readouterr().out.splitlines()
+    assert "not used" not in shown[0] + shown[1] and "results of this package (" in shown[2]
+    assert "legend.png" in shown[2]
+    assert len(find_images([data / "results" / "legend.png"]).files) == 1  # named explicitly
+
+
+def test_masks_beside_their_images_are_left_out(tmp_path, make_image):
+    masks = ["bad/1_mask.png", "bad/1_gt.png", "bad/3.mask.png", "bad/mask_1.png", "truth/bad/1.png"]
+    for name in ("good/0.png", "bad/1.png", "bad/3.png", "good/white_mask.png", *masks):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        make_image(8, 8).save(tmp_path / name)
+    found = find_images([tmp_path, tmp_path / "bad" / "1_gt.png"])
+    names = {name for _, name in found.files}
+    assert names == {"good/0.png", "bad/1.png", "bad/3.png", "good/white_mask.png", "1_gt.png"}
+    assert {path.relative_to(tmp_path).as_posix() for path in found.left_out} == set(masks) - {"bad/1_gt.png"}
+    if os.name == "nt":
+        return
+    for name in (b"masks/b\xe9/1.png", b"b\xe9/1.png"):
+        path = os.path.join(os.fsencode(tmp_path), name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            make_image(8, 8).save(file, format="png")
+    found = find_images([tmp_path])
+    assert len(found.files) == 5 and len(found.left_out) == len(masks) + 1
 
 
 def test_very_large_images_are_drawn_small_and_scored_as_they_are(tiny_checkpoint, tmp_path, make_image, monkeypatch):
@@ -337,12 +389,13 @@ def test_linked_folders_are_followed_and_circles_end(tmp_path, make_image):
     (tmp_path / "store" / "back").symlink_to("../in")
     (tmp_path / "in" / "nowhere.png").symlink_to("absent")
     os.mkfifo(tmp_path / "in" / "pipe.png")
-    (tmp_path / "in" / "notes.txt").write_text("x")
+    (tmp_path / "in" / "notes.heic").write_text("x")
     summary = predict_files([tmp_path / "in"], tmp_path / "out", plain_detector, progress=False)
     assert sorted(Path(record["path"]).name for record in summary.predictions) == ["a.png", "b.png"]
     errors = {Path(entry["path"]).name: entry["error"] for entry in summary.skipped}
     assert set(errors) == {"nowhere.png", "pipe.png"} and errors["pipe.png"] == "it is no regular file"
-    assert [path.name for path in summary.unused] == ["notes.txt"]
+    unused = {path.name: reason for reason, paths in summary.unused.items() for path in paths}
+    assert len(unused) == 3 and {"notes.heic", "back"} < set(unused) and "links" in unused["back"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs names that are not text")

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from anomalyclip_hf.cli.running import run_until_interrupted
+from anomalyclip_hf.cli.running import naming, run_until_interrupted
 
 
 def stopped_by(error):
@@ -28,6 +28,18 @@ def stopped_by(error):
 def test_what_stops_a_command_is_one_line(error, status, line, capsys):
     assert run_until_interrupted(stopped_by(error), [], options=["batch_size"]) == status
     assert capsys.readouterr().err == f"{line}\n"
+
+
+def test_options_of_other_names_are_spelled(capsys):
+    def main(argv):
+        with naming(split="validation_split", kind="validation_options.kind", kinds="validation_options.kinds"):
+            raise ValueError('split=\'dev\', but there is test; give split="all", kind="folder", kinds=(...)')
+
+    assert run_until_interrupted(main, [], options=["split", "kind"]) == 2
+    assert capsys.readouterr().err == (
+        "error: --validation-split dev, but there is test; give --validation-split all, "
+        """--validation-options '{"kind": "folder"}', --validation-options '{"kinds": [...]}'\n"""
+    )
 
 
 def test_faults_of_ours_and_unasked_errors_pass():

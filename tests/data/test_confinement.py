@@ -7,6 +7,7 @@ import datasets
 import pyarrow.parquet as pq
 import pytest
 from picture_trees import number_of, write_mask, write_picture, write_tree
+from PIL import Image
 
 from anomalyclip_hf.cli.running import name_options
 from anomalyclip_hf.data import export_dataset, inspect_source, load_anomaly_dataset
@@ -259,3 +260,16 @@ def test_wrong_input_ends_with_one_line_and_status_2(arguments, said, root, caps
     assert main([argument.format(root=root) for argument in arguments]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and said in lines[0] and "=(" not in lines[0]
+
+
+def test_a_table_named_from_the_working_directory_stays_inside_too(tmp_path, monkeypatch):
+    for name in ("in/good/0.png", "out/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    (tmp_path / "in" / "table.csv").write_text("image,label\n../out/1.png,0\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="names 1 files outside of its folder"):
+        load_anomaly_dataset("in/table.csv")
+    assert len(load_anomaly_dataset("in/table.csv", allow_outside=True)) == 1
+    (tmp_path / "in" / "table.csv").write_text("image,label\ngood/0.png,0\n")
+    assert len(load_anomaly_dataset("in/table.csv")) == 1

@@ -76,6 +76,12 @@ def test_plain_images_are_normal_ones(tiny_model, tiny_processor, dataset):
 
 
 @pytest.mark.filterwarnings("ignore:.* normal samples are too few")
+def test_a_stored_return_dict_changes_nothing(tiny_model, tiny_processor, dataset):
+    found = calibrate(tiny_model, tiny_processor, dataset, "labels", show_progress=False)
+    tiny_model.config.return_dict = False
+    assert calibrate(tiny_model, tiny_processor, dataset, "labels", show_progress=False) == found
+
+
 def test_unreadable_images_are_left_out(tiny_model, tiny_processor, dataset, tmp_path):
     paths = [path for path, label in zip(dataset["path"], dataset["label"], strict=True) if label == 0]
     expected = calibrate(tiny_model, tiny_processor, paths, show_progress=False)
@@ -109,6 +115,10 @@ def test_thresholds_are_stored_with_the_checkpoint(tiny_model, tmp_path):
     assert (checkpoint / "README.md").read_text() == str(make_model_card(tiny_model))
     with pytest.raises(ValueError, match=r"pixel_threshold=1\.5"):
         save_thresholds(checkpoint, 0.5, 1.5)
+    for wrong in (True, "0.5", float("nan"), -1, [0.5]):
+        with pytest.raises(ValueError, match=r"image_threshold=.*expected a score"):
+            save_thresholds(checkpoint, wrong, None)
+    save_thresholds(checkpoint, np.float32(0.25), None)
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
         save_thresholds(tmp_path, 0.5, 0.5)
     stored = AnomalyCLIPConfig.from_pretrained(checkpoint)

@@ -2,6 +2,7 @@ import json
 
 import pytest
 import yaml
+from PIL import Image
 
 from anomalyclip_hf.cli import run_command
 from anomalyclip_hf.cli import train as module
@@ -52,7 +53,7 @@ def test_synthetic_is_what_the_checkout_draws(parse_command):
     assert train == ("train", {"num_images": 4, "class_names": ["a"]}) and validation == ("validation", {})
     with pytest.raises(ValueError, match="are not part of the package"):
         load_data(command)
-    with pytest.raises(ValueError, match="no option of a source is called num_images: expected one of data_dir"):
+    with pytest.raises(ValueError, match="no option of a source is called num_images: expected one of 'data_dir'"):
         load_data(parse_command(["--model", "m", "--source", "parts", "--source_options", '{"num_images": 4}']))
 
 
@@ -80,7 +81,7 @@ def test_interruptions_and_failures_are_one_line(monkeypatch, capsys, error, sta
     def fail(*args):
         raise error
 
-    monkeypatch.setattr("anomalyclip_hf.cli.loading.load_model", fail)
+    monkeypatch.setattr("anomalyclip_hf.cli.train.load_model", fail)
     assert main(["--model", "m", "--source", "s"]) == status
     assert capsys.readouterr().err.count("\n") == 1
 
@@ -98,6 +99,39 @@ def test_errors_advise_options(capsys, tiny_clip_dir, table, tmp_path, parse_com
     told = capsys.readouterr().err
     assert "--learning-rate was 0.001 and is 0.1; restore it, or start anew with --overwrite" in told
     assert parse_command([*command, "--resume", "--overwrite"]).resume  # what was advised can be given
+
+
+def test_errors_name_the_options_of_their_data_set(tmp_path, make_folders, tiny_clip_dir, capsys):
+    good, odd = make_folders("good", "good", "bad"), make_folders("odd", "x", "y")
+    command = ["--model", tiny_clip_dir, "--image_size", "42", "--cpu", "--source"]
+    assert main([*command, str(good)]) == 2
+    told = capsys.readouterr().err
+    assert "error: --train-split train, but" in told and "or --train-split all for everything" in told
+    assert main([*command, str(odd)]) == 2
+    assert "Name the normal folders with --normal-kinds ...;" in capsys.readouterr().err
+    command += [str(good), "--train_split", "test"]
+    (good / "masks" / "good").mkdir(parents=True)
+    Image.new("L", (8, 8), 255).save(good / "masks" / "good" / "0.png")
+    assert main([*command, "--output_dir", str(tmp_path / "out"), "--cache_dir", str(tmp_path / "cache")]) == 2
+    assert "error: --source: 1 images have label 0 (normal) but a mask" in capsys.readouterr().err
+    command.append("--validation_source")
+    assert main([*command, str(good), "--validation_split", "dev"]) == 2
+    assert "error: --validation-split dev, but" in capsys.readouterr().err
+    assert main([*command, str(odd)]) == 2
+    assert """with --validation-options '{"normal_kinds": [...]}';""" in capsys.readouterr().err
+
+
+@pytest.fixture
+def make_folders(tmp_path):
+    """Function `(name, *kinds)` -> a folder with a folder of one picture for each kind."""
+
+    def make(name, *kinds):
+        for kind in kinds:
+            (tmp_path / name / kind).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / name / kind / "0.png")
+        return tmp_path / name
+
+    return make
 
 
 def test_a_settings_file_with_a_typo_is_refused(tmp_path, capsys):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..data.files import one_line
 from ..data.options import SourceOptions, option
 from .loading import ModelOptions, load_model, load_processor, load_source, options_of_source
+from .running import naming
 
 if TYPE_CHECKING:
     import datasets
@@ -75,7 +76,8 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
     processor = load_processor(settings, model.config.image_size)
     dataset = _load(settings, draw)
     skipped: list[str] = []
-    found = choose_thresholds(settings, settings.method, model, processor, dataset, skipped)
+    with naming(objective="method"):
+        found = choose_thresholds(settings, settings.method, model, processor, dataset, skipped)
     for error in skipped:
         print(f"skipped {one_line(error)}", file=sys.stderr)
     for name in ("image", "pixel"):

@@ -12,6 +12,7 @@ from ..data.files import one_line
 from ..data.options import SourceOptions, option
 from .calibrate import METHODS, CalibrationOptions, check_method, choose_thresholds, store_thresholds
 from .loading import ModelOptions, load_model, load_processor, load_source, options_of_source
+from .running import naming
 
 if TYPE_CHECKING:
     import datasets
@@ -179,8 +180,9 @@ def _choose_thresholds(
     if settings.calibration_source:
         given.pop("class_names", None)  # those of the judged sources
     drawn = "calibration" if source == "synthetic" else split  # never the drawings that are judged
-    name, dataset = load_source(source, drawn, draw, **given)
-    found = choose_thresholds(settings, method, model, processor, dataset)
+    with naming(split="calibration_split", method="calibrate", objective="calibrate"):
+        name, dataset = load_source(source, drawn, draw, **given)
+        found = choose_thresholds(settings, method, model, processor, dataset)
     shared = [] if source == "synthetic" else _sharing(settings, source, split, dataset, judged)
     warning = {"warning": OPTIMISTIC, "judged_images_of": shared} if shared else {}
     return {"source": name, "split": split, **warning, **found}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.files import check_name
-from ..data.options import SourceOptions, option
+from ..data.options import SourceOptions, option, parse_options
 
 if TYPE_CHECKING:
     import datasets
@@ -19,14 +18,11 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class ModelOptions:
+class CheckpointOptions:
     """The checkpoint of a command, and what overrides it; None leaves a setting as the checkpoint has it."""
 
     model: str = option("demo", "CLIP or AnomalyCLIP checkpoint, folder or repository; 'demo': embedded.", short="m")
     revision: str | None = option(None, "Revision of the checkpoint.", group="Model")
-    prompts: str | None = option(
-        None, "Folder or repository of learned prompts to put on the model.", short="p", group="Model"
-    )
     preset: str | None = option(
         None, "Feature layers: 'released' ([24] of 24) or 'paper' ([6, 12, 18, 24]).", group="Model"
     )
@@ -36,11 +32,20 @@ class ModelOptions:
     )
 
 
-def load_model(command: Any) -> AnomalyCLIPModel:
+@dataclass
+class ModelOptions(CheckpointOptions):
+    """A checkpoint, and prompts in place of its own."""
+
+    prompts: str | None = option(
+        None, "Folder or repository of learned prompts to put on the model.", short="p", group="Model"
+    )
+
+
+def load_model(command: CheckpointOptions) -> AnomalyCLIPModel:
     """The model of a command, with what its options override.
 
     Args:
-        command: dataclass with fields of [`ModelOptions`]; it may lack `prompts`.
+        command: [`CheckpointOptions`], or [`ModelOptions`] with prompts.
     """
     from .. import AnomalyCLIPModel
     from ..configuration_anomalyclip import feature_layers_of_preset
@@ -59,7 +64,7 @@ def load_model(command: Any) -> AnomalyCLIPModel:
     return model
 
 
-def load_processor(command: Any, image_size: int) -> AnomalyCLIPProcessor:
+def load_processor(command: CheckpointOptions, image_size: int) -> AnomalyCLIPProcessor:
     """The processor of a command, at the model's image size (pixels)."""
     from .. import AnomalyCLIPProcessor
 
@@ -122,23 +127,18 @@ def options_of_source(settings: SourceOptions, text: str, more: str | None = Non
     known = [field.name for field in fields(SourceOptions) if field.name not in ("data_dir", "revision")]
     given = SourceOptions.source_options(settings)
     given.pop("revision", None)
-    try:
-        stated = json.loads(more) if more else {}
-    except ValueError as error:
-        raise ValueError(f"source_options={more!r} is no JSON: {error}") from error
-    if not isinstance(stated, dict):
-        raise ValueError(f'source_options={more!r}, expected a JSON object such as \'{{"normal_kinds": ["ok"]}}\'')
+    stated = parse_options(more, "source_options")
     for_drawing = {name: value for name, value in stated.items() if name not in known}
     if for_drawing and not drawn:
         names = ", ".join(for_drawing)
-        raise ValueError(f"no option of a source is called {names}: expected one of {', '.join(known)}")
+        raise ValueError(f"no option of a source is called {names}: expected one of {', '.join(map(repr, known))}")
     if text == "synthetic":
         classes = given.get("class_names")
         return for_drawing | ({"class_names": classes} if classes else {})
     return given | {name: value for name, value in stated.items() if name in known}
 
 
-def _checkpoint(command: Any) -> str:
+def _checkpoint(command: CheckpointOptions) -> str:
     from .. import demo_checkpoint
 
     return demo_checkpoint() if command.model == "demo" else command.model

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..data.file_tree import examples
 from ..data.files import one_line
 from ..data.options import SourceOptions, option
+from .running import naming
 
 if TYPE_CHECKING:
     from ..scoring.prediction import PredictionSummary
@@ -24,9 +26,10 @@ class Settings(SourceOptions):
 
     anomalyclip predict part.png photos/ --model MODEL --output-dir results
 
-    Folders of masks (masks, ground_truth, ...) below the folders given are left out. What can't be used is listed in
-    skipped.jsonl. Exit status: 0 every image was scored, 1 some were skipped, 2 nothing was done, 130 and 143
-    interrupted and terminated (what was finished is kept; another run into the same folder replaces it).
+    Masks (in folders masks, ground_truth, ..., or 1_mask.png beside 1.png) and results of this package in the folders
+    given are left out; files that are named are always scored. What can't be used is listed in skipped.jsonl. Exit
+    status: 0 every image was scored, 1 some were skipped, 2 nothing was done, 130 and 143 interrupted and terminated
+    (what was finished is kept; another run into the same folder replaces it).
     """
 
     inputs: list[str] | None = option(None, "Image files, and folders searched for images.", argument=True)
@@ -79,10 +82,11 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
     detector = pipeline("zero-shot-anomaly-detection", model=model, device=settings.device)
     shared = ("batch_size", "num_workers", "threshold", "save_maps", "vmin", "vmax")
     arguments = {field: getattr(settings, field) for field in shared}
-    if settings.source:
-        summary = predict_dataset(images, settings.output_dir, detector, **arguments)
-    else:
-        summary = predict_files(settings.inputs or [], settings.output_dir, detector, **arguments)
+    with naming(image_threshold="threshold"):
+        if settings.source:
+            summary = predict_dataset(images, settings.output_dir, detector, **arguments)
+        else:
+            summary = predict_files(settings.inputs or [], settings.output_dir, detector, **arguments)
     _report(summary, settings.output_dir)
     return summary.exit_status
 
@@ -92,9 +96,13 @@ def _report(summary: PredictionSummary, output_dir: str) -> None:
         print(f"skipped {one_line(entry['path'])}: {one_line(entry['error'])}", file=sys.stderr)
     parts = [f"{summary.num_scored} images scored, {len(summary.skipped)} inputs skipped"]
     if summary.left_out:
-        parts.append(f", {len(summary.left_out)} files in folders of masks left out")
+        parts.append(f", {len(summary.left_out)} masks left out ({examples([one.name for one in summary.left_out])})")
     if summary.unused:
-        parts.append(f", {len(summary.unused)} files not used (no images by name, such as {summary.unused[0].name})")
+        reasons = (
+            f"{len(paths)} {reason} ({examples([path.name for path in paths])})"
+            for reason, paths in summary.unused.items()
+        )
+        parts.append(f", {sum(map(len, summary.unused.values()))} files not used: {'; '.join(reasons)}")
     if summary.num_scored:
         parts.append(f"; results in {os.path.join(output_dir, '')}")
     print(one_line("".join(parts)))

@@ -1,17 +1,20 @@
 """How a command ends: one line and an exit status, whatever stops it."""
 
+import ast
+import json
 import os
 import re
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from ..data.files import one_line
 
+_NAMES = "anomalyclip_option_names"  # attribute of an error
 INTERRUPTED, TERMINATED = 130, 143  # 128 and the number of the signal, as shells say it
 
 
@@ -63,29 +66,57 @@ def _expected_errors() -> tuple[type[Exception], ...]:
 
 def _as_one_line(error: Exception, options: Collection[str]) -> str:
     text = one_line(" ".join(str(error).split())) or type(error).__name__
-    return name_options(text, options) if options else text
+    return name_options(text, options, getattr(error, _NAMES, {})) if options else text
 
 
-def name_options(message: str, names: Collection[str]) -> str:
+@contextmanager
+def naming(**options: str) -> Iterator[None]:
+    """Errors raised in the block speak of arguments by options of other names.
+
+    Args:
+        **options: name of an argument -> the option's, as in `split="train_split"`, or `"option.key"` where the
+            argument is a key of the JSON object that the option takes.
+    """
+    try:
+        yield
+    except Exception as error:
+        setattr(error, _NAMES, {**options, **getattr(error, _NAMES, {})})
+        raise
+
+
+def name_options(message: str, names: Collection[str], others: Mapping[str, str] | None = None) -> str:
     """The message of an error with options of the command line in place of Python arguments.
 
     Args:
         message: such as `split='dev', but ...; give split="all"`.
         names: the options there are, without dashes.
+        others (*optional*): arguments whose options have other names, as of [`naming`].
     """
+    others = others or {}
 
     def spell(match: re.Match) -> str:
-        name, value = match.group(1), match.group(2)
-        name, dashed = f"--{name.replace('_', '-')}", "_" in name
+        argument, value = match.group(1), match.group(2)
+        option, _, key = others.get(argument, argument).partition(".")
+        name, dashed = f"--{option.replace('_', '-')}", "_" in argument
         if value is None:  # `split` is a word as well, and what is quoted is no option
             quoted = message[match.start() - 1 : match.start()] in ("'", '"')
             return name if dashed and not quoted else match.group()
+        if key:
+            return f"{name} '{{\"{key}\": {_as_json(value)}}}'"
         bare = re.sub(r"^[(\[]|[)\]]$|(?<!\w)['\"]|['\"](?!\w)", "", value).replace(",", "").strip()
         return name if bare in ("", "True") else f"{name} {bare}"
 
-    known = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+    known = "|".join(map(re.escape, sorted({*names, *others}, key=len, reverse=True)))
     value = r"\([^()]*\)|\[[^\[\]]*\]|\"[^\"]*\"|'[^']*'|\.\.\.|[^\s,;:()]+"
     return re.sub(rf"(?<![\w/.-])({known})(?![\w/.-])(?:=({value}))?", spell, message)
+
+
+def _as_json(value: str) -> str:
+    """A value as Python writes it, in JSON; `(...)` stands for a list of names."""
+    try:
+        return json.dumps(ast.literal_eval(value))
+    except (ValueError, SyntaxError, TypeError):
+        return "[...]" if value == "(...)" else value
 
 
 @contextmanager

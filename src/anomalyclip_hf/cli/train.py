@@ -9,12 +9,14 @@ from typing import Any
 
 from ..data.options import SourceOptions, option, parse_options
 from ..training.arguments import PromptTrainingArguments
+from .loading import CheckpointOptions, load_model, load_processor
+from .running import naming
 
 JSON_HELP = "JSON with further arguments of load_anomaly_dataset"
 
 
 @dataclass
-class Settings(PromptTrainingArguments, SourceOptions):
+class Settings(PromptTrainingArguments, CheckpointOptions, SourceOptions):
     """Learn the two prompts on labelled images; the backbone stays as it is.
 
     anomalyclip train --model openai/clip-vit-large-patch14-336 --source visa --data-dir VisA --train-split test
@@ -23,11 +25,6 @@ class Settings(PromptTrainingArguments, SourceOptions):
     ones are quick. Exit status: 0 done, 2 nothing learned, 130 and 143 interrupted and terminated: --resume goes on.
     """
 
-    model: str = option("demo", "CLIP or AnomalyCLIP checkpoint, folder or repository; 'demo': embedded.", short="m")
-    revision: str | None = option(None, "Revision of the checkpoint.")
-    preset: str | None = option(None, "Feature layers: 'released' ([24] of 24) or 'paper' ([6, 12, 18, 24]).")
-    image_size: int | None = option(None, "Side of the input in pixels (518 for ViT-L/14).")
-    dtype: str | None = option(None, "Of the backbone: float32, bfloat16 or float16; the checkpoint's by default.")
     push_to_hub: str | None = option(None, "Hub repository that the learned prompts are sent to, when done.")
     source: str = option(
         None, "Training data: a data set's name, folder, table, repository, or 'synthetic'.", group="Data set"
@@ -61,7 +58,6 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
     from accelerate.utils import set_seed
 
     from ..training import NonFiniteLossError, train_prompts
-    from .loading import load_model, load_processor
 
     set_seed(settings.seed)  # fresh prompts are drawn while loading
     model = load_model(settings)
@@ -70,7 +66,8 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
         check_push(settings.push_to_hub, model, processor)
     train, validation = load_data(settings, draw)
     try:
-        result = train_prompts(model, processor, train, settings, validation)
+        with naming(train_dataset="source", validation_dataset="validation_source"):
+            result = train_prompts(model, processor, train, settings, validation)
     except NonFiniteLossError as error:
         raise RuntimeError(error) from error
     if PartialState().is_main_process:
@@ -87,13 +84,17 @@ def load_data(settings: Settings, draw: Callable | None = None) -> tuple[Any, An
     given = SourceOptions.source_options(settings)
     given.pop("revision", None)  # of the model here
     given |= parse_options(settings.source_options, "source_options")
-    train = _load(settings.source, settings.train_split, given, draw, "train")
+    with naming(split="train_split", revision="source_options.revision"):
+        train = _load(settings.source, settings.train_split, given, draw, "train")
     if settings.validation_source is None:
         return train, None
     given = {"data_dir": settings.validation_data_dir, "class_names": settings.validation_class_names}
     given = {name: value for name, value in given.items() if value}
     given |= parse_options(settings.validation_options, "validation_options")
-    return train, _load(settings.validation_source, settings.validation_split, given, draw, "validation")
+    names = {field.name: f"validation_options.{field.name}" for field in fields(SourceOptions)}
+    names |= {name: f"validation_{name}" for name in ("split", "data_dir", "class_names")}
+    with naming(**names):
+        return train, _load(settings.validation_source, settings.validation_split, given, draw, "validation")
 
 
 def check_push(repo_id: str, model: Any, processor: Any) -> None:
@@ -122,5 +123,7 @@ def _load(source: str, split: str, given: dict[str, Any], draw: Callable | None,
         return (draw or refuse_drawn)(drawn_split, **given)
     known = [field.name for field in fields(SourceOptions)]
     if others := [name for name in given if name not in known]:
-        raise ValueError(f"no option of a source is called {', '.join(others)}: expected one of {', '.join(known)}")
+        raise ValueError(
+            f"no option of a source is called {', '.join(others)}: expected one of {', '.join(map(repr, known))}"
+        )
     return load_anomaly_dataset(source, split=split, **given)

@@ -110,9 +110,8 @@ def check_inside(paths: Iterable[str], homes: Sequence[str], source: str, allowe
     Raises:
         ValueError: there are some, and they are not allowed.
     """
-    outside = [
-        path for path in dict.fromkeys(paths) if all(leaves_root(h, os.path.join(homes[0], path)) for h in homes)
-    ]
+    first = os.path.realpath(homes[0])  # a relative one would be joined to each home
+    outside = [path for path in dict.fromkeys(paths) if all(leaves_root(h, os.path.join(first, path)) for h in homes)]
     if outside and not allowed:
         raise ValueError(
             f"{source} names {len(outside)} files outside of its folder {homes[0]} ({examples(outside)}): they are "

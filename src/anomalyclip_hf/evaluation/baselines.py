@@ -191,7 +191,7 @@ class MethodScorer:
 
         Returns:
             for each method `logits` `(B, 2)` and `anomaly_maps` `(B, H, W)` in [0, 1], before smoothing, as
-            [`AnomalyCLIPModel`] answers them.
+            [`AnomalyCLIPModel`] returns them.
         """
         model, config = self.model, self.model.config
         size = (pixel_values.shape[-2], pixel_values.shape[-1])

@@ -18,11 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from tqdm.auto import tqdm
 
 from ..data.files import MAP_FORMATS, check_name, remove_leftovers, safe_name, save_map
 from ..prompts_anomalyclip import backbone_fingerprint
-from ..scoring.engine import Record, own_share, score_images
+from ..scoring.engine import FullDisk, Record, explain, own_share, score_images
 from ..scoring.rows import prepare_row
 from .baselines import OWN, MethodScorer, score_methods
 from .published import add_paper
@@ -118,11 +119,13 @@ def evaluate_model(
         `mean` (metric to mean over the classes where it is defined), `mean_num_classes` (how many those are),
         `classes` (class to metrics, with `reasons` for NaN), `notes`, counts, `unreadable` (`path` and `error` of each
         image left out because it or its mask can't be read or scored), `methods` (the same of every method),
-        `scores` (columns per image) and `curves` (of the first method, per class). Metrics are in [0, 1].
+        `scores` (columns per image) and `curves` (of the first method, per class). Metrics are in [0, 1]. Where maps
+        could not be written, `unsaved_maps` says which and why.
 
     Raises:
         ValueError: no such method or setting, a data set without the columns needed, a name that is a path, no image
             that can be scored.
+        OSError: records can't be written, or `FullDisk` sees a full disk.
     """
     chosen = EvaluationSettings(**settings)
     if output_dir is not None:
@@ -133,7 +136,7 @@ def evaluate_model(
     device = accelerator.device if accelerator is not None else model.device
     scorer = MethodScorer(model.to(device).eval(), methods, tokenizer)
     is_main = accelerator is None or accelerator.is_main_process
-    maps_dir = Path(output_dir, "maps", name) if output_dir is not None and chosen.save_maps else None
+    maps = _MapWriter(Path(output_dir, "maps", name)) if output_dir is not None and chosen.save_maps else None
     classes: dict[str, list[int]] = {}
     for index, class_name in enumerate(table["class_name"]):
         classes.setdefault(class_name, []).append(index)
@@ -159,9 +162,8 @@ def evaluate_model(
                 remaining = [index for index in classes[one] if index not in {*records.indices, *records.errors}]
                 for record in _score(dataset, remaining, scorer, processor, chosen, accelerator):
                     writer.add(record)
-                    if maps_dir is not None and record.error is None:
-                        own = next(iter(record.result[1].values()))
-                        save_map(own, maps_dir / _map_name(record.index, table, str(chosen.save_maps)))
+                    if maps is not None and record.error is None:
+                        maps.write(next(iter(record.result[1].values())), _map_name(record.index, table, chosen))
                     bar.update(1 if accelerator is None else min(accelerator.num_processes, len(dataset) - bar.n))
                 writer.flush()
                 _wait(accelerator)
@@ -176,7 +178,10 @@ def evaluate_model(
     if not any(records.indices for records in found.values()):
         errors = [error for records in found.values() for error in records.errors.values()]
         raise ValueError(f"{name}: none of its {len(dataset)} images can be scored; the first: {errors[0]}")
-    return summarize_classes(parts, table, {key: method.title for key, method in scorer.methods.items()})
+    summary = summarize_classes(parts, table, {key: method.title for key, method in scorer.methods.items()})
+    if failed := _gather([] if maps is None else maps.failed, accelerator):
+        summary["unsaved_maps"] = failed
+    return summary
 
 
 def evaluate_sources(
@@ -205,7 +210,7 @@ def evaluate_sources(
 
     Returns:
         `datasets` (name to the result of [`evaluate_model`], with `title` and `paper`), `model`, `versions`,
-        `settings` and, where there is such a thing, `not_drawn`: pictures that failed, and why.
+        `settings` and, where there is such a thing, `not_drawn`: pictures and maps that failed, and why.
     """
     if not sources:
         raise ValueError("sources is empty, expected at least one data set")
@@ -237,6 +242,7 @@ def evaluate_sources(
         )
         threshold = model.config.pixel_threshold
         write_results(result, output_dir, pictures, pixel_threshold=threshold, not_drawn=not_drawn)
+        not_drawn += [line for entry in entries.values() for line in entry.get("unsaved_maps", ())]
         if not_drawn:
             result["not_drawn"] = not_drawn
     _wait(accelerator)
@@ -288,11 +294,38 @@ def _is_exact(settings: EvaluationSettings, num_images: int, input_size: int) ->
     return isinstance(side, int) and num_images * side**2 <= EXACT_PIXELS
 
 
-def _map_name(index: int, table: Mapping[str, list], suffix: str) -> str:
+class _MapWriter:
+    """Writes maps below a folder; `failed` lists those that could not be written, and why."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.failed: list[str] = []
+        self._full_disk = FullDisk()
+
+    def write(self, anomaly_map: np.ndarray, name: str) -> None:
+        try:
+            save_map(anomaly_map, self.folder / name)
+        except Exception as error:
+            self.failed.append(f"map {name} ({explain(error)})")
+            self._full_disk.note(error)
+        else:
+            self._full_disk.clear()
+
+
+def _gather(lines: list[str], accelerator: Accelerator | None) -> list[str]:
+    """The lines of all processes."""
+    if accelerator is None or accelerator.num_processes == 1:
+        return lines
+    from accelerate.utils import gather_object
+
+    return gather_object(lines)
+
+
+def _map_name(index: int, table: Mapping[str, list], settings: EvaluationSettings) -> str:
     """Where the map of an image lies below `maps/<data set>`: `<class>/<defect>/<index>_<stem>.png`."""
     stem = Path(str(table["path"][index])).stem or "image"
     kind = safe_name(str(table["defect_type"][index] or "unknown"))
-    return f"{safe_name(table['class_name'][index])}/{kind}/{index:06d}_{safe_name(stem)}.{suffix}"
+    return f"{safe_name(table['class_name'][index])}/{kind}/{index:06d}_{safe_name(stem)}.{settings.save_maps}"
 
 
 @contextmanager

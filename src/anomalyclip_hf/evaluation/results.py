@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.files import atomic_path, is_disk_full, one_line
+from ..data.files import atomic_path, one_line
 from .metrics import METRICS
 from .model_card import prompts_checksum
 from .published import PUBLISHED_METRICS, difference
@@ -79,8 +79,12 @@ def to_json(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_markdown(result: Mapping[str, Any]) -> str:
-    """The tables of a run as Markdown: a summary of all data sets and methods, then each data set by class."""
+    """The tables of a run as Markdown: a summary of all data sets and methods, the model, each data set by class."""
     parts = [summary_table(result)]
+    if model := result.get("model"):
+        names = {"Model": "model", "Base model": "base_model_name_or_path", "Prompts": "prompts"}
+        facts = [f"{title}: {one_line(model[key])}" for title, key in names.items() if model.get(key)]
+        parts.append("\n".join(f"- {fact}" for fact in [*facts, f"SHA-256 of the prompts: {model['prompts_sha256']}"]))
     for name, entry in result["datasets"].items():
         parts.append(f"## {name}\n\n{class_table(entry)}")
         parts += [f"- {note}" for note in entry.get("notes", [])]
@@ -204,7 +208,7 @@ def write_results(
         try:
             draw(paths[name])
         except Exception as error:
-            if not_drawn is None or is_disk_full(error):
+            if not_drawn is None:
                 raise
             not_drawn.append(f"{name} ({type(error).__name__}: {error})")
     return paths

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..data.files import is_disk_full
 from ..data.loader import make_loader
 
 
@@ -87,6 +88,29 @@ def explain(error: BaseException) -> str:
     """Why an image was skipped, as its record says it: errors of ours by their message, others by their kind too."""
     text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
     return text.removesuffix(": ")
+
+
+class FullDisk:
+    """Tells a disk that is full from a file that can't be written: `LIMIT` files in a row fail for want of space."""
+
+    LIMIT = 3
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def note(self, error: BaseException) -> None:
+        """Count a failed write.
+
+        Raises:
+            OSError: `error`, if it is the last of `LIMIT` in a row that a full or read-only disk made.
+        """
+        self._count = self._count + 1 if is_disk_full(error) else 0
+        if self._count >= self.LIMIT:
+            raise error
+
+    def clear(self) -> None:
+        """Note that a file was written."""
+        self._count = 0
 
 
 class _Prepared:

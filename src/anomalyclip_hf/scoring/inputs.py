@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..data.file_tree import IMAGE_SUFFIXES, is_mask_folder
+from ..data.file_tree import BAD_NAME, IMAGE_SUFFIXES, RESULTS, UNLISTED, FileTree, is_mask_folder
 from ..data.files import safe_name
 
 LEGEND = "legend.png"
@@ -22,23 +22,23 @@ class FoundImages:
     Args:
         files: image files, each once, with a name for its results (relative to the folder given, as "cut/000.png").
         skipped: `path` and `error` of each input that holds nothing.
-        left_out: images in folders of masks, which are no photographs.
-        unused: other files of the folders given, which are no images by their names.
+        left_out: masks in the folders given, which are no photographs.
+        unused: other files and folders in them that are set aside, by reason, such as results of this package.
     """
 
     files: list[tuple[Path, str]] = field(default_factory=list)
     skipped: list[dict[str, str]] = field(default_factory=list)
     left_out: list[Path] = field(default_factory=list)
-    unused: list[Path] = field(default_factory=list)
+    unused: dict[str, list[Path]] = field(default_factory=dict)
 
 
 def find_images(inputs: Iterable[str | os.PathLike], output_dir: str | os.PathLike | None = None) -> FoundImages:
     """List image files.
 
     Args:
-        inputs: files, taken whatever they are called, and folders, searched through for image extensions; linked
-            folders in them are followed. Hidden files and folders are left out, and so are folders of masks below them
-            (`is_mask_folder`).
+        inputs: files, taken whatever they are called, and folders, whose images are found by the rules of `FileTree`,
+            as those of a data set: masks, in folders of their own or beside their image, and results of this package
+            are left out.
         output_dir (*optional*): where results go; left out of the search, so that they are never taken for inputs.
 
     Raises:
@@ -71,41 +71,35 @@ def find_images(inputs: Iterable[str | os.PathLike], output_dir: str | os.PathLi
 def _search(
     folder: Path, output_dir: str | os.PathLike | None, result: FoundImages
 ) -> tuple[list[tuple[Path, str]], list[Path]]:
-    """Images below a folder with their names in it, and images in folders of masks; notes the rest in `result`."""
+    """Images below a folder with their names in it, and masks; notes the rest in `result`."""
     output = None if output_dir is None else os.path.realpath(output_dir)
     files: list[tuple[Path, str]] = []
     masks: list[Path] = []
-    for path in _walk(folder, output, result.skipped):
-        inside = path.relative_to(folder)
-        if path.suffix.lower() not in IMAGE_SUFFIXES:
-            result.unused.append(path)
-        elif any(map(is_mask_folder, inside.parts[:-1])):
-            masks.append(path)
-        else:
-            files.append((path, inside.as_posix()))
+    waiting = [folder]
+    while waiting:
+        root = waiting.pop(0)
+        found = FileTree(root, skip=[output] if output else []).sort_out()
+        masks += map(root.joinpath, found.masks)
+        for path in map(root.joinpath, found.images):
+            inside = path.relative_to(folder)  # the folder may be of masks where `root` is not
+            if any(map(is_mask_folder, inside.parts[:-1])):
+                masks.append(path)
+            else:
+                files.append((path, inside.as_posix()))
+        for reason, names in {RESULTS: found.results, **found.unused}.items():
+            paths = list(map(root.joinpath, names))
+            if reason == UNLISTED:
+                result.skipped += [{"path": str(path), "error": "the folder can't be listed"} for path in paths]
+            elif reason == BAD_NAME:  # data sets can't hold such a name, records escape it
+                waiting += [path for path in paths if path.is_dir() and os.path.realpath(path) != output]
+                named = [path for path in paths if not path.is_dir() and path.suffix.lower() in IMAGE_SUFFIXES]
+                files += [(path, path.relative_to(folder).as_posix()) for path in named]
+            elif paths:
+                result.unused.setdefault(reason, []).extend(paths)
     if not files:
-        beside = f" beside {len(masks)} in folders of masks" if masks else ""
+        beside = f" beside {len(masks)} masks" if masks else ""
         result.skipped.append({"path": str(folder), "error": f"the folder holds no image files{beside}"})
     return files, masks
-
-
-def _walk(folder: Path, output: str | None, skipped: list[dict[str, str]]) -> Iterator[Path]:
-    """All files that are not hidden; linked folders are followed, and every folder is met once, so that links that
-    run in a circle end."""
-    met = {os.path.realpath(folder)}
-
-    def report(error: OSError) -> None:
-        skipped.append({"path": str(error.filename), "error": f"can't be listed ({error.strerror})"})
-
-    def is_new(path: str) -> bool:
-        real = os.path.realpath(path)
-        new = real != output and real not in met
-        met.add(real)
-        return new
-
-    for root, folders, files in os.walk(folder, onerror=report, followlinks=True):
-        folders[:] = [name for name in sorted(folders) if name[0] != "." and is_new(os.path.join(root, name))]
-        yield from (Path(root, name) for name in sorted(files) if name[0] != ".")
 
 
 def check_apart(sources: Iterable[Path], output_dir: str | os.PathLike) -> None:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..data.files import MAP_FORMATS, atomic_path, is_disk_full, json_line, remove_leftovers, save_map
+from ..configuration_anomalyclip import check_fields
+from ..data.files import MAP_FORMATS, atomic_path, json_line, remove_leftovers, save_map
 from ..pipeline_anomalyclip import read_image
-from .engine import explain, score_images
+from .engine import FullDisk, explain, score_images
 from .inputs import LEGEND, check_apart, find_images, relative_names, unique_name
 from .pictures import draw_legend, overlay, resize_map
 
@@ -35,15 +36,15 @@ class PredictionSummary:
         output (`Path`): the output folder.
         num_scored (`int`): lines of predictions.jsonl.
         skipped (`list[dict]`): `path` and `error` of each input that could not be used.
-        left_out (`list[Path]`): images in mask folders of the folders given, which are no photographs.
-        unused (`list[Path]`): other files of the folders given, which are no images by their names.
+        left_out (`list[Path]`): masks in the folders given, which are no photographs.
+        unused (`dict[str, list[Path]]`): other files and folders in them that are set aside, by reason.
     """
 
     output: Path
     num_scored: int = 0
     skipped: list[dict[str, str]] = field(default_factory=list)
     left_out: list[Path] = field(default_factory=list)
-    unused: list[Path] = field(default_factory=list)
+    unused: dict[str, list[Path]] = field(default_factory=dict)
 
     @property
     def predictions(self) -> list[dict[str, Any]]:
@@ -94,7 +95,7 @@ def predict_files(
 
     Raises:
         ValueError: if an argument is out of range, or an input lies in the output folder.
-        OSError: if the disk is full, or the output folder can't be written to.
+        OSError: if the records can't be written, or `FullDisk` sees a full disk.
     """
     found = find_images(inputs, output_dir)
     summary = PredictionSummary(Path(output_dir), 0, found.skipped, found.left_out, found.unused)
@@ -142,8 +143,7 @@ def _predict(
     """Score the rows of a source, whose paths and names for results are `images`."""
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}, expected 1 or more")
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise ValueError(f"threshold={threshold}, expected a score in [0, 1]")
+    check_fields({"image_threshold": threshold})
     if save_maps is not None and save_maps not in MAP_FORMATS:
         raise ValueError(f"save_maps={save_maps!r}, expected one of {MAP_FORMATS}")
     if not (vmin < vmax and math.isfinite(vmin) and math.isfinite(vmax)):
@@ -182,6 +182,7 @@ class _Writer:
         self.summary, self.save_maps, self.look = summary, save_maps, look
         self.output = summary.output
         self.is_open = False
+        self.full_disk = FullDisk()
         if self.output.is_dir():  # a folder is not made for inputs of which none can be scored
             self._open()
 
@@ -189,7 +190,7 @@ class _Writer:
         """Draw and write one image; a fault of this image alone is noted in its place.
 
         Raises:
-            OSError: the disk is full, or the output folder can't be written to.
+            OSError: the records can't be written, or images before met a full disk too.
         """
         record = {"path": path, "score": result["score"]}
         if "label" in result:
@@ -209,14 +210,17 @@ class _Writer:
                 save_map(anomaly_map, self.output / record["map"])
             with atomic_path(self.output / record["overlay"]) as temporary:
                 drawn.save(temporary)
+            if not self.summary.num_scored:
+                with atomic_path(self.output / LEGEND) as temporary:
+                    draw_legend(*self.look[:2]).save(temporary)
         except Exception as error:
-            if is_disk_full(error):
-                raise
+            for key in ("overlay", "map"):
+                if key in record:
+                    (self.output / record[key]).unlink(missing_ok=True)
             self.skip(path, explain(error))
+            self.full_disk.note(error)
             return
-        if not self.summary.num_scored:
-            with atomic_path(self.output / LEGEND) as temporary:
-                draw_legend(*self.look[:2]).save(temporary)
+        self.full_disk.clear()
         self._append(PREDICTIONS, record)
         self.summary.num_scored += 1
 

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..configuration_anomalyclip import check_fields
 from ..data.files import atomic_path
 from ..images_anomalyclip import load_image
 from .calibration import (
@@ -144,16 +145,15 @@ def save_thresholds(
 
     Raises:
         FileNotFoundError: there is no `config.json`.
-        ValueError: a threshold outside [0, 1].
+        ValueError: a threshold that is no number in [0, 1].
     """
     path = Path(checkpoint) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give the folder of a saved checkpoint, not a repository")
     config = json.loads(path.read_text(encoding="utf-8"))
-    for name, value in (("image_threshold", image_threshold), ("pixel_threshold", pixel_threshold)):
-        if value is not None and not 0.0 <= value <= 1.0:
-            raise ValueError(f"{name}={value}, expected a score in [0, 1] or None")
-        config[name] = value
+    thresholds = {"image_threshold": image_threshold, "pixel_threshold": pixel_threshold}
+    check_fields(thresholds)
+    config |= {name: None if value is None else float(value) for name, value in thresholds.items()}
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     card = path.with_name("README.md")
