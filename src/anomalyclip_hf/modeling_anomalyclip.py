@@ -56,14 +56,6 @@ from .prompts_anomalyclip import (
     refuse_vision_only,
 )
 
-try:
-    from anomalyclip_hf.sharing import SharingMixin
-except ModuleNotFoundError:  # code that travelled, without the package: models to be used, and saved by stock means
-
-    class SharingMixin:  # type: ignore[no-redef]
-        pass
-
-
 logger = logging.get_logger(__name__)
 
 
@@ -336,7 +328,7 @@ class AnomalyCLIPPromptLearner(nn.Module):
         return embeds, self.deep_prompts
 
 
-class AnomalyCLIPPreTrainedModel(SharingMixin, PromptsMixin, PreTrainedModel):
+class AnomalyCLIPPreTrainedModel(PromptsMixin, PreTrainedModel):
     config: AnomalyCLIPConfig
     config_class = AnomalyCLIPConfig
     base_model_prefix = "anomalyclip"
