@@ -264,8 +264,7 @@ class AnomalyCLIPImageProcessor(PilBackend):
             thresholds, `label` ("normal" or "anomalous") and `mask` (`Tensor` (h, w) bool).
 
         Raises:
-            ValueError: if logits or maps are not finite, target sizes differ in number, or sigma or a threshold is out of
-                range.
+            ValueError: if logits or maps are not finite, target sizes differ in number, or a setting is out of range.
         """
         check_fields({"image_threshold": image_threshold, "pixel_threshold": pixel_threshold})
         raw, logits = outputs["anomaly_maps"].float(), outputs["logits"].float()
