@@ -423,7 +423,7 @@ def test_hidden_states_are_those_of_clip(tiny_model, dpam_layers):
     assert plain.hidden_states is None and len(output.hidden_states) == len(expected) == 5
     assert output.hidden_states[0].shape == (2, 37, 32)
     for name in ("logits", "anomaly_maps", "image_embeds"):
-        assert_close(output[name], plain[name], rtol=0, atol=1e-6)
+        assert_close(output[name], plain[name], rtol=0, atol=1e-5)
     # CLIP resizes positions bicubically: compared is what the layers do with the same start.
     with torch.no_grad():
         states = output.hidden_states[0]

@@ -1,6 +1,7 @@
 """What a wheel holds, and what it needs."""
 
 import ast
+import importlib
 import re
 import sys
 from pathlib import Path
@@ -89,3 +90,21 @@ def test_imports_go_one_way():
             if other != room and floor[other] >= floor[room]:
                 wrong.append(f"{name} imports {other}")
     assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "name"),
+    [
+        ("evaluation.thresholds", "scoring.thresholds", "save_thresholds"),
+        ("evaluation.calibration", "scoring.calibration", "calibrate_from_normal"),
+        ("evaluation.prediction", "scoring.prediction", "predict_files"),
+        ("evaluation.files", "data.files", "atomic_path"),
+        ("data.masks", "data.images", "read_mask"),
+    ],
+)
+def test_modules_that_moved_are_found_for_one_release(old, new, name):
+    module = importlib.import_module(f"anomalyclip_hf.{old}")
+    with pytest.warns(FutureWarning, match=f"anomalyclip_hf.{old} is called anomalyclip_hf.{new}"):
+        assert getattr(module, name) is getattr(importlib.import_module(f"anomalyclip_hf.{new}"), name)
+    with pytest.raises(AttributeError):
+        module.nothing  # noqa: B018

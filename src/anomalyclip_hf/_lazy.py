@@ -2,7 +2,7 @@
 
 import importlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
@@ -33,3 +33,20 @@ def find_moved(package: str, where: Mapping[str, str], name: str) -> Any:
     text = f"{package}.{name} has moved: import it from {where[name]}; the old name goes with the next release"
     warnings.warn(text, FutureWarning, stacklevel=3)
     return getattr(importlib.import_module(where[name]), name)
+
+
+def moved_module(old: str, new: str) -> Callable[[str], Any]:
+    """A module-level `__getattr__` that finds the names of a module in its new place, with a `FutureWarning`.
+
+    Args:
+        old, new (`str`): dotted names of the module that was, and of the one that is.
+    """
+
+    def find(name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(f"module {old!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(new), name)
+        warnings.warn(f"{old} is called {new}; the old name goes with the next release", FutureWarning, stacklevel=2)
+        return value
+
+    return find

@@ -12,7 +12,7 @@ import pytest
 from picture_trees import area_of, number_of, pixels_of, summary, write_mask, write_picture, write_tree
 from PIL import Image
 
-from anomalyclip_hf.data import SourceOptions, images, load_anomaly_dataset
+from anomalyclip_hf.data import SourceOptions, load_anomaly_dataset
 from anomalyclip_hf.data.export import export_source
 from anomalyclip_hf.data.images import ImageReadError
 
@@ -491,12 +491,3 @@ def test_importing_the_folder_is_light():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def test_the_former_name_of_the_reader_still_works():
-    from anomalyclip_hf.data import masks
-
-    with pytest.warns(FutureWarning, match=r"data\.masks is called anomalyclip_hf\.data\.images"):
-        assert masks.read_mask is images.read_mask
-    with pytest.raises(AttributeError):
-        masks.nothing  # noqa: B018

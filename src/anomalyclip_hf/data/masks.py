@@ -1,13 +1,5 @@
-"""Former name of [`images`]; it goes with the next release."""
+"""Former name of `anomalyclip_hf.data.images`; it goes with the next release."""
 
-import warnings
-from typing import Any
+from .._lazy import moved_module
 
-from . import images
-
-
-def __getattr__(name: str) -> Any:
-    if name not in images.__all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    warnings.warn("anomalyclip_hf.data.masks is called anomalyclip_hf.data.images", FutureWarning, stacklevel=2)
-    return getattr(images, name)
+__getattr__ = moved_module(__name__, "anomalyclip_hf.data.images")
