@@ -593,10 +593,10 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
         name, hub = getattr(self, "_processor_source", (None, {}))
         if name:
             known = locate_base(name, ".") if name in KNOWN_BASES else name
-            stored = AnomalyCLIPImageProcessor.from_pretrained(known, **hub).size
-            if stored.height is None or stored.height != stored.width:
-                raise ValueError(f"the processor of {name} has size={dict(stored)}, expected equal height and width")
-            return AnomalyCLIPImageProcessor.from_pretrained(known, **hub, size=size)
+            stored = AnomalyCLIPImageProcessor.from_pretrained(known, **hub)
+            if (own := stored.size).height is None or own.height != own.width:
+                raise ValueError(f"the processor of {name} has size={dict(own)}, expected equal height and width")
+            return AnomalyCLIPImageProcessor.from_dict({**stored.to_dict(), "size": size})
         try:
             base = locate_base(self.config.base_model_name_or_path, ".")
             return AnomalyCLIPImageProcessor.from_pretrained(base, local_files_only=True, size=size)

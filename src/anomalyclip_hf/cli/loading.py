@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.files import check_name
-from ..data.options import SourceOptions, option, parse_options
+from ..data.options import SourceOptions, option, parse_options, refuse_unknown
 
 if TYPE_CHECKING:
     import datasets
@@ -128,10 +128,9 @@ def options_of_source(settings: SourceOptions, text: str, more: str | None = Non
     given = SourceOptions.source_options(settings)
     given.pop("revision", None)
     stated = parse_options(more, "source_options")
+    if not drawn:
+        refuse_unknown(stated, known)
     for_drawing = {name: value for name, value in stated.items() if name not in known}
-    if for_drawing and not drawn:
-        names = ", ".join(for_drawing)
-        raise ValueError(f"no option of a source is called {names}: expected one of {', '.join(map(repr, known))}")
     if text == "synthetic":
         classes = given.get("class_names")
         return for_drawing | ({"class_names": classes} if classes else {})

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..data.options import SourceOptions, option, parse_options
+from ..data.options import SourceOptions, option, parse_options, refuse_unknown
 from ..training.arguments import PromptTrainingArguments
 from .loading import CheckpointOptions, load_model, load_processor
 from .running import naming
@@ -121,9 +121,5 @@ def _load(source: str, split: str, given: dict[str, Any], draw: Callable | None,
 
     if source == "synthetic":
         return (draw or refuse_drawn)(drawn_split, **given)
-    known = [field.name for field in fields(SourceOptions)]
-    if others := [name for name in given if name not in known]:
-        raise ValueError(
-            f"no option of a source is called {', '.join(others)}: expected one of {', '.join(map(repr, known))}"
-        )
+    refuse_unknown(given, [field.name for field in fields(SourceOptions)])
     return load_anomaly_dataset(source, split=split, **given)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .images import MaskRule
@@ -109,6 +110,17 @@ def make_options(options: SourceOptions | None = None, **fields: Any) -> SourceO
     """
     given = {} if options is None else options.source_options()
     return SourceOptions(**{**given, **fields})
+
+
+def refuse_unknown(names: Iterable[str], known: Sequence[str]) -> None:
+    """Refuse options of a source that it does not take.
+
+    Raises:
+        ValueError: naming them, and those that are known.
+    """
+    if others := [name for name in names if name not in known]:
+        expected = ", ".join(map(repr, known))
+        raise ValueError(f"no option of a source is called {', '.join(others)}: expected one of {expected}")
 
 
 def parse_options(text: str | None, field: str) -> dict[str, Any]:

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..data.options import option
+from ..evaluation.metrics import IMAGE_METRICS, PIXEL_METRICS
 
-METRICS = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro", "loss")
+JUDGED_PIXEL_METRICS = tuple(name for name in PIXEL_METRICS if name != "aupro_authors")
+METRICS = (*IMAGE_METRICS, *JUDGED_PIXEL_METRICS, "loss")
 CHOICES = {
     "recipe": ("authors",),
     "cache_dtype": ("float32", "float16", "bfloat16"),

@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..evaluation.metrics import UndefinedMetricWarning, image_metrics
+from ..evaluation.metrics import IMAGE_METRICS, UndefinedMetricWarning, image_metrics
 from ..evaluation.streaming import StreamingPixelMetrics
+from .arguments import JUDGED_PIXEL_METRICS
 from .step import count_batch, model_inputs, with_known_mask
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1_max")
-PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro")
 NUM_BINS = 2**18
 
 
@@ -68,7 +67,7 @@ def validate(
     classes = {name: _judge_class(name, images, [states for _, states, _ in found]) for name, _, _ in images}
 
     result: dict[str, Any] = {}
-    for key in IMAGE_METRICS + PIXEL_METRICS:
+    for key in IMAGE_METRICS + JUDGED_PIXEL_METRICS:
         defined = [value for values in classes.values() if (value := values.get(key)) is not None]
         result[key] = float(np.mean(defined)) if defined else None
     result["global_loss"] = float(loss_weights[0] * losses[0] / max(losses[1], 1))
@@ -87,5 +86,5 @@ def _judge_class(name: str, images: list[tuple[str, float, int]], states: list[d
         found = {key: found[key] for key in IMAGE_METRICS}
         if counted:
             computed = functools.reduce(StreamingPixelMetrics.merge, counted).compute()
-            found |= {key: computed[key] for key in PIXEL_METRICS}
+            found |= {key: computed[key] for key in JUDGED_PIXEL_METRICS}
     return {key: None if math.isnan(value) else value for key, value in found.items()}
