@@ -395,7 +395,7 @@ class TestAttacks:
             ({"deep_prompt_length": 10**9}, "deep_prompt_length=1000000000, expected"),
             ({"projection_dim": "16"}, "projection_dim"),
             ({"feature_layers": [10**9]}, "feature_layers"),
-            ({"dpam_attention": "xx"}, "dpam_attention='xx'"),
+            ({"dpam_attention": "xx"}, "dpam_attention' expected .* xx"),
             ({"base_model_name_or_path": ["x"]}, "base_model_name_or_path"),
             ({"_attn_implementation": "someone/kernel"}, "_attn_implementation='someone/kernel'"),
             ({"attn_implementation": "someone/kernel"}, "attn_implementation='someone/kernel'"),

@@ -36,8 +36,7 @@ from .configuration_anomalyclip import (
     OUTPUT_FIELDS,
     WRONG_VALUE,
     AnomalyCLIPConfig,
-    check_fields,
-    check_names,
+    check_stored,
     encode_prompts,
     in_one_line,
 )
@@ -703,8 +702,7 @@ def _read_config(name: str, hub: dict[str, Any]) -> dict[str, Any]:
     if not raw:
         raise OSError(f"{name} has no config.json, so it is no checkpoint; check the path")
     try:
-        check_names(raw)
-        check_fields(raw)
+        check_stored(raw)
     except ValueError as error:
         raise ValueError(f"config.json of {name} has {error}") from error
     return raw
