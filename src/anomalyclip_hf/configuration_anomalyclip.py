@@ -61,7 +61,8 @@ RULES: dict[str, Rule] = {
     "temperature": (1e-6, 1e6),
     "logit_scale_init_value": (-1000.0, 1000.0),
     **dict.fromkeys(("initializer_range", "initializer_factor"), (0.0, 1000.0)),
-    **dict.fromkeys(("image_threshold", "pixel_threshold", "attention_dropout"), _SCORE),
+    "attention_dropout": (0.0, 0.999),
+    **dict.fromkeys(("image_threshold", "pixel_threshold"), _SCORE),
     # Wide enough for values in [0, 1] and in 0 .. 255, too narrow for numbers that overflow.
     "image_mean": [(-1000.0, 1000.0)] * 3,
     "image_std": [(1e-3, 1000.0)] * 3,
@@ -104,6 +105,8 @@ def _follows(value: Any, rule: Rule) -> bool:
 def _expected(rule: Rule) -> str:
     if isinstance(rule, range):
         return f"a whole number in {rule.start}..{rule.stop - 1}"
+    if rule == _SCORE:
+        return "a score in [0, 1] or None"
     if isinstance(rule, tuple):
         return f"a number in {rule[0]:g}..{rule[1]:g}"
     if isinstance(rule, list):

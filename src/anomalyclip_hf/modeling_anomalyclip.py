@@ -1,7 +1,6 @@
 """AnomalyCLIP: a frozen CLIP with two learned, object-agnostic prompts and a refined attention path (DPAM)."""
 
 import copy
-import json
 import math
 import os
 import warnings
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from huggingface_hub import constants, is_offline_mode
 from huggingface_hub.file_download import repo_folder_name
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPConfig, CLIPTextModel, CLIPVisionConfig, PreTrainedModel
 from transformers import initialization as init
@@ -51,6 +50,7 @@ from .prompts_anomalyclip import (
     locate_base,
     portable_base_name,
     prompts_config,
+    read_index,
     read_prompts,
     refuse_vision_only,
 )
@@ -420,9 +420,8 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
         wants_info, pinned = kwargs.pop("output_loading_info", False), kwargs.pop("_pinned", False)
         if kwargs.get("variant") is None:
             kwargs["revision"] = _revision_of_weights(name, hub, pinned) or "main"
+            read_index(name, {**hub, "revision": kwargs["revision"]})
         try:
-            if kwargs.get("variant") is None and getattr(config, "quantization_config", None) is None:
-                _check_shapes(cls, config, name, {**hub, "revision": kwargs["revision"]})
             model, info = super().from_pretrained(
                 name, *model_args, config=config, output_loading_info=True, use_safetensors=True, **kwargs
             )
@@ -432,11 +431,7 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
             ) from error
         except ImportError as error:
             raise ValueError(f"{name} can't be loaded without another package: {error}") from error
-        except RuntimeError as error:
-            if "ignore_mismatched_sizes" not in str(error):
-                raise
-            raise ValueError(f"weights of {name} have other shapes than its config.json says; see the log") from error
-        _check_complete(info, name, fresh=raw.get("model_type") == "clip")
+        _check_weights(model, name, info, fresh=raw.get("model_type") == "clip")
         model._hold_prompts()
         model.freeze_backbone()
         _use_float32_if_emulated(model)
@@ -444,6 +439,13 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
         # A folder is named so that it is found when the working directory changes.
         model._processor_source = (os.path.abspath(name) if os.path.isdir(name) else name, hub)
         return (model, info) if wants_info else model
+
+    @staticmethod
+    def _finalize_model_loading(model, load_config, loading_info):
+        """Called by transformers when the weights are read, before memory is taken for those that it did not find."""
+        if not load_config.is_quantized:
+            _check_weights(model, load_config.pretrained_model_name_or_path, loading_info.to_dict(), fresh=True)
+        return PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
 
     @classmethod
     def _from_prompts(cls, name, raw, config, fields, hub, *model_args, output_loading_info=False, **kwargs):
@@ -768,17 +770,6 @@ def _prompt_ids_of_tokenizer(name: str, hub: dict[str, Any], prompt_length: int)
     return None
 
 
-def _find_weights(name: str, hub: dict[str, Any], file: str = "") -> str | None:
-    """Path of a file of weights, or of the first that there is; None where there is none or the Hub can't be asked."""
-    kinds = ("missing_entries", "connection_errors", "gated_repo")
-    quiet = {f"_raise_exceptions_for_{kind}": False for kind in kinds}
-    found = (cached_file(name, one, **{**hub, **quiet}) for one in ([file] if file else _WEIGHTS))
-    return next(filter(None, found), None)
-
-
-_WEIGHTS = (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
-
-
 def _revision_of_weights(name: str, hub: dict[str, Any], pinned: bool) -> str | None:
     """Revision of a repository from which its weights can be loaded as safetensors.
 
@@ -792,14 +783,20 @@ def _revision_of_weights(name: str, hub: dict[str, Any], pinned: bool) -> str | 
     Returns:
         the revision asked for, one of the converter's in the cache, or None, which stands for `main`.
     """
+
+    def has_weights(**place: Any) -> bool:
+        quiet = dict.fromkeys((f"_raise_exceptions_for_{kind}" for kind in QUIET), False)
+        files = (cached_file(name, file, **{**hub, **place, **quiet}) for file in (WEIGHTS_NAME, WEIGHTS_INDEX_NAME))
+        return any(files)
+
     revision = hub.get("revision")
-    if os.path.isdir(name) or _find_weights(name, hub):
+    if os.path.isdir(name) or has_weights():
         return revision
     if is_offline_mode() or hub.get("local_files_only"):
         cache = Path(hub.get("cache_dir") or constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="model"))
         proposed = [int(path.name) for path in cache.glob("refs/refs/pr/*") if path.name.isdigit()]
         for number in sorted(proposed, reverse=True):
-            if _find_weights(name, {**hub, "local_files_only": True, "revision": f"refs/pr/{number}"}):
+            if has_weights(local_files_only=True, revision=f"refs/pr/{number}"):
                 return f"refs/pr/{number}"
     elif pinned and revision:
         logger.warning(f"{name} has no safetensors at {revision}; those made of main are taken, and have to agree")
@@ -807,72 +804,50 @@ def _revision_of_weights(name: str, hub: dict[str, Any], pinned: bool) -> str | 
     return revision
 
 
-def _check_shapes(model_class: type, config: AnomalyCLIPConfig, name: str, hub: dict[str, Any]) -> None:
-    """Compare the shapes that a configuration asks for with those of the weights, before any memory is taken.
-
-    Raises:
-        ValueError: naming a weight and both shapes; or an index whose parts are no safetensors files beside it.
-    """
-    path = _find_weights(name, hub)
-    if path is None:  # what is missing is told by the loading
-        return
-    files: list[str | None] = [path]
-    if path.endswith(".json"):
-        try:
-            shards = set(json.loads(Path(path).read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ValueError(f"{path} is damaged ({error!r}); fetch it again") from error
-        for shard in shards:
-            if not isinstance(shard, str) or os.path.basename(shard) != shard or not shard.endswith(".safetensors"):
-                raise ValueError(f"{path} names the file {shard!r}, expected a .safetensors file beside it")
-        files = [_find_weights(name, hub, shard) for shard in sorted(shards)]
-    stored: dict[str, tuple[int, ...]] = {}
-    for file in filter(None, files):
-        with safe_open(file, "pt") as weights:
-            stored.update({key: tuple(weights.get_slice(key).get_shape()) for key in weights.keys()})  # noqa: SIM118
-    with torch.device("meta"):
-        wanted = {key: tuple(value.shape) for key, value in model_class(config).state_dict().items()}
-    for key in sorted(wanted.keys() & stored.keys()):
-        if wanted[key] != stored[key]:
-            raise ValueError(
-                f"{key} has shape {stored[key]} in the weights of {name}, but its configuration asks for {wanted[key]}"
-                f"{_fields_of(config, wanted[key], stored[key])}"
-            )
-    for tower in ("text", "vision"):
-        prefix = f"{tower}_model.encoder.layers."
-        depths = [len({key.split(".")[3] for key in keys if key.startswith(prefix)}) for keys in (wanted, stored)]
-        if all(depths) and depths[0] != depths[1]:
-            raise ValueError(
-                f"{tower}_config.num_hidden_layers={depths[0]}, but the weights of {name} have {depths[1]} layers"
-            )
+# What is told by the loading itself, later.
+QUIET = ("missing_entries", "connection_errors", "gated_repo")
 
 
-def _fields_of(config: AnomalyCLIPConfig, wanted: tuple[int, ...], stored: tuple[int, ...]) -> str:
-    """Fields of a configuration that hold the sizes in which two shapes differ, in brackets."""
-    sizes = {one for one, other in zip(wanted, stored, strict=False) if one != other}
-    towers = (("", config), ("text_config.", config.text_config), ("vision_config.", config.vision_config))
-    found = [f"{start}{key}={value}" for start, one in towers for key, value in vars(one).items() if value in [*sizes]]
-    return f" ({', '.join(found)})" if found else ""
-
-
-def _check_complete(info: dict, name: str, fresh: bool) -> None:
-    """Refuse a checkpoint without some of the weights, which would be random.
+def _check_weights(model: PreTrainedModel, name: str, info: dict[str, Any], fresh: bool) -> None:
+    """Refuse weights that are missing or of other sizes than the configuration's: the model's would be random.
 
     Args:
-        info: what `from_pretrained` said of the loading.
+        model: what the configuration asks for, in memory or not.
         name: the checkpoint.
-        fresh: whether it is a CLIP, which has no prompts yet.
+        info: which keys are missing, mismatched or left over, as transformers' loading says.
+        fresh: whether prompts may be missing, as those of a CLIP are.
 
     Raises:
-        ValueError: naming a missing weight.
+        ValueError: naming a weight, and the fields that hold the sizes in which it differs.
     """
-    keys = {key for key in info["missing_keys"] if not (fresh and key.startswith("prompt_learner."))}
-    missing = sorted(keys | {key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]})
+    config = model.config
+    for key, stored, wanted in sorted(info["mismatched_keys"]):
+        stored, wanted = tuple(stored), tuple(wanted)
+        raise ValueError(
+            f"{key} has shape {stored} in the weights of {name}, but its configuration asks for {wanted}"
+            f"{_fields_of(config, wanted, stored)}"
+        )
+    depths = {"text": config.text_config.num_hidden_layers, "vision": config.vision_config.num_hidden_layers}
+    for key in sorted(info["unexpected_keys"]):
+        tower = key.partition("_model.encoder.layers.")[0]
+        if tower in depths and hasattr(model, f"{tower}_model"):
+            raise ValueError(
+                f"{tower}_config.num_hidden_layers={depths[tower]}, but the weights of {name} have more layers: {key}"
+            )
+    missing = sorted(key for key in info["missing_keys"] if not (fresh and key.startswith("prompt_learner.")))
     if missing:
         raise ValueError(
             f"{name} lacks {len(missing)} weights of the model, such as {missing[0]}; they would be random. "
             "Load a complete checkpoint."
         )
+
+
+def _fields_of(config: AnomalyCLIPConfig, wanted: tuple[int, ...], stored: tuple[int, ...]) -> str:
+    """Fields of a configuration that hold the sizes in which two shapes differ, in brackets."""
+    sizes = [one for one, other in zip(wanted, stored, strict=False) if one != other]
+    towers = (("", config), ("text_config.", config.text_config), ("vision_config.", config.vision_config))
+    found = [f"{start}{key}={value}" for start, one in towers for key, value in vars(one).items() if value in sizes]
+    return f" ({', '.join(found)})" if found else ""
 
 
 def is_emulated(dtype: torch.dtype) -> bool:

@@ -20,7 +20,7 @@ from huggingface_hub import CommitInfo, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
@@ -228,7 +228,9 @@ def read_prompts(source: str | os.PathLike, config: AnomalyCLIPConfig | None = N
     name = os.fspath(source)
     if config is None:
         config = prompts_config(AnomalyCLIPConfig.get_config_dict(name, **hub)[0], name)
-    file = PROMPTS_NAME if config.prompts_only else _file_of_weights(name, hub)
+    file = PROMPTS_NAME
+    if not config.prompts_only:
+        file = (read_index(name, hub) or {}).get("prompt_learner.context", WEIGHTS_NAME)
     where, wanted = f"{file} of {name}", {f"prompt_learner.{key}" for key in PROMPT_KEYS}
     try:
         with safe_open(cached_file(name, file, **hub), framework="pt") as stored:
@@ -285,15 +287,29 @@ def prompts_config(raw: dict[str, Any], name: str, **overrides: Any) -> AnomalyC
     return AnomalyCLIPConfig.from_dict(raw, **overrides)
 
 
-def _file_of_weights(name: str, hub: dict[str, Any]) -> str:
-    index = cached_file(name, WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False, **hub)
-    if index is None:
-        return WEIGHTS_NAME
-    shards = json.loads(Path(index).read_text(encoding="utf-8")).get("weight_map", {})
-    file, *others = {shards.get(f"prompt_learner.{key}") for key in PROMPT_KEYS}
-    if others or not isinstance(file, str) or os.path.basename(file) != file:
-        raise ValueError(f"{WEIGHTS_INDEX_NAME} of {name} does not name one file that holds the prompts")
-    return file
+def read_index(name: str, hub: dict[str, Any]) -> dict[str, str] | None:
+    """Name of each weight -> the file beside the index that holds it; None if the weights lie in one file.
+
+    Args:
+        name (`str`): folder or repository of a full checkpoint.
+        hub (`dict`): arguments for the Hub.
+
+    Raises:
+        ValueError: if the index is damaged or names anything but safetensors files beside it.
+    """
+    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    if cached_file(name, WEIGHTS_NAME, **quiet, **hub) or not (
+        path := cached_file(name, WEIGHTS_INDEX_NAME, **quiet, **hub)
+    ):
+        return None
+    try:
+        files = json.loads(Path(path).read_text(encoding="utf-8"))["weight_map"]
+        for file in files.values():
+            if not isinstance(file, str) or os.path.basename(file) != file or not file.endswith(".safetensors"):
+                raise ValueError(f"{path} names the file {file!r}, expected a .safetensors file beside it")
+    except (KeyError, AttributeError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}); fetch it again") from error
+    return files
 
 
 def write_prompts(prompts: PromptSet, path: str | os.PathLike) -> None:
@@ -301,16 +317,11 @@ def write_prompts(prompts: PromptSet, path: str | os.PathLike) -> None:
     tensors = {
         f"prompt_learner.{key}": getattr(prompts, key).detach().cpu().float().contiguous() for key in PROMPT_KEYS
     }
-    metadata = {"format": "pt"}
+    metadata = None  # of two entries or more, safetensors would write the order at random
     if prompts.fingerprint is not None:
-        metadata["backbone"] = base64.b64encode(prompts.fingerprint.numpy().astype("<f4").tobytes()).decode()
-    data = save(tensors, metadata=metadata)
-    # safetensors writes the head, which is JSON, in any order.
-    size = int.from_bytes(data[:8], "little")
-    head = json.dumps(json.loads(data[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
-    head += b" " * (-len(head) % 8)
+        metadata = {"backbone": base64.b64encode(prompts.fingerprint.numpy().astype("<f4").tobytes()).decode()}
     with whole_folder(Path(path).parent) as stage:
-        (stage / Path(path).name).write_bytes(len(head).to_bytes(8, "little") + head + data[8 + size :])
+        save_file(tensors, stage / Path(path).name, metadata=metadata)
 
 
 def write_checkpoint(
