@@ -827,19 +827,25 @@ def _check_weights(model: PreTrainedModel, name: str, info: dict[str, Any], fres
             f"{key} has shape {stored} in the weights of {name}, but its configuration asks for {wanted}"
             f"{_fields_of(config, wanted, stored)}"
         )
-    depths = {"text": config.text_config.num_hidden_layers, "vision": config.vision_config.num_hidden_layers}
-    for key in sorted(info["unexpected_keys"]):
-        tower = key.partition("_model.encoder.layers.")[0]
-        if tower in depths and hasattr(model, f"{tower}_model"):
-            raise ValueError(
-                f"{tower}_config.num_hidden_layers={depths[tower]}, but the weights of {name} have more layers: {key}"
-            )
     missing = sorted(key for key in info["missing_keys"] if not (fresh and key.startswith("prompt_learner.")))
     if missing:
         raise ValueError(
-            f"{name} lacks {len(missing)} weights of the model, such as {missing[0]}; they would be random. "
-            "Load a complete checkpoint."
+            f"{name} lacks {len(missing)} weights of the model, such as {missing[0]}{_depth_of(model, missing[0])}; "
+            "they would be random. Load a complete checkpoint."
         )
+    left_over = sorted(key for key in info["unexpected_keys"] if _depth_of(model, key))
+    if left_over:
+        raise ValueError(
+            f"{name} has {len(left_over)} weights of layers that the model lacks, such as {left_over[0]}"
+            f"{_depth_of(model, left_over[0])}. Mend the configuration."
+        )
+
+
+def _depth_of(model: PreTrainedModel, key: str) -> str:
+    """The field that says how many layers there are, in brackets; empty if the weight is of no layer of the model."""
+    tower, _, layer = key.partition("_model.encoder.layers.")
+    config = getattr(model.config, f"{tower}_config", None)
+    return f" ({tower}_config.num_hidden_layers={config.num_hidden_layers})" if layer and config else ""
 
 
 def _fields_of(config: AnomalyCLIPConfig, wanted: tuple[int, ...], stored: tuple[int, ...]) -> str:

@@ -235,41 +235,29 @@ def read_prompts(source: str | os.PathLike, config: AnomalyCLIPConfig | None = N
     try:
         with safe_open(cached_file(name, file, **hub), framework="pt") as stored:
             keys, metadata = set(stored.keys()), stored.metadata() or {}
-            if missing := sorted(wanted - keys):
-                raise ValueError(f"{where} lacks {', '.join(missing)}; it holds {sorted(keys)[:4]}")
-            if config.prompts_only and keys != wanted:
-                raise ValueError(f"{where} holds {sorted(keys - wanted)[:4]}, expected {sorted(wanted)} alone")
-            for key, expected in _shapes(config).items():
-                if (shape := tuple(stored.get_slice(f"prompt_learner.{key}").get_shape())) != expected:
-                    raise ValueError(
-                        f"{where}: prompt_learner.{key} has shape {shape} but the configuration says {expected} "
-                        f"(prompt_length={config.prompt_length}, deep_prompt_depth={config.deep_prompt_depth}, "
-                        f"deep_prompt_length={config.deep_prompt_length}, width {config.text_config.hidden_size})"
-                    )
-            values = {key: stored.get_tensor(f"prompt_learner.{key}") for key in PROMPT_KEYS}
-    except SafetensorError as error:
+            tensors = {key: stored.get_tensor(key) for key in wanted & keys}
+        backbone = base64.b64decode(metadata["backbone"], validate=True) if "backbone" in metadata else None
+        fingerprint = None if backbone is None else torch.from_numpy(np.frombuffer(backbone, "<f4").copy())
+    except (SafetensorError, ValueError) as error:
         raise ValueError(f"{where} is truncated or no safetensors file ({error}); fetch it again") from error
-    for key, value in values.items():
-        if not value.is_floating_point() or not torch.isfinite(value).all():
-            raise ValueError(f"{where}: prompt_learner.{key} has dtype {value.dtype} or values that are not finite")
-    fingerprint = None
-    if "backbone" in metadata:
-        try:
-            content = base64.b64decode(metadata["backbone"], validate=True)
-            fingerprint = torch.from_numpy(np.frombuffer(content, "<f4").copy())
-        except ValueError as error:
-            raise ValueError(f"{where} has a damaged fingerprint of its backbone ({error}); fetch it again") from error
-    return PromptSet(
-        **{key: value.float() for key, value in values.items()}, config=config, fingerprint=fingerprint, source=name
-    )
-
-
-def _shapes(config: AnomalyCLIPConfig) -> dict[str, tuple[int, int, int]]:
-    width = config.text_config.hidden_size
-    return {
-        "context": (2, config.prompt_length, width),
-        "deep_prompts": (config.deep_prompt_depth - 1, config.deep_prompt_length, width),
-    }
+    if missing := sorted(wanted - keys):
+        raise ValueError(f"{where} lacks {', '.join(missing)}; it holds {sorted(keys)[:4]}")
+    if config.prompts_only and keys != wanted:
+        raise ValueError(f"{where} holds {sorted(keys - wanted)[:4]}, expected {sorted(wanted)} alone")
+    width, sets = config.text_config.hidden_size, config.deep_prompt_depth - 1
+    shapes = {"context": (2, config.prompt_length, width), "deep_prompts": (sets, config.deep_prompt_length, width)}
+    for key, shape in shapes.items():
+        value = tensors[f"prompt_learner.{key}"]
+        if tuple(value.shape) != shape or not value.is_floating_point():
+            raise ValueError(
+                f"{where}: prompt_learner.{key} has shape {tuple(value.shape)} and dtype {value.dtype}, but the "
+                f"configuration says {shape} and float32 (prompt_length={config.prompt_length}, "
+                f"deep_prompt_depth={config.deep_prompt_depth}, deep_prompt_length={config.deep_prompt_length})"
+            )
+        if not torch.isfinite(value).all():
+            raise ValueError(f"{where}: prompt_learner.{key} has values that are not finite; fetch it again")
+    learned = {key: tensors[f"prompt_learner.{key}"].float() for key in PROMPT_KEYS}
+    return PromptSet(**learned, config=config, fingerprint=fingerprint, source=name)
 
 
 def prompts_config(raw: dict[str, Any], name: str, **overrides: Any) -> AnomalyCLIPConfig:
@@ -424,7 +412,7 @@ def add_card(
 
 
 def upload(
-    folder: Path,
+    folder: str | os.PathLike,
     repo_id: str,
     *,
     commit_message: str | None = None,
@@ -435,35 +423,25 @@ def upload(
     create_pr: bool = False,
     dry_run: bool = False,
 ) -> CommitInfo | dict[str, int]:
-    """Send a folder to the Hub in one commit; weights there that are no longer part of it are deleted.
+    """Send all of a folder to the Hub in one commit, and delete weights there that are no longer part of it.
 
     Args:
-        folder (`Path`): everything in it is sent.
-        repo_id (`str`): made if absent.
-        commit_message, commit_description, private, token, revision, create_pr: as in every `push_to_hub`.
-        dry_run (`bool`): send nothing, and make no contact.
-
-    Returns:
-        `huggingface_hub.CommitInfo`; with `dry_run`, what would be sent: `{path: bytes}`.
+        folder, repo_id, commit_message, ..., create_pr: as in every `push_to_hub`; the repository is made if absent.
+        dry_run (`bool`): make no contact, and return what would be sent: `{path: bytes}`.
 
     Raises:
         ConnectionError: if the Hub can't be reached. What it refuses is the Hub client's own error.
     """
     if dry_run:
-        return {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+        return {path.name: path.stat().st_size for path in sorted(Path(folder).iterdir())}
+    commit = {"commit_message": commit_message, "commit_description": commit_description, "create_pr": create_pr}
     api = HfApi(token=token)
     try:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None and not revision.startswith("refs/"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         return api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            commit_message=commit_message,
-            commit_description=commit_description,
-            revision=revision,
-            create_pr=create_pr,
-            delete_patterns=list(WEIGHTS_PATTERNS),
+            repo_id=repo_id, folder_path=folder, revision=revision, delete_patterns=[*WEIGHTS_PATTERNS], **commit
         )
     except (OSError, ValueError):
         raise
@@ -676,13 +654,11 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
 
         Args:
             repo_id (`str`): such as `"me/anomalyclip-prompts"`; made if absent.
-            processor, base_model_name_or_path, base_model_revision, card, save_code, tags: as in
-                [`~AnomalyCLIPModel.save_prompts`]. The base model must be on the Hub too.
-            commit_message, **hub: as in [`~AnomalyCLIPModel.push_to_hub`].
+            processor, ..., tags: as in [`~AnomalyCLIPModel.save_prompts`]. The base model must be on the Hub too.
+            commit_message, **hub: as in [`~AnomalyCLIPModel.push_to_hub`], which says what is raised, too.
 
         Raises:
             ValueError: if the base model is a local folder, which nobody else has.
-            ConnectionError: if the Hub can't be reached. What it refuses is the Hub client's own error.
         """
         validate_repo_id(repo_id)
         base = self.get_prompts(base_model_name_or_path, base_model_revision).config.base_model_name_or_path
@@ -695,7 +671,7 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
             self.save_prompts(
                 folder, processor, base_model_name_or_path, base_model_revision, card, save_code, tags, repo_id
             )
-            return upload(Path(folder), repo_id, commit_message=commit_message, **hub)
+            return upload(folder, repo_id, commit_message=commit_message, **hub)
 
     def save_pretrained(self, save_directory, *, push_to_hub=False, save_code=False, **kwargs) -> None:
         """Save everything, as `PreTrainedModel.save_pretrained` does; each file appears complete or not at all.
@@ -749,7 +725,7 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
             (processor or self.default_processor()).save_pretrained(folder)
             self._add_code(Path(folder), save_code)
             add_card(Path(folder), self, card, tags, repo_id=repo_id)
-            return upload(Path(folder), repo_id, commit_message=commit_message, **hub)
+            return upload(folder, repo_id, commit_message=commit_message, **hub)
 
     def _add_code(self, folder: Path, wanted: bool) -> None:
         """Code goes with what is saved where it is asked for, and where the model itself came with its code."""
