@@ -682,6 +682,12 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
             save_code (`bool`, defaults to `False`): add the code that `trust_remote_code=True` runs.
             **kwargs: as in `PreTrainedModel.save_pretrained` and [`~AnomalyCLIPModel.push_to_hub`].
         """
+        quantization = getattr(self.config, "quantization_config", None)
+        if getattr(quantization, "quant_method", None) == "torchao":
+            raise ValueError(
+                "weights quantised by torchao can't be read again: it takes each name for module.weight, and CLIP's "
+                "logit_scale has no module. Use save_prompts, and quantise when loading, by quantization_config=..."
+            )
         names = ("repo_id", "commit_message", "commit_description", "private", "create_pr", "revision", "tags")
         hub = {name: kwargs.pop(name) for name in names if name in kwargs}
         if kwargs.get("distributed_checkpoint"):
