@@ -104,7 +104,7 @@ def test_imports_go_one_way():
 )
 def test_modules_that_moved_are_found_for_one_release(old, new, name):
     module = importlib.import_module(f"anomalyclip_hf.{old}")
-    with pytest.warns(FutureWarning, match=f"anomalyclip_hf.{old} is called anomalyclip_hf.{new}"):
+    with pytest.warns(FutureWarning, match=rf"anomalyclip_hf.{old}.{name} is now anomalyclip_hf.{new}.{name}"):
         assert getattr(module, name) is getattr(importlib.import_module(f"anomalyclip_hf.{new}"), name)
     with pytest.raises(AttributeError):
         module.nothing  # noqa: B018

@@ -22,31 +22,24 @@ def find_export(package: str, where: Mapping[str, str], name: str) -> Any:
     return getattr(importlib.import_module(f".{where[name]}", package), name)
 
 
-def find_moved(package: str, where: Mapping[str, str], name: str) -> Any:
-    """Attribute of a package that has moved to another one, with a `FutureWarning`.
+def find_moved(old: str, new: str, name: str) -> Any:
+    """Attribute of a module that another one has now, with a `FutureWarning` where a caller's caller asks for it.
 
     Args:
-        package (`str`): dotted name of the package that had it.
-        where (`Mapping[str, str]`): name of each export -> dotted name of the package that has it now.
-        name (`str`): the attribute asked for, a key of `where`.
+        old, new (`str`): dotted names of the module that had it, and of the one that has it.
+        name (`str`): the attribute asked for.
+
+    Raises:
+        AttributeError: if there is none.
     """
-    text = f"{package}.{name} has moved: import it from {where[name]}; the old name goes with the next release"
+    if name.startswith("_"):
+        raise AttributeError(f"module {old!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(new), name)
+    text = f"{old}.{name} is now {new}.{name}; the old name goes with the next release"
     warnings.warn(text, FutureWarning, stacklevel=3)
-    return getattr(importlib.import_module(where[name]), name)
+    return value
 
 
 def moved_module(old: str, new: str) -> Callable[[str], Any]:
-    """A module-level `__getattr__` that finds the names of a module in its new place, with a `FutureWarning`.
-
-    Args:
-        old, new (`str`): dotted names of the module that was, and of the one that is.
-    """
-
-    def find(name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(f"module {old!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(new), name)
-        warnings.warn(f"{old} is called {new}; the old name goes with the next release", FutureWarning, stacklevel=2)
-        return value
-
-    return find
+    """A module-level `__getattr__` that finds all names of a module in its new place, as [`find_moved`] does."""
+    return lambda name: find_moved(old, new, name)

@@ -39,7 +39,7 @@ __all__ = sorted(_WHERE)
 
 
 def __getattr__(name: str):
-    return find_moved(__name__, _MOVED, name) if name in _MOVED else find_export(__name__, _WHERE, name)
+    return find_moved(__name__, _MOVED[name], name) if name in _MOVED else find_export(__name__, _WHERE, name)
 
 
 def __dir__():
