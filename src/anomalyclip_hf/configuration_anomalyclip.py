@@ -11,8 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from huggingface_hub.dataclasses import strict
-from huggingface_hub.errors import HFValidationError, StrictDataclassError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 
@@ -212,11 +211,7 @@ def missing_folder_named(name: str) -> Iterator[None]:
         OSError: if there is neither a folder nor a repository of that name.
     """
     try:
-        if not os.path.exists(name):
-            validate_repo_id(name)
         yield
-    except HFValidationError as error:
-        raise OSError(f"there is no folder {name!r}, and no repository can have that name; check it") from error
     except OSError as error:
         if os.path.exists(name):
             raise

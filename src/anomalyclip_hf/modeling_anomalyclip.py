@@ -694,12 +694,7 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
 
 
 def _read_config(name: str, hub: dict[str, Any]) -> dict[str, Any]:
-    """Contents of a checkpoint's config.json, checked field by field.
-
-    Raises:
-        OSError: if there is none.
-        ValueError: naming the file and the field whose value is of a wrong kind or size, or names code from elsewhere.
-    """
+    """Contents of a checkpoint's config.json, checked field by field; a ValueError names file and field."""
     raw, _ = AnomalyCLIPConfig.get_config_dict(name, **hub)
     if not raw:
         raise OSError(f"{name} has no config.json, so it is no checkpoint; check the path")
@@ -711,12 +706,10 @@ def _read_config(name: str, hub: dict[str, Any]) -> dict[str, Any]:
 
 
 def resolve_config(raw: dict[str, Any], name: str, hub: dict[str, Any], fields: dict[str, Any]) -> AnomalyCLIPConfig:
-    """Configuration of AnomalyCLIP on a checkpoint.
+    """Configuration of AnomalyCLIP on a checkpoint, a CLIP's or its own.
 
     Args:
         raw (`dict`): contents of its config.json.
-        name (`str`): where it lies; a CLIP's is kept as `base_model_name_or_path`.
-        hub (`dict`): arguments for the Hub, used to find the tokenizer of an unusual vocabulary.
         fields (`dict`): fields of [`AnomalyCLIPConfig`], or `preset`, instead of the stored ones.
 
     Raises:
@@ -771,17 +764,11 @@ def _prompt_ids_of_tokenizer(name: str, hub: dict[str, Any], prompt_length: int)
 
 
 def _revision_of_weights(name: str, hub: dict[str, Any], pinned: bool) -> str | None:
-    """Revision of a repository from which its weights can be loaded as safetensors.
+    """Revision of a repository from which its weights can be loaded as safetensors; None stands for `main`.
 
     Old repositories hold pickles alone. For their `main`, transformers loads the safetensors that the Hub's converter
-    proposes as a pull request; without a network, those that were loaded so before are found here.
-
-    Args:
-        name, hub: repository or folder, and arguments for the Hub.
-        pinned: whether the revision is that of prompts, whose fingerprint shows whether `main` has the same weights.
-
-    Returns:
-        the revision asked for, one of the converter's in the cache, or None, which stands for `main`.
+    proposes as a pull request; without a network, those that were loaded so before are found here. Where a revision is
+    `pinned` by prompts, `main` will do: their fingerprint shows whether it has the same weights.
     """
 
     def has_weights(**place: Any) -> bool:
@@ -812,8 +799,6 @@ def _check_weights(model: PreTrainedModel, name: str, info: dict[str, Any], fres
     """Refuse weights that are missing or of other sizes than the configuration's: the model's would be random.
 
     Args:
-        model: what the configuration asks for, in memory or not.
-        name: the checkpoint.
         info: which keys are missing, mismatched or left over, as transformers' loading says.
         fresh: whether prompts may be missing, as those of a CLIP are.
 

@@ -160,11 +160,7 @@ def backbone_fingerprint(model: nn.Module) -> Tensor | None:
 
 
 def check_same_sizes(prompts: AnomalyCLIPConfig, base: AnomalyCLIPConfig, source: str) -> None:
-    """Compare the sizes of the backbone that prompts were learned on with those of another.
-
-    Raises:
-        ValueError: naming both backbones and the sizes that differ.
-    """
+    """Raise a ValueError that names both backbones and the sizes in which they differ."""
     pairs = [("projection_dim", prompts.projection_dim, base.projection_dim)]
     for tower, fields in TOWER_FIELDS.items():
         ours, theirs = getattr(prompts, tower), getattr(base, tower)
@@ -276,11 +272,7 @@ def prompts_config(raw: dict[str, Any], name: str, **overrides: Any) -> AnomalyC
 
 
 def read_index(name: str, hub: dict[str, Any]) -> dict[str, str] | None:
-    """Name of each weight -> the file beside the index that holds it; None if the weights lie in one file.
-
-    Args:
-        name (`str`): folder or repository of a full checkpoint.
-        hub (`dict`): arguments for the Hub.
+    """Name of each weight of a full checkpoint -> the file beside the index that holds it; None if there is no index.
 
     Raises:
         ValueError: if the index is damaged or names anything but safetensors files beside it.
@@ -328,9 +320,6 @@ def whole_folder(folder: str | os.PathLike) -> Iterator[Path]:
     """A hidden folder inside `folder`; when all went well, its files take their places, config.json last.
 
     Weights of an older checkpoint that the new one does not replace are deleted.
-
-    Args:
-        folder (`str` or `os.PathLike`): made if absent.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -354,23 +343,14 @@ def whole_folder(folder: str | os.PathLike) -> Iterator[Path]:
 
 
 def refuse_full_checkpoint(folder: str | os.PathLike) -> None:
-    """Keep prompts from being saved over a full checkpoint, whose config.json they would replace.
-
-    Raises:
-        ValueError: naming the file found.
-    """
+    """Raise a ValueError if prompts would be saved over a full checkpoint, whose config.json they would replace."""
     for name in (WEIGHTS_NAME, WEIGHTS_INDEX_NAME):
         if Path(folder, name).exists():
             raise ValueError(f"{folder} holds a full checkpoint ({name}); save the prompts to another folder")
 
 
 def add_code(folder: Path, model_class: type) -> None:
-    """Copy the code of a model beside its config.json, for `trust_remote_code=True`, and name its classes there.
-
-    Args:
-        folder (`Path`): a saved checkpoint.
-        model_class (`type`): its module, those that it imports and the pipeline's are copied.
-    """
+    """Copy the code of a model, and of the pipeline, beside its config.json, for `trust_remote_code=True`."""
     custom_object_save(model_class, folder)
     pipeline = Path(__file__).with_name("pipeline_anomalyclip.py")
     fields: dict[str, dict] = {"auto_map": AUTO_MAP}
@@ -387,11 +367,11 @@ def add_code(folder: Path, model_class: type) -> None:
 def add_card(
     folder: Path, model: PreTrainedModel, card: bool | dict | str | ModelCard = True, tags=None, **facts: Any
 ) -> None:
-    """Write README.md: the card given, or one that the package makes, where it is installed.
+    """Write README.md into a saved checkpoint.
 
     Args:
-        folder (`Path`): a saved checkpoint.
-        card (`bool`, `dict`, `str` or `ModelCard`): False = none; a dict is passed on to `make_model_card`.
+        card (`bool`, `dict`, `str` or `ModelCard`): False = none; True or a dict of arguments = made by
+            `make_model_card`, where the package is installed.
         tags (`str` or `list[str]`, *optional*): added to the card's metadata.
         **facts: what `make_model_card` takes, beneath the card's own.
     """
