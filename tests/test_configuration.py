@@ -96,7 +96,7 @@ def test_configurations_do_not_share_lists():
         ({"feature_layers": [3, 1]}, r"\[3, 1\], expected each layer once, in rising order"),
         ({"feature_layers": [2, 2]}, r"\[2, 2\], expected each layer once"),
         ({"dpam_layers": 5}, "dpam_layers=5 but the vision tower has 4 layers"),
-        ({"dpam_layers": -1}, "dpam_layers=-1"),
+        ({"dpam_layers": -1}, "dpam_layers=-1, expected a whole number"),
         ({"dpam_attention": "qk"}, "'dpam_attention' expected one of .'vv', 'qq', 'kk'., got qk"),
         ({"image_size": 40}, "image_size=40 but patch_size=7; give a multiple of 7 such as 35"),
         ({"image_size": 0}, "image_size=0"),

@@ -52,6 +52,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("intermediate_size", "max_position_embeddings", "prompt_length"), _SIZE),
     **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "deep_prompt_depth"), range(1, 257)),
     **dict.fromkeys(("deep_prompt_length", "chunk_size_feed_forward"), range(65537)),
+    "dpam_layers": range(257),
     "vocab_size": range(1, 1_000_001),
     "num_channels": range(1, 65),
     "num_labels": range(MAX_LABELS + 1),
@@ -290,22 +291,22 @@ class AnomalyCLIPConfig(PreTrainedConfig):
         *("image_embeds", "text_embeds", "patch_embeds"),
     ]
 
-    text_config: dict | PreTrainedConfig | None = None
-    vision_config: dict | PreTrainedConfig | None = None
+    text_config: Any = None
+    vision_config: Any = None
     projection_dim: int = 768
     logit_scale_init_value: float | int = 2.6592
     initializer_factor: float | int = 1.0
     base_model_name_or_path: str | None = None
     base_model_revision: str | None = None
     prompt_length: int = 12
-    deep_prompt_depth: int | None = None
+    deep_prompt_depth: Any = None
     deep_prompt_length: int = 4
-    prompt_token_ids: list[list[int]] | None = None
-    dpam_layers: int | None = None
+    prompt_token_ids: Any = None
+    dpam_layers: Any = None
     dpam_attention: Literal["vv", "qq", "kk"] = "vv"
-    feature_layers: list[int] | tuple[int, ...] | None = None
+    feature_layers: Any = None
     temperature: float | int = 0.07
-    image_size: int | None = None
+    image_size: Any = None
     image_threshold: float | int | None = None
     pixel_threshold: float | int | None = None
     vision_only: bool = False
@@ -325,7 +326,8 @@ class AnomalyCLIPConfig(PreTrainedConfig):
             self.dpam_layers = round(depth * 19 / 24)
         if self.feature_layers is None:
             self.feature_layers = feature_layers_of_preset(kwargs.get("preset") or "released", depth)
-        self.feature_layers = list(self.feature_layers)
+        elif isinstance(self.feature_layers, tuple):
+            self.feature_layers = list(self.feature_layers)
         if self.image_size is None:
             self.image_size = max(518 // patch, 1) * patch
         if self.prompt_token_ids is None:
@@ -423,6 +425,8 @@ class AnomalyCLIPConfig(PreTrainedConfig):
             raise ValueError(
                 f"dpam_layers={self.dpam_layers} but the vision tower has {depth} layers; give 0..{depth}"
             )
+        if not isinstance(layers, list) or not all(type(layer) is int for layer in layers):
+            raise ValueError(f"feature_layers={layers!r}, expected a list of whole numbers")
         if not layers or any(not 1 <= layer <= depth for layer in layers):
             raise ValueError(f"feature_layers={layers} but the vision tower has {depth} layers; count them from 1")
         if layers != sorted(set(layers)):
@@ -439,6 +443,9 @@ class AnomalyCLIPConfig(PreTrainedConfig):
             raise ValueError(
                 f"deep_prompt_depth={self.deep_prompt_depth} but the text tower has {depth} layers; give 1..{depth}"
             )
+        rows_are_lists = isinstance(ids, list | tuple) and all(isinstance(row, list | tuple) for row in ids)
+        if not rows_are_lists or not all(type(number) is int for row in ids for number in row):
+            raise ValueError(f"prompt_token_ids={str(ids)[:60]}, expected two lists of token numbers")
         if len(ids) != 2 or len(ids[0]) != len(ids[1]) or not ids[0]:
             raise ValueError(f"prompt_token_ids has rows of {[len(row) for row in ids]} ids, expected 2 equal rows")
         if min(map(min, ids)) < 0 or max(map(max, ids)) >= words:

@@ -414,14 +414,19 @@ def upload(
     """
     if dry_run:
         return {path.name: path.stat().st_size for path in sorted(Path(folder).iterdir())}
-    commit = {"commit_message": commit_message, "commit_description": commit_description, "create_pr": create_pr}
     api = HfApi(token=token)
     try:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None and not revision.startswith("refs/"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         return api.upload_folder(
-            repo_id=repo_id, folder_path=folder, revision=revision, delete_patterns=[*WEIGHTS_PATTERNS], **commit
+            repo_id=repo_id,
+            folder_path=Path(folder),
+            commit_message=commit_message,
+            commit_description=commit_description,
+            revision=revision,
+            create_pr=create_pr,
+            delete_patterns=[*WEIGHTS_PATTERNS],
         )
     except (OSError, ValueError):
         raise
