@@ -43,10 +43,9 @@ from .loss_anomalyclip import check_targets, fill_masks_of_normal_images, global
 from .prompts_anomalyclip import (
     HUB_ARGUMENTS,
     PROMPT_FIELDS,
-    WEIGHTS_INDEX_NAME,
-    WEIGHTS_NAME,
     PromptsMixin,
     check_same_sizes,
+    find_weights,
     locate_base,
     portable_base_name,
     prompts_config,
@@ -420,7 +419,6 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
         wants_info, pinned = kwargs.pop("output_loading_info", False), kwargs.pop("_pinned", False)
         if kwargs.get("variant") is None:
             kwargs["revision"] = _revision_of_weights(name, hub, pinned) or "main"
-            read_index(name, {**hub, "revision": kwargs["revision"]})
         try:
             model, info = super().from_pretrained(
                 name, *model_args, config=config, output_loading_info=True, use_safetensors=True, **kwargs
@@ -771,28 +769,22 @@ def _revision_of_weights(name: str, hub: dict[str, Any], pinned: bool) -> str | 
     `pinned` by prompts, `main` will do: their fingerprint shows whether it has the same weights.
     """
 
-    def has_weights(**place: Any) -> bool:
-        quiet = dict.fromkeys((f"_raise_exceptions_for_{kind}" for kind in QUIET), False)
-        files = (cached_file(name, file, **{**hub, **place, **quiet}) for file in (WEIGHTS_NAME, WEIGHTS_INDEX_NAME))
-        return any(files)
-
-    revision = hub.get("revision")
-    if os.path.isdir(name) or has_weights():
+    revision, path = hub.get("revision"), find_weights(name, hub)
+    read_index(path)  # refused before what it names is fetched
+    if path is not None or os.path.isdir(name):
         return revision
     if is_offline_mode() or hub.get("local_files_only"):
         cache = Path(hub.get("cache_dir") or constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="model"))
         proposed = [int(path.name) for path in cache.glob("refs/refs/pr/*") if path.name.isdigit()]
         for number in sorted(proposed, reverse=True):
-            if has_weights(local_files_only=True, revision=f"refs/pr/{number}"):
+            place = {**hub, "local_files_only": True, "revision": f"refs/pr/{number}"}
+            if (path := find_weights(name, place)) is not None:
+                read_index(path)
                 return f"refs/pr/{number}"
     elif pinned and revision:
         logger.warning(f"{name} has no safetensors at {revision}; those made of main are taken, and have to agree")
         return None
     return revision
-
-
-# What is told by the loading itself, later.
-QUIET = ("missing_entries", "connection_errors", "gated_repo")
 
 
 def _check_weights(model: PreTrainedModel, name: str, info: dict[str, Any], fresh: bool) -> None:

@@ -226,7 +226,8 @@ def read_prompts(source: str | os.PathLike, config: AnomalyCLIPConfig | None = N
         config = prompts_config(AnomalyCLIPConfig.get_config_dict(name, **hub)[0], name)
     file = PROMPTS_NAME
     if not config.prompts_only:
-        file = (read_index(name, hub) or {}).get("prompt_learner.context", WEIGHTS_NAME)
+        files = read_index(find_weights(name, hub))
+        file = files.get("prompt_learner.context", WEIGHTS_NAME)
     where, wanted = f"{file} of {name}", {f"prompt_learner.{key}" for key in PROMPT_KEYS}
     try:
         with safe_open(cached_file(name, file, **hub), framework="pt") as stored:
@@ -271,17 +272,22 @@ def prompts_config(raw: dict[str, Any], name: str, **overrides: Any) -> AnomalyC
     return AnomalyCLIPConfig.from_dict(raw, **overrides)
 
 
-def read_index(name: str, hub: dict[str, Any]) -> dict[str, str] | None:
-    """Name of each weight of a full checkpoint -> the file beside the index that holds it; None if there is no index.
+def find_weights(name: str, hub: dict[str, Any]) -> str | None:
+    """Path of a full checkpoint's safetensors, or of their index; None if none are found or no Hub answers."""
+    kinds = ("missing_entries", "connection_errors", "gated_repo")
+    quiet = {f"_raise_exceptions_for_{kind}": False for kind in kinds}
+    found = (cached_file(name, file, **{**hub, **quiet}) for file in (WEIGHTS_NAME, WEIGHTS_INDEX_NAME))
+    return next(filter(None, found), None)
+
+
+def read_index(path: str | None) -> dict[str, str]:
+    """Name of each weight -> the file beside the index that holds it; empty if the path is of no index.
 
     Raises:
         ValueError: if the index is damaged or names anything but safetensors files beside it.
     """
-    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    if cached_file(name, WEIGHTS_NAME, **quiet, **hub) or not (
-        path := cached_file(name, WEIGHTS_INDEX_NAME, **quiet, **hub)
-    ):
-        return None
+    if path is None or not path.endswith(".json"):
+        return {}
     try:
         files = json.loads(Path(path).read_text(encoding="utf-8"))["weight_map"]
         for file in files.values():
@@ -473,10 +479,13 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
             ValueError: if a part is missing or damaged, or the prompts belong to another backbone (both are named);
                 the model is then unchanged.
         """
+        self._put(self._checked(source, hub))
+        return self
+
+    def _checked(self, source: str | os.PathLike | PromptSet, hub: dict[str, Any]) -> PromptSet:
         prompts = source if isinstance(source, PromptSet) else read_prompts(source, **hub)
         check_same_backbone(prompts, self)
-        self._put(prompts)
-        return self
+        return prompts
 
     def add_prompts(self, name: str, source=None, **hub) -> None:
         """Keep prompts in memory under a name, to be put on the backbone by [`~AnomalyCLIPModel.set_prompts`].
@@ -485,9 +494,7 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
             name (`str`): a name of your own; an older set of that name is replaced.
             source (*optional*): as in [`~AnomalyCLIPModel.load_prompts`]; the current prompts if absent.
         """
-        source = self.get_prompts() if source is None else source
-        prompts = source if isinstance(source, PromptSet) else read_prompts(source, **hub)
-        check_same_backbone(prompts, self)
+        prompts = self._checked(self.get_prompts() if source is None else source, hub)
         self.__dict__.setdefault("_prompt_sets", {})[name] = prompts
 
     def set_prompts(self, name: str) -> None:
