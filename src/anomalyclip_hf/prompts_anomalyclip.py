@@ -456,16 +456,20 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
         refuse_vision_only(self.config, "it has no prompts to take out")
         self._hold_prompts()
         config = copy.deepcopy(self.config)
-        loaded_from, commit = getattr(self, "_loaded_from", (None, None))
-        if base_model_name_or_path is not None:
-            config.base_model_name_or_path = portable_base_name(os.fspath(base_model_name_or_path))
-            config.base_model_revision = base_model_revision
-        elif config.base_model_name_or_path is None or loaded_from in KNOWN_BASES:
-            config.base_model_name_or_path, config.base_model_revision = loaded_from, commit
-        else:
-            config.base_model_name_or_path = portable_base_name(config.base_model_name_or_path)
+        named = self._base_of_prompts(base_model_name_or_path, base_model_revision)
+        config.base_model_name_or_path, config.base_model_revision = named
         learned = {key: getattr(self.prompt_learner, key).detach().clone() for key in PROMPT_KEYS}
         return PromptSet(**learned, config=config, fingerprint=backbone_fingerprint(self))
+
+    def _base_of_prompts(self, name=None, revision=None) -> tuple[str | None, str | None]:
+        """Name and revision of the backbone, as they are written beside prompts; those given come first."""
+        loaded_from, commit = getattr(self, "_loaded_from", (None, None))
+        own = self.config.base_model_name_or_path
+        if name is not None:
+            return portable_base_name(os.fspath(name)), revision
+        if own is None or loaded_from in KNOWN_BASES:
+            return loaded_from, commit
+        return portable_base_name(own), self.config.base_model_revision
 
     def load_prompts(self, source, **hub):
         """Put other prompts on this backbone, with the settings that they were learned with.
@@ -653,7 +657,7 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
             ValueError: if the base model is a local folder, which nobody else has.
         """
         validate_repo_id(repo_id)
-        base = self.get_prompts(base_model_name_or_path, base_model_revision).config.base_model_name_or_path
+        base, _ = self._base_of_prompts(base_model_name_or_path)
         if base is not None and os.path.isabs(base):
             raise ValueError(
                 f"the prompts' base model is the local folder {base!r}, which nobody else has; give "
