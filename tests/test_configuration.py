@@ -168,6 +168,7 @@ def test_contradictions_made_later_are_found_when_saving(tmp_path):
         ({"vision": {"hidden_act": "evil"}}, "vision_config.hidden_act='evil', expected one of .*'quick_gelu'"),
         ({"dtype": "evil"}, "dtype='evil', expected one of"),
         ({"torch_dtype": "evil"}, "dtype='evil', expected one of"),
+        ({"foreign": {"x": {"dtype": "evil"}}}, "foreign.x.dtype='evil', expected one of"),
         ({"projection_dim": "x"}, "projection_dim='x', expected"),
         ({"text": {"layer_norm_eps": float("nan")}}, "text_config.layer_norm_eps=nan"),
         ({"initializer_factor": -1}, "initializer_factor=-1"),

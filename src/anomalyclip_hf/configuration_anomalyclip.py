@@ -189,6 +189,8 @@ def check_fields(values: dict[str, Any], where: str = "") -> None:
             raise ValueError(f"{where}{name}={shown[:100]}, expected {expected}")
         if isinstance(value, dict) and name.startswith(("text_config", "vision_config")):
             check_stored(value, f"{where}{name}.")
+        elif isinstance(value, dict) and name not in ("id2label", "label2id") and "_implementation" not in name:
+            check_fields({str(key): one for key, one in value.items()}, f"{where}{name}.")
 
 
 def check_stored(raw: dict[str, Any], where: str = "") -> None:
