@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from ..data.files import one_line
 from ..data.options import SourceOptions, option
+from ..evaluation.settings import EvaluationSettings
 from .calibrate import METHODS, CalibrationOptions, check_method, choose_thresholds, store_thresholds
 from .loading import ModelOptions, load_model, load_processor, load_source, options_of_source
 from .running import naming
@@ -23,7 +24,7 @@ OPTIMISTIC = "thresholds were chosen on the judged images: figures at them are o
 
 
 @dataclass
-class Settings(CalibrationOptions, ModelOptions, SourceOptions):
+class Settings(EvaluationSettings, CalibrationOptions, ModelOptions, SourceOptions):
     """Judge a model on labelled data sets: metrics, scores, a report.
 
     anomalyclip evaluate --model MODEL --sources mvtec=MVTec visa=VisA
@@ -48,16 +49,6 @@ class Settings(CalibrationOptions, ModelOptions, SourceOptions):
     tokenizer: str | None = option(None, "Where the backbone's tokenizer lies; beside it by default.", group="Model")
     output_dir: str = option("outputs/evaluation", "Folder for results.json, report, scores and maps.", short="o")
     resume: bool = option(False, "Go on with an interrupted run in the output folder.")
-    batch_size: int = option(8, "Images per forward, in each process.")
-    num_workers: int = option(0, "Processes that decode images, per evaluating process.")
-    sigma: float | None = option(None, "Smoothing of maps in pixels at the input size; the processor's own.")
-    map_size: str | None = option(None, "Judge pixels at 'original' size, or at so many pixels square.")
-    exact: bool | None = option(
-        None, "Judge pixels from whole maps, or from counts within 1e-4; small classes exactly by default."
-    )
-    fpr_limit: float = option(0.3, "Highest false-positive rate of AUPRO.")
-    save_maps: str | None = option(None, "Keep the maps: 'png' (16 bit) or 'npy'.", bare="png")
-    save_every: int = option(50, "Batches between two writes of records.")
     num_pictures: int = option(6, "Samples, misses and false alarms of each data set in the report.")
     calibrate: str | None = option(None, f"Choose thresholds first: {', '.join(METHODS)}.", group="Thresholds")
     calibration_source: str | None = option(
@@ -73,7 +64,8 @@ class Settings(CalibrationOptions, ModelOptions, SourceOptions):
     disable_tqdm: bool = option(False, "Show no progress bars.")
 
     def __post_init__(self):
-        super().__post_init__()
+        SourceOptions.__post_init__(self)
+        EvaluationSettings.__post_init__(self)
         if not self.sources and not self.source:
             raise ValueError("sources is missing; give --sources NAME=FOLDER ..., or --source with --data-dir")
         if self.sources and self.source:
@@ -91,9 +83,7 @@ class Settings(CalibrationOptions, ModelOptions, SourceOptions):
 
     def judged(self) -> dict[str, Any]:
         """Fields of `EvaluationSettings`."""
-        size: Any = int(self.map_size) if self.map_size and self.map_size.isdecimal() else self.map_size
-        names = ("batch_size", "num_workers", "sigma", "exact", "fpr_limit", "save_maps", "save_every")
-        return {"map_size": size, **{name: getattr(self, name) for name in names}}
+        return {field.name: getattr(self, field.name) for field in fields(EvaluationSettings)}
 
 
 def run(settings: Settings, draw: Callable | None = None) -> int:
@@ -107,10 +97,9 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
     from transformers import AutoTokenizer
 
     from ..evaluation.baselines import BASELINES, OWN, parse_ablations
-    from ..evaluation.evaluator import EvaluationSettings, evaluate_sources
+    from ..evaluation.evaluator import evaluate_sources
 
     accelerator = Accelerator(cpu=settings.cpu)
-    EvaluationSettings(**settings.judged())  # refused before anything is loaded
     model = load_model(settings)
     processor = load_processor(settings, model.config.image_size)
     model.to(accelerator.device)
