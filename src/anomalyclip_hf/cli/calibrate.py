@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,15 +119,13 @@ def choose_thresholds(
     """
     from ..scoring.thresholds import calibrate
 
-    wanted: dict[str, Any] = {"method": "normal" if method == "normal" else "labels"}
+    options = (field.name for field in fields(CalibrationOptions) if field.name != "recall")
+    wanted: dict[str, Any] = {"method": "labels", "objective": method, "recall": settings.recall}
     if method == "normal":
-        names = ("false_alarm_rate", "confidence", "pixel_rate")
-        wanted |= {name: getattr(settings, name) for name in names}
-    else:
-        wanted |= {"objective": method, "recall": settings.recall}
+        wanted = {"method": method, **{name: getattr(settings, name) for name in options}}
     shared = {"batch_size": settings.batch_size, "num_workers": settings.num_workers}
-    shared |= {"show_progress": not settings.disable_tqdm, "skipped": skipped}
-    return wanted | calibrate(model, processor, dataset, **wanted, **shared)
+    progress = not settings.disable_tqdm
+    return wanted | calibrate(model, processor, dataset, **wanted, **shared, show_progress=progress, skipped=skipped)
 
 
 def store_thresholds(folder: str, model: AnomalyCLIPModel, processor: AnomalyCLIPProcessor) -> None:

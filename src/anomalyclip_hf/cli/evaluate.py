@@ -100,18 +100,15 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
     from ..evaluation.evaluator import evaluate_sources
 
     accelerator = Accelerator(cpu=settings.cpu)
-    model = load_model(settings)
+    model = load_model(settings).to(accelerator.device)
     processor = load_processor(settings, model.config.image_size)
-    model.to(accelerator.device)
     sources = _load_sources(settings, draw)
     methods = [OWN, *(BASELINES if settings.baselines else ())]
     if settings.ablations is not None:
         methods += parse_ablations(settings.ablations, model)
-    thresholds = None
-    if settings.calibrate:
-        thresholds = _choose_thresholds(settings, model, processor, sources, draw)
-        if settings.save_thresholds and accelerator.is_main_process:
-            store_thresholds(settings.save_thresholds, model, processor)
+    thresholds = _choose_thresholds(settings, model, processor, sources, draw) if settings.calibrate else None
+    if settings.save_thresholds and accelerator.is_main_process:
+        store_thresholds(settings.save_thresholds, model, processor)
     result = evaluate_sources(
         model,
         processor,

@@ -124,12 +124,12 @@ def evaluate_model(
         processes.wait_for_everyone()
         for records in found.values():
             records.read()
-        parts = {one: (records, records.load_metrics() or {}) for one, records in found.items()}
+        judged = {one: records.load_metrics() or {} for one, records in found.items()}
         processes.wait_for_everyone()  # the folder may be a temporary one
     if not any(records.indices for records in found.values()):
         errors = [error for records in found.values() for error in records.errors.values()]
         raise ValueError(f"{name}: none of its {len(dataset)} images can be scored; the first: {errors[0]}")
-    summary = summarize_classes(parts, table, {key: method.title for key, method in scorer.methods.items()})
+    summary = summarize_classes(found, judged, table, {key: method.title for key, method in scorer.methods.items()})
     if maps is not None and (failed := _gather(maps.failed, processes)):
         summary["unsaved_maps"] = failed
     return summary

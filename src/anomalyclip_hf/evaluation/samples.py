@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..scoring.engine import score_images
 from ..scoring.rows import PreparedRow, prepare_row
 from .baselines import MethodScorer, score_methods
@@ -80,4 +82,4 @@ def _prepare_sample(row: Mapping[str, Any], processor: AnomalyCLIPProcessor) -> 
     image = reduce_image(row["image"])
     mask = None if row["mask"] is None else resize_mask(row["mask"], image.size)
     title = " / ".join(str(part) for part in parts if part)
-    return prepare_row(row, processor), Sample(image, None, mask, row["label"], title=title)
+    return prepare_row(row, processor), Sample(image, np.zeros((1, 1)), mask, row["label"], title=title)

@@ -207,7 +207,7 @@ def check_pair(anomaly_map: Array, mask: Array, index: int) -> tuple[np.ndarray,
     return scores, _as_truth(truth, f"masks[{index}]")
 
 
-def to_numpy(values: Values | Maps) -> np.ndarray:
+def to_numpy(values: Sequence | Array) -> np.ndarray:
     """Return an array, list or tensor (any device, bfloat16 too) as a NumPy array."""
     if hasattr(values, "detach"):
         values = values.detach().cpu()

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -31,20 +31,21 @@ from .calibration import (
 )
 from .engine import score_images
 from .histogram import PixelHistogram
-from .rows import prepare_row, score_rows
+from .rows import PreparedRow, prepare_row, score_rows
 
 if TYPE_CHECKING:
     import datasets
 
     from .. import AnomalyCLIPModel, AnomalyCLIPProcessor
 
+ImageInput: TypeAlias = str | os.PathLike | Image.Image | np.ndarray
 _EXPECTED = "a data set of load_anomaly_dataset(...), or a list of normal images (PIL images, arrays or paths)"
 
 
 def calibrate(
     model: AnomalyCLIPModel,
     processor: AnomalyCLIPProcessor,
-    dataset: datasets.Dataset | Sequence[Any],
+    dataset: datasets.Dataset | Sequence[ImageInput],
     method: str = "normal",
     *,
     false_alarm_rate: float = 0.05,
@@ -86,18 +87,18 @@ def calibrate(
     if method not in ("normal", "labels"):
         raise ValueError(f"method={method!r}, expected 'normal' or 'labels'")
     wanted = (0,) if method == "normal" else (0, 1)
-    rows = _with_labels(dataset)
-    chosen = [index for index, label in enumerate(rows["label"]) if label in wanted]
+    known = _labels_of(dataset)
+    chosen = [index for index, label in enumerate(known) if label in wanted]
     if not chosen:
-        raise ValueError(f"the data set has {len(rows)} images but none with label {' or '.join(map(str, wanted))}")
+        raise ValueError(f"the data set has {len(known)} images but none with label {' or '.join(map(str, wanted))}")
     scores: list[float] = []
     labels: list[int] = []
     levels: list[float] = []
     errors: list[str] = []
     pixels = PixelHistogram()
     records = score_images(
-        rows,
-        partial(prepare_row, processor=processor),
+        dataset,
+        partial(_prepare, processor=processor),
         partial(score_rows, model.eval(), processor),
         batch_size=batch_size,
         num_workers=num_workers,
@@ -175,36 +176,27 @@ def _with_thresholds(card: str, image_threshold: float | None, pixel_threshold: 
     return section.sub(lambda _: text.rstrip("\n") + "\n\n", card, count=1)
 
 
-def choose_margin(model: Any) -> float:
+def choose_margin(model: AnomalyCLIPModel) -> float:
     """How far thresholds keep from scores, as a difference of logits: by the model's least precise weights."""
     halves = (torch.bfloat16, torch.float16)
     computed_in_half = torch.is_autocast_enabled(model.device.type)
     return HALF_MARGIN if computed_in_half or any(p.dtype in halves for p in model.parameters()) else MARGIN
 
 
-class _NormalImages:
-    """A list of normal images in the one schema."""
-
-    def __init__(self, images: Sequence[Any]):
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, key: int | str) -> Any:
-        if key == "label":
-            return [0] * len(self)
-        assert isinstance(key, int)
-        return {"image": load_image(self.images[key]), "mask": None, "label": 0}
+def _prepare(row: Mapping[str, Any] | ImageInput, processor: AnomalyCLIPProcessor) -> PreparedRow:
+    """Prepare a row of a data set, or one of a list of normal images."""
+    if not isinstance(row, Mapping):
+        row = {"image": load_image(row), "mask": None, "label": 0}
+    return prepare_row(row, processor)
 
 
-def _with_labels(dataset: Any) -> Any:
-    """A data set as it is, a list of images as normal ones."""
+def _labels_of(dataset: datasets.Dataset | Sequence[ImageInput]) -> list[int | None]:
+    """Labels of a data set; those of a list of images are 0."""
     if isinstance(dataset, (list, tuple)):
         for place, image in enumerate(dataset):
-            if isinstance(image, Mapping) or not isinstance(image, (str, os.PathLike, Image.Image, np.ndarray)):
+            if not isinstance(image, ImageInput):
                 raise TypeError(f"dataset[{place}] is a {type(image).__name__}, expected {_EXPECTED}")
-        return _NormalImages(dataset)
+        return [0] * len(dataset)
     if not hasattr(dataset, "column_names") or not hasattr(dataset, "__len__") or isinstance(dataset, Mapping):
         raise TypeError(f"dataset is a {type(dataset).__name__}, expected {_EXPECTED}")
-    return dataset
+    return list(dataset["label"])  # type: ignore[call-overload]
