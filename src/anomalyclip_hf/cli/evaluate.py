@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from ..data.files import one_line
 from ..data.options import SourceOptions, option
 from ..evaluation.settings import EvaluationSettings
-from .calibrate import METHODS, CalibrationOptions, check_method, choose_thresholds, store_thresholds
+from ..scoring.calibration import METHODS, check_method
+from .calibrate import CalibrationOptions, choose_thresholds, store_thresholds
 from .loading import ModelOptions, load_model, load_processor, load_source, options_of_source
 from .running import naming
 
@@ -166,7 +167,7 @@ def _choose_thresholds(
     if settings.calibration_source:
         given.pop("class_names", None)  # those of the judged sources
     drawn = "calibration" if source == "synthetic" else split  # never the drawings that are judged
-    with naming(split="calibration_split", method="calibrate", objective="calibrate"):
+    with naming(split="calibration_split", method="calibrate"):
         name, dataset = load_source(source, drawn, draw, **given)
         found = choose_thresholds(settings, method, model, processor, dataset)
     shared = [] if source == "synthetic" else _sharing(settings, source, split, dataset, judged)

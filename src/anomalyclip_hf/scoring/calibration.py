@@ -28,6 +28,7 @@ from .ranking import (
 
 # Differences of logits that rounding alone can make: computed in float32, and in bfloat16 or float16.
 MARGIN, HALF_MARGIN = 1e-5, 2e-2
+METHODS = ("normal", "f1", "recall")
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,20 @@ class LabelCalibration:
     def to_dict(self) -> dict[str, float | str]:
         """Plain numbers, for JSON."""
         return asdict(self)
+
+
+def check_method(method: str, recall: float | None, name: str = "method") -> None:
+    """Refuse an unknown way of calibration, and a recall without its method or the other way round.
+
+    Args:
+        method: one of `METHODS`.
+        recall: in (0, 1] for "recall", else None.
+        name: of the argument, for the error.
+    """
+    if method not in METHODS:
+        raise ValueError(f"{name}={method!r}, expected one of {', '.join(METHODS)}")
+    if (method == "recall") != (recall is not None) or not 0.0 < (recall or 1.0) <= 1.0:
+        raise ValueError(f"recall={recall} with {name}={method!r}: give a recall in (0, 1] for 'recall' alone")
 
 
 def num_normal_needed(false_alarm_rate: float = 0.05, confidence: float = 0.95) -> int:

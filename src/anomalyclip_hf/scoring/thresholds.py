@@ -27,6 +27,7 @@ from .calibration import (
     calibrate_from_labels,
     calibrate_from_normal,
     calibrate_from_ranking,
+    check_method,
     pixel_level,
 )
 from .engine import score_images
@@ -69,10 +70,11 @@ def calibrate(
         model, processor: an [`AnomalyCLIPModel`] and its processor.
         dataset: from `load_anomaly_dataset`, or a list of normal images (PIL images, arrays or paths); images like
             those to come, none of them from the test set. What can't be read is left out, with a warning.
-        method: `"normal"`: from its normal images alone, see `calibrate_from_normal`; `"labels"`: from all labelled
-            ones, see `calibrate_from_labels`.
+        method: `"normal"`: from its normal images alone, see `calibrate_from_normal`; `"f1"` or `"recall"`: from all
+            labelled ones, see `calibrate_from_labels`; `"labels"`: as `objective` says.
         false_alarm_rate, confidence, pixel_rate: for `"normal"`, see `calibrate_pixels_from_normal`.
-        objective, recall: for `"labels"`.
+        objective: "f1" or "recall", for `"labels"`.
+        recall: wanted recall in (0, 1], for `"recall"` alone.
         batch_size, num_workers: as in `score_images`.
         show_progress: show a progress bar.
         skipped: a list that gets why each image was left out, in place of the warning.
@@ -81,11 +83,11 @@ def calibrate(
         `{"image": ..., "pixel": ...}` as plain numbers; `"pixel"` is None where labels come without a mask.
 
     Raises:
-        ValueError: no normal image, no readable one, or one class only for `"labels"`.
+        ValueError: no such method, no normal image, no readable one, or one class only where labels are used.
         TypeError: the data set is none of the above.
     """
-    if method not in ("normal", "labels"):
-        raise ValueError(f"method={method!r}, expected 'normal' or 'labels'")
+    method = objective if method == "labels" else method
+    check_method(method, recall)
     wanted = (0,) if method == "normal" else (0, 1)
     known = _labels_of(dataset)
     chosen = [index for index, label in enumerate(known) if label in wanted]
@@ -131,9 +133,9 @@ def calibrate(
         # Smoothing can leave [0, 1] by a rounding error.
         pixel = calibrate_from_normal(np.clip(levels, 0.0, 1.0), false_alarm_rate, confidence, margin)
     else:
-        image = calibrate_from_labels(scores, labels, objective, recall, margin)
+        image = calibrate_from_labels(scores, labels, method, recall, margin)
         has_masks = pixels.num_images > 0 and pixels.num_regions > 0
-        pixel = calibrate_from_ranking(pixels.ranking(), objective, recall, margin=margin) if has_masks else None
+        pixel = calibrate_from_ranking(pixels.ranking(), method, recall, margin=margin) if has_masks else None
     for name, found in (("image_threshold", image), ("pixel_threshold", pixel)):
         setattr(model.config, name, None if found is None else min(max(found.threshold, 0.0), 1.0))
     return {"image": image.to_dict(), "pixel": None if pixel is None else pixel.to_dict()}
