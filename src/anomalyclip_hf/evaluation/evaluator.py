@@ -95,7 +95,9 @@ def evaluate_model(
         raise ValueError(f"save_maps={chosen.save_maps!r} needs output_dir, the folder that maps are written to")
     processes = accelerator or _OneProcess()
     scorer = MethodScorer(model.to(accelerator.device if accelerator else model.device).eval(), methods, tokenizer)
-    maps = _MapWriter(Path(output_dir, "maps", name), table, chosen.save_maps) if output_dir is not None else None
+    maps = None
+    if chosen.save_maps and output_dir is not None:
+        maps = _MapWriter(Path(output_dir, "maps", name), table, chosen.save_maps)
     classes: dict[str, list[int]] = {}
     for index, class_name in enumerate(table["class_name"]):
         classes.setdefault(class_name, []).append(index)
@@ -275,18 +277,16 @@ class _MapWriter:
     Args:
         folder: of the data set's maps.
         table: columns of the data set.
-        suffix: "png" or "npy"; None writes nothing.
+        suffix: "png" or "npy".
     """
 
-    def __init__(self, folder: Path, table: Mapping[str, list], suffix: str | None):
+    def __init__(self, folder: Path, table: Mapping[str, list], suffix: str):
         self.folder, self.table, self.suffix = folder, table, suffix
         self.failed: list[str] = []
         self._full_disk = FullDisk()
 
     def write(self, record: Record) -> None:
         """Write the map of an image as `<class>/<defect>/<index>_<stem>`."""
-        if self.suffix is None:
-            return
         class_name, defect, path = (str(self.table[name][record.index] or "") for name in COLUMNS[3:])
         name = f"{record.index:06d}_{safe_name(Path(path).stem or 'image')}.{self.suffix}"
         name = f"{safe_name(class_name)}/{safe_name(defect or 'unknown')}/{name}"

@@ -153,22 +153,20 @@ def write_scores(result: Mapping[str, Any], path: str | os.PathLike) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    def spell(text: str | None) -> str | None:  # names that are no Unicode are written with escapes
-        return text and str(text).encode(errors="backslashreplace").decode()
-
-    names = ("dataset", "method", "class_name", "path", "defect_type")
-    fields = [*((name, pa.string()) for name in names), ("label", pa.int8()), ("score", pa.float64())]
-    rows = [
-        (dataset, method, *map(spell, texts), label, score)
-        for dataset, entry in result["datasets"].items()
-        for method, values in entry["scores"]["scores"].items()
-        for *texts, label, score in zip(
-            *(entry["scores"][name] for name in (*names[2:], "label")), values, strict=True
-        )
-    ]
-    columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in fields]
-    table = pa.table(
-        [pa.array(column, kind) for column, (_, kind) in zip(columns, fields, strict=True)], pa.schema(fields)
-    )
+    texts = ("class_name", "path", "defect_type")
+    fields = [(name, pa.string()) for name in ("dataset", "method", *texts)]
+    rows = []
+    for name, entry in result["datasets"].items():
+        scores = entry["scores"]
+        for method, values in scores["scores"].items():
+            for place, score in enumerate(values):
+                row = {"dataset": name, "method": method, "label": scores["label"][place], "score": score}
+                rows.append(row | {key: _in_unicode(scores[key][place]) for key in texts})
+    schema = pa.schema([*fields, ("label", pa.int8()), ("score", pa.float64())])
     with atomic_path(path) as temporary:
-        parquet.write_table(table, temporary)
+        parquet.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)
+
+
+def _in_unicode(text: str | None) -> str | None:
+    """A name from data; where it is no Unicode, with escapes."""
+    return text and str(text).encode(errors="backslashreplace").decode()
