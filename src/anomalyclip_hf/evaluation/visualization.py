@@ -10,7 +10,7 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..data.contact_sheet import GAP, INK, MUTED, OUTLINE, PAPER, SheetRow, font, outline_mask, sheet_width
+from ..data.contact_sheet import GAP, INK, MUTED, OUTLINE, PAPER, SheetRow, font, inside, outline_mask, sheet_width
 from ..data.contact_sheet import contact_sheet as write_sheet
 from ..data.files import one_line
 from ..scoring.pictures import colorize, overlay, resize_map, to_rgb
@@ -66,8 +66,8 @@ def draw_outline(
     image: Image.Image, mask: Array | Image.Image, color: tuple[int, int, int] = OUTLINE, width: int = 2
 ) -> Image.Image:
     """Draw the border of a mask on an image (nearest resize where sizes differ), with a dark rim to stand out."""
-    inside = Image.fromarray(resize_mask(mask, image.size).astype(np.uint8) * 255)
-    return outline_mask(to_rgb(image), inside, color, width)
+    marked = Image.fromarray(resize_mask(mask, image.size).astype(np.uint8) * 255)
+    return outline_mask(to_rgb(image), marked, color, width)
 
 
 def contact_sheet(
@@ -112,8 +112,7 @@ def picture_row(
 ) -> list[Image.Image]:
     """Draw the `COLUMNS` of one sample, fitted into `size` pixels: the last only where a threshold is given."""
     image = to_rgb(sample.image)
-    scale = min(size / image.width, size / image.height)
-    shown = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    shown = inside(image.size, size)
     image = image.resize(shown, Image.Resampling.LANCZOS)
     anomaly_map = resize_map(sample.anomaly_map, shown)
     if sample.mask is not None:
@@ -167,8 +166,8 @@ def resize_mask(mask: Array | Image.Image, size: tuple[int, int]) -> np.ndarray:
     values = np.asarray(mask) if isinstance(mask, Image.Image) else to_numpy(mask)
     if values.ndim != 2 or values.size == 0:
         raise ValueError(f"mask has shape {values.shape} but (H, W) is expected")
-    inside = Image.fromarray((values > 0).astype(np.uint8) * 255)
-    return np.asarray(inside.resize(size, Image.Resampling.NEAREST)) > 0
+    marked = Image.fromarray((values > 0).astype(np.uint8) * 255)
+    return np.asarray(marked.resize(size, Image.Resampling.NEAREST)) > 0
 
 
 def _tag(cell: Image.Image, text: str) -> None:
