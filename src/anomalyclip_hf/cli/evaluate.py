@@ -65,8 +65,8 @@ class Settings(EvaluationSettings, CalibrationOptions, ModelOptions, SourceOptio
     disable_tqdm: bool = option(False, "Show no progress bars.")
 
     def __post_init__(self):
-        SourceOptions.__post_init__(self)
-        EvaluationSettings.__post_init__(self)
+        super().__post_init__()
+        super(EvaluationSettings, self).__post_init__()  # of the options that follow
         if not self.sources and not self.source:
             raise ValueError("sources is missing; give --sources NAME=FOLDER ..., or --source with --data-dir")
         if self.sources and self.source:
