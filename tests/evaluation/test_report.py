@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from anomalyclip_hf.evaluation import metrics, plots
-from anomalyclip_hf.evaluation.report import format_percent, write_report
+from anomalyclip_hf.evaluation.report import write_report
+from anomalyclip_hf.evaluation.tables import percent
 from anomalyclip_hf.evaluation.visualization import Sample
 
 HISTORY = [{"epoch": 1, "loss": 2.0, "lr": 1e-3}, {"epoch": 2, "loss": 1.0, "image_auroc": 0.8, "lr": 1e-3}]
@@ -50,9 +51,13 @@ def make_result():
         "bolt": {"image_auroc": 0.912345, **pixels},
         "nut<b>": {"image_auroc": math.nan, "aupro": 0.5, "reasons": {"image_auroc": "no normal image: all 3"}},
     }
-    scores = {"score": [0.1, 0.9, 0.4], "label": [0, 1, 1], "class_name": ["bolt", "bolt", "nut<b>"]}
-    entry = {"classes": classes, "mean": {"image_auroc": 0.912345}, "published": {"image_auroc": 0.9}}
-    entry |= {"methods": {"ours": {"image_auroc": 0.9}, "CLIP": {"image_auroc": 0.75}}}
+    scores = {"label": [0, 1, 1, None], "class_name": ["bolt", "bolt", "nut<b>", "bolt"]}
+    scores["scores"] = {"ours": [0.1, 0.9, 0.4, 0.5]}
+    mean = {"image_auroc": 0.912345, "aupro": 0.5}
+    paper = {"trained_on": "visa", "mean": {"image_auroc": 0.9}, "difference": {"image_auroc": 0.012345}}
+    entry = {"classes": classes, "mean": mean, "paper": paper}
+    entry |= {"methods": {"ours": {"title": "Ours", "mean": mean}}}
+    entry["methods"]["clip"] = {"title": "CLIP", "mean": {"image_auroc": 0.75}}
     entry |= {"curves": {"bolt": curves, "nut<b>": {}}, "scores": scores}
     return {"settings": {"model": "a & b", "layers": [24]}, "datasets": {"tiny": entry}}
 
@@ -73,8 +78,8 @@ def test_report_is_whole_and_needs_no_network(tmp_path):
     cells = {row[0]: row for row in checker.rows if row}
     assert cells["bolt"][1] == "91.2"
     assert cells["nut<b>"][1] == "–" and "no normal image: all 3" in text  # escaped, with its reason
-    assert cells["mean"][1] == "91.2" and cells["published"][1] == "90.0" and cells["difference"][1] == "+1.2"
-    assert cells["CLIP"][1] == "75.0" and cells["CLIP"][-1] == "–"
+    assert cells["mean"][1] == cells["Ours"][1] == "91.2" and cells["paper (trained on visa)"][1] == "90.0"
+    assert cells["difference"][1] == "+1.2" and cells["CLIP"][1] == "75.0" and cells["CLIP"][-1] == "–"
     assert cells["model"] == ["model", "a & b"]
     assert any("nut/<i>.png" in part and "score 0.250" in part for part in checker.texts)
 
@@ -88,7 +93,7 @@ def test_report_of_the_least_result(tmp_path):
 
 
 def test_percent():
-    assert [format_percent(v) for v in (0.9125, 1, None, math.nan, np.float32(0.5))] == [
+    assert [percent(v) for v in (0.9125, 1, None, math.nan, np.float32(0.5))] == [
         "91.2",
         "100.0",
         "–",

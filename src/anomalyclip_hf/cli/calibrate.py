@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.files import one_line
 from ..data.options import SourceOptions, option
+from ..scoring.calibration import METHODS, check_method
 from .loading import ModelOptions, load_model, load_processor, load_source, options_of_source
-from .running import naming
 
 if TYPE_CHECKING:
     import datasets
 
     from .. import AnomalyCLIPModel, AnomalyCLIPProcessor
-
-METHODS = ("normal", "f1", "recall")
 
 
 @dataclass
@@ -60,7 +58,7 @@ class Settings(CalibrationOptions, ModelOptions, SourceOptions):
         super().__post_init__()
         if not self.source:
             raise ValueError("source is missing; give a folder of normal images, or labelled data")
-        check_method(self.method, self.recall, "method")
+        check_method(self.method, self.recall)
 
 
 def run(settings: Settings, draw: Callable | None = None) -> int:
@@ -76,8 +74,7 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
     processor = load_processor(settings, model.config.image_size)
     dataset = _load(settings, draw)
     skipped: list[str] = []
-    with naming(objective="method"):
-        found = choose_thresholds(settings, settings.method, model, processor, dataset, skipped)
+    found = choose_thresholds(settings, settings.method, model, processor, dataset, skipped)
     for error in skipped:
         print(f"skipped {one_line(error)}", file=sys.stderr)
     for name in ("image", "pixel"):
@@ -89,14 +86,6 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
         store_thresholds(settings.output_dir, model, processor)
         print(f"written to {settings.output_dir}")
     return 1 if skipped else 0
-
-
-def check_method(method: str, recall: float | None, name: str) -> None:
-    """Refuse an unknown way of calibration, and a recall without its method or the other way round."""
-    if method not in METHODS:
-        raise ValueError(f"{name}={method!r}, expected one of {', '.join(METHODS)}")
-    if (method == "recall") != (recall is not None):
-        raise ValueError(f"{name}={method!r} with recall={recall}: give both or neither")
 
 
 def choose_thresholds(
@@ -119,15 +108,10 @@ def choose_thresholds(
     """
     from ..scoring.thresholds import calibrate
 
-    wanted: dict[str, Any] = {"method": "normal" if method == "normal" else "labels"}
-    if method == "normal":
-        names = ("false_alarm_rate", "confidence", "pixel_rate")
-        wanted |= {name: getattr(settings, name) for name in names}
-    else:
-        wanted |= {"objective": method, "recall": settings.recall}
+    wanted = {"method": method, **{field.name: getattr(settings, field.name) for field in fields(CalibrationOptions)}}
     shared = {"batch_size": settings.batch_size, "num_workers": settings.num_workers}
-    shared |= {"show_progress": not settings.disable_tqdm, "skipped": skipped}
-    return wanted | calibrate(model, processor, dataset, **wanted, **shared)
+    progress = not settings.disable_tqdm
+    return wanted | calibrate(model, processor, dataset, **wanted, **shared, show_progress=progress, skipped=skipped)
 
 
 def store_thresholds(folder: str, model: AnomalyCLIPModel, processor: AnomalyCLIPProcessor) -> None:

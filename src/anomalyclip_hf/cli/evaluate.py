@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from ..data.files import one_line
 from ..data.options import SourceOptions, option
-from .calibrate import METHODS, CalibrationOptions, check_method, choose_thresholds, store_thresholds
+from ..evaluation.settings import EvaluationSettings
+from ..scoring.calibration import METHODS, check_method
+from .calibrate import CalibrationOptions, choose_thresholds, store_thresholds
 from .loading import ModelOptions, load_model, load_processor, load_source, options_of_source
 from .running import naming
 
@@ -23,7 +25,7 @@ OPTIMISTIC = "thresholds were chosen on the judged images: figures at them are o
 
 
 @dataclass
-class Settings(CalibrationOptions, ModelOptions, SourceOptions):
+class Settings(EvaluationSettings, CalibrationOptions, ModelOptions, SourceOptions):
     """Judge a model on labelled data sets: metrics, scores, a report.
 
     anomalyclip evaluate --model MODEL --sources mvtec=MVTec visa=VisA
@@ -48,16 +50,6 @@ class Settings(CalibrationOptions, ModelOptions, SourceOptions):
     tokenizer: str | None = option(None, "Where the backbone's tokenizer lies; beside it by default.", group="Model")
     output_dir: str = option("outputs/evaluation", "Folder for results.json, report, scores and maps.", short="o")
     resume: bool = option(False, "Go on with an interrupted run in the output folder.")
-    batch_size: int = option(8, "Images per forward, in each process.")
-    num_workers: int = option(0, "Processes that decode images, per evaluating process.")
-    sigma: float | None = option(None, "Smoothing of maps in pixels at the input size; the processor's own.")
-    map_size: str | None = option(None, "Judge pixels at 'original' size, or at so many pixels square.")
-    exact: bool | None = option(
-        None, "Judge pixels from whole maps, or from counts within 1e-4; small classes exactly by default."
-    )
-    fpr_limit: float = option(0.3, "Highest false-positive rate of AUPRO.")
-    save_maps: str | None = option(None, "Keep the maps: 'png' (16 bit) or 'npy'.", bare="png")
-    save_every: int = option(50, "Batches between two writes of records.")
     num_pictures: int = option(6, "Samples, misses and false alarms of each data set in the report.")
     calibrate: str | None = option(None, f"Choose thresholds first: {', '.join(METHODS)}.", group="Thresholds")
     calibration_source: str | None = option(
@@ -74,6 +66,7 @@ class Settings(CalibrationOptions, ModelOptions, SourceOptions):
 
     def __post_init__(self):
         super().__post_init__()
+        super(EvaluationSettings, self).__post_init__()  # of the options that follow
         if not self.sources and not self.source:
             raise ValueError("sources is missing; give --sources NAME=FOLDER ..., or --source with --data-dir")
         if self.sources and self.source:
@@ -91,9 +84,7 @@ class Settings(CalibrationOptions, ModelOptions, SourceOptions):
 
     def judged(self) -> dict[str, Any]:
         """Fields of `EvaluationSettings`."""
-        size: Any = int(self.map_size) if self.map_size and self.map_size.isdecimal() else self.map_size
-        names = ("batch_size", "num_workers", "sigma", "exact", "fpr_limit", "save_maps", "save_every")
-        return {"map_size": size, **{name: getattr(self, name) for name in names}}
+        return {field.name: getattr(self, field.name) for field in fields(EvaluationSettings)}
 
 
 def run(settings: Settings, draw: Callable | None = None) -> int:
@@ -107,22 +98,18 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
     from transformers import AutoTokenizer
 
     from ..evaluation.baselines import BASELINES, OWN, parse_ablations
-    from ..evaluation.evaluator import EvaluationSettings, evaluate_sources
+    from ..evaluation.evaluator import evaluate_sources
 
     accelerator = Accelerator(cpu=settings.cpu)
-    EvaluationSettings(**settings.judged())  # refused before anything is loaded
-    model = load_model(settings)
+    model = load_model(settings).to(accelerator.device)
     processor = load_processor(settings, model.config.image_size)
-    model.to(accelerator.device)
     sources = _load_sources(settings, draw)
     methods = [OWN, *(BASELINES if settings.baselines else ())]
     if settings.ablations is not None:
         methods += parse_ablations(settings.ablations, model)
-    thresholds = None
-    if settings.calibrate:
-        thresholds = _choose_thresholds(settings, model, processor, sources, draw)
-        if settings.save_thresholds and accelerator.is_main_process:
-            store_thresholds(settings.save_thresholds, model, processor)
+    thresholds = _choose_thresholds(settings, model, processor, sources, draw) if settings.calibrate else None
+    if settings.save_thresholds and accelerator.is_main_process:
+        store_thresholds(settings.save_thresholds, model, processor)
     result = evaluate_sources(
         model,
         processor,
@@ -180,7 +167,7 @@ def _choose_thresholds(
     if settings.calibration_source:
         given.pop("class_names", None)  # those of the judged sources
     drawn = "calibration" if source == "synthetic" else split  # never the drawings that are judged
-    with naming(split="calibration_split", method="calibrate", objective="calibrate"):
+    with naming(split="calibration_split", method="calibrate"):
         name, dataset = load_source(source, drawn, draw, **given)
         found = choose_thresholds(settings, method, model, processor, dataset)
     shared = [] if source == "synthetic" else _sharing(settings, source, split, dataset, judged)

@@ -12,7 +12,7 @@ _WHERE = {
     "contact_sheet": "visualization",
     "evaluate_model": "evaluator",
     "evaluate_sources": "evaluator",
-    "EvaluationSettings": "evaluator",
+    "EvaluationSettings": "settings",
     "fit_scale": "visualization",
     "image_metrics": "metrics",
     "pixel_metrics": "metrics",

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from ..modeling_anomalyclip import compute_similarity_maps
 from ..prompts_anomalyclip import locate_base
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from .. import AnomalyCLIPModel, AnomalyCLIPProcessor
     from ..scoring.rows import PreparedRow
 
@@ -86,14 +88,8 @@ def resolve_methods(names: Sequence[str], model: AnomalyCLIPModel) -> dict[str, 
     """
     if not names or len(set(names)) < len(names):
         raise ValueError(f"methods={list(names)}, expected at least one, each once")
-    methods = {}
-    for name in names:
-        if name == OWN:
-            methods[name] = Method("AnomalyCLIP")
-        elif name in BASELINES:
-            methods[name] = BASELINES[name]
-        else:
-            methods[name] = _ablation(name, model)
+    known = {OWN: Method("AnomalyCLIP"), **BASELINES}
+    methods = {name: known[name] if name in known else _ablation(name, model) for name in names}
     words = [name for name, method in methods.items() if method.sentences or not method.deep_prompts]
     if words and model.config.vision_only:
         raise ValueError(f"{', '.join(words)} need the text tower but this model is vision-only; load the full one")
@@ -110,16 +106,15 @@ def _ablation(name: str, model: AnomalyCLIPModel) -> Method:
     if setting == "layers" and value:
         if value in PRESETS:
             layers = feature_layers_of_preset(value, depth)
-        elif all(part.isdecimal() for part in value.split(",")):
-            layers = sorted({int(part) for part in value.split(",")})
         else:
-            layers = [0]
-        if all(1 <= layer <= depth for layer in layers):
-            text = ", ".join(map(str, layers))
-            return Method(f"layer {text}" if len(layers) == 1 else f"layers {text}", layers=tuple(layers))
-        raise ValueError(
-            f"{name!r}: expected layers from 1 to {depth} such as layers={depth}, or one of {', '.join(PRESETS)}"
-        )
+            layers = sorted({int(part) if part.isdecimal() else 0 for part in value.split(",")})
+        if layers[0] < 1 or layers[-1] > depth:
+            presets = ", ".join(PRESETS)
+            raise ValueError(
+                f"{name!r}: expected layers from 1 to {depth} such as layers={depth}, or one of {presets}"
+            )
+        title = "layer" if len(layers) == 1 else "layers"
+        return Method(f"{title} {', '.join(map(str, layers))}", layers=tuple(layers))
     raise ValueError(
         f"{name!r} is no method: expected {OWN}, {', '.join(BASELINES)}, dpam={'|'.join(DPAM_CHOICES)}, "
         "layers=<numbers or preset> or deep_prompts=off"
@@ -170,16 +165,26 @@ class MethodScorer:
         ValueError: an unknown method, one that this model can't do, or no tokenizer where one is needed.
     """
 
-    def __init__(self, model: AnomalyCLIPModel, names: Sequence[str] = (OWN,), tokenizer: Any = None):
+    def __init__(
+        self,
+        model: AnomalyCLIPModel,
+        names: Sequence[str] = (OWN,),
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ):
         self.model = model
         self.methods = resolve_methods(names, model)
         needs_words = any(method.sentences for method in self.methods.values())
         self.tokenizer = (tokenizer or load_tokenizer(model)) if needs_words else None
         self._texts: dict[tuple, Tensor] = {}
-        self._passes: dict[tuple[int, str], list[int]] = {}  # vision setting -> all layers wanted of it
-        for method in self.methods.values():
-            wanted = self._passes.setdefault(self._vision_setting(method), [])
-            wanted[:] = sorted({*wanted, *self._layers(method)})
+        config = model.config
+        self._ways: dict[str, tuple[tuple[int, str], list[int]]] = {}  # method -> refined layers and how; its layers
+        self._passes: dict[tuple[int, str], list[int]] = {}  # refined layers and how -> all layers wanted of the pass
+        for name, method in self.methods.items():
+            refined = 0 if method.plain_clip or method.dpam == "off" else config.dpam_layers
+            setting = refined, (refined and method.dpam) or config.dpam_attention
+            own = [config.vision_config.num_hidden_layers] if method.plain_clip else config.feature_layers
+            self._ways[name] = setting, sorted(method.layers or own)
+            self._passes[setting] = sorted({*self._passes.get(setting, []), *self._ways[name][1]})
 
     @torch.no_grad()
     def score(self, pixel_values: Tensor, class_name: str = "object") -> dict[str, dict[str, Tensor]]:
@@ -200,12 +205,11 @@ class MethodScorer:
             setting: model.vision_model(pixel_values, layers, *setting) for setting, layers in self._passes.items()
         }
         results = {}
-        for name, method in self.methods.items():
-            setting = self._vision_setting(method)
+        for name, (setting, layers) in self._ways.items():
             class_token, features = passes[setting]
-            if method.plain_clip:
+            if self.methods[name].plain_clip:
                 class_token = model.vision_model.post_layernorm(class_token)
-            chosen = [features[self._passes[setting].index(layer)] for layer in self._layers(method)]
+            chosen = [features[self._passes[setting].index(layer)] for layer in layers]
             texts = self.text_embeds(name, class_name)
             with torch.autocast(device_type=pixel_values.device.type, enabled=False):
                 image_embeds = model.project(model.visual_projection, class_token)
@@ -218,32 +222,18 @@ class MethodScorer:
     @torch.no_grad()
     def text_embeds(self, name: str, class_name: str = "object") -> Tensor:
         """Normal and anomalous text embedding `(2, P)` of a method, float32, L2-normalised; made once per class."""
-        method = self.methods[name]
+        method, model = self.methods[name], self.model
         key = (method.sentences, method.deep_prompts, class_name if method.sentences else None)
         if key not in self._texts:
-            self._texts[key] = self._encode_texts(method, class_name)
+            if method.sentences is not None:
+                groups = sentences_of(method.sentences, class_name)
+                means = [encode_sentences(model, self.tokenizer, group).mean(dim=0) for group in groups]
+                self._texts[key] = nn.functional.normalize(torch.stack(means), dim=-1)
+            elif method.deep_prompts:
+                self._texts[key] = model.get_prompt_embeds()
+            else:
+                self._texts[key] = model.encode_prompts(deep_prompts=model.prompt_learner.deep_prompts[:0])
         return self._texts[key]
-
-    def _encode_texts(self, method: Method, class_name: str) -> Tensor:
-        model = self.model
-        if method.sentences is not None:
-            groups = sentences_of(method.sentences, class_name)
-            means = [encode_sentences(model, self.tokenizer, group).mean(dim=0) for group in groups]
-            return nn.functional.normalize(torch.stack(means), dim=-1)
-        if method.deep_prompts:
-            return model.get_prompt_embeds()
-        return model.encode_prompts(deep_prompts=model.prompt_learner.deep_prompts[:0])
-
-    def _vision_setting(self, method: Method) -> tuple[int, str]:
-        config = self.model.config
-        if method.plain_clip or method.dpam == "off" or not config.dpam_layers:
-            return 0, config.dpam_attention
-        return config.dpam_layers, method.dpam or config.dpam_attention
-
-    def _layers(self, method: Method) -> list[int]:
-        if method.plain_clip:
-            return [self.model.config.vision_config.num_hidden_layers]
-        return sorted(method.layers or self.model.config.feature_layers)
 
 
 def score_methods(
@@ -286,22 +276,17 @@ def sentences_of(kind: str, class_name: str) -> tuple[list[str], list[str]]:
     templates, states = SENTENCES[kind]
     words = class_name.replace("_", " ").replace("-", " ").strip().lower()
     name = words if any(letter.isalpha() for letter in words) else "object"
-
-    def fill(group: tuple[str, ...]) -> list[str]:
-        phrases = [state.format(name) for state in group]
-        return [
-            template.format(_with_article(phrase, article)) for template, article in templates for phrase in phrases
-        ]
-
-    return fill(states[0]), fill(states[1])
-
-
-def _with_article(phrase: str, article: str) -> str:
-    return f"{'an' if article == 'a' and phrase[0] in 'aeiou' else article} {phrase}"
+    filled: list[list[str]] = [[], []]
+    for sentences, group in zip(filled, states, strict=True):
+        for template, article in templates:
+            for phrase in (state.format(name) for state in group):
+                an = "an" if article == "a" and phrase[0] in "aeiou" else article
+                sentences.append(template.format(f"{an} {phrase}"))
+    return filled[0], filled[1]
 
 
 @torch.no_grad()
-def encode_sentences(model: AnomalyCLIPModel, tokenizer: Any, sentences: Sequence[str]) -> Tensor:
+def encode_sentences(model: AnomalyCLIPModel, tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -> Tensor:
     """Embed sentences with the backbone's text tower as CLIP does: `(K, P)` float32, L2-normalised.
 
     Raises:
@@ -325,7 +310,7 @@ def encode_sentences(model: AnomalyCLIPModel, tokenizer: Any, sentences: Sequenc
     return model.project(model.text_projection, pooled)
 
 
-def load_tokenizer(model: AnomalyCLIPModel) -> Any:
+def load_tokenizer(model: AnomalyCLIPModel) -> PreTrainedTokenizerBase:
     """Find the tokenizer of the backbone: beside the model, or beside its base model.
 
     Raises:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import evaluate
 from datasets import Features, Sequence, Value
 
+from ..scoring.ranking import Maps, Values
 from .metrics import image_metrics, pixel_metrics
 
 _CITATION = """@inproceedings{zhou2024anomalyclip,
@@ -23,35 +24,34 @@ _CITATION = """@inproceedings{zhou2024anomalyclip,
 }"""
 
 
-class _AnomalyMetric(evaluate.Metric):
-    columns: ClassVar[dict[str, Any]]
+class ImageAnomalyMetrics(evaluate.Metric):
+    """All image metrics together."""
+
+    columns: ClassVar[dict[str, Any]] = {"predictions": Value("float64"), "references": Value("int32")}
     names: ClassVar[tuple[str, ...] | None] = None  # which metrics; all of them where None
 
     def _info(self) -> evaluate.MetricInfo:
-        description = (type(self).__doc__ or "").strip()
         return evaluate.MetricInfo(
-            description=description,
+            description=(type(self).__doc__ or "").strip(),
             citation=_CITATION,
             inputs_description="predictions: anomaly scores, higher is more anomalous; references: 1 is anomalous",
             features=Features(self.columns),
         )
 
-    def _download_and_prepare(self, dl_manager: Any) -> None:
+    def _download_and_prepare(self, dl_manager: object) -> None:
         """Nothing to download."""
+
+    def _compute(self, predictions: Values, references: Values) -> dict[str, Any]:
+        return self._choose(image_metrics(predictions, references))
 
     def _choose(self, found: dict[str, Any]) -> dict[str, Any]:
         return found if self.names is None else {name: found[name] for name in self.names}
 
 
-class _ImageMetric(_AnomalyMetric):
-    columns: ClassVar = {"predictions": Value("float64"), "references": Value("int32")}
+class PixelAnomalyMetrics(ImageAnomalyMetrics):
+    """All pixel metrics together, from one sort."""
 
-    def _compute(self, predictions: Any, references: Any) -> dict[str, Any]:
-        return self._choose(image_metrics(predictions, references))
-
-
-class _PixelMetric(_AnomalyMetric):
-    columns: ClassVar = {
+    columns: ClassVar[dict[str, Any]] = {
         "predictions": Sequence(Sequence(Value("float32"))),
         "references": Sequence(Sequence(Value("uint8"))),
     }
@@ -62,61 +62,55 @@ class _PixelMetric(_AnomalyMetric):
         info.format = "numpy"
         return info
 
-    def _compute(self, predictions: Any, references: Any, fpr_limit: float = 0.3) -> dict[str, Any]:
+    def _compute(  # type: ignore[override]
+        self, predictions: Maps, references: Maps, fpr_limit: float = 0.3
+    ) -> dict[str, Any]:
         return self._choose(pixel_metrics(predictions, references, fpr_limit))
 
 
-class ImageAUROC(_ImageMetric):
+class ImageAUROC(ImageAnomalyMetrics):
     """Area under the ROC curve of image scores."""
 
     names = ("image_auroc",)
 
 
-class ImageAP(_ImageMetric):
+class ImageAP(ImageAnomalyMetrics):
     """Average precision of image scores."""
 
     names = ("image_ap",)
 
 
-class ImageF1Max(_ImageMetric):
+class ImageF1Max(ImageAnomalyMetrics):
     """Best F1 of image scores over all thresholds."""
 
     names = ("image_f1_max", "image_f1_max_threshold")
 
 
-class ImageAnomalyMetrics(_ImageMetric):
-    """All image metrics together."""
-
-
-class PixelAUROC(_PixelMetric):
+class PixelAUROC(PixelAnomalyMetrics):
     """Area under the ROC curve of all pixels."""
 
     names = ("pixel_auroc",)
 
 
-class PixelAP(_PixelMetric):
+class PixelAP(PixelAnomalyMetrics):
     """Average precision of all pixels."""
 
     names = ("pixel_ap",)
 
 
-class PixelF1Max(_PixelMetric):
+class PixelF1Max(PixelAnomalyMetrics):
     """Best F1 of all pixels over all thresholds."""
 
     names = ("pixel_f1_max", "pixel_f1_max_threshold")
 
 
-class AUPRO(_PixelMetric):
+class AUPRO(PixelAnomalyMetrics):
     """Exact area under the per-region-overlap curve up to a false-positive rate of `fpr_limit` (0.3)."""
 
     names = ("aupro",)
 
 
-class AUPROAuthors(_PixelMetric):
+class AUPROAuthors(PixelAnomalyMetrics):
     """AUPRO with 200 thresholds and rescaled false-positive rates, as the authors compute it."""
 
     names = ("aupro_authors",)
-
-
-class PixelAnomalyMetrics(_PixelMetric):
-    """All pixel metrics together, from one sort."""

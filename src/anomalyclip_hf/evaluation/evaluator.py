@@ -1,5 +1,8 @@
 """Evaluation: scores of a labelled data set on disk, metrics of each class from them, and their mean (section 7).
 
+Each step is a function of what the one before it left: `score_class` writes records, `summary.judge_method` makes the
+metrics of a method of them, `summarize_classes` the result of a data set, `write_results` tables and a report.
+
 Work is shared between processes by whole batches, so that each image is scored in the same company, once, whatever
 their number: several processes give the numbers of one. What was scored is on disk (`records.py`), so that an
 interrupted run goes on where it was.
@@ -11,17 +14,16 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from tqdm.auto import tqdm
 
-from ..data.files import MAP_FORMATS, check_name, remove_leftovers, safe_name, save_map
+from ..data.files import check_name, remove_leftovers, safe_name, save_map
 from ..prompts_anomalyclip import backbone_fingerprint
 from ..scoring.engine import FullDisk, Record, explain, own_share, score_images
 from ..scoring.rows import prepare_row
@@ -30,6 +32,7 @@ from .published import add_paper
 from .records import ClassRecords, RecordWriter, class_folder, open_folder
 from .results import describe_model, versions, write_results
 from .samples import make_samples
+from .settings import EXACT_PIXELS, EvaluationSettings
 from .summary import add_rates, judge_class, summarize_classes
 
 if TYPE_CHECKING:
@@ -39,51 +42,8 @@ if TYPE_CHECKING:
 
     from .. import AnomalyCLIPModel, AnomalyCLIPProcessor
 
+__all__ = ["COLUMNS", "EXACT_PIXELS", "EvaluationSettings", "evaluate_model", "evaluate_sources", "score_class"]
 COLUMNS = ("image", "mask", "label", "class_name", "defect_type", "path")
-EXACT_PIXELS = 2**22
-
-
-@dataclass(frozen=True)
-class EvaluationSettings:
-    """How a data set is judged.
-
-    Args:
-        batch_size: images per forward, 1 or more.
-        num_workers: processes that decode images.
-        sigma: smoothing of maps in pixels at the model's input size; the processor's own where None.
-        map_size: None judges pixels at the model's input size, as the authors do (masks are resized to it);
-            "original" at each image's own size; a number at that many pixels square.
-        exact: True judges pixels exactly, from whole maps kept on disk class by class (1 MB an image and method at
-            518 pixels); False counts them in bins (25 MB a method whatever the number of images, within 1e-4); None
-            is exact for small classes, of at most `EXACT_PIXELS` pixels.
-        fpr_limit: highest false-positive rate of AUPRO.
-        num_bins: bins of the counts.
-        save_maps: None, "png" (16 bit, 65535 is 1.0) or "npy" (float32).
-        save_every: batches between two writes of records.
-
-    Raises:
-        ValueError: a field out of its range.
-    """
-
-    batch_size: int = 8
-    num_workers: int = 0
-    sigma: float | None = None
-    map_size: int | str | None = None
-    exact: bool | None = None
-    fpr_limit: float = 0.3
-    num_bins: int = 2**20
-    save_maps: str | None = None
-    save_every: int = 50
-
-    def __post_init__(self):
-        for name in ("batch_size", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}, expected 1 or more")
-        size = self.map_size
-        if not (size in (None, "original") or (isinstance(size, int) and size >= 1)):
-            raise ValueError(f"map_size={size!r}, expected None (the model's input), 'original' or a number of pixels")
-        if self.save_maps is not None and self.save_maps not in MAP_FORMATS:
-            raise ValueError(f"save_maps={self.save_maps!r}, expected {' or '.join(map(repr, MAP_FORMATS))}")
 
 
 def evaluate_model(
@@ -133,55 +93,91 @@ def evaluate_model(
     table = _read_columns(dataset)
     if chosen.save_maps and output_dir is None:
         raise ValueError(f"save_maps={chosen.save_maps!r} needs output_dir, the folder that maps are written to")
-    device = accelerator.device if accelerator is not None else model.device
-    scorer = MethodScorer(model.to(device).eval(), methods, tokenizer)
-    is_main = accelerator is None or accelerator.is_main_process
-    maps = _MapWriter(Path(output_dir, "maps", name)) if output_dir is not None and chosen.save_maps else None
+    processes = accelerator or _OneProcess()
+    scorer = MethodScorer(model.to(accelerator.device if accelerator else model.device).eval(), methods, tokenizer)
+    maps = None
+    if chosen.save_maps and output_dir is not None:
+        maps = _MapWriter(Path(output_dir, "maps", name), table, chosen.save_maps)
     classes: dict[str, list[int]] = {}
     for index, class_name in enumerate(table["class_name"]):
         classes.setdefault(class_name, []).append(index)
     with _records_folder(output_dir, name, accelerator) as folder:
-        if is_main:
+        if processes.is_main_process:
             open_folder(folder, _run_key(scorer, processor, table, chosen), resume)
-        _wait(accelerator)
+        processes.wait_for_everyone()
         found = {one: ClassRecords(class_folder(folder, one), list(scorer.methods)) for one in classes}
         unfinished = [one for one, records in found.items() if records.load_metrics() is None]
-        _wait(accelerator)  # all have read before anyone writes
-        with tqdm(total=len(dataset), desc=name, unit="image", disable=not (show_progress and is_main)) as bar:
+        processes.wait_for_everyone()  # all have read before anyone writes
+        quiet = not (show_progress and processes.is_main_process)
+        with tqdm(total=len(dataset), desc=name, unit="image", disable=quiet) as bar:
             bar.update(sum(len(records.indices) + len(records.errors) for records in found.values()))
+
+            def note(record: Record) -> None:
+                bar.update(min(processes.num_processes, len(dataset) - bar.n))
+                if maps is not None and record.error is None:
+                    maps.write(record)
+
             for one in unfinished:
-                records = found[one]
-                writer = RecordWriter(
-                    records.folder,
-                    records.methods,
-                    exact=_is_exact(chosen, len(classes[one]), model.config.image_size),
-                    num_bins=chosen.num_bins,
-                    fpr_limit=chosen.fpr_limit,
-                    shard_size=chosen.save_every * chosen.batch_size,
-                )
-                remaining = [index for index in classes[one] if index not in {*records.indices, *records.errors}]
-                for record in _score(dataset, remaining, scorer, processor, chosen, accelerator):
-                    writer.add(record)
-                    if maps is not None and record.error is None:
-                        maps.write(next(iter(record.result[1].values())), _map_name(record.index, table, chosen))
-                    bar.update(1 if accelerator is None else min(accelerator.num_processes, len(dataset) - bar.n))
-                writer.flush()
-                _wait(accelerator)
-                if is_main:
-                    records.read()
-                    records.save_metrics(judge_class(records, table["label"], chosen.fpr_limit))
-        _wait(accelerator)
+                score_class(dataset, classes[one], found[one], scorer, processor, chosen, processes, note)
+                processes.wait_for_everyone()
+                if processes.is_main_process:
+                    found[one].read()
+                    found[one].save_metrics(judge_class(found[one], table["label"], chosen.fpr_limit))
+        processes.wait_for_everyone()
         for records in found.values():
             records.read()
-        parts = {one: (records, records.load_metrics() or {}) for one, records in found.items()}
-        _wait(accelerator)  # the folder may be a temporary one
+        judged = {one: records.load_metrics() or {} for one, records in found.items()}
+        processes.wait_for_everyone()  # the folder may be a temporary one
     if not any(records.indices for records in found.values()):
         errors = [error for records in found.values() for error in records.errors.values()]
         raise ValueError(f"{name}: none of its {len(dataset)} images can be scored; the first: {errors[0]}")
-    summary = summarize_classes(parts, table, {key: method.title for key, method in scorer.methods.items()})
-    if failed := _gather([] if maps is None else maps.failed, accelerator):
+    summary = summarize_classes(found, judged, table, {key: method.title for key, method in scorer.methods.items()})
+    if maps is not None and (failed := _gather(maps.failed, processes)):
         summary["unsaved_maps"] = failed
     return summary
+
+
+def score_class(
+    dataset: datasets.Dataset,
+    indices: Sequence[int],
+    records: ClassRecords,
+    scorer: MethodScorer,
+    processor: AnomalyCLIPProcessor,
+    settings: EvaluationSettings,
+    processes: Accelerator | _OneProcess,
+    note: Callable[[Record], None],
+) -> None:
+    """Score a process's share of the images of one class that have no record yet, and write their records.
+
+    Args:
+        dataset: of `evaluate_model`.
+        indices: positions of the class's images in it.
+        records: of the class.
+        scorer, processor, settings: of the run.
+        processes: which share the images.
+        note: called with each record.
+    """
+    writer = RecordWriter(
+        records.folder,
+        records.methods,
+        exact=settings.is_exact(len(indices), scorer.model.config.image_size),
+        num_bins=settings.num_bins,
+        fpr_limit=settings.fpr_limit,
+        shard_size=settings.save_every * settings.batch_size,
+    )
+    done = {*records.indices, *records.errors}
+    remaining = [index for index in indices if index not in done]
+    for record in score_images(
+        dataset,
+        partial(prepare_row, processor=processor, map_size=settings.map_size),
+        partial(score_methods, scorer, processor, sigma=settings.sigma, map_size=settings.map_size),
+        batch_size=settings.batch_size,
+        num_workers=settings.num_workers,
+        indices=own_share(remaining, settings.batch_size, processes.process_index, processes.num_processes),
+    ):
+        writer.add(record)
+        note(record)
+    writer.flush()
 
 
 def evaluate_sources(
@@ -193,10 +189,10 @@ def evaluate_sources(
     tokenizer: PreTrainedTokenizerBase | None = None,
     accelerator: Accelerator | None = None,
     output_dir: str | os.PathLike | None = None,
-    resume: bool = False,
-    show_progress: bool = True,
     num_pictures: int = 6,
     thresholds: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    show_progress: bool = True,
     **settings: Any,
 ) -> dict[str, Any]:
     """Judge a model on several data sets, and write what `results.write_results` writes into `output_dir`.
@@ -214,8 +210,8 @@ def evaluate_sources(
     """
     if not sources:
         raise ValueError("sources is empty, expected at least one data set")
-    is_main = accelerator is None or accelerator.is_main_process
-    if output_dir is not None and is_main:
+    processes = accelerator or _OneProcess()
+    if output_dir is not None and processes.is_main_process:
         remove_leftovers(output_dir, "records", "maps")
     shared: dict[str, Any] = {"methods": methods, "tokenizer": tokenizer, "accelerator": accelerator, **settings}
     shared |= {"output_dir": output_dir, "resume": resume, "show_progress": show_progress}
@@ -236,37 +232,16 @@ def evaluate_sources(
         result["thresholds"] = dict(thresholds)
         for name in thresholds.get("judged_images_of", ()):
             entries[name]["notes"].append(thresholds["warning"])
-    if output_dir is not None and is_main:
-        pictures, not_drawn = make_samples(
-            model, processor, sources, result, num_pictures, methods[0], tokenizer, chosen.sigma
-        )
+    if output_dir is not None and processes.is_main_process:
+        scorer = MethodScorer(model.eval(), methods[:1], tokenizer)
+        pictures, not_drawn = make_samples(scorer, processor, sources, result, num_pictures, chosen.sigma)
         threshold = model.config.pixel_threshold
         write_results(result, output_dir, pictures, pixel_threshold=threshold, not_drawn=not_drawn)
         not_drawn += [line for entry in entries.values() for line in entry.get("unsaved_maps", ())]
         if not_drawn:
             result["not_drawn"] = not_drawn
-    _wait(accelerator)
+    processes.wait_for_everyone()
     return result
-
-
-def _score(
-    dataset: datasets.Dataset,
-    indices: list[int],
-    scorer: MethodScorer,
-    processor: AnomalyCLIPProcessor,
-    settings: EvaluationSettings,
-    accelerator: Accelerator | None,
-) -> Iterator[Record]:
-    """Score this process's share of the images of one class."""
-    process = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
-    return score_images(
-        dataset,
-        partial(prepare_row, processor=processor, map_size=settings.map_size),
-        partial(score_methods, scorer, processor, sigma=settings.sigma, map_size=settings.map_size),
-        batch_size=settings.batch_size,
-        num_workers=settings.num_workers,
-        indices=own_share(indices, settings.batch_size, *process),
-    )
 
 
 def _read_columns(dataset: datasets.Dataset) -> dict[str, list]:
@@ -287,24 +262,36 @@ def _read_columns(dataset: datasets.Dataset) -> dict[str, list]:
     return table
 
 
-def _is_exact(settings: EvaluationSettings, num_images: int, input_size: int) -> bool:
-    side = settings.map_size or input_size
-    if settings.exact is not None:
-        return settings.exact
-    return isinstance(side, int) and num_images * side**2 <= EXACT_PIXELS
+class _OneProcess:
+    """Stands for an `Accelerator` where there is none."""
+
+    process_index, num_processes, is_main_process = 0, 1, True
+
+    def wait_for_everyone(self) -> None:
+        """Nobody else is there."""
 
 
 class _MapWriter:
-    """Writes maps below a folder; `failed` lists those that could not be written, and why."""
+    """Writes maps of the first method below a folder; `failed` lists those that could not be written, and why.
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    Args:
+        folder: of the data set's maps.
+        table: columns of the data set.
+        suffix: "png" or "npy".
+    """
+
+    def __init__(self, folder: Path, table: Mapping[str, list], suffix: str):
+        self.folder, self.table, self.suffix = folder, table, suffix
         self.failed: list[str] = []
         self._full_disk = FullDisk()
 
-    def write(self, anomaly_map: np.ndarray, name: str) -> None:
+    def write(self, record: Record) -> None:
+        """Write the map of an image as `<class>/<defect>/<index>_<stem>`."""
+        class_name, defect, path = (str(self.table[name][record.index] or "") for name in COLUMNS[3:])
+        name = f"{record.index:06d}_{safe_name(Path(path).stem or 'image')}.{self.suffix}"
+        name = f"{safe_name(class_name)}/{safe_name(defect or 'unknown')}/{name}"
         try:
-            save_map(anomaly_map, self.folder / name)
+            save_map(next(iter(record.result[1].values())), self.folder / name)
         except Exception as error:
             self.failed.append(f"map {name} ({explain(error)})")
             self._full_disk.note(error)
@@ -312,20 +299,13 @@ class _MapWriter:
             self._full_disk.clear()
 
 
-def _gather(lines: list[str], accelerator: Accelerator | None) -> list[str]:
+def _gather(lines: list[str], processes: Accelerator | _OneProcess) -> list[str]:
     """The lines of all processes."""
-    if accelerator is None or accelerator.num_processes == 1:
+    if processes.num_processes == 1:
         return lines
     from accelerate.utils import gather_object
 
     return gather_object(lines)
-
-
-def _map_name(index: int, table: Mapping[str, list], settings: EvaluationSettings) -> str:
-    """Where the map of an image lies below `maps/<data set>`: `<class>/<defect>/<index>_<stem>.png`."""
-    stem = Path(str(table["path"][index])).stem or "image"
-    kind = safe_name(str(table["defect_type"][index] or "unknown"))
-    return f"{safe_name(table['class_name'][index])}/{kind}/{index:06d}_{safe_name(stem)}.{settings.save_maps}"
 
 
 @contextmanager
@@ -343,11 +323,6 @@ def _records_folder(
         from accelerate.utils import broadcast_object_list
 
         yield Path(broadcast_object_list([folder])[0])
-
-
-def _wait(accelerator: Accelerator | None) -> None:
-    if accelerator is not None:
-        accelerator.wait_for_everyone()
 
 
 def _run_key(

@@ -18,27 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..scoring.ranking import F1Max, Ranking, best_f1, rank_images, rank_pixels, why_undefined
-
-__all__ = [
-    "IMAGE_METRICS",
-    "METRICS",
-    "PIXEL_METRICS",
-    "Curve",
-    "F1Max",
-    "UndefinedMetricWarning",
-    "aupro",
-    "aupro_authors",
-    "curves_of",
-    "f1_max",
-    "image_ap",
-    "image_auroc",
-    "image_metrics",
-    "pixel_ap",
-    "pixel_auroc",
-    "pixel_f1_max",
-    "pixel_metrics",
-]
+from ..scoring.ranking import F1Max, Maps, Ranking, Values, best_f1, rank_images, rank_pixels, why_undefined
 
 
 class UndefinedMetricWarning(UserWarning):
@@ -63,7 +43,7 @@ class Metric(NamedTuple):
     """
 
     title: str
-    compute: Callable[[Ranking, float], Any]
+    compute: Callable[[Ranking, float], float | F1Max]
     hub_type: str | None = None
     card_title: str | None = None
 
@@ -135,6 +115,7 @@ def summarize(ranking: Ranking, names: Iterable[str], fpr_limit: float = 0.3) ->
     Returns:
         name to value, `<name>_threshold` beside an F1-max, and `reasons` (name to why it is NaN).
     """
+    check_fpr_limit(fpr_limit)
     result: dict[str, Any] = {}
     reasons: dict[str, str] = {}
     for name in names:
@@ -142,8 +123,7 @@ def summarize(ranking: Ranking, names: Iterable[str], fpr_limit: float = 0.3) ->
         reason = why_undefined(ranking, needs_regions=name.startswith("aupro"), unit=unit)
         value = math.nan if reason else METRICS[name].compute(ranking, fpr_limit)
         if name.endswith("f1_max"):
-            best = value if isinstance(value, F1Max) else F1Max(math.nan, math.nan)
-            result[name], result[f"{name}_threshold"] = best
+            result[name], result[f"{name}_threshold"] = value if isinstance(value, F1Max) else (math.nan, math.nan)
         else:
             result[name] = value
         if reason is None and math.isnan(result[name]):
@@ -165,7 +145,7 @@ def summarize_pixels(ranking: Ranking, fpr_limit: float = 0.3, with_curves: bool
     return result
 
 
-def image_auroc(scores: Any, labels: Any) -> float:
+def image_auroc(scores: Values, labels: Values) -> float:
     """Area under the ROC curve of image scores.
 
     Args:
@@ -175,21 +155,20 @@ def image_auroc(scores: Any, labels: Any) -> float:
     Raises:
         ValueError: NaN or infinite scores, other labels, different lengths, no sample.
     """
-    return _single("image_auroc", rank_images(scores, labels))["image_auroc"]
+    return _single("image_auroc", rank_images(scores, labels))[0]
 
 
-def image_ap(scores: Any, labels: Any) -> float:
+def image_ap(scores: Values, labels: Values) -> float:
     """Average precision of image scores (arguments as `image_auroc`)."""
-    return _single("image_ap", rank_images(scores, labels))["image_ap"]
+    return _single("image_ap", rank_images(scores, labels))[0]
 
 
-def f1_max(scores: Any, labels: Any) -> F1Max:
+def f1_max(scores: Values, labels: Values) -> F1Max:
     """Best F1 over all thresholds and the highest threshold that reaches it (arguments as `image_auroc`)."""
-    result = _single("image_f1_max", rank_images(scores, labels))
-    return F1Max(result["image_f1_max"], result["image_f1_max_threshold"])
+    return F1Max(*_single("image_f1_max", rank_images(scores, labels)))
 
 
-def image_metrics(scores: Any, labels: Any) -> dict[str, Any]:
+def image_metrics(scores: Values, labels: Values) -> dict[str, Any]:
     """All image metrics from one sort (arguments as `image_auroc`).
 
     Returns:
@@ -203,7 +182,7 @@ def image_metrics(scores: Any, labels: Any) -> dict[str, Any]:
     return result | {"num_images": num_images, "num_anomalous_images": ranking.num_anomalous}
 
 
-def pixel_metrics(maps: Any, masks: Any, fpr_limit: float = 0.3, with_curves: bool = False) -> dict[str, Any]:
+def pixel_metrics(maps: Maps, masks: Maps, fpr_limit: float = 0.3, with_curves: bool = False) -> dict[str, Any]:
     """All pixel metrics, exactly, from one sort.
 
     Args:
@@ -220,44 +199,40 @@ def pixel_metrics(maps: Any, masks: Any, fpr_limit: float = 0.3, with_curves: bo
     Raises:
         ValueError: NaN or infinite scores, masks with other values, shapes that do not match, no image.
     """
-    check_fpr_limit(fpr_limit)
     return summarize_pixels(rank_pixels(maps, masks), fpr_limit, with_curves)
 
 
-def pixel_auroc(maps: Any, masks: Any) -> float:
+def pixel_auroc(maps: Maps, masks: Maps) -> float:
     """Area under the ROC curve of all pixels (arguments as `pixel_metrics`)."""
-    return _single("pixel_auroc", rank_pixels(maps, masks, with_regions=False))["pixel_auroc"]
+    return _single("pixel_auroc", rank_pixels(maps, masks, with_regions=False))[0]
 
 
-def pixel_ap(maps: Any, masks: Any) -> float:
+def pixel_ap(maps: Maps, masks: Maps) -> float:
     """Average precision of all pixels (arguments as `pixel_metrics`)."""
-    return _single("pixel_ap", rank_pixels(maps, masks, with_regions=False))["pixel_ap"]
+    return _single("pixel_ap", rank_pixels(maps, masks, with_regions=False))[0]
 
 
-def pixel_f1_max(maps: Any, masks: Any) -> F1Max:
+def pixel_f1_max(maps: Maps, masks: Maps) -> F1Max:
     """Best F1 over all pixels with its threshold (arguments as `pixel_metrics`)."""
-    result = _single("pixel_f1_max", rank_pixels(maps, masks, with_regions=False))
-    return F1Max(result["pixel_f1_max"], result["pixel_f1_max_threshold"])
+    return F1Max(*_single("pixel_f1_max", rank_pixels(maps, masks, with_regions=False)))
 
 
-def aupro(maps: Any, masks: Any, fpr_limit: float = 0.3) -> float:
+def aupro(maps: Maps, masks: Maps, fpr_limit: float = 0.3) -> float:
     """Exact area under the per-region-overlap curve up to `fpr_limit`, divided by it (arguments as `pixel_metrics`).
 
     Every distinct score is a threshold; the curve is joined by straight lines and cut at `fpr_limit` exactly. Regions
     are 8-connected and count alike whatever their size.
     """
-    check_fpr_limit(fpr_limit)
-    return _single("aupro", rank_pixels(maps, masks), fpr_limit)["aupro"]
+    return _single("aupro", rank_pixels(maps, masks), fpr_limit)[0]
 
 
-def aupro_authors(maps: Any, masks: Any, fpr_limit: float = 0.3) -> float:
+def aupro_authors(maps: Maps, masks: Maps, fpr_limit: float = 0.3) -> float:
     """AUPRO as the authors' program reads it, for comparison with the paper (arguments as `pixel_metrics`).
 
     200 thresholds evenly over the score range; of those with FPR below `fpr_limit`, FPR is stretched by its own lowest
     and highest value to [0, 1]. It reads about a point below the exact value; prefer `aupro`.
     """
-    check_fpr_limit(fpr_limit)
-    return _single("aupro_authors", rank_pixels(maps, masks), fpr_limit)["aupro_authors"]
+    return _single("aupro_authors", rank_pixels(maps, masks), fpr_limit)[0]
 
 
 def thin(curve: Curve, max_points: int = 1000) -> Curve:
@@ -276,10 +251,11 @@ def check_fpr_limit(fpr_limit: float) -> None:
         raise ValueError(f"fpr_limit={fpr_limit} but a false-positive rate in (0, 1] is expected; the paper uses 0.3")
 
 
-def _single(name: str, ranking: Ranking, fpr_limit: float = 0.3) -> dict[str, Any]:
+def _single(name: str, ranking: Ranking, fpr_limit: float = 0.3) -> list[float]:
+    """One metric, with its threshold where it has one."""
     result = summarize(ranking, [name], fpr_limit)
-    _warn_undefined(result["reasons"], stacklevel=4)
-    return result
+    _warn_undefined(result.pop("reasons"), stacklevel=4)
+    return list(result.values())
 
 
 def _warn_undefined(reasons: dict[str, str], stacklevel: int = 3) -> None:

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .metrics import METRICS
+from .tables import percent
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard
+
+    from .. import AnomalyCLIPModel
 
 TEMPLATE = Path(__file__).parent.parent / "assets" / "model_card.md"
 TAGS = ["anomaly-detection", "zero-shot", "clip", "anomalyclip"]
@@ -36,7 +39,7 @@ TRAINING_NAMES = {
 
 
 def make_model_card(
-    model: Any,
+    model: AnomalyCLIPModel,
     results: str | os.PathLike | Mapping[str, Any] | None = None,
     training: str | os.PathLike | Mapping[str, Any] | None = None,
     repo_id: str | None = None,
@@ -76,21 +79,18 @@ def make_model_card(
     name = (repo_id or "").rstrip("/").split("/")[-1] or "AnomalyCLIP"
     in_folder = base is not None and os.path.isabs(base)
     in_package = base is not None and base.startswith("anomalyclip_hf/")
-    on_hub = base is not None and not in_folder and not in_package
-    relation: dict[str, Any] = (
-        {"base_model_relation": "adapter" if kind == "prompts" else "finetune"} if on_hub else {}
-    )
-    dataset_ids = recorded.pop("dataset_id", None)
+    based: dict[str, Any] = {}
+    if base is not None and not in_folder and not in_package:
+        based = {"base_model": base, "base_model_relation": "adapter" if kind == "prompts" else "finetune"}
     data = ModelCardData(
-        base_model=base if on_hub else None,
-        datasets=dataset_ids,
+        datasets=recorded.pop("dataset_id", None),
         eval_results=_eval_results(means) or None,
         library_name="transformers",
         license=license,
         model_name=name,
         pipeline_tag=PIPELINE_TAG,
         tags=TAGS,
-        **relation,
+        **based,
     )
     shown = [key for key in SHOWN if any(key in mean for _, mean in means.values())]
     return ModelCard.from_template(
@@ -98,13 +98,13 @@ def make_model_card(
         template_str=TEMPLATE.read_text(encoding="utf-8"),
         title=name if name.lower().startswith("anomalyclip") else f"{name}: AnomalyCLIP",
         kind=kind,
-        facts=list(_facts(config, model, base, prompts_file).items()),
+        facts=list(_facts(model, base, prompts_file).items()),
         repo_id=repo_id or "user/name",
         base_folder=kind == "prompts" and in_folder,
         base_in_package=kind == "prompts" and in_package,
         with_code=with_code,
         results=[
-            {"name": title, "values": [_percent(mean.get(key)) for key in shown]} for title, mean in means.values()
+            {"name": title, "values": [percent(mean.get(key)) for key in shown]} for title, mean in means.values()
         ],
         metrics=[_card_title(key) for key in shown],
         training=[(TRAINING_NAMES.get(key, key), value) for key, value in recorded.items() if value is not None],
@@ -115,7 +115,7 @@ def make_model_card(
     )
 
 
-def prompts_checksum(model: Any) -> str:
+def prompts_checksum(model: AnomalyCLIPModel) -> str:
     """SHA-256 of the learned values (float32, little endian): words, then deep prompts; folded embeddings if none."""
     learner = getattr(model, "prompt_learner", None)
     tensors = [model.folded_text_embeds] if learner is None else [learner.context, learner.deep_prompts]
@@ -125,7 +125,8 @@ def prompts_checksum(model: Any) -> str:
     return digest.hexdigest()
 
 
-def _facts(config: Any, model: Any, base: str | None, prompts_file: str | os.PathLike | None) -> dict[str, str]:
+def _facts(model: AnomalyCLIPModel, base: str | None, prompts_file: str | os.PathLike | None) -> dict[str, str]:
+    config = model.config
     revision = f" at revision `{config.base_model_revision}`" if config.base_model_revision else ""
     facts = {"method": f"[AnomalyCLIP]({ARXIV}), Zhou et al., ICLR 2024"}
     if base:
@@ -162,12 +163,8 @@ def _mean(name: str, entry: Any) -> tuple[str, dict[str, float]]:
     methods = entry.get("methods")
     main = next(iter(methods.values())) if isinstance(methods, Mapping) and methods else entry
     mean = {ALIASES.get(key, key): value for key, value in (main.get("mean") or {}).items()}
-    finite = {key: float(mean[key]) for key in SHOWN if _is_number(mean.get(key)) and math.isfinite(mean[key])}
-    return str(entry.get("title") or name), finite
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    numbers = {key: float(mean[key]) for key in SHOWN if isinstance(mean.get(key), int | float)}
+    return str(entry.get("title") or name), {key: value for key, value in numbers.items() if math.isfinite(value)}
 
 
 def _eval_results(means: Mapping[str, tuple[str, dict[str, float]]]) -> list[EvalResult]:
@@ -190,10 +187,3 @@ def _eval_results(means: Mapping[str, tuple[str, dict[str, float]]]) -> list[Eva
 
 def _card_title(key: str) -> str:
     return METRICS[key].card_title or METRICS[key].title
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}"
-
-
-__all__ = ["make_model_card", "prompts_checksum"]

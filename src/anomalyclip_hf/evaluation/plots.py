@@ -1,19 +1,28 @@
 """Plots of a run: ROC, PR and PRO curves, score histograms, training curves.
 
-matplotlib is loaded when a plot is drawn. The format follows the suffix of the path: .png, .svg or .pdf.
+matplotlib is loaded when a plot is drawn. The format follows the suffix of the path: .png, .svg or .pdf; a buffer gets
+SVG.
 """
 
+from __future__ import annotations
+
+import io
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from ..data.files import atomic_path, one_line
-from ..scoring.ranking import to_numpy
+from ..scoring.ranking import Values, to_numpy
 from .metrics import Curve
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Target: TypeAlias = "str | os.PathLike | io.BytesIO"
 # Okabe and Ito's colors, which color-blind readers can tell apart; line styles tell the eighth line from the first.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")
@@ -27,7 +36,7 @@ _AXES = {
 
 
 def plot_metric_curves(
-    curves: Mapping[str, Mapping[str, Curve]], path: str | os.PathLike, fpr_limit: float = 0.3, title: str = ""
+    curves: Mapping[str, Mapping[str, Curve]], path: Target, fpr_limit: float = 0.3, title: str = ""
 ) -> None:
     """Plot ROC, PR and PRO curves side by side, one line per class or run.
 
@@ -61,9 +70,9 @@ def plot_metric_curves(
 
 
 def plot_score_histograms(
-    scores: Any,
-    labels: Any,
-    path: str | os.PathLike,
+    scores: Values,
+    labels: Values,
+    path: Target,
     classes: Sequence[str] | None = None,
     threshold: float | None = None,
     bins: int = 40,
@@ -94,22 +103,20 @@ def plot_score_histograms(
     for axis, name in zip(axes, panels, strict=False):
         for label, color, text in ((0, NORMAL_COLOR, "normal"), (1, ANOMALOUS_COLOR, "anomalous")):
             chosen = scores[(names == name) & (labels == label)]
-            style = {"facecolor": color, "edgecolor": color, "alpha": 0.5, "hatch": "///" if label else None}
-            axis.hist(chosen, bins=edges, label=text, histtype="stepfilled", linewidth=1.0, **style)
+            style: dict[str, Any] = {"facecolor": color, "edgecolor": color, "hatch": "///" if label else None}
+            axis.hist(chosen, edges.tolist(), label=text, histtype="stepfilled", linewidth=1.0, alpha=0.5, **style)
         if threshold is not None:
             axis.axvline(threshold, color="black", linewidth=1.0, linestyle="--", label="threshold")
         _name(axis, _label(name, 26), "anomaly score", "images")
         axis.set_xlim(edges[0], edges[-1])
-        axis.yaxis.get_major_locator().set_params(integer=True)
+        axis.locator_params(axis="y", integer=True)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
     _outside_legend(figure, axes[0], 3)
     _save(figure, path)
 
 
-def plot_curves(
-    history: Sequence[Mapping[str, Any]], path: str | os.PathLike, x: str = "epoch", title: str = ""
-) -> None:
+def plot_curves(history: Sequence[Mapping[str, Any]], path: Target, x: str = "epoch", title: str = "") -> None:
     """Plot the course of a training: losses in one panel, everything else (validation metrics) in another.
 
     Args:
@@ -121,33 +128,24 @@ def plot_curves(
     if not history:
         raise ValueError("history is empty but at least one entry is expected")
     skipped = {x, "epoch", "step", "lr", "learning_rate", "seconds"}
-    keys = [key for key in dict.fromkeys(k for entry in history for k in entry) if key not in skipped]
-    series = {key: points for key in keys if (points := _series(history, key, x))}
-    panels = [
-        (heading, chosen)
-        for heading, is_loss in (("loss", True), ("validation", False))
-        if (chosen := {key: points for key, points in series.items() if ("loss" in key) == is_loss})
-    ]
+    panels: dict[str, dict[str, list[tuple[float, float]]]] = {"loss": {}, "validation": {}}
+    for place, entry in enumerate(history):
+        for key, value in entry.items():
+            if key not in skipped and isinstance(value, (int, float)) and not isinstance(value, bool):
+                series = panels["loss" if "loss" in key else "validation"].setdefault(key, [])
+                series.append((float(entry.get(x, place)), float(value)))
+    panels = {heading: lines for heading, lines in panels.items() if lines}
     if not panels:
         raise ValueError(f"history has no numbers to plot: its keys are {sorted(history[0])}")
     figure, axes = _figure(len(panels), 1, (4.6, 3.2), title)
-    for axis, (heading, chosen) in zip(axes, panels, strict=True):
-        for number, (key, points) in enumerate(chosen.items()):
+    for axis, (heading, lines) in zip(axes, panels.items(), strict=True):
+        for number, (key, points) in enumerate(lines.items()):
             marker = "o" if len(points) <= 30 else None
             axis.plot(*zip(*points, strict=True), label=key, marker=marker, markersize=3, **_line(number))
         _name(axis, heading, x, "")
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.locator_params(axis="x", integer=True)
         axis.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     _save(figure, path)
-
-
-def _series(history: Sequence[Mapping[str, Any]], key: str, x: str) -> list[tuple[float, float]]:
-    points = []
-    for place, entry in enumerate(history):
-        value = entry.get(key)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            points.append((float(entry.get(x, place)), float(value)))
-    return points
 
 
 def _label(name: str, length: int = 40) -> str:
@@ -159,11 +157,11 @@ def _label(name: str, length: int = 40) -> str:
 
 
 def _line(number: int) -> dict[str, Any]:
-    style = STYLES[number // len(COLORS) % len(STYLES)] if number >= len(COLORS) else STYLES[0]
+    style = STYLES[number // len(COLORS) % len(STYLES)]
     return {"color": COLORS[number % len(COLORS)], "linestyle": style, "linewidth": 1.4}
 
 
-def _figure(columns: int, rows: int, panel: tuple[float, float], title: str) -> tuple[Any, list[Any]]:
+def _figure(columns: int, rows: int, panel: tuple[float, float], title: str) -> tuple[Figure, list[Axes]]:
     # The object interface: pyplot would keep figures alive and pick a display.
     from matplotlib.figure import Figure
 
@@ -179,25 +177,28 @@ def _figure(columns: int, rows: int, panel: tuple[float, float], title: str) -> 
     return figure, axes
 
 
-def _name(axis: Any, heading: str, x_name: str, y_name: str) -> None:
+def _name(axis: Axes, heading: str, x_name: str, y_name: str) -> None:
     axis.set_title(heading, fontsize=9)
     axis.set_xlabel(x_name, fontsize=8)
     axis.set_ylabel(y_name, fontsize=8)
 
 
-def _outside_legend(figure: Any, axis: Any, entries: int) -> None:
+def _outside_legend(figure: Figure, axis: Axes, entries: int) -> None:
     handles, names = axis.get_legend_handles_labels()
-    place = {"loc": "outside lower center", "ncols": min(entries, 6), "fontsize": 7, "frameon": False}
-    figure.legend(handles, names, **place)
+    figure.legend(handles, names, loc="outside lower center", ncols=min(entries, 6), fontsize=7, frameon=False)
 
 
-def _save(figure: Any, path: str | os.PathLike) -> None:
+def _save(figure: Figure, path: Target) -> None:
     import matplotlib
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
         text.set_parse_math(False)  # a "$" in a name is no mathematics
     settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "0"}
-    with atomic_path(path) as temporary, matplotlib.rc_context(settings), warnings.catch_warnings():
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of scripts that the font lacks
-        figure.savefig(temporary, dpi=150)
+        if isinstance(path, io.BytesIO):
+            figure.savefig(path, format="svg")
+            return
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, dpi=150)

@@ -32,6 +32,10 @@ class ClassRecords:
     Args:
         folder: of the class.
         methods: their names, in order.
+
+    Attributes:
+        indices, scores: positions of the scored images, and method to their scores, in the data set's order.
+        errors: position of each image that was left out to why.
     """
 
     def __init__(self, folder: Path, methods: Sequence[str]):
@@ -39,46 +43,41 @@ class ClassRecords:
         self.read()
 
     def read(self) -> None:
-        """Take up what lies in the folder now, in the data set's order."""
+        """Take up what lies in the folder now."""
         from pyarrow import parquet
 
-        self.shards = sorted(self.folder.glob("*.parquet"))
-        rows = [row for shard in self.shards for row in parquet.read_table(shard).to_pylist()]
-        rows.sort(key=lambda row: row["index"])
+        self._shards = {
+            shard: parquet.read_table(shard).to_pylist() for shard in sorted(self.folder.glob("*.parquet"))
+        }
+        rows = sorted((row for shard in self._shards.values() for row in shard), key=lambda row: row["index"])
         scored = [row for row in rows if row["error"] is None]
         self.indices: list[int] = [row["index"] for row in scored]
         self.errors: dict[int, str] = {row["index"]: row["error"] for row in rows if row["error"] is not None}
-        self.scores = {name: [row[f"score {name}"] for row in scored] for name in self.methods}
-        self._sizes = {row["index"]: (row["height"], row["width"]) for row in scored if row["height"]}
+        self.scores: dict[str, list[float]] = {name: [row[f"score {name}"] for row in scored] for name in self.methods}
 
     def pixels(self, method: str) -> tuple[list[np.ndarray], list[np.ndarray]] | StreamingPixelMetrics | None:
         """Maps and masks `(H, W)` of the images whose truth is known, or their counts; None where there are none."""
-        from pyarrow import parquet
-
         place = self.methods.index(method)
         whole: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         counted: StreamingPixelMetrics | None = None
-        for shard in self.shards:
+        for shard, rows in self._shards.items():
             if (file := shard.with_suffix(f".{place}.npz")).is_file():
                 with np.load(file, allow_pickle=False) as state:
                     part = StreamingPixelMetrics.from_state_dict(dict(state))
                 counted = part if counted is None else counted.merge(part)
             elif (file := shard.with_suffix(".maps.npy")).is_file():
-                maps, masks = (np.load(shard.with_suffix(f".{kind}.npy"), mmap_mode="r") for kind in ("maps", "masks"))
-                start = 0
-                for index in parquet.read_table(shard, columns=["index"])["index"].to_pylist():
-                    if index in self._sizes:
-                        height, width = self._sizes[index]
-                        end = start + height * width
-                        whole[index] = (
-                            maps[place, start:end].reshape(height, width),
-                            masks[start:end].reshape(height, width),
-                        )
-                        start = end
-        if whole:
-            pairs = [pair for _, pair in sorted(whole.items())]
-            return [one for one, _ in pairs], [mask for _, mask in pairs]
-        return counted
+                maps = np.load(file, mmap_mode="r")[place]
+                masks = np.load(shard.with_suffix(".masks.npy"), mmap_mode="r")
+                end = 0
+                for row in rows:
+                    if row["height"]:
+                        shape = row["height"], row["width"]
+                        start, end = end, end + shape[0] * shape[1]
+                        whole[row["index"]] = maps[start:end].reshape(shape), masks[start:end].reshape(shape)
+        if not whole:
+            return counted
+        ordered = [whole[index] for index in sorted(whole)]
+        return [anomaly_map for anomaly_map, _ in ordered], [mask for _, mask in ordered]
 
     def load_metrics(self) -> dict[str, Any] | None:
         """The metrics of the class that `save_metrics` kept; None where it is not finished."""
@@ -120,26 +119,30 @@ class RecordWriter:
         self.num_bins, self.fpr_limit = num_bins, fpr_limit
         self._start()
 
+    def _start(self) -> None:
+        self._rows: list[dict[str, int | float | str | None]] = []
+        self._maps: list[np.ndarray] = []  # (methods, pixels) of an image
+        self._masks: list[np.ndarray] = []
+        self._counts = (
+            [] if self.exact else [StreamingPixelMetrics(self.num_bins, self.fpr_limit) for _ in self.methods]
+        )
+
     def add(self, record: Record) -> None:
         """Add an image: its result are method to score and method to map `(H, W)`, its item has the `mask`."""
-        row = {"index": record.index, "error": record.error, "height": None, "width": None}
-        scores, maps = record.result or (dict.fromkeys(self.methods), {})
+        nothing: tuple[dict[str, float | None], dict[str, np.ndarray]] = dict.fromkeys(self.methods), {}
+        scores, maps = record.result or nothing
+        mask = record.item.mask if maps else None
+        height, width = (None, None) if mask is None else mask.shape
+        row = {"index": record.index, "error": record.error, "height": height, "width": width}
         self._rows.append(row | {f"score {name}": scores[name] for name in self.methods})
-        if maps and (mask := record.item.mask) is not None:
-            self._rows[-1]["height"], self._rows[-1]["width"] = mask.shape
-            self._add_pixels(maps, mask)
-        if len(self._rows) >= self.shard_size or sum(one.size for one in self._maps) >= MAX_BUFFER:
-            self.flush()
-
-    def _add_pixels(self, maps: Mapping[str, np.ndarray], mask: np.ndarray) -> None:
-        if self.exact:
+        if mask is not None and self.exact:
             self._maps.append(np.stack([maps[name].ravel() for name in self.methods]).astype(np.float32, copy=False))
             self._masks.append(mask.ravel())
-            return
-        for name in self.methods:
-            if name not in self._counts:
-                self._counts[name] = StreamingPixelMetrics(self.num_bins, self.fpr_limit)
-            self._counts[name].update([maps[name]], [mask])
+        elif mask is not None:
+            for name, counts in zip(self.methods, self._counts, strict=True):
+                counts.update([maps[name]], [mask])
+        if len(self._rows) >= self.shard_size or sum(one.size for one in self._maps) >= MAX_BUFFER:
+            self.flush()
 
     def flush(self) -> None:
         """Write what was added since the last shard."""
@@ -153,20 +156,15 @@ class RecordWriter:
             for kind, arrays in (("maps", self._maps), ("masks", self._masks)):
                 with atomic_path(shard.with_suffix(f".{kind}.npy")) as temporary:
                     np.save(temporary, np.concatenate(arrays, axis=-1), allow_pickle=False)
-        for name, counts in self._counts.items():
-            with atomic_path(shard.with_suffix(f".{self.methods.index(name)}.npz")) as temporary:
-                np.savez(temporary, **counts.state_dict())
+        for place, counts in enumerate(self._counts):
+            if counts.num_images:
+                with atomic_path(shard.with_suffix(f".{place}.npz")) as temporary:
+                    np.savez(temporary, allow_pickle=False, **counts.state_dict())
         types = {"index": pa.int64(), "error": pa.string(), "height": pa.int32(), "width": pa.int32()}
-        fields = [(name, types.get(name, pa.float64())) for name in self._rows[0]]
+        schema = pa.schema([(name, types.get(name, pa.float64())) for name in self._rows[0]])
         with atomic_path(shard) as temporary:
-            parquet.write_table(pa.Table.from_pylist(self._rows, schema=pa.schema(fields)), temporary)
+            parquet.write_table(pa.Table.from_pylist(self._rows, schema=schema), temporary)
         self._start()
-
-    def _start(self) -> None:
-        self._rows: list[dict[str, Any]] = []
-        self._maps: list[np.ndarray] = []
-        self._masks: list[np.ndarray] = []
-        self._counts: dict[str, StreamingPixelMetrics] = {}
 
 
 def class_folder(folder: Path, class_name: str) -> Path:

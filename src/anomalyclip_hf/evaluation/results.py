@@ -10,15 +10,15 @@ import math
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.files import atomic_path, one_line
-from .metrics import METRICS
 from .model_card import prompts_checksum
-from .published import PUBLISHED_METRICS, difference
-from .report import format_percent, write_report
+from .report import write_report
+from .tables import class_table, method_table, reasons_of
 from .visualization import contact_sheet, fit_scale
 
 if TYPE_CHECKING:
@@ -28,6 +28,14 @@ if TYPE_CHECKING:
 MAX_ROWS = 24  # of samples.png
 SHORT_METRICS = ("image_auroc", "image_ap", "pixel_auroc", "aupro")
 PACKAGES = ("anomalyclip_hf", "torch", "transformers", "datasets", "accelerate", "numpy", "scipy", "pillow")
+MODEL_FIELDS = (
+    "base_model_name_or_path",
+    "image_size",
+    "feature_layers",
+    "dpam_layers",
+    "dpam_attention",
+    "temperature",
+)
 FILES = ("results.json", "results.md", "scores.parquet", "report.html", "samples.png")
 
 
@@ -44,29 +52,13 @@ def versions() -> dict[str, str]:
 
 def describe_model(model: AnomalyCLIPModel) -> dict[str, Any]:
     """What of a model decides the numbers, as plain values."""
-    fields = (
-        "base_model_name_or_path",
-        "image_size",
-        "feature_layers",
-        "dpam_layers",
-        "dpam_attention",
-        "temperature",
-    )
-    found: dict[str, Any] = {"model": model.name_or_path, "dtype": str(model.dtype).removeprefix("torch.")}
-    found["prompts"] = getattr(model, "prompts_source", None) or model.name_or_path
-    found["prompts_sha256"] = prompts_checksum(model)
-    return found | {name: getattr(model.config, name) for name in fields}
-
-
-def without_nan(value: Any) -> Any:
-    """A copy of plain data with None for NaN, which JSON does not have."""
-    if isinstance(value, Mapping):
-        return {str(key): without_nan(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [without_nan(one) for one in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return {
+        "model": model.name_or_path,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "prompts": getattr(model, "prompts_source", None) or model.name_or_path,
+        "prompts_sha256": prompts_checksum(model),
+        **{name: getattr(model.config, name) for name in MODEL_FIELDS},
+    }
 
 
 def to_json(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,89 +67,38 @@ def to_json(result: Mapping[str, Any]) -> dict[str, Any]:
         name: {key: value for key, value in entry.items() if key not in ("scores", "curves")}
         for name, entry in result["datasets"].items()
     }
-    return without_nan({**result, "datasets": datasets})
+    return _without_nan({**result, "datasets": datasets})
+
+
+def _without_nan(value: Any) -> Any:
+    """A copy of plain data with None for NaN, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {str(key): _without_nan(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(one) for one in value]
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def to_markdown(result: Mapping[str, Any]) -> str:
     """The tables of a run as Markdown: a summary of all data sets and methods, the model, each data set by class."""
-    parts = [summary_table(result)]
+    parts = [method_table(result["datasets"]).to_markdown()]
     if model := result.get("model"):
         names = {"Model": "model", "Base model": "base_model_name_or_path", "Prompts": "prompts"}
-        facts = [f"{title}: {one_line(model[key])}" for title, key in names.items() if model.get(key)]
-        parts.append("\n".join(f"- {fact}" for fact in [*facts, f"SHA-256 of the prompts: {model['prompts_sha256']}"]))
+        names["SHA-256 of the prompts"] = "prompts_sha256"
+        parts.append("\n".join(f"- {title}: {one_line(model[key])}" for title, key in names.items() if model.get(key)))
     for name, entry in result["datasets"].items():
-        parts.append(f"## {name}\n\n{class_table(entry)}")
+        parts.append(f"## {name}\n\n{class_table(entry).to_markdown()}")
         parts += [f"- {note}" for note in entry.get("notes", [])]
-        reasons = {why for values in entry["classes"].values() for why in values.get("reasons", {}).values()}
-        parts += [f"- undefined: {why}" for why in sorted(reasons)]
+        parts += [f"- undefined: {why}" for why in reasons_of(entry)]
     return "\n\n".join(parts) + "\n"
 
 
 def short_table(result: Mapping[str, Any]) -> str:
     """The summary with few columns, for a terminal or a README; the authors' AUPRO only beside the paper's."""
     published = any(entry.get("paper") for entry in result["datasets"].values())
-    return summary_table(result, [*SHORT_METRICS, "aupro_authors"] if published else SHORT_METRICS)
-
-
-def summary_table(result: Mapping[str, Any], metrics: Sequence[str] | None = None) -> str:
-    """One row per data set and method, in percent, means over classes; the paper's row and the difference below."""
-    entries = result["datasets"]
-    shown = list(metrics or METRICS)
-    rows = [["data set", "method", *(METRICS[metric].title for metric in shown)]]
-    for name, entry in entries.items():
-        rows += [[name, method["title"], *_cells(method["mean"], shown)] for method in entry["methods"].values()]
-        if paper := entry.get("paper"):
-            rows.append([name, f"paper (trained on {paper['trained_on']})", *_cells(paper["mean"], shown)])
-            if paper["difference"]:
-                rows.append([name, "difference", *_signed(paper["difference"], shown)])
-    return _table(rows, 2)
-
-
-def class_table(entry: Mapping[str, Any]) -> str:
-    """One row per class, in percent, with the numbers of the authors' log and the difference where there are any."""
-    paper = entry.get("paper") or {}
-    published = paper.get("classes", {})
-    heading = ["class", *(metric.title for metric in METRICS.values())]
-    if published:
-        heading += [f"log: {METRICS[one].title}" for one in PUBLISHED_METRICS]
-        heading += [f"± {METRICS[one].title}" for one in PUBLISHED_METRICS]
-    rows = [heading]
-
-    def add(name: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
-        row = [name, *_cells(ours, list(METRICS))]
-        if published:
-            compared = PUBLISHED_METRICS
-            row += [*_cells(theirs, compared), *_signed(difference(ours, theirs), compared)]
-        rows.append(row)
-
-    for name, values in entry["classes"].items():
-        add(name, values, published.get(name, {}))
-    complete = paper.get("all_classes", False)
-    add("**mean**", entry["mean"], (paper.get("log_mean") or paper.get("mean", {})) if complete else {})
-    return _table(rows, 1)
-
-
-def _cells(values: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
-    return [format_percent(values.get(metric)) for metric in metrics]
-
-
-def _signed(values: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
-    return [f"{100.0 * values[metric]:+.1f}" if metric in values else "–" for metric in metrics]
-
-
-def _table(rows: list[list[str]], num_text: int) -> str:
-    rows = [[one_line(cell).replace("|", "\\|") for cell in row] for row in rows]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-
-    def line(cells: list[str]) -> str:
-        padded = [
-            cell.ljust(width) if column < num_text else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ]
-        return f"| {' | '.join(padded)} |"
-
-    rule = ["-" * width if column < num_text else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
-    return "\n".join([line(rows[0]), line(rule), *(line(row) for row in rows[1:])])
+    metrics = [*SHORT_METRICS, "aupro_authors"] if published else SHORT_METRICS
+    return method_table(result["datasets"], metrics).to_markdown()
 
 
 def write_results(
@@ -185,28 +126,21 @@ def write_results(
         file name to path.
     """
     paths = {name: Path(output_dir, name) for name in FILES}
-    with atomic_path(paths["results.json"]) as temporary:
-        text = json.dumps(to_json(result), indent=2, ensure_ascii=False, allow_nan=False)
-        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
-    with atomic_path(paths["results.md"]) as temporary:
-        temporary.write_text(to_markdown(result), encoding="utf-8", errors="backslashreplace")
+    numbers = json.dumps(to_json(result), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    for name, text in (("results.json", numbers), ("results.md", to_markdown(result))):
+        with atomic_path(paths[name]) as temporary:
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     write_scores(result, paths["scores.parquet"])
     shown = [sample for group in (samples or {}).values() for sample in group]
     if scale is None:
         scale = fit_scale(sample.anomaly_map for sample in shown) if shown else (0.0, 1.0)
-    drawing: dict[str, Any] = {"vmin": scale[0], "vmax": scale[1], "pixel_threshold": pixel_threshold}
-    report = {
-        "settings": {**result.get("model", {}), **result.get("settings", {}), **result.get("versions", {})},
-        "datasets": {name: _report_entry(entry) for name, entry in result["datasets"].items()},
-    }
-    drawings: dict[str, Callable[[Path], None]] = {
-        "report.html": lambda path: write_report(report, path, samples=samples, title=title, **drawing)
-    }
+    drawing: dict[str, Any] = {"vmin": scale[0], "vmax": scale[1], "pixel_threshold": pixel_threshold, "title": title}
+    drawings: dict[str, Callable[..., None]] = {"report.html": partial(write_report, result, samples=samples)}
     if shown:
-        drawings["samples.png"] = lambda path: contact_sheet(shown[:MAX_ROWS], path, title=title, **drawing)
+        drawings["samples.png"] = partial(contact_sheet, shown[:MAX_ROWS])
     for name, draw in drawings.items():
         try:
-            draw(paths[name])
+            draw(path=paths[name], **drawing)
         except Exception as error:
             if not_drawn is None:
                 raise
@@ -219,36 +153,20 @@ def write_scores(result: Mapping[str, Any], path: str | os.PathLike) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    columns: dict[str, list] = {"dataset": [], "method": [], "class_name": [], "path": []}
-    columns |= {"defect_type": [], "label": [], "score": []}
+    texts = ("class_name", "path", "defect_type")
+    fields = [(name, pa.string()) for name in ("dataset", "method", *texts)]
+    rows = []
     for name, entry in result["datasets"].items():
         scores = entry["scores"]
         for method, values in scores["scores"].items():
-            columns["dataset"] += [name] * len(values)
-            columns["method"] += [method] * len(values)
-            columns["score"] += values
-            columns["label"] += scores["label"]
-            for key in ("class_name", "path", "defect_type"):  # names that are no Unicode are written with escapes
-                columns[key] += [text and str(text).encode(errors="backslashreplace").decode() for text in scores[key]]
-    types = {"label": pa.int8(), "score": pa.float64()}
-    arrays = {key: pa.array(values, types.get(key, pa.string())) for key, values in columns.items()}
+            for place, score in enumerate(values):
+                row = {"dataset": name, "method": method, "label": scores["label"][place], "score": score}
+                rows.append(row | {key: _in_unicode(scores[key][place]) for key in texts})
+    schema = pa.schema([*fields, ("label", pa.int8()), ("score", pa.float64())])
     with atomic_path(path) as temporary:
-        parquet.write_table(pa.table(arrays), temporary)
+        parquet.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)
 
 
-def _report_entry(entry: Mapping[str, Any]) -> dict[str, Any]:
-    scores = entry.get("scores") or {"label": []}
-    known = [place for place, label in enumerate(scores["label"]) if label is not None]
-    shown: dict[str, Any] = {"classes": entry["classes"], "mean": entry["mean"], "curves": entry.get("curves")}
-    if len(entry["methods"]) > 1:
-        shown["methods"] = {method["title"]: method["mean"] for method in entry["methods"].values()}
-    if entry.get("paper"):
-        shown["published"] = entry["paper"]["mean"]
-    if known:
-        values = next(iter(scores["scores"].values()))
-        shown["scores"] = {
-            "score": [values[place] for place in known],
-            "label": [scores["label"][place] for place in known],
-            "class_name": [scores["class_name"][place] for place in known],
-        }
-    return shown
+def _in_unicode(text: str | None) -> str | None:
+    """A name from data; where it is no Unicode, with escapes."""
+    return text and str(text).encode(errors="backslashreplace").decode()

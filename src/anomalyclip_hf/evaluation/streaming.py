@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 from ..scoring.histogram import PixelHistogram
 from .metrics import check_fpr_limit, summarize_pixels
@@ -16,6 +16,8 @@ class StreamingPixelMetrics(PixelHistogram):
         num_bins: bins kept, 24 bytes each (25 MB by default).
         fpr_limit: highest false-positive rate of AUPRO, in (0, 1].
     """
+
+    _settings: ClassVar[tuple[str, ...]] = ("num_bins", "fpr_limit")
 
     def __init__(self, num_bins: int = 2**20, fpr_limit: float = 0.3):
         check_fpr_limit(fpr_limit)
@@ -41,20 +43,3 @@ class StreamingPixelMetrics(PixelHistogram):
                 stacklevel=2,
             )
         return result
-
-    def merge(self, other: PixelHistogram) -> StreamingPixelMetrics:
-        """Add the images of another accumulator with the same settings, as if all had been added here."""
-        if (there := getattr(other, "fpr_limit", self.fpr_limit)) != self.fpr_limit:
-            raise ValueError(f"fpr_limit={self.fpr_limit} here but {there} there: use one value")
-        return super().merge(other)
-
-    def state_dict(self) -> dict[str, Any]:
-        """State as plain numbers and int64 arrays (occupied bins only), to save or to send to another process."""
-        return super().state_dict() | {"fpr_limit": self.fpr_limit}
-
-    @classmethod
-    def from_state_dict(cls, state: dict[str, Any]) -> StreamingPixelMetrics:  # type: ignore[override]
-        """Rebuild an accumulator from `state_dict()`."""
-        if "fpr_limit" not in state:
-            raise ValueError(f"state lacks ['fpr_limit']: it is not a state_dict of {cls.__name__}")
-        return super().from_state_dict(state, fpr_limit=float(state["fpr_limit"]))

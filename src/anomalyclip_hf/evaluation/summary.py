@@ -14,16 +14,23 @@ from .streaming import StreamingPixelMetrics
 
 def judge_class(records: ClassRecords, labels: Sequence[int | None], fpr_limit: float) -> dict[str, Any]:
     """Metrics of a class from its records: `metrics` by method, and `curves` of the first method."""
-    metrics = {name: _judge_method(records, name, labels, fpr_limit) for name in records.methods}
-    curves = metrics[records.methods[0]]["curves"]
-    for found in metrics.values():
-        del found["curves"]
+    metrics = {name: judge_method(records, name, labels, fpr_limit) for name in records.methods}
+    curves, *_ = (found.pop("curves") for found in metrics.values())
     return {"metrics": metrics, "curves": {kind: [axis.tolist() for axis in line] for kind, line in curves.items()}}
 
 
-def _judge_method(
-    records: ClassRecords, method: str, labels: Sequence[int | None], fpr_limit: float
-) -> dict[str, Any]:
+def judge_method(records: ClassRecords, method: str, labels: Sequence[int | None], fpr_limit: float) -> dict[str, Any]:
+    """The metrics of one method on one class: a row of the tables.
+
+    Args:
+        records: of the class.
+        method: one of its methods.
+        labels: of the whole data set; None where unknown.
+        fpr_limit: highest false-positive rate of AUPRO; counted pixels have their own.
+
+    Returns:
+        keys of `METRICS` to values in [0, 1] or NaN, `reasons` for NaN, `curves` and counts.
+    """
     known = [(score, labels[index]) for index, score in zip(records.indices, records.scores[method], strict=True)]
     judged = [(score, label) for score, label in known if label is not None]
     pixels = records.pixels(method)
@@ -32,8 +39,7 @@ def _judge_method(
         if judged:
             image = image_metrics(*zip(*judged, strict=True))
         else:
-            reason = "no image has a label" if records.indices else "no image could be read"
-            image = _undefined(IMAGE_METRICS, reason) | {"num_anomalous_images": 0}
+            image = _undefined(IMAGE_METRICS, "no image has a label" if known else "no image could be read")
         if pixels is None:
             pixel = _undefined(PIXEL_METRICS, "no image has a mask") | {"num_judged_maps": 0}
         elif isinstance(pixels, StreamingPixelMetrics):
@@ -41,11 +47,11 @@ def _judge_method(
             pixel["num_judged_maps"] = pixel.pop("num_images")
         else:
             pixel = pixel_metrics(*pixels, fpr_limit, with_curves=True) | {"num_judged_maps": len(pixels[0])}
-    anomalous = image["num_anomalous_images"]
+    anomalous = image.setdefault("num_anomalous_images", 0)
     if anomalous and not pixel.get("num_anomalous_pixels"):
         reason = f"none of the {anomalous} anomalous images has a mask with an anomalous pixel"
         pixel["reasons"] = dict.fromkeys(PIXEL_METRICS, reason)
-    result = {"curves": {}, **image, **pixel, "num_images": len(records.indices)}
+    result = {"curves": {}, **image, **pixel, "num_images": len(known)}
     return result | {"reasons": image["reasons"] | pixel["reasons"]}
 
 
@@ -54,12 +60,16 @@ def _undefined(names: Sequence[str], reason: str) -> dict[str, Any]:
 
 
 def summarize_classes(
-    parts: Mapping[str, tuple[ClassRecords, dict[str, Any]]], table: Mapping[str, list], titles: Mapping[str, str]
+    records: Mapping[str, ClassRecords],
+    judged: Mapping[str, Mapping[str, Any]],
+    table: Mapping[str, list],
+    titles: Mapping[str, str],
 ) -> dict[str, Any]:
     """The result of a data set.
 
     Args:
-        parts: class to its records and what [`judge_class`] made of them.
+        records: of each class.
+        judged: what [`judge_class`] made of them.
         table: columns of the whole data set but the pictures, `label` None where it is unknown.
         titles: method to its title.
 
@@ -68,41 +78,38 @@ def summarize_classes(
     """
     methods: dict[str, dict[str, Any]] = {}
     for name, title in titles.items():
-        classes = {class_name: found["metrics"][name] for class_name, (_, found) in parts.items()}
+        classes = {class_name: found["metrics"][name] for class_name, found in judged.items()}
         mean, counts = mean_over_classes(classes)
         methods[name] = {"title": title, "mean": mean, "mean_num_classes": counts, "classes": classes}
-    first = next(iter(methods.values()))
-    order = [index for records, _ in parts.values() for index in records.indices]
+    first = {key: value for key, value in next(iter(methods.values())).items() if key != "title"}
+    order = [index for one in records.values() for index in one.indices]
     scores: dict[str, Any] = {key: [values[index] for index in order] for key, values in table.items()}
     scores["index"] = order
-    scores["scores"] = {name: [s for records, _ in parts.values() for s in records.scores[name]] for name in methods}
-    labels = scores["label"]
-    errors = [(index, error) for records, _ in parts.values() for index, error in records.errors.items()]
-    unreadable = [{"path": str(table["path"][index]), "error": error} for index, error in errors]
+    scores["scores"] = {name: [score for one in records.values() for score in one.scores[name]] for name in methods}
+    labels, num_images = scores["label"], len(table["label"])
+    errors = [(index, error) for one in records.values() for index, error in one.errors.items()]
     # Every normal image's pixels are judged, and those of anomalous ones that have a mask.
-    judged = sum(values["num_judged_maps"] for values in first["classes"].values()) - labels.count(0)
+    with_mask = sum(values["num_judged_maps"] for values in first["classes"].values()) - labels.count(0)
     notes = [
-        f"{metric}: mean over {count} of {len(parts)} classes, undefined in the others"
+        f"{metric}: mean over {count} of {len(judged)} classes, undefined in the others"
         for metric, count in first["mean_num_classes"].items()
-        if 0 < count < len(parts)
+        if 0 < count < len(judged)
     ]
-    if unreadable:
-        shown = "; ".join(one["error"] for one in unreadable[:5]) + ("; ..." if len(unreadable) > 5 else "")
-        notes.append(f"{len(unreadable)} of {len(table['label'])} images could not be read and are left out: {shown}")
+    if errors:
+        shown = "; ".join(error for _, error in errors[:5]) + ("; ..." if len(errors) > 5 else "")
+        notes.append(f"{len(errors)} of {num_images} images could not be read and are left out: {shown}")
     return {
-        "mean": first["mean"],
-        "mean_num_classes": first["mean_num_classes"],
-        "classes": first["classes"],
+        **first,
         "num_images": len(labels),
         "num_anomalous_images": labels.count(1),
         "num_unlabeled_images": labels.count(None),
-        "num_anomalous_images_without_mask": max(labels.count(1) - judged, 0),
-        "num_unreadable_images": len(unreadable),
-        "unreadable": unreadable,
+        "num_anomalous_images_without_mask": max(labels.count(1) - with_mask, 0),
+        "num_unreadable_images": len(errors),
+        "unreadable": [{"path": str(table["path"][index]), "error": error} for index, error in errors],
         "notes": notes,
         "methods": methods,
         "scores": scores,
-        "curves": {name: found["curves"] for name, (_, found) in parts.items()},
+        "curves": {name: found["curves"] for name, found in judged.items()},
     }
 
 
@@ -117,14 +124,12 @@ def mean_over_classes(classes: Mapping[str, Mapping[str, Any]]) -> tuple[dict[st
 
 
 def add_rates(entry: dict[str, Any], threshold: float | None) -> None:
-    """Say of a data set what the model's image threshold does: recall and the share of false alarms."""
+    """Note what the model's image threshold does on a data set: recall and the share of false alarms."""
     if threshold is None:
         return
     scores = entry["scores"]
-    found: dict[str, float] = {"threshold": threshold}
-    values = next(iter(scores["scores"].values()))
+    pairs = list(zip(next(iter(scores["scores"].values())), scores["label"], strict=True))
+    found = entry["at_image_threshold"] = {"threshold": threshold}
     for name, wanted in (("recall", 1), ("false_alarm_rate", 0)):
-        called = [value >= threshold for value, label in zip(values, scores["label"], strict=True) if label == wanted]
-        if called:
+        if called := [score >= threshold for score, label in pairs if label == wanted]:
             found[name] = sum(called) / len(called)
-    entry["at_image_threshold"] = found

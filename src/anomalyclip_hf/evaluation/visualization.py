@@ -1,20 +1,23 @@
 """Contact sheets of judged images: image, truth, map and overlay side by side, all on the one scale of a run."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..data.contact_sheet import GAP, INK, MUTED, OUTLINE, PAPER, SheetRow, font, outline_mask, sheet_width
+from ..data.contact_sheet import GAP, INK, MUTED, OUTLINE, PAPER, SheetRow, font, inside, outline_mask, sheet_width
 from ..data.contact_sheet import contact_sheet as write_sheet
 from ..data.files import one_line
 from ..scoring.pictures import colorize, overlay, resize_map, to_rgb
-from ..scoring.ranking import to_numpy
+from ..scoring.ranking import Array, Values, to_numpy
 
 MAX_SHOWN = 1024  # pixels: pictures of a report are all kept until it is written
+Labels: TypeAlias = "Sequence[int | None] | Array"
 COLUMNS = ("image", "truth", "map", "overlay", "predicted mask")
 
 
@@ -32,14 +35,14 @@ class Sample:
     """
 
     image: Image.Image
-    anomaly_map: Any
-    mask: Any = None
+    anomaly_map: Array
+    mask: Array | Image.Image | None = None
     label: int | None = None
     score: float | None = None
     title: str = ""
 
 
-def fit_scale(maps: Iterable[Any], lower: float = 0.01, upper: float = 0.999) -> tuple[float, float]:
+def fit_scale(maps: Iterable[Array], lower: float = 0.01, upper: float = 0.999) -> tuple[float, float]:
     """Find `vmin` and `vmax` for a whole run: quantiles over (a regular sample of) the pixels of all its maps.
 
     Raises:
@@ -59,10 +62,12 @@ def fit_scale(maps: Iterable[Any], lower: float = 0.01, upper: float = 0.999) ->
     return (vmin, vmax) if vmax > vmin else (vmin, vmin + 1e-6)
 
 
-def draw_outline(image: Image.Image, mask: Any, color: tuple[int, int, int] = OUTLINE, width: int = 2) -> Image.Image:
+def draw_outline(
+    image: Image.Image, mask: Array | Image.Image, color: tuple[int, int, int] = OUTLINE, width: int = 2
+) -> Image.Image:
     """Draw the border of a mask on an image (nearest resize where sizes differ), with a dark rim to stand out."""
-    inside = Image.fromarray(resize_mask(mask, image.size).astype(np.uint8) * 255)
-    return outline_mask(to_rgb(image), inside, color, width)
+    marked = Image.fromarray(resize_mask(mask, image.size).astype(np.uint8) * 255)
+    return outline_mask(to_rgb(image), marked, color, width)
 
 
 def contact_sheet(
@@ -107,11 +112,14 @@ def picture_row(
 ) -> list[Image.Image]:
     """Draw the `COLUMNS` of one sample, fitted into `size` pixels: the last only where a threshold is given."""
     image = to_rgb(sample.image)
-    scale = min(size / image.width, size / image.height)
-    shown = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    shown = inside(image.size, size)
     image = image.resize(shown, Image.Resampling.LANCZOS)
     anomaly_map = resize_map(sample.anomaly_map, shown)
-    truth = image if sample.mask is None else draw_outline(image, resize_mask(sample.mask, shown))
+    if sample.mask is not None:
+        truth = draw_outline(image, resize_mask(sample.mask, shown))
+    else:
+        truth = image.copy()
+        _tag(truth, {None: "truth unknown", 0: "normal"}.get(sample.label, "mask missing"))
     pictures = [
         image,
         truth,
@@ -120,9 +128,6 @@ def picture_row(
     ]
     if pixel_threshold is not None:
         pictures.append(Image.fromarray((anomaly_map >= pixel_threshold).astype(np.uint8) * 255))
-    if sample.mask is None:
-        pictures[1] = truth.copy()
-        _tag(pictures[1], "mask missing" if sample.label else "normal" if sample.label == 0 else "truth unknown")
     return [picture.convert("RGB") for picture in pictures]
 
 
@@ -134,18 +139,16 @@ def reduce_image(image: Image.Image) -> Image.Image:
     return image
 
 
-def worst_misses(scores: Any, labels: Any, count: int = 8) -> list[int]:
+def worst_misses(scores: Values, labels: Labels, count: int = 8) -> list[int]:
     """Indices of the anomalous images with the lowest scores, worst first."""
-    scores, labels = to_numpy(scores), to_numpy(labels)
-    found = np.flatnonzero(labels == 1)
-    return found[np.argsort(scores[found], kind="stable")][:count].tolist()
+    found = np.flatnonzero(to_numpy(labels) == 1)
+    return found[np.argsort(to_numpy(scores)[found], kind="stable")][:count].tolist()
 
 
-def worst_false_alarms(scores: Any, labels: Any, count: int = 8) -> list[int]:
+def worst_false_alarms(scores: Values, labels: Labels, count: int = 8) -> list[int]:
     """Indices of the normal images with the highest scores, worst first."""
-    scores, labels = to_numpy(scores), to_numpy(labels)
-    found = np.flatnonzero(labels == 0)
-    return found[np.argsort(-scores[found], kind="stable")][:count].tolist()
+    found = np.flatnonzero(to_numpy(labels) == 0)
+    return found[np.argsort(-to_numpy(scores)[found], kind="stable")][:count].tolist()
 
 
 def caption(sample: Sample) -> str:
@@ -158,13 +161,13 @@ def caption(sample: Sample) -> str:
     return "  |  ".join(parts)
 
 
-def resize_mask(mask: Any, size: tuple[int, int]) -> np.ndarray:
+def resize_mask(mask: Array | Image.Image, size: tuple[int, int]) -> np.ndarray:
     """Resize a mask to `(width, height)` without gray values; returns `(height, width)` bool, nonzero is True."""
     values = np.asarray(mask) if isinstance(mask, Image.Image) else to_numpy(mask)
     if values.ndim != 2 or values.size == 0:
         raise ValueError(f"mask has shape {values.shape} but (H, W) is expected")
-    inside = Image.fromarray((values > 0).astype(np.uint8) * 255)
-    return np.asarray(inside.resize(size, Image.Resampling.NEAREST)) > 0
+    marked = Image.fromarray((values > 0).astype(np.uint8) * 255)
+    return np.asarray(marked.resize(size, Image.Resampling.NEAREST)) > 0
 
 
 def _tag(cell: Image.Image, text: str) -> None:

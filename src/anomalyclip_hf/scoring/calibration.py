@@ -10,14 +10,25 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import numpy as np
 
-from .ranking import Ranking, best_f1, check_finite, rank_images, rank_pixels, to_numpy, why_undefined
+from .ranking import (
+    Array,
+    Maps,
+    Ranking,
+    Values,
+    best_f1,
+    check_finite,
+    rank_images,
+    rank_pixels,
+    to_numpy,
+    why_undefined,
+)
 
 # Differences of logits that rounding alone can make: computed in float32, and in bfloat16 or float16.
 MARGIN, HALF_MARGIN = 1e-5, 2e-2
+METHODS = ("normal", "f1", "recall")
 
 
 @dataclass(frozen=True)
@@ -48,7 +59,7 @@ class NormalCalibration:
         """Whether the wanted confidence was reached."""
         return self.achieved_confidence >= self.confidence - 1e-12
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, float | bool]:
         """Plain numbers, for JSON."""
         return asdict(self) | {"is_guaranteed": self.is_guaranteed}
 
@@ -73,21 +84,35 @@ class LabelCalibration:
     num_normal: int
     num_anomalous: int
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, float | str]:
         """Plain numbers, for JSON."""
         return asdict(self)
 
 
+def check_method(method: str, recall: float | None, name: str = "method") -> None:
+    """Refuse an unknown way of calibration, and a recall without its method or the other way round.
+
+    Args:
+        method: one of `METHODS`.
+        recall: in (0, 1] for "recall", else None.
+        name: of the argument, for the error.
+    """
+    if method not in METHODS:
+        raise ValueError(f"{name}={method!r}, expected one of {', '.join(METHODS)}")
+    if (method == "recall") != (recall is not None) or not 0.0 < (recall or 1.0) <= 1.0:
+        raise ValueError(f"recall={recall} with {name}={method!r}: give a recall in (0, 1] for 'recall' alone")
+
+
 def num_normal_needed(false_alarm_rate: float = 0.05, confidence: float = 0.95) -> int:
     """Least number of normal samples with which `calibrate_from_normal` can hold its promise (59 by default)."""
-    _check_share("false_alarm_rate", false_alarm_rate)
-    _check_share("confidence", confidence)
-    needed = math.log1p(-confidence) / math.log1p(-false_alarm_rate)
-    return math.ceil(needed - 1e-9)
+    for name, value in (("false_alarm_rate", false_alarm_rate), ("confidence", confidence)):
+        if not 0.0 < value < 1.0:
+            raise ValueError(f"{name}={value} but a value strictly between 0 and 1 is expected")
+    return math.ceil(math.log1p(-confidence) / math.log1p(-false_alarm_rate) - 1e-9)
 
 
 def calibrate_from_normal(
-    scores: Any, false_alarm_rate: float = 0.05, confidence: float = 0.95, margin: float = MARGIN
+    scores: Values, false_alarm_rate: float = 0.05, confidence: float = 0.95, margin: float = MARGIN
 ) -> NormalCalibration:
     """Choose a threshold from the scores of normal samples.
 
@@ -110,6 +135,8 @@ def calibrate_from_normal(
     With fewer than `num_normal_needed(false_alarm_rate, confidence)` samples no threshold can hold the promise: the
     one just above the highest score is returned with the confidence that it has, and a warning.
     """
+    from scipy.stats import binom
+
     values = to_numpy(scores)
     if values.ndim != 1 or len(values) == 0:
         raise ValueError(f"scores have shape {values.shape} but (N,) with at least one score is expected")
@@ -118,7 +145,7 @@ def calibrate_from_normal(
     needed = num_normal_needed(false_alarm_rate, confidence)
     count = len(values)
     # P(share of normal samples above the k-th smallest <= rate) = P(Binomial(count, 1 - rate) <= k - 1).
-    certainty = _binomial_cdf(count, 1.0 - false_alarm_rate)
+    certainty = binom.cdf(np.arange(count), count, 1.0 - false_alarm_rate)
     rank = min(int(np.searchsorted(certainty, confidence - 1e-12)) + 1, count)
     threshold, achieved = shift_score(values[rank - 1], margin), float(certainty[rank - 1])
     if values[0] >= 0.0 and values[-1] <= 1.0 <= threshold:
@@ -147,7 +174,7 @@ def calibrate_from_normal(
 
 
 def calibrate_pixels_from_normal(
-    maps: Any,
+    maps: Maps,
     pixel_rate: float = 0.01,
     false_alarm_rate: float = 0.05,
     confidence: float = 0.95,
@@ -169,7 +196,7 @@ def calibrate_pixels_from_normal(
     return calibrate_from_normal(levels, false_alarm_rate, confidence, margin)
 
 
-def pixel_level(anomaly_map: Any, pixel_rate: float, name: str = "anomaly_map") -> float:
+def pixel_level(anomaly_map: Array, pixel_rate: float, name: str = "anomaly_map") -> float:
     """Level of a map such that any threshold above it marks at most `pixel_rate` of the pixels."""
     if not 0.0 <= pixel_rate < 1.0:
         raise ValueError(f"pixel_rate={pixel_rate} but a share in [0, 1) is expected")
@@ -181,7 +208,7 @@ def pixel_level(anomaly_map: Any, pixel_rate: float, name: str = "anomaly_map") 
 
 
 def calibrate_from_labels(
-    scores: Any, labels: Any, objective: str = "f1", recall: float | None = None, margin: float = MARGIN
+    scores: Values, labels: Values, objective: str = "f1", recall: float | None = None, margin: float = MARGIN
 ) -> LabelCalibration:
     """Choose a threshold from labelled samples: the best F1, or the highest threshold that reaches a wanted recall.
 
@@ -200,16 +227,14 @@ def calibrate_from_labels(
         ValueError: one class only, another objective, a recall missing or out of range, bad scores or labels.
     """
     result = calibrate_from_ranking(rank_images(scores, labels), objective, recall, unit="image", margin=margin)
-    values = to_numpy(scores).astype(np.float64)
-    lower, upper = values[values < result.threshold], values[values >= result.threshold]
-    if not len(lower):
-        return result
-    halfway = float((lower.max() + upper.min()) / 2)
+    values = np.sort(to_numpy(scores).astype(np.float64))
+    place = int(np.searchsorted(values, result.threshold))  # the lowest score called anomalous
+    halfway = float(values[place - 1 : place + 1].mean()) if place else result.threshold
     return replace(result, threshold=min(result.threshold, halfway))
 
 
 def calibrate_pixels_from_labels(
-    maps: Any, masks: Any, objective: str = "f1", recall: float | None = None
+    maps: Maps, masks: Maps, objective: str = "f1", recall: float | None = None
 ) -> LabelCalibration:
     """Choose a pixel threshold from maps and masks (as `rank_pixels`), objective as in `calibrate_from_labels`."""
     return calibrate_from_ranking(rank_pixels(maps, masks, with_regions=False), objective, recall, unit="pixel")
@@ -253,13 +278,6 @@ def calibrate_from_ranking(
     )
 
 
-def _binomial_cdf(count: int, chance: float) -> np.ndarray:
-    """P(Binomial(count, chance) <= k) for k = 0 .. count - 1."""
-    from scipy.stats import binom
-
-    return binom.cdf(np.arange(count), count, chance)
-
-
 def shift_score(score: float, margin: float) -> float:
     """A score moved up by `margin`, or down by a negative one, past the next two float32 numbers at least.
 
@@ -276,8 +294,3 @@ def shift_score(score: float, margin: float) -> float:
     # Near 0 and 1 the steps of float32 are wider than the margin.
     step = float(np.nextafter(np.nextafter(np.float32(score), end), end))
     return max(moved, step) if margin >= 0 else min(moved, step)
-
-
-def _check_share(name: str, value: float) -> None:
-    if not 0.0 < value < 1.0:
-        raise ValueError(f"{name}={value} but a value strictly between 0 and 1 is expected")

@@ -5,17 +5,20 @@ the bins start as single float32 values and are doubled in width only when the s
 counted is an integer, so that the order of images, batches and processes does not change a single digit.
 """
 
-from typing import Any, TypeVar
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from .ranking import Ranking, check_finite, check_pair, label_regions, pair_maps
+from .ranking import Maps, Ranking, check_finite, check_pair, label_regions, pair_maps
 
 # A region of s pixels gives each of them the weight 2**40 / s: 8 million regions fit into int64.
 _REGION_WEIGHT = 2**40
 _GROUP_PIXELS = 2**19  # counted together: fewer walks over the bins, while the pixels still fit into the cache
 _TABLES = ("normal", "anomalous", "weight")
-_SCALARS = ("num_bins", "shift", "num_images", "num_regions", "lowest", "highest")
+_SCALARS = ("_shift", "num_images", "num_regions", "_lowest", "_highest")
 _Self = TypeVar("_Self", bound="PixelHistogram")
 
 
@@ -25,6 +28,8 @@ class PixelHistogram:
     Args:
         num_bins: bins kept, 24 bytes each (25 MB by default).
     """
+
+    _settings: ClassVar[tuple[str, ...]] = ("num_bins",)  # alike in all that are merged
 
     def __init__(self, num_bins: int = 2**20):
         if num_bins < 2:
@@ -39,7 +44,7 @@ class PixelHistogram:
         self._shift = self._first = 0  # a bin holds 2**shift keys; the first bin holds keys from first << shift
         self._tables = {name: np.zeros(self.num_bins, dtype=np.int64) for name in _TABLES}
 
-    def update(self, maps: Any, masks: Any) -> None:
+    def update(self, maps: Maps, masks: Maps) -> None:
         """Add images: `(N, H, W)` or a sequence of `(H, W)`, as in `rank_pixels`; float64 becomes float32.
 
         Raises:
@@ -59,16 +64,15 @@ class PixelHistogram:
         if group:
             self._add(group)
 
-    def merge(self: _Self, other: "PixelHistogram") -> _Self:
-        """Add the images of another histogram with the same number of bins, as if all had been added here."""
-        if self.num_bins != other.num_bins:
-            raise ValueError(f"num_bins={self.num_bins} here but {other.num_bins} there: use one value")
+    def merge(self: _Self, other: _Self) -> _Self:
+        """Add the images of another histogram with the same settings, as if all had been added here."""
+        for name in self._settings:
+            here, there = getattr(self, name), getattr(other, name)
+            if here != there:
+                raise ValueError(f"{name}={here} here but {there} there: use one value")
         if other.num_images:
             self._make_room(other._lowest, other._highest, at_least=other._shift)
-            moved = other._bins_of(np.arange(other.num_bins), self._shift) - self._first
-            for name, table in other._tables.items():
-                used = np.flatnonzero(table)
-                np.add.at(self._tables[name], moved[used], table[used])
+            self._take(other._tables, other._first, other._shift)
             self.num_images += other.num_images
             self.num_regions += other.num_regions
         return self
@@ -76,24 +80,22 @@ class PixelHistogram:
     def state_dict(self) -> dict[str, Any]:
         """State as plain numbers and int64 arrays (occupied bins only), to save or to send to another process."""
         used = np.flatnonzero(self._tables["normal"] + self._tables["anomalous"])
-        state: dict[str, Any] = {name: table[used] for name, table in self._tables.items()}
-        state |= {"bins": used + self._first, "num_bins": self.num_bins, "shift": self._shift}
-        state |= {"num_images": self.num_images, "num_regions": self.num_regions}
-        return state | {"lowest": self._lowest, "highest": self._highest}
+        state = {name.lstrip("_"): getattr(self, name) for name in (*self._settings, *_SCALARS)}
+        return state | {name: table[used] for name, table in self._tables.items()} | {"bins": used + self._first}
 
     @classmethod
-    def from_state_dict(cls: type[_Self], state: dict[str, Any], **settings: Any) -> _Self:
+    def from_state_dict(cls: type[_Self], state: Mapping[str, Any]) -> _Self:
         """Rebuild a histogram from `state_dict()`.
 
         Raises:
             ValueError: something is missing in it.
         """
-        if missing := sorted({*_TABLES, *_SCALARS, "bins"} - set(state)):
+        scalars = {name: name.lstrip("_") for name in _SCALARS}
+        if missing := sorted({*cls._settings, *scalars.values(), *_TABLES, "bins"} - set(state)):
             raise ValueError(f"state lacks {missing}: it is not a state_dict of {cls.__name__}")
-        restored = cls(num_bins=int(state["num_bins"]), **settings)
-        restored.num_images, restored.num_regions = int(state["num_images"]), int(state["num_regions"])
-        restored._lowest, restored._highest = int(state["lowest"]), int(state["highest"])
-        restored._shift = int(state["shift"])
+        restored = cls(**{name: np.asarray(state[name]).item() for name in cls._settings})
+        for name, key in scalars.items():
+            setattr(restored, name, int(state[key]))
         bins = np.asarray(state["bins"])
         restored._first = int(bins[0]) if len(bins) else 0
         for name in _TABLES:
@@ -139,17 +141,17 @@ class PixelHistogram:
         outside = low < self._first or high >= self._first + self.num_bins
         if shift != self._shift or outside:
             first = max(0, low - (self.num_bins - (high - low + 1)) // 2)
-            moved = self._bins_of(np.arange(self.num_bins), shift) - first
-            for name, table in self._tables.items():
-                used = np.flatnonzero(table)
-                self._tables[name] = np.zeros_like(table)
-                np.add.at(self._tables[name], moved[used], table[used])
+            former = self._tables, self._first, self._shift
+            self._tables = {name: np.zeros_like(table) for name, table in self._tables.items()}
             self._shift, self._first = shift, first
+            self._take(*former)
         self._lowest, self._highest = lowest, highest
 
-    def _bins_of(self, positions: np.ndarray, shift: int) -> np.ndarray:
-        """Number, counted from key 0 at a coarser `shift`, of the bins at `positions` here."""
-        return (positions + self._first) >> (shift - self._shift)
+    def _take(self, tables: Mapping[str, np.ndarray], first: int, shift: int) -> None:
+        """Add counts of bins of 2**`shift` keys, no wider than those here, numbered from `first`."""
+        for name, table in tables.items():
+            used = np.flatnonzero(table)
+            np.add.at(self._tables[name], ((used + first) >> (self._shift - shift)) - self._first, table[used])
 
     def ranking(self) -> Ranking:
         """Counts at each bin that holds anomalous pixels (the lower edge of a bin stands for its scores)."""

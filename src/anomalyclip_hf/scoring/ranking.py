@@ -5,12 +5,21 @@ them only false alarms are added, which moves the curves sideways. `Ranking` hol
 they come from exact sorting or from a histogram (`histogram.py`).
 """
 
+from __future__ import annotations
+
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+Array: TypeAlias = "np.ndarray | torch.Tensor"
+Values: TypeAlias = "Sequence[float] | Array"  # (N,)
+Maps: TypeAlias = "Sequence[Array] | Array"  # (N, H, W), or N of (H, W)
 
 
 class F1Max(NamedTuple):
@@ -42,8 +51,8 @@ class Ranking:
     alarms: np.ndarray
     num_anomalous: int
     num_normal: int
-    lowest: Any
-    highest: Any
+    lowest: np.floating
+    highest: np.floating
     count_alarms: Callable[[np.ndarray], np.ndarray]
     overlap: np.ndarray | None = None
     num_regions: int = 0
@@ -99,7 +108,7 @@ def why_undefined(ranking: Ranking, needs_regions: bool = False, unit: str = "im
     return None
 
 
-def rank_images(scores: Any, labels: Any) -> Ranking:
+def rank_images(scores: Values, labels: Values) -> Ranking:
     """Count images by sorting their scores.
 
     Args:
@@ -120,7 +129,7 @@ def rank_images(scores: Any, labels: Any) -> Ranking:
     return rank_exactly(scores[~truth], scores[truth])
 
 
-def rank_pixels(maps: Any, masks: Any, with_regions: bool = True) -> Ranking:
+def rank_pixels(maps: Maps, masks: Maps, with_regions: bool = True) -> Ranking:
     """Split all pixels into normal and anomalous ones, number the regions, and count.
 
     Args:
@@ -171,21 +180,20 @@ def label_regions(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return region, np.bincount(region, minlength=count)
 
 
-def pair_maps(maps: Any, masks: Any) -> list[tuple[Any, Any]]:
+def pair_maps(maps: Maps, masks: Maps) -> list[tuple[Array, Array]]:
     """Match maps with masks by position, refusing lengths that differ, no image, and missing masks."""
     if len(maps) != len(masks):
         raise ValueError(f"{len(maps)} maps but {len(masks)} masks: give one mask for each map")
     if len(maps) == 0:
         raise ValueError("no map given: at least one image is needed")
-    for index, mask in enumerate(masks):
-        if mask is None:
-            raise ValueError(
-                f"masks[{index}] is None: give zeros for a normal image, leave out an anomalous one without a mask"
-            )
+    if missing := [index for index, mask in enumerate(masks) if mask is None]:
+        raise ValueError(
+            f"masks[{missing[0]}] is None: give zeros for a normal image, leave out an anomalous one without a mask"
+        )
     return list(zip(maps, masks, strict=True))
 
 
-def check_pair(anomaly_map: Any, mask: Any, index: int) -> tuple[np.ndarray, np.ndarray]:
+def check_pair(anomaly_map: Array, mask: Array, index: int) -> tuple[np.ndarray, np.ndarray]:
     """Return a map as `(H, W)` float32 or float64 and its mask as `(H, W)` bool, or say what is wrong with them."""
     scores, truth = to_numpy(anomaly_map), to_numpy(mask)
     scores = scores[0] if scores.ndim == 3 and scores.shape[0] == 1 else scores
@@ -199,7 +207,7 @@ def check_pair(anomaly_map: Any, mask: Any, index: int) -> tuple[np.ndarray, np.
     return scores, _as_truth(truth, f"masks[{index}]")
 
 
-def to_numpy(values: Any) -> np.ndarray:
+def to_numpy(values: Sequence | Array) -> np.ndarray:
     """Return an array, list or tensor (any device, bfloat16 too) as a NumPy array."""
     if hasattr(values, "detach"):
         values = values.detach().cpu()

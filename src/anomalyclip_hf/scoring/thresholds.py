@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -27,24 +27,26 @@ from .calibration import (
     calibrate_from_labels,
     calibrate_from_normal,
     calibrate_from_ranking,
+    check_method,
     pixel_level,
 )
 from .engine import score_images
 from .histogram import PixelHistogram
-from .rows import prepare_row, score_rows
+from .rows import PreparedRow, prepare_row, score_rows
 
 if TYPE_CHECKING:
     import datasets
 
     from .. import AnomalyCLIPModel, AnomalyCLIPProcessor
 
+ImageInput: TypeAlias = str | os.PathLike | Image.Image | np.ndarray
 _EXPECTED = "a data set of load_anomaly_dataset(...), or a list of normal images (PIL images, arrays or paths)"
 
 
 def calibrate(
     model: AnomalyCLIPModel,
     processor: AnomalyCLIPProcessor,
-    dataset: datasets.Dataset | Sequence[Any],
+    dataset: datasets.Dataset | Sequence[ImageInput],
     method: str = "normal",
     *,
     false_alarm_rate: float = 0.05,
@@ -68,10 +70,11 @@ def calibrate(
         model, processor: an [`AnomalyCLIPModel`] and its processor.
         dataset: from `load_anomaly_dataset`, or a list of normal images (PIL images, arrays or paths); images like
             those to come, none of them from the test set. What can't be read is left out, with a warning.
-        method: `"normal"`: from its normal images alone, see `calibrate_from_normal`; `"labels"`: from all labelled
-            ones, see `calibrate_from_labels`.
+        method: `"normal"`: from its normal images alone, see `calibrate_from_normal`; `"f1"` or `"recall"`: from all
+            labelled ones, see `calibrate_from_labels`; `"labels"`: as `objective` says.
         false_alarm_rate, confidence, pixel_rate: for `"normal"`, see `calibrate_pixels_from_normal`.
-        objective, recall: for `"labels"`.
+        objective: "f1" or "recall", for `"labels"`.
+        recall: wanted recall in (0, 1], for `"recall"` alone.
         batch_size, num_workers: as in `score_images`.
         show_progress: show a progress bar.
         skipped: a list that gets why each image was left out, in place of the warning.
@@ -80,24 +83,24 @@ def calibrate(
         `{"image": ..., "pixel": ...}` as plain numbers; `"pixel"` is None where labels come without a mask.
 
     Raises:
-        ValueError: no normal image, no readable one, or one class only for `"labels"`.
+        ValueError: no such method, no normal image, no readable one, or one class only where labels are used.
         TypeError: the data set is none of the above.
     """
-    if method not in ("normal", "labels"):
-        raise ValueError(f"method={method!r}, expected 'normal' or 'labels'")
+    method = objective if method == "labels" else method
+    check_method(method, recall)
     wanted = (0,) if method == "normal" else (0, 1)
-    rows = _with_labels(dataset)
-    chosen = [index for index, label in enumerate(rows["label"]) if label in wanted]
+    known = _labels_of(dataset)
+    chosen = [index for index, label in enumerate(known) if label in wanted]
     if not chosen:
-        raise ValueError(f"the data set has {len(rows)} images but none with label {' or '.join(map(str, wanted))}")
+        raise ValueError(f"the data set has {len(known)} images but none with label {' or '.join(map(str, wanted))}")
     scores: list[float] = []
     labels: list[int] = []
     levels: list[float] = []
     errors: list[str] = []
     pixels = PixelHistogram()
     records = score_images(
-        rows,
-        partial(prepare_row, processor=processor),
+        dataset,
+        partial(_prepare, processor=processor),
         partial(score_rows, model.eval(), processor),
         batch_size=batch_size,
         num_workers=num_workers,
@@ -130,9 +133,9 @@ def calibrate(
         # Smoothing can leave [0, 1] by a rounding error.
         pixel = calibrate_from_normal(np.clip(levels, 0.0, 1.0), false_alarm_rate, confidence, margin)
     else:
-        image = calibrate_from_labels(scores, labels, objective, recall, margin)
+        image = calibrate_from_labels(scores, labels, method, recall, margin)
         has_masks = pixels.num_images > 0 and pixels.num_regions > 0
-        pixel = calibrate_from_ranking(pixels.ranking(), objective, recall, margin=margin) if has_masks else None
+        pixel = calibrate_from_ranking(pixels.ranking(), method, recall, margin=margin) if has_masks else None
     for name, found in (("image_threshold", image), ("pixel_threshold", pixel)):
         setattr(model.config, name, None if found is None else min(max(found.threshold, 0.0), 1.0))
     return {"image": image.to_dict(), "pixel": None if pixel is None else pixel.to_dict()}
@@ -175,36 +178,27 @@ def _with_thresholds(card: str, image_threshold: float | None, pixel_threshold: 
     return section.sub(lambda _: text.rstrip("\n") + "\n\n", card, count=1)
 
 
-def choose_margin(model: Any) -> float:
+def choose_margin(model: AnomalyCLIPModel) -> float:
     """How far thresholds keep from scores, as a difference of logits: by the model's least precise weights."""
     halves = (torch.bfloat16, torch.float16)
     computed_in_half = torch.is_autocast_enabled(model.device.type)
     return HALF_MARGIN if computed_in_half or any(p.dtype in halves for p in model.parameters()) else MARGIN
 
 
-class _NormalImages:
-    """A list of normal images in the one schema."""
-
-    def __init__(self, images: Sequence[Any]):
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, key: int | str) -> Any:
-        if key == "label":
-            return [0] * len(self)
-        assert isinstance(key, int)
-        return {"image": load_image(self.images[key]), "mask": None, "label": 0}
+def _prepare(row: Mapping[str, Any] | ImageInput, processor: AnomalyCLIPProcessor) -> PreparedRow:
+    """Prepare a row of a data set, or one of a list of normal images."""
+    if not isinstance(row, Mapping):
+        row = {"image": load_image(row), "mask": None, "label": 0}
+    return prepare_row(row, processor)
 
 
-def _with_labels(dataset: Any) -> Any:
-    """A data set as it is, a list of images as normal ones."""
+def _labels_of(dataset: datasets.Dataset | Sequence[ImageInput]) -> list[int | None]:
+    """Labels of a data set; those of a list of images are 0."""
     if isinstance(dataset, (list, tuple)):
         for place, image in enumerate(dataset):
-            if isinstance(image, Mapping) or not isinstance(image, (str, os.PathLike, Image.Image, np.ndarray)):
+            if not isinstance(image, ImageInput):
                 raise TypeError(f"dataset[{place}] is a {type(image).__name__}, expected {_EXPECTED}")
-        return _NormalImages(dataset)
+        return [0] * len(dataset)
     if not hasattr(dataset, "column_names") or not hasattr(dataset, "__len__") or isinstance(dataset, Mapping):
         raise TypeError(f"dataset is a {type(dataset).__name__}, expected {_EXPECTED}")
-    return dataset
+    return list(dataset["label"])  # type: ignore[call-overload]
