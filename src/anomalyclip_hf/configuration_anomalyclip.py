@@ -138,6 +138,9 @@ CHECKS: dict[str, Check] = {
     "image_std": _three(1e-3, 1000),
     "rescale_factor": _number(1e-6, 256),
     "resample": _whole(0, 5),
+    "resize": _one_of("square", "fit", "tile"),
+    "tile_size": _whole(1, 65536),
+    "overlap": _number(0, 0.9),
 }
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..data.files import one_line
-from ..data.options import SourceOptions, option
+from ..data.options import ResizingOptions, SourceOptions, option
 from .calibrate import METHODS, CalibrationOptions, check_method, choose_thresholds, store_thresholds
 from .loading import ModelOptions, load_model, load_processor, load_source, options_of_source
 from .running import naming
@@ -23,7 +23,7 @@ OPTIMISTIC = "thresholds were chosen on the judged images: figures at them are o
 
 
 @dataclass
-class Settings(CalibrationOptions, ModelOptions, SourceOptions):
+class Settings(CalibrationOptions, ModelOptions, ResizingOptions, SourceOptions):
     """Judge a model on labelled data sets: metrics, scores, a report.
 
     anomalyclip evaluate --model MODEL --sources mvtec=MVTec visa=VisA
@@ -112,7 +112,7 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
     accelerator = Accelerator(cpu=settings.cpu)
     EvaluationSettings(**settings.judged())  # refused before anything is loaded
     model = load_model(settings)
-    processor = load_processor(settings, model.config.image_size)
+    processor = load_processor(settings, model.config)
     model.to(accelerator.device)
     sources = _load_sources(settings, draw)
     methods = [OWN, *(BASELINES if settings.baselines else ())]

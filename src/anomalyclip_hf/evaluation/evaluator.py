@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from ..data.files import MAP_FORMATS, check_name, remove_leftovers, safe_name, save_map
 from ..prompts_anomalyclip import backbone_fingerprint
 from ..scoring.engine import FullDisk, Record, explain, own_share, score_images
-from ..scoring.rows import prepare_row
+from ..scoring.rows import prepare_row, resizing_of
 from .baselines import OWN, MethodScorer, score_methods
 from .published import add_paper
 from .records import ClassRecords, RecordWriter, class_folder, open_folder
@@ -51,8 +51,9 @@ class EvaluationSettings:
         batch_size: images per forward, 1 or more.
         num_workers: processes that decode images.
         sigma: smoothing of maps in pixels at the model's input size; the processor's own where None.
-        map_size: None judges pixels at the model's input size, as the authors do (masks are resized to it);
-            "original" at each image's own size; a number at that many pixels square.
+        map_size: None judges pixels at the model's input size, as the authors do (masks are resized to it), or at each
+            image's own size where the processor doesn't make squares; "original" at each image's own size; a number
+            at that many pixels square.
         exact: True judges pixels exactly, from whole maps kept on disk class by class (1 MB an image and method at
             518 pixels); False counts them in bins (25 MB a method whatever the number of images, within 1e-4); None
             is exact for small classes, of at most `EXACT_PIXELS` pixels.
@@ -128,6 +129,8 @@ def evaluate_model(
         OSError: records can't be written, or `FullDisk` sees a full disk.
     """
     chosen = EvaluationSettings(**settings)
+    if processor.resize != "square" and chosen.map_size is None:
+        chosen = replace(chosen, map_size="original")
     if output_dir is not None:
         check_name(name, "the data set's name")
     table = _read_columns(dataset)
@@ -230,7 +233,7 @@ def evaluate_sources(
         "datasets": entries,
         "model": describe_model(model),
         "versions": versions(),
-        "settings": {**asdict(chosen), "sigma": sigma, "methods": list(methods)},
+        "settings": {**asdict(chosen), "sigma": sigma, "methods": list(methods), **resizing_of(processor)},
     }
     if thresholds is not None:
         result["thresholds"] = dict(thresholds)
