@@ -354,8 +354,7 @@ def _check_settings(settings: dict[str, Any]) -> None:
         value = settings.get(name)
         if value is not None and value != neutral:
             raise ValueError(f"{name}={value!r} is not supported by this processor, expected {neutral!r}")
-    names = ("image_mean", "image_std", "rescale_factor", *FLAGS)
-    names += ("resize", "tile_size", "overlap", "patch_size")
+    names = ["image_mean", "image_std", "rescale_factor", *FLAGS, "resize", "tile_size", "overlap", "patch_size"]
     check_fields({**{name: settings.get(name) for name in names}, "resample": _as_number(settings.get("resample"))})
     if settings.get("do_resize") is False and (resize := settings.get("resize")) not in (None, "square"):
         raise ValueError(

@@ -46,9 +46,9 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         batch_size (`int`, defaults to 1).
         sigma (`float`, pixels at the model's input size, *optional*): smoothing; the processor's own if absent.
         image_threshold, pixel_threshold (`float` in [0, 1], *optional*): those of the model's config if absent.
-        resize (`str`, *optional*): `"square"`, `"fit"` (keeps the ratio of the sides) or `"tile"` (small defects in large
-            images); the processor's own if absent. A tiled image's score is the highest of the whole view's and the
-            tiles', so that thresholds hold for the `resize` that they were chosen with.
+        resize (`str`, *optional*): `"square"`, `"fit"` (keeps the ratio of the sides) or `"tile"` (for small defects
+            in large images); the processor's own if absent. A tiled image's score is the highest of the whole view's
+            and the tiles', so that thresholds hold for the `resize` that they were chosen with.
         tile_size (`int`, pixels of the image, *optional*), overlap (`float` in [0, 0.9], *optional*): of tiles.
         timeout (`float`, seconds, defaults to 30): for a URL, from the request to the last byte.
         max_bytes (`int`, defaults to 100 million): largest file that a URL may lead to.

@@ -276,9 +276,11 @@ def score_methods(
         results = [processor.post_process_anomaly_detection(outputs[name], targets, sigma) for name in names]
     else:
         views = [(row.pixel_values.to(device), row.size, row.tiles) for row in rows]
-        outputs = score_views(partial(_stacked, scorer, class_name), processor, views, sigma)
         targets = [(side, side)] * len(names) if side else None
-        by_row = [processor.post_process_anomaly_detection(output, targets, sigma=0) for output in outputs]
+        by_row = [
+            processor.post_process_anomaly_detection(output, targets, sigma=0)
+            for output in score_views(partial(_stacked, scorer, class_name), processor, views, sigma)
+        ]
         results = list(zip(*by_row, strict=True))
     for name, of_rows in zip(names, results, strict=True):
         for (scores, maps), one in zip(found, of_rows, strict=True):

@@ -92,6 +92,6 @@ def score_rows(
         found = processor.post_process_anomaly_detection(model(pixel_values, return_dict=True))
     else:
         views = [(row.pixel_values.to(model.device), row.size, row.tiles) for row in rows]
-        outputs = score_views(partial(model, return_dict=True), processor, views)
+        outputs = score_views(partial(model.__call__, return_dict=True), processor, views)
         found = [processor.post_process_anomaly_detection(output, sigma=0)[0] for output in outputs]
     return [(one["score"], one["anomaly_map"].float().cpu().numpy()) for one in found]
