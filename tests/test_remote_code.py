@@ -23,7 +23,7 @@ TRAVELLING = {
     f"{name}_anomalyclip"
     for name in ("configuration", "image_processing", "images", "loss", "modeling", "pipeline", "prompts", "tiling")
 }
-MAX_BYTES = 168_000
+MAX_BYTES = 184_000
 
 PUSH = """
 import sys, torch
