@@ -398,8 +398,8 @@ def _check_sizes(settings: dict, images: list[Image.Image]) -> None:
         raise ValueError(f"size={given}, expected height and width in pixels, such as {{'height': 518, 'width': 518}}")
     sizes = sorted({image.size for image in images})
     keeps_ratio = settings["resize"] == "fit"
-    inputs = {(_fitted(settings, one)["size"].width, _fitted(settings, one)["size"].height) for one in sizes}
-    if (not settings["do_resize"] and len(sizes) > 1) or (keeps_ratio and len(inputs) > 1):
+    fitted = {tuple(dict(_fitted(settings, one)["size"]).items()) for one in sizes} if keeps_ratio else ()
+    if (not settings["do_resize"] and len(sizes) > 1) or len(fitted) > 1:
         shown = ", ".join(f"{width}x{height}" for width, height in sizes[:4])
         why = "resize='fit'" if keeps_ratio else "do_resize=False"
         raise ValueError(f"{why}, but images of {shown} pixels can't be one batch; give them one by one")
