@@ -1,6 +1,6 @@
 """What tiles are worth on small defects: drawn textures of 2,000 pixels, half of them with spots of 6 pixels.
 
-    python scripts/benchmark_tiles.py --images 16 --tile_sizes 200 400
+    python scripts/benchmark_tiles.py --images 6 --tile_sizes 400
 
 For the embedded model, or --model, it prints image and pixel metrics of the whole view alone, and for each tile size
 those of the tiles alone, of the mean of both maps (what resize="tile" gives) and of their maximum.

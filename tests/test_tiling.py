@@ -1,7 +1,9 @@
 """Large images: tiles that cover them, blended maps without seams, one score everywhere."""
 
+import importlib.util
 import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from torch import nn
 from torch.testing import assert_close
 from transformers import pipeline
 
-from anomalyclip_hf import AnomalyCLIPProcessor
+from anomalyclip_hf import AnomalyCLIPProcessor, demo_checkpoint
 from anomalyclip_hf.cli import run_command
 from anomalyclip_hf.data import load_anomaly_dataset
 from anomalyclip_hf.evaluation import evaluate_model, pixel_metrics
@@ -24,6 +26,7 @@ from anomalyclip_hf.tiling_anomalyclip import TILES_PER_FORWARD, blend_weights, 
 from evaluation_tools import make_tree
 
 SIZES = [(8000, 2000), (20000, 50), (519, 518), (1, 3000), (777, 1234)]
+SCRIPT = Path(__file__).parents[1] / "scripts" / "benchmark_tiles.py"
 TASK = "zero-shot-anomaly-detection"
 
 
@@ -253,6 +256,19 @@ def test_evaluation_judges_tiles_at_the_size_of_the_image(tiny_model, tiles_of, 
     masks = [np.asarray(row["mask"] or Image.new("L", row["image"].size)) > 0 for row in dataset]
     by_hand = pixel_metrics([one["anomaly_map"] for one in expected], masks)["pixel_auroc"]
     assert found["mean"]["pixel_auroc"] == pytest.approx(by_hand, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_tiles_find_small_spots_that_the_whole_view_misses():
+    """Spots of 6 pixels in 1,000; scripts/benchmark_tiles.py has the figures of 2,000."""
+    spec = importlib.util.spec_from_file_location("benchmark_tiles", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    image, mask = script.draw(seed=1, side=1000)
+    detector = pipeline(TASK, model=demo_checkpoint(), device="cpu")
+    whole, tiled = detector(image), detector(image, resize="tile", tile_size=400)
+    auroc = [pixel_metrics([one["anomaly_map"]], [mask])["pixel_auroc"] for one in (whole, tiled)]
+    assert auroc[1] > max(auroc[0], 0.9), auroc
 
 
 def test_maps_of_very_large_images_keep_their_size(tiny_checkpoint, make_image, tmp_path):
