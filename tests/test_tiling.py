@@ -266,9 +266,9 @@ def test_tiles_find_small_spots_that_the_whole_view_misses():
     spec.loader.exec_module(script)
     image, mask = script.draw(seed=1, side=1000)
     detector = pipeline(TASK, model=demo_checkpoint(), device="cpu")
-    whole, tiled = detector(image), detector(image, resize="tile", tile_size=400)
+    whole, tiled = detector(image), detector(image, resize="tile")
     auroc = [pixel_metrics([one["anomaly_map"]], [mask])["pixel_auroc"] for one in (whole, tiled)]
-    assert auroc[1] > max(auroc[0], 0.9), auroc
+    assert auroc[0] < 0.8 and auroc[1] > 0.99, auroc
 
 
 def test_maps_of_very_large_images_keep_their_size(tiny_checkpoint, make_image, tmp_path):
