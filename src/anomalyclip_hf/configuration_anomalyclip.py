@@ -67,6 +67,9 @@ RULES: dict[str, Rule] = {
     "image_mean": [(-1000.0, 1000.0)] * 3,
     "image_std": [(1e-3, 1000.0)] * 3,
     "rescale_factor": (1e-6, 256.0),
+    "resize": frozenset(("square", "fit", "tile")),
+    "tile_size": _SIZE,
+    "overlap": (0.0, 0.9),
     "preset": frozenset(PRESETS),
     "hidden_act": frozenset(ACT2FN),
     **dict.fromkeys(

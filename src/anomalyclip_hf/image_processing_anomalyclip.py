@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import BatchFeature
 from transformers.image_processing_backends import PilBackend
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file, logging, safe_load_json_file
 
@@ -24,6 +24,7 @@ from .images_anomalyclip import (
     to_pil_image,
     upright,
 )
+from .tiling_anomalyclip import ImageTiles, fit_size, tile_boxes
 
 logger = logging.get_logger(__name__)
 
@@ -45,9 +46,15 @@ class AnomalyCLIPImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-a
     """Arguments of the processor beside those of every image processor.
 
     sigma (`float`, pixels at the model's input size): smoothing of the anomaly map; 0 = none.
+    resize (`"square"`, `"fit"` or `"tile"`), tile_size (`int`, pixels of the image), overlap (`float` in [0, 0.9]),
+    patch_size (`int`, pixels): see [`AnomalyCLIPImageProcessor`].
     """
 
     sigma: float
+    resize: str
+    tile_size: int | None
+    overlap: float
+    patch_size: int | None
 
 
 @lru_cache(maxsize=32)
@@ -86,12 +93,19 @@ def gaussian_smooth(maps: Tensor, sigma: float) -> Tensor:
 class AnomalyCLIPImageProcessor(PilBackend):
     r"""Prepares images and masks for [`AnomalyCLIPModel`], and turns its output into results.
 
-    Images are resized to a square with PIL's bicubic filter and normalised with CLIP's mean and standard deviation;
-    masks are resized bilinearly and cut at 0.5.
+    Images are resized with PIL's bicubic filter and normalised with CLIP's mean and standard deviation; masks are
+    resized bilinearly and cut at 0.5.
 
     Args:
         size (`dict`, defaults to `{"height": 518, "width": 518}`): input size in pixels, multiples of the patch size.
         sigma (`float`, defaults to 4.0): smoothing of the anomaly map, in pixels at that size.
+        resize (`str`, defaults to `"square"`): `"square"`, as the model was trained. `"fit"` keeps the ratio of the
+            sides: the longer one is made as long as the input's, the other one the nearest multiple of the patch size.
+            `"tile"` prepares the square whole view, and overlapping tiles that are scored as well (see
+            [`~tiling_anomalyclip.score_views`]); an image no larger than a tile has none.
+        tile_size (`int`, pixels of the image, *optional*): side of a tile; as long as the input's if absent.
+        overlap (`float` in [0, 0.9], defaults to 0.25): least share of a tile that its neighbour covers too.
+        patch_size (`int`, *optional*): the model's, which `"fit"` needs, and `"tile"` for images narrower than a tile.
         image_mean, image_std (`list[float]`, in units of [0, 1]): per channel; CLIP's own.
         do_resize, do_rescale, do_normalize, resample, rescale_factor: as in every image processor.
     """
@@ -108,6 +122,10 @@ class AnomalyCLIPImageProcessor(PilBackend):
     do_normalize = True
     do_convert_rgb = True
     sigma = 4.0
+    resize = "square"  # type: ignore[assignment]  # over the base class's method, which nothing here calls
+    tile_size = None
+    overlap = 0.25
+    patch_size = None
 
     def __init__(self, **kwargs: Any):
         _refuse_unknown(kwargs, set(self.valid_kwargs.__annotations__) | SERVICE_FIELDS)
@@ -180,11 +198,12 @@ class AnomalyCLIPImageProcessor(PilBackend):
             **kwargs: settings of the processor, for this call.
 
         Returns:
-            `BatchFeature` with `pixel_values` (B, 3, H, W) float32 and, with masks, `masks` (B, H, W) float32, 0 or 1.
+            `BatchFeature` with `pixel_values` (B, 3, H, W) float32 and, with masks, `masks` (B, H, W) float32, 0 or 1;
+            with `resize="tile"` these are the whole views, and `tiles` has the [`ImageTiles`] of each image.
 
         Raises:
-            ValueError: if there is no image, one can't be read, masks differ from images in number or size, or a
-                setting is out of range.
+            ValueError: if there is no image, one can't be read, masks differ from images in number or size, images
+                become inputs of several sizes, or a setting is out of range.
             TypeError: if there is no such setting.
         """
         _refuse_unknown(kwargs, set(self._valid_kwargs_names))
@@ -197,8 +216,10 @@ class AnomalyCLIPImageProcessor(PilBackend):
             raise ValueError("images is empty, expected at least one image")
         settings = {k: kwargs[k] if kwargs.get(k) is not None else getattr(self, k) for k in self._valid_kwargs_names}
         settings = self._standardize_kwargs(**settings)
+        _check_tiling(kwargs, settings["resize"])
         pil = [to_pil_image(image, f"images[{i}]") for i, image in enumerate(images)]
         _check_sizes(settings, pil)
+        given, settings = settings, _fitted(settings, pil[0].size)
         data: dict[str, np.ndarray] = {
             "pixel_values": np.stack([self._prepare_image(image, settings) for image in pil])
         }
@@ -216,7 +237,10 @@ class AnomalyCLIPImageProcessor(PilBackend):
                 for i, (m, image) in enumerate(zip(masks, pil, strict=True))
             ]
             data["masks"] = np.stack(prepared)
-        return BatchFeature(data=data, tensor_type=return_tensors)
+        features = BatchFeature(data=data, tensor_type=return_tensors)
+        if given["resize"] == "tile":
+            features["tiles"] = [_cut(image, given, kwargs) for image in pil]
+        return features
 
     def _prepare_image(self, image: Image.Image, settings: dict) -> np.ndarray:
         image = _resized_rgb(image, settings) if settings["do_resize"] else image.convert("RGB")
@@ -330,8 +354,15 @@ def _check_settings(settings: dict[str, Any]) -> None:
         value = settings.get(name)
         if value is not None and value != neutral:
             raise ValueError(f"{name}={value!r} is not supported by this processor, expected {neutral!r}")
-    names = ("image_mean", "image_std", "rescale_factor", *FLAGS)
+    names = ["image_mean", "image_std", "rescale_factor", *FLAGS, "resize", "tile_size", "overlap", "patch_size"]
     check_fields({**{name: settings.get(name) for name in names}, "resample": _as_number(settings.get("resample"))})
+    if settings.get("do_resize") is False and (resize := settings.get("resize")) not in (None, "square"):
+        raise ValueError(
+            f"resize={resize!r} with do_resize=False, which leaves images as they are; give one of the two"
+        )
+    tile, patch = settings.get("tile_size"), settings.get("patch_size")
+    if tile is not None and patch is not None and tile < patch:
+        raise ValueError(f"tile_size={tile}, expected at least the model's patch_size of {patch} pixels")
     size = settings.get("size")
     sides = [side for side in (size.height, size.width) if side is not None] if size else []
     if not all(type(side) is int and 1 <= side <= MAX_SIDE for side in sides):
@@ -366,9 +397,41 @@ def _check_sizes(settings: dict, images: list[Image.Image]) -> None:
         given = {key: value for key, value in dict(size or {}).items() if value}
         raise ValueError(f"size={given}, expected height and width in pixels, such as {{'height': 518, 'width': 518}}")
     sizes = sorted({image.size for image in images})
-    if not settings["do_resize"] and len(sizes) > 1:
+    keeps_ratio = settings["resize"] == "fit"
+    fitted = {tuple(dict(_fitted(settings, one)["size"]).items()) for one in sizes} if keeps_ratio else ()
+    if (not settings["do_resize"] and len(sizes) > 1) or len(fitted) > 1:
         shown = ", ".join(f"{width}x{height}" for width, height in sizes[:4])
-        raise ValueError(f"do_resize=False, but images of {shown} pixels can't be one batch; give them one by one")
+        why = "resize='fit'" if keeps_ratio else "do_resize=False"
+        raise ValueError(f"{why}, but images of {shown} pixels can't be one batch; give them one by one")
+
+
+def _check_tiling(given: dict[str, Any], resize: str) -> None:
+    """Refuse settings of tiles, given for one call, where there are no tiles."""
+    for name in ("tile_size", "overlap"):
+        if given.get(name) is not None and resize != "tile":
+            raise ValueError(f"{name}={given[name]!r} with resize={resize!r}; only resize='tile' has tiles")
+
+
+def _fitted(settings: dict, image_size: tuple[int, int]) -> dict:
+    """The settings, with the input size of this image where the ratio of its sides is kept."""
+    if settings["resize"] != "fit":
+        return settings
+    size = settings["size"]
+    width, height = fit_size(image_size, max(size.width, size.height), settings["patch_size"])
+    return {**settings, "size": SizeDict(height=height, width=width)}
+
+
+def _cut(image: Image.Image, settings: dict, given: dict[str, Any]) -> ImageTiles:
+    side = max(settings["size"].width, settings["size"].height)
+    boxes = tile_boxes(image.size, settings["tile_size"] or side, settings["overlap"])
+    if not boxes:
+        return ImageTiles(image, [], {})
+    if image.mode not in ("L", "RGB"):
+        image = image.convert("L" if image.mode in ("1", "LA") else "RGB")
+    x0, y0, x1, y1 = boxes[0]
+    width, height = fit_size((x1 - x0, y1 - y0), side, settings["patch_size"])
+    others = {name: value for name, value in given.items() if name not in ("tile_size", "overlap")}
+    return ImageTiles(image, boxes, {**others, "resize": "square", "size": {"height": height, "width": width}})
 
 
 def _resized_rgb(image: Image.Image, settings: dict) -> Image.Image:

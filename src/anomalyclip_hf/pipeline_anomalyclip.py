@@ -4,6 +4,7 @@ import os
 import threading
 import urllib.request
 from collections.abc import Iterator, Mapping
+from functools import partial
 from numbers import Real
 from types import GeneratorType
 from typing import Any
@@ -18,10 +19,12 @@ from transformers.utils import logging
 from .configuration_anomalyclip import check_fields
 from .image_processing_anomalyclip import AnomalyCLIPImageProcessor
 from .images_anomalyclip import ImageReadError, load_image, unreadable
+from .tiling_anomalyclip import score_views
 
 logger = logging.get_logger(__name__)
 DOWNLOAD_TIMEOUT = 30.0
 DOWNLOAD_BYTES = 100_000_000
+RESIZING = ("resize", "tile_size", "overlap")
 URL_SAFE = "%/:=&?~#+!$,;'@()*[]"  # what has a meaning in a URL; spaces and the like are quoted
 
 
@@ -43,6 +46,10 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         batch_size (`int`, defaults to 1).
         sigma (`float`, pixels at the model's input size, *optional*): smoothing; the processor's own if absent.
         image_threshold, pixel_threshold (`float` in [0, 1], *optional*): those of the model's config if absent.
+        resize (`str`, *optional*): `"square"`, `"fit"` (keeps the ratio of the sides) or `"tile"` (for small defects
+            in large images); the processor's own if absent. A tiled image's score is the highest of the whole view's
+            and the tiles', so that thresholds hold for the `resize` that they were chosen with.
+        tile_size (`int`, pixels of the image, *optional*), overlap (`float` in [0, 0.9], *optional*): of tiles.
         timeout (`float`, seconds, defaults to 30): for a URL, from the request to the last byte.
         max_bytes (`int`, defaults to 100 million): largest file that a URL may lead to.
 
@@ -95,41 +102,65 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
     def _sanitize_parameters(
         self, sigma=None, image_threshold=None, pixel_threshold=None, timeout=None, max_bytes=None, **kwargs
     ) -> tuple[dict, dict, dict]:
+        pre = {"timeout": timeout, "max_bytes": max_bytes}
+        resizing = {name: kwargs.pop(name) for name in RESIZING if kwargs.get(name) is not None}
+        pre |= resizing
         if kwargs:
             raise TypeError(
-                f"unknown arguments {sorted(kwargs)}; known are sigma, image_threshold, pixel_threshold, timeout, "
-                "max_bytes"
+                f"unknown arguments {sorted(kwargs)}; known are sigma, image_threshold, pixel_threshold, resize, "
+                "tile_size, overlap, timeout, max_bytes"
             )
         _check_limits(timeout, max_bytes)
         post = {"sigma": sigma, "image_threshold": image_threshold, "pixel_threshold": pixel_threshold}
-        check_fields(post)
-        return (
-            {key: value for key, value in (("timeout", timeout), ("max_bytes", max_bytes)) if value is not None},
-            {},
-            {key: value for key, value in post.items() if value is not None},
+        check_fields(post | pre)
+        post["resizing"] = resizing or None
+        pre, forward, post = (
+            {key: value for key, value in values.items() if value is not None}
+            for values in (pre, {"sigma": sigma}, post)
         )
+        return pre, forward, post
 
     def preprocess(
-        self, image: Any, timeout: float = DOWNLOAD_TIMEOUT, max_bytes: int = DOWNLOAD_BYTES
+        self, image: Any, timeout: float = DOWNLOAD_TIMEOUT, max_bytes: int = DOWNLOAD_BYTES, **resizing: Any
     ) -> dict[str, Any]:
         image = read_image(image, timeout, max_bytes)
-        pixel_values = self.image_processor(image, return_tensors="pt")["pixel_values"]
+        if resizing.get("resize", self.image_processor.resize) != "square":
+            resizing["patch_size"] = self.model.config.vision_config.patch_size
+            inputs = self.image_processor(image, return_tensors="pt", **resizing)
+            # As one object: a batch then is a list of them, which need not have one size.
+            return {
+                "view": (inputs["pixel_values"][0].to(self.dtype), image.size[::-1], inputs.get("tiles", [None])[0])
+            }
+        pixel_values = self.image_processor(image, return_tensors="pt", **resizing)["pixel_values"]
         return {"pixel_values": pixel_values.to(self.dtype), "target_size": torch.tensor([image.size[::-1]])}
 
-    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
+    def _forward(self, model_inputs: dict[str, Any], sigma: float | None = None) -> dict[str, Any]:
+        if "view" in model_inputs:
+            views = model_inputs["view"]
+            forward, is_batch = partial(self.model, return_dict=True), isinstance(views, list)
+            found = score_views(forward, self.image_processor, views if is_batch else [views], sigma)
+            return {name: [one[name][0] for one in found] if is_batch else found[0][name] for name in found[0]}
         target_size = model_inputs.pop("target_size")
         outputs = self.model(**model_inputs, return_dict=True)
         # Only what has one row per image: the base class takes batches apart row by row.
         return {"logits": outputs.logits, "anomaly_maps": outputs.anomaly_maps, "target_size": target_size}
 
     def postprocess(
-        self, outputs: dict[str, Any], sigma=None, image_threshold=None, pixel_threshold=None
+        self, outputs: dict[str, Any], sigma=None, image_threshold=None, pixel_threshold=None, resizing=None
     ) -> dict[str, Any]:
         config = self.model.config
+        is_own = all(getattr(self.image_processor, name) == value for name, value in (resizing or {}).items())
+        for name, given in (("image_threshold", image_threshold), ("pixel_threshold", pixel_threshold)):
+            if given is None and getattr(config, name) is not None and not is_own:
+                logger.warning_once(
+                    f"the model's {name} was chosen with resize={self.image_processor.resize!r} and holds for the "
+                    f"image processor's own settings, not for {resizing}; calibrate with these, or give {name}"
+                )
+        is_finished = "target_size" not in outputs  # by score_views
         result = self.image_processor.post_process_anomaly_detection(
             outputs,
-            target_sizes=outputs["target_size"],
-            sigma=sigma,
+            target_sizes=None if is_finished else outputs["target_size"],
+            sigma=0 if is_finished else sigma,
             image_threshold=config.image_threshold if image_threshold is None else image_threshold,
             pixel_threshold=config.pixel_threshold if pixel_threshold is None else pixel_threshold,
         )[0]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.files import one_line
-from ..data.options import SourceOptions, option
+from ..data.options import ResizingOptions, SourceOptions, option
 from ..scoring.calibration import METHODS, check_method
 from .loading import ModelOptions, load_model, load_processor, load_source, options_of_source
 
@@ -32,12 +32,13 @@ class CalibrationOptions:
 
 
 @dataclass
-class Settings(CalibrationOptions, ModelOptions, SourceOptions):
+class Settings(CalibrationOptions, ModelOptions, ResizingOptions, SourceOptions):
     """Choose the thresholds of a model from images like those to come, none of them from a test set.
 
     anomalyclip calibrate good_parts/ --model MODEL --output-dir MODEL
 
     From normal images alone (59 are enough for 5% false alarms), or from labelled ones with --method f1 or recall.
+    Thresholds hold for one --resize: --output-dir stores it and the options of tiles beside them, for use with them.
     Exit status: 0 done, 1 images were left out, 2 no thresholds were found.
     """
 
@@ -71,7 +72,7 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
     from accelerate import PartialState
 
     model = load_model(settings).to(PartialState(cpu=settings.cpu).device)
-    processor = load_processor(settings, model.config.image_size)
+    processor = load_processor(settings, model.config)
     dataset = _load(settings, draw)
     skipped: list[str] = []
     found = choose_thresholds(settings, settings.method, model, processor, dataset, skipped)
@@ -119,7 +120,7 @@ def store_thresholds(folder: str, model: AnomalyCLIPModel, processor: AnomalyCLI
     from ..scoring.thresholds import save_thresholds
 
     if Path(folder, "config.json").is_file():
-        save_thresholds(folder, model.config.image_threshold, model.config.pixel_threshold)
+        save_thresholds(folder, model.config.image_threshold, model.config.pixel_threshold, processor)
     else:
         model.save_prompts(folder, processor=processor)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from ..data.files import one_line
-from ..data.options import SourceOptions, option
+from ..data.options import ResizingOptions, SourceOptions, option
 from ..evaluation.settings import EvaluationSettings
 from ..scoring.calibration import METHODS, check_method
 from .calibrate import CalibrationOptions, choose_thresholds, store_thresholds
@@ -25,7 +25,7 @@ OPTIMISTIC = "thresholds were chosen on the judged images: figures at them are o
 
 
 @dataclass
-class Settings(EvaluationSettings, CalibrationOptions, ModelOptions, SourceOptions):
+class Settings(EvaluationSettings, CalibrationOptions, ModelOptions, ResizingOptions, SourceOptions):
     """Judge a model on labelled data sets: metrics, scores, a report.
 
     anomalyclip evaluate --model MODEL --sources mvtec=MVTec visa=VisA
@@ -102,7 +102,7 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
 
     accelerator = Accelerator(cpu=settings.cpu)
     model = load_model(settings).to(accelerator.device)
-    processor = load_processor(settings, model.config.image_size)
+    processor = load_processor(settings, model.config)
     sources = _load_sources(settings, draw)
     methods = [OWN, *(BASELINES if settings.baselines else ())]
     if settings.ablations is not None:

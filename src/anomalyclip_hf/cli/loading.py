@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.files import check_name
-from ..data.options import SourceOptions, option, parse_options, refuse_unknown
+from ..data.options import ResizingOptions, SourceOptions, option, parse_options, refuse_unknown
 
 if TYPE_CHECKING:
     import datasets
 
-    from .. import AnomalyCLIPModel, AnomalyCLIPProcessor
+    from .. import AnomalyCLIPConfig, AnomalyCLIPModel, AnomalyCLIPProcessor
 
 
 @dataclass
@@ -64,13 +64,18 @@ def load_model(command: CheckpointOptions) -> AnomalyCLIPModel:
     return model
 
 
-def load_processor(command: CheckpointOptions, image_size: int) -> AnomalyCLIPProcessor:
-    """The processor of a command, at the model's image size (pixels)."""
+def load_processor(command: CheckpointOptions, config: AnomalyCLIPConfig) -> AnomalyCLIPProcessor:
+    """The processor of a command, at the image size of a model's configuration; of squares where it has no options."""
     from .. import AnomalyCLIPProcessor
 
-    revision = {"revision": command.revision} if command.revision else {}
-    size = {"height": image_size, "width": image_size}
-    return AnomalyCLIPProcessor.from_pretrained(_checkpoint(command), size=size, **revision)
+    settings: dict[str, Any] = {"size": {"height": config.image_size, "width": config.image_size}}
+    if command.revision:
+        settings["revision"] = command.revision
+    settings |= command.resizing() if isinstance(command, ResizingOptions) else {"resize": "square"}
+    processor = AnomalyCLIPProcessor.from_pretrained(_checkpoint(command), **settings)
+    if processor.resize != "square":
+        processor.patch_size = config.vision_config.patch_size
+    return processor
 
 
 def load_source(

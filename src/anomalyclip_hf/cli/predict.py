@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..data.file_tree import examples
 from ..data.files import one_line
-from ..data.options import SourceOptions, option
+from ..data.options import ResizingOptions, SourceOptions, option
 from .running import naming
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ MAP_FORMATS = ("png", "npy")
 
 
 @dataclass
-class Settings(SourceOptions):
+class Settings(ResizingOptions, SourceOptions):
     """Score images: files, folders or a data set in; records and heat maps out.
 
     anomalyclip predict part.png photos/ --model MODEL --output-dir results
@@ -81,7 +81,7 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
     model = AnomalyCLIPModel.from_pretrained(name, dtype=settings.dtype)
     detector = pipeline("zero-shot-anomaly-detection", model=model, device=settings.device)
     shared = ("batch_size", "num_workers", "threshold", "save_maps", "vmin", "vmax")
-    arguments = {field: getattr(settings, field) for field in shared}
+    arguments = {field: getattr(settings, field) for field in shared} | settings.resizing()
     with naming(image_threshold="threshold"):
         if settings.source:
             summary = predict_dataset(images, settings.output_dir, detector, **arguments)

@@ -61,7 +61,7 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
 
     set_seed(settings.seed)  # fresh prompts are drawn while loading
     model = load_model(settings)
-    processor = load_processor(settings, model.config.image_size)
+    processor = load_processor(settings, model.config)
     if settings.push_to_hub:
         check_push(settings.push_to_hub, model, processor)
     train, validation = load_data(settings, draw)

@@ -39,6 +39,36 @@ def option(
 
 
 @dataclasses.dataclass
+class ResizingOptions:
+    """How images become the model's input; None leaves a setting as the checkpoint's processor has it."""
+
+    resize: str | None = option(
+        None,
+        "'square', 'fit' (keeps the ratio of the sides) or 'tile' (small defects in large images).",
+        group="Model",
+    )
+    tile_size: int | None = option(
+        None, "Side of a tile in pixels of the image; the model's input size by default.", group="Model"
+    )
+    overlap: float | None = option(
+        None, "Share of a tile that its neighbour covers too, in [0, 0.9]; 0.25 by default.", group="Model"
+    )
+
+    def resizing(self) -> dict[str, Any]:
+        """The fields that are set, by name.
+
+        Raises:
+            ValueError: tiles are described, but `resize` isn't 'tile'.
+        """
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(ResizingOptions)}
+        given = {name: value for name, value in given.items() if value is not None}
+        for name in ("tile_size", "overlap"):
+            if name in given and self.resize not in (None, "tile"):
+                raise ValueError(f"{name}={given[name]} with resize={self.resize!r}; only resize='tile' has tiles")
+        return given
+
+
+@dataclasses.dataclass
 class SourceOptions:
     """How a source of images is read, beside the source itself; absent options are found by looking.
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from ..configuration_anomalyclip import PRESETS, feature_layers_of_preset
 from ..modeling_anomalyclip import compute_similarity_maps
 from ..prompts_anomalyclip import locate_base
+from ..tiling_anomalyclip import score_views
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -249,21 +251,37 @@ def score_methods(
         scorer, processor: of the model.
         rows: of one class.
         sigma: smoothing in pixels at the model's input size; the processor's own where None.
-        map_size: of the maps: None is the model's input, "original" the image's own, a number so many pixels square.
+        map_size: of the maps: None is the model's input, or the image's own where it isn't resized to a square;
+            "original" the image's own, a number so many pixels square.
 
     Returns:
         for each row method to score, and method to map `(H, W)` float32.
     """
-    pixel_values = torch.stack([row.pixel_values for row in rows]).to(scorer.model.device)
-    targets = (
-        None if map_size is None else [(map_size, map_size) if isinstance(map_size, int) else row.size for row in rows]
-    )
+    device, class_name, names = scorer.model.device, rows[0].class_name, list(scorer.methods)
+    side = map_size if isinstance(map_size, int) else None
     found: list[tuple[dict[str, float], dict[str, np.ndarray]]] = [({}, {}) for _ in rows]
-    for name, output in scorer.score(pixel_values, rows[0].class_name).items():
-        results = processor.post_process_anomaly_detection(output, target_sizes=targets, sigma=sigma)
-        for (scores, maps), one in zip(found, results, strict=True):
+    if processor.resize == "square":
+        targets = None if map_size is None else [(side, side) if side else row.size for row in rows]
+        outputs = scorer.score(torch.stack([row.pixel_values for row in rows]).to(device), class_name)
+        results = [processor.post_process_anomaly_detection(outputs[name], targets, sigma) for name in names]
+    else:
+        views = [(row.pixel_values.to(device), row.size, row.tiles) for row in rows]
+        targets = [(side, side)] * len(names) if side else None
+        by_row = [
+            processor.post_process_anomaly_detection(output, targets, sigma=0)
+            for output in score_views(partial(_stacked, scorer, class_name), processor, views, sigma)
+        ]
+        results = list(zip(*by_row, strict=True))
+    for name, of_rows in zip(names, results, strict=True):
+        for (scores, maps), one in zip(found, of_rows, strict=True):
             scores[name], maps[name] = one["score"], one["anomaly_map"].cpu().numpy()
     return found
+
+
+def _stacked(scorer: MethodScorer, class_name: str, pixel_values: Tensor) -> dict[str, Tensor]:
+    """What all methods return, one method after another in a dimension of its own."""
+    outputs = list(scorer.score(pixel_values, class_name).values())
+    return {key: torch.stack([output[key] for output in outputs]) for key in outputs[0]}
 
 
 def sentences_of(kind: str, class_name: str) -> tuple[list[str], list[str]]:

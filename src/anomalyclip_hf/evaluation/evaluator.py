@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from ..data.files import check_name, remove_leftovers, safe_name, save_map
 from ..prompts_anomalyclip import backbone_fingerprint
 from ..scoring.engine import FullDisk, Record, explain, own_share, score_images
-from ..scoring.rows import prepare_row
+from ..scoring.rows import prepare_row, resizing_of
 from .baselines import OWN, MethodScorer, score_methods
 from .published import add_paper
 from .records import ClassRecords, RecordWriter, class_folder, open_folder
@@ -88,6 +88,8 @@ def evaluate_model(
         OSError: records can't be written, or `FullDisk` sees a full disk.
     """
     chosen = EvaluationSettings(**settings)
+    if processor.resize != "square" and chosen.map_size is None:
+        chosen = replace(chosen, map_size="original")
     if output_dir is not None:
         check_name(name, "the data set's name")
     table = _read_columns(dataset)
@@ -226,7 +228,7 @@ def evaluate_sources(
         "datasets": entries,
         "model": describe_model(model),
         "versions": versions(),
-        "settings": {**asdict(chosen), "sigma": sigma, "methods": list(methods)},
+        "settings": {**asdict(chosen), "sigma": sigma, "methods": list(methods), **resizing_of(processor)},
     }
     if thresholds is not None:
         result["thresholds"] = dict(thresholds)

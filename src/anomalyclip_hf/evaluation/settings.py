@@ -16,7 +16,7 @@ class EvaluationSettings:
     """How a data set is judged.
 
     Sizes of maps are those that pixels are judged at: None is the model's input size, as the authors do it (masks are
-    resized to it). `exact` keeps whole maps on disk, class by class (1 MB an image and method at 518 pixels); counts
+    resized to it), or each image's own where the processor doesn't make squares. `exact` keeps whole maps on disk, class by class (1 MB an image and method at 518 pixels); counts
     take 25 MB a method whatever the number of images; None is exact for classes of at most `EXACT_PIXELS` pixels.
 
     Raises:

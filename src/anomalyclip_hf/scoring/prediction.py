@@ -71,6 +71,7 @@ def predict_files(
     alpha: float = 0.5,
     progress: bool = True,
     num_workers: int = 0,
+    **resizing: Any,
 ) -> PredictionSummary:
     """Score images and write `predictions.jsonl`, heat maps in `overlays/` and, if asked, raw maps in `maps/`.
 
@@ -78,7 +79,8 @@ def predict_files(
     interrupted run keeps what it did; results of an earlier run in the same folder are replaced. What fails for one
     image (reading, scoring, drawing, writing) is noted in `skipped.jsonl`, and the rest goes on. Maps and overlays of
     images with a side of more than `MAP_SIDE` pixels are reduced to that; their records give `map_size`, (height,
-    width).
+    width). With a `resize` other than square, maps keep the image's size (4 bytes a pixel), and overlays alone are
+    reduced.
     All heat maps of a run have one color scale, shown in `legend.png`.
 
     Args:
@@ -92,6 +94,7 @@ def predict_files(
         alpha (`float` in [0, 1]): how much the map covers the image.
         progress (`bool`): show a progress bar.
         num_workers (`int`): processes that decode images; 0 decodes in this one.
+        **resizing: `resize`, `tile_size` and `overlap`, as the detector takes them.
 
     Raises:
         ValueError: if an argument is out of range, or an input lies in the output folder.
@@ -102,7 +105,7 @@ def predict_files(
     images = [(str(path), name) for path, name in found.files]
     settings: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "progress": progress}
     settings |= {"threshold": threshold, "save_maps": save_maps, "vmin": vmin, "vmax": vmax, "alpha": alpha}
-    return _predict(images, [path for path, _ in found.files], detector, summary, **settings)
+    return _predict(images, [path for path, _ in found.files], detector, summary, **settings, **resizing)
 
 
 def predict_dataset(
@@ -139,6 +142,7 @@ def _predict(
     vmax: float = 1.0,
     alpha: float = 0.5,
     progress: bool = True,
+    **resizing: Any,
 ) -> PredictionSummary:
     """Score the rows of a source, whose paths and names for results are `images`."""
     if batch_size < 1:
@@ -150,12 +154,14 @@ def _predict(
         raise ValueError(f"vmin={vmin}, vmax={vmax}, expected finite values, vmin < vmax")
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha={alpha}, expected a share in [0, 1]")
-    settings = {"image_threshold": threshold} if threshold is not None else {}
+    settings = resizing | ({"image_threshold": threshold} if threshold is not None else {})
+    processor = getattr(detector, "image_processor", None)
+    is_square = resizing.get("resize", getattr(processor, "resize", "square")) == "square"
 
     def score(pictures: list[_Picture]) -> list[dict[str, Any]]:
         return detector([picture.scored for picture in pictures], batch_size=len(pictures), **settings)
 
-    prepare = partial(_prepare, processor=getattr(detector, "image_processor", None))
+    prepare = partial(_prepare, processor=processor, is_square=is_square)
     writer = _Writer(summary, save_maps, (vmin, vmax, alpha))
     records = score_images(source, prepare, score, batch_size=batch_size, num_workers=num_workers)
     for record in tqdm(records, total=len(images), unit="image", disable=not progress):
@@ -264,11 +270,11 @@ def _remove_pictures(output: Path) -> None:
                 (output / name).unlink()
 
 
-def _prepare(row: Any, processor: Any) -> _Picture:
+def _prepare(row: Any, processor: Any, is_square: bool = True) -> _Picture:
     """Read a file, or a row of a data set, and reduce a very large image, so that memory is bounded.
 
     The score stays what it is: the model gets the image at its input size, by the processor's own filter. The map is
-    drawn on a copy whose longer side has `MAP_SIDE` pixels.
+    drawn on a copy whose longer side has `MAP_SIDE` pixels. Where it makes no squares, the image is scored as it is.
     """
     if isinstance(row, Path) and row.exists() and not row.is_file():  # opening a pipe would wait for ever
         raise ValueError("it is no regular file")
@@ -279,6 +285,8 @@ def _prepare(row: Any, processor: Any) -> _Picture:
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     image = image if image.mode == "RGB" else image.convert("RGB")
     shown = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+    if not is_square:
+        return _Picture(image, shown, False)
     if processor is None or not processor.do_resize:
         return _Picture(shown, shown, True)
     side = processor.size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from ..data.images import fit_mask
+from ..tiling_anomalyclip import ImageTiles, score_views
 
 if TYPE_CHECKING:
     from .. import AnomalyCLIPModel, AnomalyCLIPProcessor
@@ -25,6 +27,7 @@ class PreparedRow(NamedTuple):
         mask: `(h, w)` bool truth at the size that pixels are judged at, all False for a normal image; None where it is
             unknown.
         class_name: what baselines call the object.
+        tiles: of the image, where the processor makes them.
     """
 
     pixel_values: torch.Tensor
@@ -32,6 +35,7 @@ class PreparedRow(NamedTuple):
     label: int | None
     mask: np.ndarray | None
     class_name: str = "object"
+    tiles: ImageTiles | None = None
 
 
 def prepare_row(
@@ -42,8 +46,8 @@ def prepare_row(
     Args:
         row: `image`, `mask` (None where there is none) and `label`.
         processor: of the model.
-        map_size: size that pixels are judged at: None is the model's input, "original" the image's own, a number so
-            many pixels square.
+        map_size: size that pixels are judged at: None is the model's input, or the image's own where it isn't resized
+            to a square; "original" the image's own, a number so many pixels square.
 
     Raises:
         ImageReadError: the mask does not fit the image.
@@ -54,24 +58,40 @@ def prepare_row(
         mask = fit_mask(mask, image.size, f"of {row.get('path', 'the image')}")
     elif label == 0:
         mask = Image.new("L", image.size, 0)
-    inputs = processor(image, masks=[mask], return_tensors="pt")
+    is_square = processor.resize == "square"
+    inputs = processor(image, masks=[mask] if is_square else None, return_tensors="pt")
     size = (image.height, image.width)
     if mask is None:
         truth = None
-    elif map_size is None:
+    elif map_size is None and is_square:
         truth = inputs["masks"][0].numpy() > 0.5
     else:
         if isinstance(map_size, int):
             mask = mask.resize((map_size, map_size), resample=Image.Resampling.BILINEAR)
         truth = np.asarray(mask) > 127.5
-    return PreparedRow(inputs["pixel_values"][0], size, label, truth, str(row.get("class_name") or "object"))
+    name, tiles = str(row.get("class_name") or "object"), inputs.get("tiles", [None])[0]
+    return PreparedRow(inputs["pixel_values"][0], size, label, truth, name, tiles)
+
+
+def resizing_of(processor: AnomalyCLIPProcessor) -> dict[str, Any]:
+    """How a processor resizes images, as the options of commands name it: what thresholds hold for."""
+    names = ("resize", "tile_size", "overlap") if processor.resize == "tile" else ("resize",)
+    return {name: getattr(processor, name) for name in names}
 
 
 @torch.no_grad()
 def score_rows(
     model: AnomalyCLIPModel, processor: AnomalyCLIPProcessor, rows: Sequence[PreparedRow]
 ) -> list[tuple[float, np.ndarray]]:
-    """Score and map `(H, W)` float32 of each row, at the model's input size, smoothed as the processor does it."""
-    pixel_values = torch.stack([row.pixel_values for row in rows]).to(model.device)
-    found = processor.post_process_anomaly_detection(model(pixel_values, return_dict=True))
+    """Score and map `(H, W)` float32 of each row, smoothed as the processor does it.
+
+    Maps have the model's input size, or the image's own where it isn't resized to a square (see `score_views`).
+    """
+    if processor.resize == "square":
+        pixel_values = torch.stack([row.pixel_values for row in rows]).to(model.device)
+        found = processor.post_process_anomaly_detection(model(pixel_values, return_dict=True))
+    else:
+        views = [(row.pixel_values.to(model.device), row.size, row.tiles) for row in rows]
+        outputs = score_views(partial(model.__call__, return_dict=True), processor, views)
+        found = [processor.post_process_anomaly_detection(output, sigma=0)[0] for output in outputs]
     return [(one["score"], one["anomaly_map"].float().cpu().numpy()) for one in found]

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 from tqdm.auto import tqdm
+from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from ..configuration_anomalyclip import check_fields
 from ..data.files import atomic_path
@@ -32,7 +33,7 @@ from .calibration import (
 )
 from .engine import score_images
 from .histogram import PixelHistogram
-from .rows import PreparedRow, prepare_row, score_rows
+from .rows import PreparedRow, prepare_row, resizing_of, score_rows
 
 if TYPE_CHECKING:
     import datasets
@@ -61,10 +62,12 @@ def calibrate(
 ) -> dict[str, Any]:
     """Choose `image_threshold` and `pixel_threshold` and put them into `model.config`.
 
-    They then travel with the prompts, and the pipeline gives `label` and `mask`. Maps are judged at the model's input
-    size, smoothed as the processor does it. Thresholds keep a margin from the scores that they were chosen by, since
-    an image scores a little differently in another batch size: 1e-5 in the difference of the two logits where the
-    model computes in float32, 2e-2 in half precision. They are never above 1.
+    They then travel with the prompts, and the pipeline gives `label` and `mask`. They hold for the processor's own
+    `resize`, `tile_size` and `overlap`: save it with them. Maps are judged at the model's input size, or at the
+    image's own where the processor doesn't make squares, smoothed as the processor does it. Thresholds keep a margin
+    from the scores that they were chosen by, since an image scores a little differently in another batch size: 1e-5 in
+    the difference of the two logits where the model computes in float32, 2e-2 in half precision. They are never above
+    1.
 
     Args:
         model, processor: an [`AnomalyCLIPModel`] and its processor.
@@ -142,9 +145,18 @@ def calibrate(
 
 
 def save_thresholds(
-    checkpoint: str | os.PathLike, image_threshold: float | None, pixel_threshold: float | None
+    checkpoint: str | os.PathLike,
+    image_threshold: float | None,
+    pixel_threshold: float | None,
+    processor: AnomalyCLIPProcessor | None = None,
 ) -> None:
     """Write thresholds into the `config.json` of a checkpoint folder (prompts alone or a full one), and its card.
+
+    Args:
+        checkpoint: the folder.
+        image_threshold, pixel_threshold: scores in [0, 1], or None.
+        processor: whose `resize`, `tile_size` and `overlap` the thresholds hold for; they are written into the
+            checkpoint's own processor, so that both are used together.
 
     Raises:
         FileNotFoundError: there is no `config.json`.
@@ -159,11 +171,25 @@ def save_thresholds(
     config |= {name: None if value is None else float(value) for name, value in thresholds.items()}
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if processor is not None:
+        _save_resizing(path.parent, processor)
     card = path.with_name("README.md")
     if card.is_file():
         text = _with_thresholds(card.read_text(encoding="utf-8"), image_threshold, pixel_threshold)
         with atomic_path(card) as temporary:
             temporary.write_text(text, encoding="utf-8")
+
+
+def _save_resizing(folder: Path, processor: AnomalyCLIPProcessor) -> None:
+    wanted, path = resizing_of(processor), folder / IMAGE_PROCESSOR_NAME
+    if not path.is_file():
+        if processor.resize != "square":
+            processor.save_pretrained(folder)
+        return
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    if wanted != {"resize": stored.get("resize", "square")}:
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(stored | wanted, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _with_thresholds(card: str, image_threshold: float | None, pixel_threshold: float | None) -> str:

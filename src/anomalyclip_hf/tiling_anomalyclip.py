@@ -1,0 +1,176 @@
+"""Large images: the whole view and overlapping tiles, whose maps are blended into one at the image's own size."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+TILES_PER_FORWARD = 8
+WHOLE_SHARE = 0.5  # of the whole view in the map of a tiled image
+
+Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels of the image
+
+
+@dataclass(frozen=True)
+class ImageTiles:
+    """An image that is cut when it is scored, so that only its own pixels are held until then.
+
+    Args:
+        image (`PIL.Image.Image`): gray (`L`) or `RGB`.
+        boxes (`list` of `(x0, y0, x1, y1)`, pixels): the tiles, row by row; none where the whole view is enough.
+        settings (`dict`): what the image processor is called with for a tile.
+    """
+
+    image: Image.Image
+    boxes: list[Box]
+    settings: dict[str, Any]
+
+
+View = tuple[Tensor, tuple[int, int], ImageTiles | None]  # pixel_values (3, h, w), image size (H, W), tiles
+
+
+def fit_size(size: tuple[int, int], side: int, patch_size: int | None) -> tuple[int, int]:
+    """Width and height in pixels at which the longer side is `side`, and both are multiples of the patch size.
+
+    Args:
+        size (`tuple[int, int]`): width and height of the image in pixels.
+        side (`int`): of the model's input in pixels.
+        patch_size (`int`, *optional*): of the model; a square needs none.
+
+    Raises:
+        ValueError: no patch size for an image that is no square.
+    """
+    if size[0] == size[1]:
+        return side, side
+    if patch_size is None:
+        raise ValueError(
+            f"patch_size=None, expected the model's patch size in pixels: an image or tile of {size[0]}x{size[1]} "
+            "pixels keeps the ratio of its sides; give the processor patch_size=model.config.vision_config.patch_size"
+        )
+    width, height = (max(1, round(one * side / max(size) / patch_size)) * patch_size for one in size)
+    return width, height
+
+
+def tile_boxes(size: tuple[int, int], tile: int, overlap: float = 0.25) -> list[Box]:
+    """Boxes of equal size that cover an image, evenly spread so that the last ones end at its borders.
+
+    Args:
+        size (`tuple[int, int]`): width and height of the image in pixels.
+        tile (`int`, pixels of the image, 1 or more): side of a tile; less where the image is narrower.
+        overlap (`float` in [0, 0.9]): least share of a tile that its neighbour covers too.
+
+    Returns:
+        `list` of `(x0, y0, x1, y1)`, row by row; empty where one tile would hold the whole image.
+    """
+    across, down = (_starts(length, tile, overlap) for length in size)
+    boxes = [(x, y, min(x + tile, size[0]), min(y + tile, size[1])) for y in down for x in across]
+    return boxes if len(boxes) > 1 else []
+
+
+def _starts(length: int, tile: int, overlap: float) -> list[int]:
+    if length <= tile:
+        return [0]
+    count = 1 + math.ceil((length - tile) / max(1, int(tile * (1 - overlap))))
+    return [number * (length - tile) // (count - 1) for number in range(count)]
+
+
+def blend_weights(starts: Iterable[int], tile: int, length: int) -> dict[int, Tensor]:
+    """Share of each tile in the map along one side of an image: raised cosines that sum to 1 in every pixel.
+
+    Args:
+        starts: first pixel of each tile; together they cover the side.
+        tile (`int`): pixels of a tile along this side.
+        length (`int`): pixels of the image along this side.
+
+    Returns:
+        start to `Tensor` of shape `(tile,)`, float32.
+    """
+    window = np.sin(np.pi * (np.arange(tile) + 0.5) / tile) ** 2
+    starts, total = sorted(set(starts)), np.zeros(length)
+    for start in starts:
+        total[start : start + tile] += window
+    return {start: torch.from_numpy(window / total[start : start + tile]).float() for start in starts}
+
+
+@torch.no_grad()
+def score_views(
+    forward: Callable[[Tensor], Mapping[str, Tensor]],
+    processor: Any,
+    views: Sequence[View],
+    sigma: float | None = None,
+) -> list[dict[str, Tensor]]:
+    """Score images prepared with `resize="fit"` or `"tile"`: maps are smoothed, and at the size of each image.
+
+    The logits of a tiled image are those of its highest score: of the whole view or of a tile. Its map is the mean of
+    the whole view's and of the tiles' blended one; each is smoothed at the model's input size. Beside the image
+    itself, memory holds its map (4 bytes a pixel) twice at most, and `TILES_PER_FORWARD` tiles.
+
+    Args:
+        forward: takes `pixel_values` `(B, 3, h, w)`; returns `logits` `(B, 2)` and `anomaly_maps` `(B, h, w)`, or
+            those of K methods, `(K, B, 2)` and `(K, B, h, w)`.
+        processor ([`AnomalyCLIPImageProcessor`]): cuts, normalises and smooths.
+        views: for each image `pixel_values` `(3, h, w)` on the model's device, its `(height, width)` in pixels, and
+            its [`ImageTiles`] or None.
+        sigma (`float`, pixels at the model's input size, *optional*): smoothing; the processor's own if absent.
+
+    Returns:
+        for each image `logits` `(K, 2)` and `anomaly_maps` `(K, height, width)`, float32; K = 1 without methods.
+    """
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for place, (pixel_values, _, _) in enumerate(views):
+        groups.setdefault(tuple(pixel_values.shape), []).append(place)
+    results: dict[int, dict[str, Tensor]] = {}
+    for places in groups.values():
+        pixel_values = torch.stack([views[place][0] for place in places])
+        logits, maps = _score(forward, processor, pixel_values, [views[place][1] for place in places], sigma)
+        for row, place in enumerate(places):
+            own = torch.stack(maps[row :: len(places)])
+            results[place] = {"logits": logits[:, row], "anomaly_maps": own}
+    for place, (_, _, tiles) in enumerate(views):
+        if tiles is not None and tiles.boxes:
+            found = results[place]
+            found["logits"] = _add_tiles(forward, processor, tiles, found["logits"], found["anomaly_maps"], sigma)
+    return [results[place] for place in range(len(views))]
+
+
+def _score(
+    forward: Callable, processor: Any, pixel_values: Tensor, sizes: list[tuple[int, int]], sigma: float | None
+) -> tuple[Tensor, list[Tensor]]:
+    """Logits `(K, B, 2)`, and the K x B smoothed maps, each at its size of `sizes`."""
+    output = forward(pixel_values)
+    logits, maps = output["logits"].float().reshape(-1, len(sizes), 2), output["anomaly_maps"]
+    flat = {"logits": logits.flatten(0, 1), "anomaly_maps": maps.reshape(-1, *maps.shape[-2:])}
+    found = processor.post_process_anomaly_detection(flat, target_sizes=sizes * len(logits), sigma=sigma)
+    return logits, [one["anomaly_map"] for one in found]
+
+
+def _add_tiles(
+    forward: Callable, processor: Any, tiles: ImageTiles, best: Tensor, maps: Tensor, sigma: float | None
+) -> Tensor:
+    """Blend the maps of tiles into those of the whole view `(K, H, W)`, in place; returns the highest logits."""
+    x0, y0, x1, y1 = tiles.boxes[0]
+    width, height = x1 - x0, y1 - y0
+    across = blend_weights((box[0] for box in tiles.boxes), width, maps.shape[-1])
+    down = blend_weights((box[1] for box in tiles.boxes), height, maps.shape[-2])
+    maps *= WHOLE_SHARE
+    for first in range(0, len(tiles.boxes), TILES_PER_FORWARD):
+        boxes = tiles.boxes[first : first + TILES_PER_FORWARD]
+        crops = [tiles.image.crop(box) for box in boxes]
+        pixel_values = processor(crops, return_tensors="pt", **tiles.settings)["pixel_values"].to(maps.device)
+        logits, found = _score(forward, processor, pixel_values, [(height, width)] * len(boxes), sigma)
+        candidates = torch.cat([best[:, None], logits], dim=1)
+        highest = (candidates[..., 1] - candidates[..., 0]).argmax(dim=1)
+        best = candidates[torch.arange(len(best), device=best.device), highest]
+        for number, anomaly_map in enumerate(found):
+            x, y = boxes[number % len(boxes)][:2]
+            weights = (down[y][:, None] * across[x] * (1 - WHOLE_SHARE)).to(maps.device)
+            maps[number // len(boxes), y : y + height, x : x + width] += weights * anomaly_map
+    return best
+
+
+__all__ = ["ImageTiles", "blend_weights", "fit_size", "score_views", "tile_boxes"]
