@@ -11,10 +11,11 @@ from typing import Any
 from ..data.options import option
 from ..evaluation.metrics import METRICS
 
-CHOICES = {
+JUDGES = (*METRICS, "loss")
+CHOICES: dict[str, tuple[str | None, ...]] = {
     "recipe": ("authors",),
     "cache_dtype": ("float32", "float16"),
-    "metric": (*METRICS, "loss"),
+    "metric": JUDGES,
     "initial_prompts": ("model", "fresh"),
     "mixed_precision": (None, "no", "bf16", "fp16"),
 }
@@ -69,7 +70,7 @@ class PromptTrainingArguments:
     cache_limit_gb: float | None = option(100.0, "Refuse to write more kept features than this.")
     encode_batch_size: int = option(8, "Images per forward of the vision tower, in each process.")
     num_workers: int = option(0, "Processes that decode images, per training process.")
-    metric: str = option("image_auroc", f"Chooses the best epoch: {', '.join(CHOICES['metric'])}.")
+    metric: str = option("image_auroc", f"Chooses the best epoch: {', '.join(JUDGES)}.")
     patience: int | None = option(None, "Stop after this many epochs without a better metric.")
     save_steps: int | None = option(None, "Also write a checkpoint every so many steps (always after an epoch).")
     keep_last: int = option(2, "Checkpoints kept.")

@@ -51,30 +51,19 @@ class OtherRunError(ValueError):
 
 @dataclass
 class TrainingState:
-    """Where a run stands.
+    """Where a run stands."""
 
-    Args:
-        epoch, step_in_epoch (`int`): the next step to be done, both counted from 0.
-        global_step (`int`): optimizer steps done.
-        best_metric (`float`, *optional*), best_epoch (`int`, *optional*): so far; epochs counted from 1.
-        epochs_without_improvement (`int`): since then.
-        seconds (`float`), images (`int`): spent and seen in training.
-        epoch_losses (`list`): sums of this epoch so far: global loss, local loss.
-        settings (`dict`): what must not change when the run is taken up again.
-        stopped (`str`, *optional*): why it ended, if it did.
-    """
-
-    epoch: int = 0
-    step_in_epoch: int = 0
-    global_step: int = 0
+    epoch: int = 0  # of the next step to be done, counted from 0
+    step_in_epoch: int = 0  # likewise
+    global_step: int = 0  # optimizer steps done
     best_metric: float | None = None
-    best_epoch: int | None = None
+    best_epoch: int | None = None  # counted from 1
     epochs_without_improvement: int = 0
-    seconds: float = 0.0
-    images: int = 0
-    epoch_losses: list[float] = field(default_factory=lambda: [0.0, 0.0])
-    settings: dict[str, Any] = field(default_factory=dict)
-    stopped: str | None = None
+    seconds: float = 0.0  # spent in training
+    images: int = 0  # seen in training
+    epoch_losses: list[float] = field(default_factory=lambda: [0.0, 0.0])  # sums of this epoch: global, local
+    settings: dict[str, Any] = field(default_factory=dict)  # what must not change when the run is taken up again
+    stopped: str | None = None  # why it ended early
 
 
 def save_checkpoint(

@@ -73,8 +73,8 @@ def describe_training(
         samples, args, state: of the run.
         num_used (`int`): images learned from.
     """
-    source, info = getattr(args, "source", None), getattr(samples.source, "info", None)
-    split = getattr(args, "train_split", None) or getattr(samples.source, "split", None)
+    source, info = getattr(args, "source", None), getattr(samples.dataset, "info", None)
+    split = getattr(args, "train_split", None) or getattr(samples.dataset, "split", None)
     # Known data sets carry their title and home page; repositories may have pages of text there.
     title = getattr(info, "description", None) if getattr(info, "homepage", None) else None
     if not title or len(title) >= 80:

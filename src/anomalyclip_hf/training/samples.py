@@ -17,6 +17,8 @@ from ..data.synthetic import DEFECTS, draw_anomaly_on
 if TYPE_CHECKING:
     import datasets
 
+    Rows = datasets.Dataset | Sequence[Mapping[str, Any]]
+
 COLUMNS = ("image", "mask", "label", "path", "class_name")
 CHUNK = 32  # rows whose files are held at a time
 MAX_SIDE = 1036  # pixels: larger images are shrunk before anomalies are drawn; the model sees no more anyway
@@ -39,7 +41,7 @@ class TrainingSamples:
         TypeError: if it has no length (a stream).
     """
 
-    def __init__(self, dataset: datasets.Dataset | Sequence[Mapping[str, Any]], name: str = "train_dataset"):
+    def __init__(self, dataset: Rows, name: str = "train_dataset"):
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
             raise TypeError(
                 f"{name} is a {type(dataset).__name__} without a length, expected a data set that can be read in any "
@@ -49,13 +51,8 @@ class TrainingSamples:
             raise ValueError(
                 f"{name} is empty, expected at least one image; check the source, the split and the classes"
             )
-        self.name, self.source = name, dataset
-        stored = hasattr(dataset, "with_format") and hasattr(dataset, "column_names")
-        if stored and (dataset.format or {}).get("type") == "custom":
-            stored = False  # what a transform makes of a row is known only row by row
-        # Pictures and not what another format makes of them.
-        self.dataset = dataset.with_format(None) if stored else dataset
-        facts = [_describe_row(row) for row in (self._stored_rows() if stored else self._rows())]
+        self.name, self.dataset = name, dataset
+        facts = [_describe_row(row) for row in self._rows()]
         labels, paths, classes, masked, self.digests, self.mask_digests = map(list, zip(*facts, strict=True))
         self.has_mask = np.array(masked, dtype=bool)
         self.paths = [str(path) if path else f"{name}[{index}]" for index, path in enumerate(paths)]
@@ -67,20 +64,22 @@ class TrainingSamples:
             )
         self.labels = np.array(labels, dtype=np.int64)
 
-    def _stored_rows(self) -> Iterator[dict[str, Any]]:
-        """Rows of a `datasets.Dataset` with pictures as stored: `{"bytes", "path"}` or None."""
-        names = [name for name in COLUMNS if name in self.dataset.column_names]
-        if missing := [name for name in ("image", "label") if name not in names]:
-            found = self.dataset.column_names
-            raise ValueError(f"{self.name} has the columns {found} but lacks {missing}; use load_anomaly_dataset")
-        for table in self.dataset.select_columns(names).with_format("arrow").iter(batch_size=CHUNK):
-            yield from table.to_pylist()
-
     def _rows(self) -> Iterator[Mapping[str, Any]]:
-        """Rows that are made when asked for; each is let go before the next."""
-        for index in range(len(self.dataset)):
+        """All rows, each let go before the next; a `datasets.Dataset` gives pictures as stored, not decoded."""
+        dataset: Any = self.dataset
+        # What a transform makes of a row is known only row by row.
+        if hasattr(dataset, "with_format") and (dataset.format or {}).get("type") != "custom":
+            self.dataset = dataset.with_format(None)  # pictures, and not what another format makes of them
+            names = [name for name in COLUMNS if name in dataset.column_names]
+            if missing := {"image", "label"}.difference(names):
+                found = f"{self.name} has the columns {dataset.column_names}"
+                raise ValueError(f"{found} but lacks {sorted(missing)}; use load_anomaly_dataset")
+            for table in dataset.select_columns(names).with_format("arrow").iter(batch_size=CHUNK):
+                yield from table.to_pylist()
+            return
+        for index in range(len(dataset)):
             try:
-                row = self.dataset[index]
+                row = dataset[index]
             except (OSError, ValueError, SyntaxError) as error:
                 raise ValueError(f"{self.name}[{index}] can't be read: {error}") from error
             yield row
@@ -146,7 +145,7 @@ class SyntheticAnomalies(TrainingSamples):
         self.normal = np.flatnonzero(samples.labels == 0)
         if len(self.normal) == 0:
             raise ValueError("synthetic_anomalies=True but no image of the training set is normal (label 0)")
-        self.dataset, self.source, self.name = samples.dataset, samples.source, samples.name
+        self.dataset, self.name = samples.dataset, samples.name
         self.labels = np.append(samples.labels, np.ones_like(self.normal))
         self.has_mask = np.append(samples.has_mask, np.ones(len(self.normal), dtype=bool))
         self.paths = samples.paths + [f"{samples.paths[i]} (with a drawn anomaly)" for i in self.normal]
@@ -169,81 +168,68 @@ class SyntheticAnomalies(TrainingSamples):
 
 
 def check_training_set(
-    samples: TrainingSamples, balanced: bool = False, loss_weights: tuple[float, float] = (1.0, 1.0)
+    samples: TrainingSamples,
+    balanced: bool = False,
+    loss_weights: tuple[float, float] = (1.0, 1.0),
+    members: np.ndarray | None = None,
 ) -> list[str]:
     """Refuse sets that nothing can be learned from, and contradictions between labels and masks.
 
     Args:
-        samples ([`TrainingSamples`]), balanced, loss_weights: as of [`check_kinds`].
+        samples ([`TrainingSamples`]).
+        balanced (`bool`): both kinds are drawn equally often.
+        loss_weights (`tuple` of two `float`): of the global and of the local loss; 0 = it is left out.
+        members (`np.ndarray` of shape `(K,)`, int, *optional*): the images that turned out to be readable.
 
     Returns:
         warnings, for sets that can be used with care.
 
     Raises:
-        ValueError: as of [`check_kinds`], or if a normal image has a mask that is not empty.
+        ValueError: if a kind of images or the masks that training needs are missing, or if a normal image has a mask
+            that is not empty.
     """
-    check_kinds(samples, np.arange(len(samples)), balanced, loss_weights)
-    normal, anomalous = (samples.labels == 0), (samples.labels == 1)
-    marked = [samples.paths[i] for i in np.flatnonzero(normal & samples.has_mask) if _is_marked(samples, int(i))]
-    if marked:
-        raise ValueError(
-            f"{samples.name}: {len(marked)} images have label 0 (normal) but a mask that marks anomalous pixels: "
-            f"{shorten(marked)}; correct the label or the mask"
-        )
-    notices, without = [], int((anomalous & ~samples.has_mask).sum())
-    if not normal.any():
-        notices.append(
-            f"{samples.name} has only anomalous images: image scores learn nothing from it, maps learn from its masks"
-        )
-    if without and not samples.uses_masks:
-        notices.append(f"no anomalous image of {samples.name} has a mask: training with the image loss alone")
-    elif without:
-        notices.append(
-            f"{without} of {anomalous.sum()} anomalous images of {samples.name} have no mask and take part in the "
-            "image loss alone"
-        )
-    return notices
-
-
-def check_kinds(
-    samples: TrainingSamples, members: np.ndarray, balanced: bool, loss_weights: tuple[float, float]
-) -> None:
-    """Refuse images that nothing can be learned from.
-
-    Args:
-        samples ([`TrainingSamples`]).
-        members (`np.ndarray` of shape `(K,)`, int): the images that count, such as the readable ones.
-        balanced (`bool`): both kinds are drawn equally often.
-        loss_weights (`tuple` of two `float`): of the global and of the local loss; 0 = it is left out.
-
-    Raises:
-        ValueError: if a kind of images or the masks that training needs are missing.
-    """
-    labels = samples.labels[members]
-    normal, anomalous = int((labels == 0).sum()), int((labels == 1).sum())
-    masked = bool((samples.has_mask[members] & (labels == 1)).any()) and loss_weights[1] > 0
-    which = "readable " if len(members) < len(samples) else ""
+    readable = np.arange(len(samples)) if members is None else members
+    is_normal, has_mask = samples.labels[readable] == 0, samples.has_mask[readable]
+    normal, anomalous, masked = (int(kind.sum()) for kind in (is_normal, ~is_normal, ~is_normal & has_mask))
+    name, which = samples.name, "readable " if len(readable) < len(samples) else ""
+    learns_maps = masked > 0 and loss_weights[1] > 0
     if anomalous == 0:
         raise ValueError(
-            f"{samples.name} has {normal} {which}normal images and no anomalous one, so there is nothing to tell "
-            "apart: train on a split with both (train_split=test, as the authors do), or set synthetic_anomalies=True"
+            f"{name} has {normal} {which}normal images and no anomalous one, so there is nothing to tell apart: train "
+            "on a split with both (train_split=test, as the authors do), or set synthetic_anomalies=True"
         )
     if normal == 0 and balanced:
         raise ValueError(
-            f"balanced=True but {samples.name} has {anomalous} {which}anomalous images and no normal one, so there is "
-            "nothing to balance: add normal images, or set balanced=False"
+            f"balanced=True but {name} has {anomalous} {which}anomalous images and no normal one, so there is nothing "
+            "to balance: add normal images, or set balanced=False"
         )
-    if normal == 0 and not masked:
+    if normal == 0 and not learns_maps:
         what = "no mask" if loss_weights[1] > 0 else "local_loss_weight=0 leaves the masks out"
         raise ValueError(
-            f"{samples.name} has {anomalous} {which}anomalous images, no normal one and {what}, so there is nothing "
-            "to tell apart: add normal images or masks"
+            f"{name} has {anomalous} {which}anomalous images, no normal one and {what}, so there is nothing to tell "
+            "apart: add normal images or masks"
         )
-    if loss_weights[0] == 0 and not masked:
+    if loss_weights[0] == 0 and not learns_maps:
         raise ValueError(
-            f"global_loss_weight=0 but no {which}anomalous image of {samples.name} has a mask for the local loss: add "
-            "masks, or raise global_loss_weight"
+            f"global_loss_weight=0 but no {which}anomalous image of {name} has a mask for the local loss: add masks, "
+            "or raise global_loss_weight"
         )
+    if members is not None:
+        return []
+    if marked := [samples.paths[i] for i in np.flatnonzero(is_normal & has_mask) if _is_marked(samples, int(i))]:
+        raise ValueError(
+            f"{name}: {len(marked)} images have label 0 (normal) but a mask that marks anomalous pixels: "
+            f"{shorten(marked)}; correct the label or the mask"
+        )
+    notices = []
+    if normal == 0:
+        notices.append(f"{name} has only anomalous images: image scores learn nothing from it, maps from its masks")
+    if masked == 0:
+        notices.append(f"no anomalous image of {name} has a mask: training with the image loss alone")
+    elif masked < anomalous:
+        count = f"{anomalous - masked} of {anomalous} anomalous images of {name}"
+        notices.append(f"{count} have no mask and take part in the image loss alone")
+    return notices
 
 
 def check_validation_set(train: TrainingSamples, validation: TrainingSamples, metric: str) -> None:

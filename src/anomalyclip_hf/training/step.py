@@ -20,12 +20,8 @@ class NonFiniteLossError(FloatingPointError):
 
 
 class BatchTotals(NamedTuple):
-    """What the losses of one optimizer step are divided by, over all processes and parts of the batch.
-
-    Args:
-        images (`int`): images with a label.
-        masks (`int`): images that take part in the local loss: those with a mask, and normal ones if masks are given.
-    """
+    """What the losses of one optimizer step are divided by, over all processes and parts of the batch: numbers of
+    images, and of those in the local loss (with a mask, or normal)."""
 
     images: int
     masks: int
@@ -40,7 +36,7 @@ class StepLosses(NamedTuple):
     @property
     def loss(self) -> float:
         """Their sum, which is minimised."""
-        return self.global_loss + self.local_loss
+        return sum(self)
 
 
 def with_known_mask(batch: Mapping[str, Tensor]) -> Tensor:
@@ -83,8 +79,7 @@ def training_step(
         model ([`AnomalyCLIPModel`], prepared by accelerate).
         batch: `labels` (B,) int, `masks` (B, H, W) float or absent (no local loss), and either `pixel_values`
             (B, 3, H, W) or kept `image_embeds` (B, P) and `patch_embeds` (B, M, N, P).
-        optimizer: over the prompts, prepared by accelerate.
-        accelerator (`Accelerator`).
+        optimizer, accelerator: the former prepared by the latter.
         totals ([`BatchTotals`], *optional*): counts of the whole batch; needed when it is accumulated in parts.
             Summed over the processes where absent.
         max_grad_norm (`float`, above 0, *optional*): clips the gradient's norm.

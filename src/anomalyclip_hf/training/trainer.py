@@ -10,9 +10,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,15 +37,14 @@ from .checkpoint import (
 )
 from .features import FeatureCache, UncachedImages
 from .history import PICTURE_NAME, add_to_log, describe_training, peak_memory, plot_training, read_log, start_log
-from .samples import SyntheticAnomalies, TrainingSamples, check_kinds, check_training_set, check_validation_set
+from .samples import SyntheticAnomalies, TrainingSamples, check_training_set, check_validation_set
 from .step import BatchTotals, NonFiniteLossError, StepLosses, training_step
 from .validation import validate
 
 if TYPE_CHECKING:
-    import datasets
-
     from ..image_processing_anomalyclip import AnomalyCLIPImageProcessor
     from ..modeling_anomalyclip import AnomalyCLIPModel
+    from .samples import Rows
 
 logger = logging.get_logger(__name__)
 
@@ -55,33 +54,30 @@ SUMMARY_NAME, ARGUMENTS_NAME = "training_summary.json", "training_arguments.json
 
 @dataclass
 class TrainingResult:
-    """What [`train_prompts`] returns; the model then carries the prompts it speaks of.
-
-    Args:
-        output_dir (`Path`): where everything lies.
-        history (`list[dict]`): one entry per epoch: losses, and the validation's metrics.
-        best_epoch (`int`, *optional*), best_metric (`float`, *optional*): with a validation set; counted from 1.
-        summary (`dict`): time, images per second, memory and the rest of `training_summary.json`.
-        card_facts (`dict`): what the card says of the training, as `make_model_card` takes it.
-    """
+    """What [`train_prompts`] returns; the model then carries the prompts it speaks of."""
 
     output_dir: Path
-    history: list[dict[str, Any]] = field(default_factory=list)
-    best_epoch: int | None = None
-    best_metric: float | None = None
-    summary: dict[str, Any] = field(default_factory=dict)
-    card_facts: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]]  # one entry per epoch: losses, and the validation's metrics
+    best_epoch: int | None  # with a validation set; counted from 1
+    best_metric: float | None
+    summary: dict[str, Any]  # time, images per second, memory and the rest of training_summary.json
+    card_facts: dict[str, Any]  # what the card says of the training, as `make_model_card` takes it
 
 
 def train_prompts(
     model: AnomalyCLIPModel,
     processor: AnomalyCLIPImageProcessor,
-    train_dataset: datasets.Dataset | Sequence[Mapping[str, Any]],
+    train_dataset: Rows,
     args: PromptTrainingArguments | None = None,
-    validation_dataset: datasets.Dataset | Sequence[Mapping[str, Any]] | None = None,
+    validation_dataset: Rows | None = None,
     accelerator: Accelerator | None = None,
 ) -> TrainingResult:
-    """Learn the two prompts on labelled images (section 3 of the paper); the backbone stays as it is.
+    """Learn the two prompts on labelled images: arguments of [`PromptTrainer`], errors also of its `train`."""
+    return PromptTrainer(model, processor, train_dataset, args, validation_dataset, accelerator).train()
+
+
+class PromptTrainer:
+    """Learns the two prompts on labelled images (section 3 of the paper); the backbone stays as it is.
 
     Args:
         model ([`AnomalyCLIPModel`]): its prompts are trained in place.
@@ -93,29 +89,34 @@ def train_prompts(
         accelerator (`Accelerator`, *optional*): one is made from args if absent. It must have prepared nothing yet,
             and has let go of everything afterwards.
 
-    Returns:
-        [`TrainingResult`].
-
     Raises:
         ValueError: for a data set that can't be learned from, or settings that contradict each other.
-        FileExistsError: if output_dir holds checkpoints, and neither resume nor overwrite is set.
-        NonFiniteLossError: if a loss is NaN or infinite; a checkpoint from before that step is kept.
     """
-    return PromptTrainer(model, processor, train_dataset, args, validation_dataset, accelerator).train()
 
-
-class PromptTrainer:
-    """Holds a run together; arguments as of [`train_prompts`], which is all that most need."""
-
-    def __init__(self, model, processor, train_dataset, args=None, validation_dataset=None, accelerator=None):
-        self.args: PromptTrainingArguments = args or PromptTrainingArguments()
-        self.model: AnomalyCLIPModel = model
-        self.processor: AnomalyCLIPImageProcessor = processor
-        self.wrapped, self.state = model, TrainingState()
+    def __init__(
+        self,
+        model: AnomalyCLIPModel,
+        processor: AnomalyCLIPImageProcessor,
+        train_dataset: Rows,
+        args: PromptTrainingArguments | None = None,
+        validation_dataset: Rows | None = None,
+        accelerator: Accelerator | None = None,
+    ):
+        self.args = args or PromptTrainingArguments()
+        self.model, self.processor, self.wrapped, self.state = model, processor, model, TrainingState()
         self.best_prompts: dict[str, Tensor] = {}
         self.output_dir = Path(self.args.output_dir)
         self.checkpoints = self.output_dir / "checkpoints"
-        check_model(model, processor)
+        if model.config.vision_only:
+            raise ValueError(
+                "this is a vision-only model: its prompts are folded and can't be trained; load the full one"
+            )
+        size, side = (processor.size["height"], processor.size["width"]), model.config.image_size
+        if size != (side, side):
+            raise ValueError(
+                f"the processor makes images of {size[0]}x{size[1]} pixels but the model's image_size is {side}; load "
+                "both from the same checkpoint with the same image_size"
+            )
         self.samples = TrainingSamples(train_dataset)
         if self.args.synthetic_anomalies:
             self.samples = SyntheticAnomalies(self.samples, self.args.seed)
@@ -126,13 +127,18 @@ class PromptTrainer:
             check_validation_set(self.samples, self.validation, self.args.metric)
         elif self.args.patience is not None:
             raise ValueError(f"patience={self.args.patience} but there is no validation set; give one")
-        self.accelerator: Accelerator = accelerator or make_accelerator(self.args)
+        self.accelerator = accelerator or make_accelerator(self.args)
         self.accelerator_is_shared = accelerator is not None
         for notice in notices:
             self._say(notice)
 
     def train(self) -> TrainingResult:
-        """Run from the start or from the last checkpoint to the end."""
+        """Run from the start or from the last checkpoint to the end.
+
+        Raises:
+            FileExistsError: if output_dir holds checkpoints, and neither resume nor overwrite is set.
+            NonFiniteLossError: if a loss is NaN or infinite; a checkpoint from before that step is kept.
+        """
         deterministic = torch.are_deterministic_algorithms_enabled()
         if self.args.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -192,13 +198,16 @@ class PromptTrainer:
         """Features of the images, prompts as they are at the start, and their optimizer."""
         args, accelerator, model = self.args, self.accelerator, self.model
         model.to(accelerator.device).eval()
-        forget_thresholds(model, self._say)
+        thresholds = ("image_threshold", "pixel_threshold")
+        if old := [f"{name}={value:g}" for name in thresholds if (value := getattr(model.config, name)) is not None]:
+            self._say(f"{' and '.join(old)} belong to the prompts before training and are removed; calibrate the new")
+        model.config.image_threshold = model.config.pixel_threshold = None
         self.initial_prompts = prompts_checksum(model) if args.initial_prompts == "model" else "fresh"
         if args.initial_prompts == "fresh":
             draw_fresh_prompts(model, args.seed)
         self.source = self._open_source(self.samples)
         self.members = np.flatnonzero(self.source.readable)
-        check_kinds(self.samples, self.members, args.balanced, args.loss_weights)
+        check_training_set(self.samples, args.balanced, args.loss_weights, self.members)
         if self.validation is not None:
             self.validation_source = self._open_source(self.validation)
         model.freeze_backbone()
@@ -443,38 +452,11 @@ def make_accelerator(args: PromptTrainingArguments) -> Accelerator:
     )
 
 
-def check_model(model: AnomalyCLIPModel, processor: AnomalyCLIPImageProcessor) -> None:
-    """Refuse what can't be trained.
-
-    Raises:
-        ValueError: if the model is vision-only, or model and processor disagree on the size of images.
-    """
-    if model.config.vision_only:
-        raise ValueError("this is a vision-only model: its prompts are folded and can't be trained; load the full one")
-    size, side = (processor.size["height"], processor.size["width"]), model.config.image_size
-    if size != (side, side):
-        raise ValueError(
-            f"the processor makes images of {size[0]}x{size[1]} pixels but the model's image_size is {side}; load "
-            "both from the same checkpoint with the same image_size"
-        )
-
-
-def forget_thresholds(model: AnomalyCLIPModel, say: Callable[[str], None] = logger.warning) -> None:
-    """Take thresholds off a model whose prompts are about to change, and say so: they were chosen for other scores."""
-    names = [name for name in ("image_threshold", "pixel_threshold") if getattr(model.config, name) is not None]
-    if names:
-        values = " and ".join(f"{name}={getattr(model.config, name):g}" for name in names)
-        say(f"{values} belong to the prompts before training and are removed; calibrate the new prompts")
-    for name in names:
-        setattr(model.config, name, None)
-
-
-@torch.no_grad()
 def draw_fresh_prompts(model: AnomalyCLIPModel, seed: int) -> None:
     """Put new prompts into a model, N(0, 0.02), drawn from the seed alone (section 3.2)."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in (model.prompt_learner.context, model.prompt_learner.deep_prompts):
-        parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
 
 
 def epoch_order(labels: np.ndarray, seed: int, epoch: int, balanced: bool = False) -> np.ndarray:

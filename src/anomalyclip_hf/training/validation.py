@@ -55,7 +55,7 @@ def validate(
             output = model(**model_inputs(batch, accelerator.device), return_dict=True)
         counts, known = count_batch(batch), with_known_mask(batch)
         means = (float(output.global_loss), float(output.local_loss) if counts.masks else 0.0)
-        losses += [np.multiply(means, counts), counts]
+        losses += np.array([np.multiply(means, counts), counts])
         results = processor.post_process_anomaly_detection(output)
         for row, (name, judged) in enumerate(zip(names, results, strict=True)):
             images.setdefault(name, []).append((judged["score"], int(batch["labels"][row])))
