@@ -15,13 +15,13 @@ def test_reads_columns_without_decoding(rows, dataset):
     assert samples.labels.tolist() == [0, 1] * 5
     assert samples.has_mask.tolist() == [False, True] * 5
     assert samples.paths[3] == rows[3]["path"]
-    assert samples.in_local_loss.all()
+    assert samples.uses_masks
 
 
 def test_a_list_of_dicts_is_a_data_set_too(make_image):
     samples = TrainingSamples([{"image": make_image(seed=i), "label": i % 2} for i in range(4)])
     assert samples.labels.tolist() == [0, 1, 0, 1]
-    assert not samples.uses_masks and not samples.in_local_loss.any()
+    assert not samples.uses_masks
     assert samples[2] == (make_image(seed=2), None)
     other = TrainingSamples([{"image": make_image(seed=i + 1), "label": i % 2} for i in range(4)])
     assert samples.fingerprint() != other.fingerprint()

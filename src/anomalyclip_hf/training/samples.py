@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -17,7 +17,7 @@ from ..data.synthetic import DEFECTS, draw_anomaly_on
 if TYPE_CHECKING:
     import datasets
 
-    Rows = datasets.Dataset | Sequence[Mapping[str, Any]]
+    Rows: TypeAlias = datasets.Dataset | Sequence[Mapping[str, Any]]
 
 COLUMNS = ("image", "mask", "label", "path", "class_name")
 CHUNK = 32  # rows whose files are held at a time
@@ -109,11 +109,6 @@ class TrainingSamples:
     def uses_masks(self) -> bool:
         """Whether an anomalous image has a mask: empty masks alone would teach that nothing is anomalous."""
         return bool((self.has_mask & (self.labels == 1)).any())
-
-    @property
-    def in_local_loss(self) -> np.ndarray:
-        """Which samples take part in the local loss, `(N,)` bool."""
-        return (self.has_mask | (self.labels == 0)) & self.uses_masks
 
     def fingerprint(self) -> str:
         """Digest of names, labels and contents: the same wherever the files lie."""

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,7 @@ from .checkpoint import (
 from .features import FeatureCache, UncachedImages
 from .history import PICTURE_NAME, add_to_log, describe_training, peak_memory, plot_training, read_log, start_log
 from .samples import SyntheticAnomalies, TrainingSamples, check_training_set, check_validation_set
-from .step import BatchTotals, NonFiniteLossError, StepLosses, training_step
+from .step import NonFiniteLossError, StepLosses, training_step
 from .validation import validate
 
 if TYPE_CHECKING:
@@ -255,9 +256,10 @@ class PromptTrainer:
             order = members[epoch_order(self.samples.labels[members], args.seed, state.epoch, args.balanced)]
             last = min(per_epoch, state.step_in_epoch + total - state.global_step)
             todo = [order[step * args.batch_size :][: args.batch_size] for step in range(state.step_in_epoch, last)]
-            shares = [np.array_split(rows, world * args.gradient_accumulation_steps)[rank::world] for rows in todo]
+            splits = [np.array_split(rows, world * args.gradient_accumulation_steps)[rank::world] for rows in todo]
+            shares = [[part for part in parts if len(part)] for parts in splits]
             # A process without a share of a small batch takes part in the exchange with an image that doesn't count.
-            parts = [part if len(part) else all[:1] for all, own in zip(todo, shares, strict=True) for part in own]
+            parts = [part for rows, own in zip(todo, shares, strict=True) for part in own or [rows[:1]]]
             batches = self._batches(self.samples, self.source, parts)
 
             # 2. A step for each.
@@ -296,35 +298,27 @@ class PromptTrainer:
             yield {**batch, "labels": torch.from_numpy(samples.labels[indices])}
 
     def _step(self, indices: np.ndarray, own: list[np.ndarray], batches: Iterator[dict[str, Tensor]]) -> StepLosses:
-        totals = BatchTotals(len(indices), int(self.samples.in_local_loss[indices].sum()))
-        sums = np.zeros(2)
-        batch: dict[str, Tensor] = {}
+        args, parts = self.args, list(islice(batches, len(own) or 1))
         try:
-            for number, part in enumerate(own, start=1):
-                batch = next(batches)
-                sums += training_step(
-                    self.wrapped,
-                    batch,
-                    self.optimizer,
-                    self.accelerator,
-                    totals=totals,
-                    max_grad_norm=self.args.max_grad_norm,
-                    sync=number == len(own),
-                    padding=len(part) == 0,
-                    global_loss_weight=self.args.global_loss_weight,
-                    local_loss_weight=self.args.local_loss_weight,
-                )
+            return training_step(
+                self.wrapped,
+                parts,
+                self.optimizer,
+                self.accelerator,
+                max_grad_norm=args.max_grad_norm,
+                padding=not own,
+                loss_weights=args.loss_weights,
+            )
         except NonFiniteLossError as error:
-            raise NonFiniteLossError(self._explain(error, indices, batch)) from error
-        return StepLosses(*sums.tolist())
+            raise NonFiniteLossError(self._explain(error, indices, parts)) from error
 
-    def _explain(self, error: NonFiniteLossError, indices: np.ndarray, batch: dict[str, Tensor]) -> str:
+    def _explain(self, error: NonFiniteLossError, indices: np.ndarray, parts: list[dict[str, Tensor]]) -> str:
         # Prompts of the last good step; they were not touched by this one.
         if all(torch.isfinite(tensor).all() for tensor in prompt_tensors(self.model).values()):
             self._save()
         kept = list_checkpoints(self.checkpoints)
         where = f", the last good prompts are in {kept[-1]}" if kept else ""
-        finite = all(torch.isfinite(value).all() for value in batch.values())
+        finite = all(torch.isfinite(value).all() for part in parts for value in part.values())
         advice = "Try a lower learning_rate or max_grad_norm" if finite else "The features of the batch are not finite"
         return (
             f"step {self.state.global_step + 1} (epoch {self.state.epoch + 1}): {error}. Training has stopped{where}. "

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,13 +48,13 @@ def validate(
 
     images: dict[str, list[tuple[float, int]]] = {}  # class to scores and labels
     pixels: dict[str, StreamingPixelMetrics] = {}
-    losses = np.zeros((2, 2))  # sums and counts of both
+    losses = torch.zeros(2, 2, dtype=torch.float64)  # sums and counts of both
     for names, batch in batches:
         with accelerator.autocast():
             output = model(**model_inputs(batch, accelerator.device), return_dict=True)
         counts, known = count_batch(batch), with_known_mask(batch)
-        means = (float(output.global_loss), float(output.local_loss) if counts.masks else 0.0)
-        losses += np.array([np.multiply(means, counts), counts])
+        means = torch.tensor([output.global_loss, output.local_loss if known.any() else 0.0])
+        losses += torch.stack([means * counts, counts])
         results = processor.post_process_anomaly_detection(output)
         for row, (name, judged) in enumerate(zip(names, results, strict=True)):
             images.setdefault(name, []).append((judged["score"], int(batch["labels"][row])))
@@ -78,8 +77,8 @@ def validate(
             found |= merged.compute() if merged.num_images else {}
             classes[name] = {key: found[key] for key in METRICS if key in found}
 
-    sums, counts = np.sum([part for _, _, part in parts], axis=0)
-    global_loss, local_loss = (loss_weights * sums / np.maximum(counts, 1)).tolist()
+    sums, counts = torch.stack([part for _, _, part in parts]).sum(0)
+    global_loss, local_loss = (torch.tensor(loss_weights) * sums / counts.clamp(min=1)).tolist()
     return {
         **_defined(mean_over_classes(classes)[0]),
         "global_loss": global_loss,
