@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
+from huggingface_hub.constants import HF_HOME
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers.utils import logging
@@ -148,11 +149,14 @@ class FeatureCache:
         settings |= {"backbone": fingerprint_backbone(model), "processor": describe_processor(processor)}
         settings |= {"dtype": args.cache_dtype, "mixed_precision": str(accelerator.mixed_precision)}
         content = json.dumps([FORMAT, settings, samples.fingerprint()], sort_keys=True)
-        path = Path(args.cache_dir or default_cache_dir()) / hashlib.sha256(content.encode()).hexdigest()[:32]
+        path = (
+            Path(args.cache_dir or f"{HF_HOME}/anomalyclip_hf/features")
+            / hashlib.sha256(content.encode()).hexdigest()[:32]
+        )
         main = accelerator.is_main_process
         with _only_builder(path) if main else contextlib.nullcontext():
             if main:
-                _prepare_folder(path, len(samples), _record_type(model, args.cache_dtype), args.cache_limit_gb)
+                _prepare_folder(path, model, len(samples), args)
             accelerator.wait_for_everyone()
             _fill(path, model, processor, samples, args, accelerator)
             accelerator.wait_for_everyone()
@@ -164,13 +168,6 @@ class FeatureCache:
             count = f"{len(unreadable)} of {len(samples)} images"
             logger.warning(f"{samples.name}: {count} could not be read and are left out: {shorten(unreadable)}")
         return cache
-
-
-def default_cache_dir() -> Path:
-    """Where features are kept: `$HF_HOME/anomalyclip_hf/features`."""
-    from huggingface_hub.constants import HF_HOME
-
-    return Path(HF_HOME) / "anomalyclip_hf" / "features"
 
 
 def fingerprint_backbone(
@@ -190,18 +187,6 @@ def describe_processor(processor: AnomalyCLIPImageProcessor) -> dict[str, Any]:
     left_out = ("sigma", "auto_map", "image_processor_type", "processor_class", "_processor_class")
     described = {name: value for name, value in processor.to_dict().items() if name not in left_out}
     return json.loads(json.dumps(described, default=str, sort_keys=True))
-
-
-def _record_type(model: AnomalyCLIPModel, dtype: str) -> np.dtype:
-    """What is kept of an image: both embeddings, and the mask as bits."""
-    side, patch, embeds = model.config.image_size, model.config.vision_config.patch_size, model.config.projection_dim
-    return np.dtype(
-        [
-            ("image_embeds", dtype, (embeds,)),
-            ("patch_embeds", dtype, (len(model.config.feature_layers), (side // patch) ** 2, embeds)),
-            ("masks", np.uint8, (side, -(-side // 8))),
-        ]
-    )
 
 
 @contextlib.contextmanager
@@ -227,9 +212,13 @@ def _open(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return records, states
 
 
-def _prepare_folder(path: Path, count: int, record: np.dtype, limit_gb: float | None) -> None:
+def _prepare_folder(path: Path, model: AnomalyCLIPModel, count: int, args: PromptTrainingArguments) -> None:
     """Keep what is there if it is whole, and make room for the rest."""
-    size = count * (record.itemsize + 1)
+    config, side = model.config, model.config.image_size
+    patches = (len(config.feature_layers), (side // config.vision_config.patch_size) ** 2, config.projection_dim)
+    embeds = [("image_embeds", args.cache_dtype, patches[-1:]), ("patch_embeds", args.cache_dtype, patches)]
+    record = np.dtype([*embeds, ("masks", np.uint8, (side, -(-side // 8)))])  # the mask as bits
+    size, limit_gb = count * (record.itemsize + 1), args.cache_limit_gb
     if path.exists():
         try:
             _open(path)
