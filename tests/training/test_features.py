@@ -198,3 +198,16 @@ def test_features_that_are_not_finite_are_refused(build, rows, dataset, tiny_mod
     monkeypatch.setattr(tiny_model, "encode_images", broken)
     with pytest.raises(ValueError, match=r"001\.png are not finite"):
         build(dataset)
+
+
+def test_a_model_that_fails_ends_the_work_and_leaves_no_image_out(build, dataset, tiny_model, encoded, monkeypatch):
+    counted = tiny_model.encode_images
+
+    def fail(pixel_values):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(tiny_model, "encode_images", fail)
+    with pytest.raises(RuntimeError, match=r"000\.png can't be made: RuntimeError: out of memory"):
+        build(dataset)
+    monkeypatch.setattr(tiny_model, "encode_images", counted)
+    assert build(dataset).readable.all() and sum(encoded) == 10

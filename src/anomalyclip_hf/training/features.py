@@ -257,6 +257,7 @@ def _fill(
     size, (records, states) = args.encode_batch_size, _open(path)
     # Batches are the same however often the work was cut off, and so are the features, to the last bit.
     cut = np.unique(np.flatnonzero(states == TODO) // size) * size
+    accelerator.wait_for_everyone()  # all share out the same work, before any has done some of it
     todo = [index for start in cut.tolist() for index in range(start, min(start + size, len(samples)))]
     own = own_share(todo, size, accelerator.process_index, accelerator.num_processes)
     prepare = partial(prepare_image, processor=processor)
