@@ -15,14 +15,14 @@ def test_reads_columns_without_decoding(rows, dataset):
     assert samples.labels.tolist() == [0, 1] * 5
     assert samples.has_mask.tolist() == [False, True] * 5
     assert samples.paths[3] == rows[3]["path"]
-    assert samples.in_local_loss.all()
+    assert samples.uses_masks
 
 
 def test_a_list_of_dicts_is_a_data_set_too(make_image):
     samples = TrainingSamples([{"image": make_image(seed=i), "label": i % 2} for i in range(4)])
     assert samples.labels.tolist() == [0, 1, 0, 1]
-    assert not samples.uses_masks and not samples.in_local_loss.any()
-    assert samples.load(2) == (make_image(seed=2), None)
+    assert not samples.uses_masks
+    assert samples[2] == (make_image(seed=2), None)
     other = TrainingSamples([{"image": make_image(seed=i + 1), "label": i % 2} for i in range(4)])
     assert samples.fingerprint() != other.fingerprint()
 
@@ -61,13 +61,13 @@ def test_formats_and_transforms_give_pictures(dataset):
     for format in ("torch", "numpy"):
         other = TrainingSamples(dataset.with_format(format))
         assert other.labels.tolist() == [0, 1] * 5 and other.fingerprint() == plain.fingerprint()
-        assert other.load(1) == plain.load(1)
+        assert other[1] == plain[1]
     turned = dataset.with_transform(
         lambda batch: {**batch, "image": [image.rotate(180) if image else None for image in batch["image"]]}
     )
     samples = TrainingSamples(turned)
     assert samples.labels.tolist() == [0, 1] * 5 and samples.has_mask.tolist() == [False, True] * 5
-    assert samples.load(2)[0] == plain.load(2)[0].rotate(180)
+    assert samples[2][0] == plain[2][0].rotate(180)
     assert samples.paths == plain.paths and samples.fingerprint() != plain.fingerprint()
 
 
@@ -107,7 +107,7 @@ def test_normal_images_alone_are_refused_unless_anomalies_are_drawn(make_image):
     samples = TrainingSamples([{"image": make_image(seed=i), "label": 0} for i in range(3)])
     with pytest.raises(ValueError, match=r"3 normal images and no anomalous one.*synthetic_anomalies"):
         check_training_set(samples)
-    assert check_training_set(samples, synthetic=True) == []
+    assert check_training_set(SyntheticAnomalies(samples)) == []
 
 
 def test_anomalous_images_alone_need_masks(rows, to_dataset):
@@ -182,14 +182,14 @@ def test_drawn_anomalies_follow_the_seed_and_carry_masks(make_image):
     assert drawn.labels.tolist() == [0, 1, 0, 1, 1, 1]
     assert drawn.has_mask.tolist() == [False] * 4 + [True] * 2
     assert drawn.paths[5] == "train_dataset[2] (with a drawn anomaly)"
-    assert drawn.load(2)[0] == make_image(64, 56, seed=2)
-    image, mask = drawn.load(5)
+    assert drawn[2][0] == make_image(64, 56, seed=2)
+    image, mask = drawn[5]
     changed = (np.asarray(image) != np.asarray(make_image(64, 56, seed=2))).any(axis=2)
     assert mask.size == image.size == (64, 56)
     assert 0 < (np.asarray(mask) > 0).mean() < 0.7
     assert changed[np.asarray(mask) > 0].mean() > 0.3
-    assert np.array_equal(np.asarray(image), np.asarray(again.load(5)[0]))
+    assert np.array_equal(np.asarray(image), np.asarray(again[5][0]))
     assert drawn.fingerprint() == again.fingerprint()
     other = SyntheticAnomalies(own, seed=8)
     assert drawn.fingerprint() != other.fingerprint()
-    assert not np.array_equal(np.asarray(image), np.asarray(other.load(5)[0]))
+    assert not np.array_equal(np.asarray(image), np.asarray(other[5][0]))

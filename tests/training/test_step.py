@@ -5,7 +5,7 @@ import torch
 from accelerate import Accelerator
 
 from anomalyclip_hf.training import NonFiniteLossError, training_step
-from anomalyclip_hf.training.step import BatchTotals, count_batch
+from anomalyclip_hf.training.step import count_batch
 
 
 def make_batch(count=6, seed=0):
@@ -55,22 +55,18 @@ def test_accumulated_unequal_parts_with_missing_masks_equal_the_whole_batch(tiny
     batch["masks"][[1, 3]] = -1  # two anomalous images without a mask
     parts = copy.deepcopy(tiny_model)
     whole = training_step(tiny_model, batch, torch.optim.SGD([tiny_model.prompt_learner.context], lr=1.0), accelerator)
-    assert count_batch(batch) == BatchTotals(images=7, masks=5)
+    assert count_batch(batch).tolist() == [7, 5]
     optimizer = torch.optim.SGD([parts.prompt_learner.context], lr=1.0)
-    sums = [0.0, 0.0]
-    for rows, padding in ((slice(0, 4), False), (slice(4, 5), False), (slice(0, 1), True), (slice(5, 7), False)):
-        losses = training_step(
-            parts,
-            take(batch, rows),
-            optimizer,
-            accelerator,
-            totals=BatchTotals(7, 5),
-            sync=rows == slice(5, 7),
-            padding=padding,
-        )
-        sums = [sums[0] + losses.global_loss, sums[1] + losses.local_loss]
-    assert sums == pytest.approx([whole.global_loss, whole.local_loss], abs=1e-5)
+    split = [take(batch, rows) for rows in (slice(0, 4), slice(4, 5), slice(5, 7))]
+    assert training_step(parts, split, optimizer, accelerator) == pytest.approx(whole, abs=1e-5)
     torch.testing.assert_close(parts.prompt_learner.context, tiny_model.prompt_learner.context, atol=1e-5, rtol=1e-4)
+
+
+def test_padding_counts_for_nothing(tiny_model, accelerator):
+    before = tiny_model.prompt_learner.context.detach().clone()
+    optimizer = torch.optim.SGD([tiny_model.prompt_learner.context], lr=1.0)
+    assert training_step(tiny_model, make_batch(count=1), optimizer, accelerator, padding=True) == (0, 0)
+    assert torch.equal(tiny_model.prompt_learner.context, before)
 
 
 def test_without_masks_there_is_the_image_loss_alone(tiny_model, accelerator):
@@ -89,7 +85,7 @@ def test_weights_scale_the_losses_and_0_leaves_one_out(tiny_model, accelerator):
     expected = torch.autograd.grad(0.5 * output.local_loss, learner.context)[0]
     before = learner.context.detach().clone()
     sgd = torch.optim.SGD([learner.context], lr=1.0)
-    losses = training_step(tiny_model, batch, sgd, accelerator, global_loss_weight=0, local_loss_weight=0.5)
+    losses = training_step(tiny_model, batch, sgd, accelerator, loss_weights=(0, 0.5))
     assert losses == pytest.approx((0, 0.5 * output.local_loss.item()), abs=1e-6)
     torch.testing.assert_close(before - learner.context.detach(), expected, atol=1e-6, rtol=1e-3)
 

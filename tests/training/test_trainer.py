@@ -446,7 +446,7 @@ def test_fresh_prompts_come_from_the_seed(run, tmp_path):
 
 
 def test_nan_names_the_batch_and_keeps_the_last_good_prompts(run, tmp_path, monkeypatch, tiny_model):
-    original = module.FeatureCache.__getitems__
+    original = module.FeatureCache.read
     calls = []
 
     def poisoned(self, indices):
@@ -456,13 +456,13 @@ def test_nan_names_the_batch_and_keeps_the_last_good_prompts(run, tmp_path, monk
             batch["image_embeds"][0, 0] = float("nan")
         return batch
 
-    monkeypatch.setattr(module.FeatureCache, "__getitems__", poisoned)
+    monkeypatch.setattr(module.FeatureCache, "read", poisoned)
     with pytest.raises(NonFiniteLossError) as caught:
         run()
     text = str(caught.value)
     assert "step 3 (epoch 1): global_loss=nan" in text and "features of the batch are not finite" in text
     assert all(f"{index:03d}.png" in text for index in calls[2])
-    monkeypatch.setattr(module.FeatureCache, "__getitems__", original)
+    monkeypatch.setattr(module.FeatureCache, "read", original)
     _, good = run(output_dir=str(tmp_path / "good"), max_steps=2)
     kept = load_file(tmp_path / "out" / "checkpoints" / "step-00000002" / "prompts.safetensors")
     assert torch.equal(kept["context"], good.prompt_learner.context)

@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..data.options import SourceOptions, option, parse_options, refuse_unknown
 from ..training.arguments import PromptTrainingArguments
 from .loading import CheckpointOptions, load_model, load_processor
 from .running import naming
+
+if TYPE_CHECKING:
+    import datasets
+
+    from ..image_processing_anomalyclip import AnomalyCLIPImageProcessor
+    from ..modeling_anomalyclip import AnomalyCLIPModel
 
 JSON_HELP = "JSON with further arguments of load_anomaly_dataset"
 
@@ -46,7 +52,7 @@ class Settings(PromptTrainingArguments, CheckpointOptions, SourceOptions):
             raise ValueError("source is missing; give --source")
 
 
-def run(settings: Settings, draw: Callable | None = None) -> int:
+def run(settings: Settings, draw: Callable[..., datasets.Dataset] | None = None) -> int:
     """Train, and share the prompts if that is asked for.
 
     Args:
@@ -79,7 +85,9 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
     return 0
 
 
-def load_data(settings: Settings, draw: Callable | None = None) -> tuple[Any, Any]:
+def load_data(
+    settings: Settings, draw: Callable[..., datasets.Dataset] | None = None
+) -> tuple[datasets.Dataset, datasets.Dataset | None]:
     """Training set and validation set (or None) of a command; `draw` is that of [`run`]."""
     given = SourceOptions.source_options(settings)
     given.pop("revision", None)  # of the model here
@@ -97,7 +105,7 @@ def load_data(settings: Settings, draw: Callable | None = None) -> tuple[Any, An
         return train, _load(settings.validation_source, settings.validation_split, given, draw, "validation")
 
 
-def check_push(repo_id: str, model: Any, processor: Any) -> None:
+def check_push(repo_id: str, model: AnomalyCLIPModel, processor: AnomalyCLIPImageProcessor) -> None:
     """Find out before the training, and without contact, whether its prompts can be shared.
 
     Raises:
@@ -115,7 +123,9 @@ def check_push(repo_id: str, model: Any, processor: Any) -> None:
         raise ValueError(f"push_to_hub={repo_id!r}: {error}") from error
 
 
-def _load(source: str, split: str, given: dict[str, Any], draw: Callable | None, drawn_split: str) -> Any:
+def _load(
+    source: str, split: str, given: dict[str, Any], draw: Callable[..., datasets.Dataset] | None, drawn_split: str
+) -> datasets.Dataset:
     from ..data import load_anomaly_dataset
     from ..data.loading import refuse_drawn
 

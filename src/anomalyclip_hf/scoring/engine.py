@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from ..data.files import is_disk_full
 from ..data.loader import make_loader
 
@@ -63,7 +65,10 @@ def score_images(
     if not indices:
         return
     rows = _Prepared(source, prepare)
-    loader = make_loader(rows, None, batch_size, num_workers, sampler=indices, collate=_as_they_are)
+    # A generator of its own leaves the caller's random numbers alone.
+    loader = make_loader(
+        rows, None, batch_size, num_workers, sampler=indices, collate=_as_they_are, generator=torch.Generator()
+    )
     for batch in loader:
         readable = [record for record in batch if record.error is None]
         scored = {record.index: record for record in _score(score, readable)}

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..data.options import option
-from ..evaluation.metrics import IMAGE_METRICS, PIXEL_METRICS
+from ..evaluation.metrics import METRICS
 
-JUDGED_PIXEL_METRICS = tuple(name for name in PIXEL_METRICS if name != "aupro_authors")
-METRICS = (*IMAGE_METRICS, *JUDGED_PIXEL_METRICS, "loss")
-CHOICES = {
+JUDGES = (*METRICS, "loss")
+CHOICES: dict[str, tuple[str | None, ...]] = {
     "recipe": ("authors",),
-    "cache_dtype": ("float32", "float16", "bfloat16"),
-    "metric": METRICS,
+    "cache_dtype": ("float32", "float16"),
+    "metric": JUDGES,
     "initial_prompts": ("model", "fresh"),
     "mixed_precision": (None, "no", "bf16", "fp16"),
 }
@@ -67,11 +66,11 @@ class PromptTrainingArguments:
     synthetic_anomalies: bool = option(False, "Also draw an anomaly, with its mask, onto each normal image.")
     no_cache: bool = option(False, "Run the vision tower on every image in every epoch.")
     cache_dir: str | None = option(None, "Folder of kept features; below HF_HOME by default.")
-    cache_dtype: str = option("float16", "float16, bfloat16 or float32.")
+    cache_dtype: str = option("float16", "float16 or float32.")
     cache_limit_gb: float | None = option(100.0, "Refuse to write more kept features than this.")
     encode_batch_size: int = option(8, "Images per forward of the vision tower, in each process.")
     num_workers: int = option(0, "Processes that decode images, per training process.")
-    metric: str = option("image_auroc", f"Chooses the best epoch on the validation set: {', '.join(METRICS)}.")
+    metric: str = option("image_auroc", f"Chooses the best epoch: {', '.join(JUDGES)}.")
     patience: int | None = option(None, "Stop after this many epochs without a better metric.")
     save_steps: int | None = option(None, "Also write a checkpoint every so many steps (always after an epoch).")
     keep_last: int = option(2, "Checkpoints kept.")

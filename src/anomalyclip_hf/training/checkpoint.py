@@ -1,18 +1,18 @@
 """Checkpoints of a training run: prompts, optimizer, position and random numbers, without the backbone.
 
-accelerate writes and reads them (`save_state`, `load_state`; it opens its pickles with `weights_only`), and hooks keep
-the backbone out. They are filled under a temporary name and then renamed, so that a run killed at any moment leaves
-whole ones alone; accelerate's automatic naming fills them in place, and would take up a half one.
+accelerate writes and reads them (`save_state`, `load_state`; it opens its pickles with `weights_only`). They are
+filled under a temporary name and then renamed, so that a run killed at any moment leaves whole ones alone;
+accelerate's automatic naming fills them in place, and would take up a half one.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,8 @@ from .features import describe_processor, fingerprint_backbone
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from ..image_processing_anomalyclip import AnomalyCLIPImageProcessor
+    from ..modeling_anomalyclip import AnomalyCLIPModel
     from .arguments import PromptTrainingArguments
     from .samples import TrainingSamples
 
@@ -43,124 +45,114 @@ FIXED_CONFIG = (
 )
 
 
+class OtherRunError(ValueError):
+    """A checkpoint belongs to a run with other settings."""
+
+
 @dataclass
 class TrainingState:
-    """Where a run stands.
+    """Where a run stands."""
 
-    Args:
-        epoch, step_in_epoch (`int`): the next step to be done, both counted from 0.
-        global_step (`int`): optimizer steps done.
-        best_metric (`float`, *optional*), best_epoch (`int`, *optional*): so far; epochs counted from 1.
-        epochs_without_improvement (`int`): since then.
-        seconds (`float`), images (`int`): spent and seen in training.
-        epoch_losses (`list`): sums of this epoch so far: global loss, local loss.
-        settings (`dict`): what must not change when the run is taken up again.
-        stopped (`str`, *optional*): why it ended, if it did.
-    """
-
-    epoch: int = 0
-    step_in_epoch: int = 0
-    global_step: int = 0
+    epoch: int = 0  # of the next step to be done, counted from 0
+    step_in_epoch: int = 0  # likewise
+    global_step: int = 0  # optimizer steps done
     best_metric: float | None = None
-    best_epoch: int | None = None
+    best_epoch: int | None = None  # counted from 1
     epochs_without_improvement: int = 0
-    seconds: float = 0.0
-    images: int = 0
-    epoch_losses: list[float] = field(default_factory=lambda: [0.0, 0.0])
-    settings: dict[str, Any] = field(default_factory=dict)
-    stopped: str | None = None
+    seconds: float = 0.0  # spent in training
+    images: int = 0  # seen in training
+    epoch_losses: list[float] = field(default_factory=lambda: [0.0, 0.0])  # sums of this epoch: global, local
+    settings: dict[str, Any] = field(default_factory=dict)  # what must not change when the run is taken up again
+    stopped: str | None = None  # why it ended early
 
 
-class Checkpoints:
-    """The checkpoints of a run, `root/step-XXXXXXXX`.
+def save_checkpoint(
+    root: Path,
+    accelerator: Accelerator,
+    model: AnomalyCLIPModel,
+    state: TrainingState,
+    best_prompts: Mapping[str, Tensor],
+    keep_last: int,
+) -> None:
+    """Write `root/step-XXXXXXXX` and remove the oldest; called by all processes.
 
     Args:
-        root (`Path`): their folder.
         accelerator (`Accelerator`): has prepared the optimizer, and nothing of another run.
-        model ([`AnomalyCLIPModel`], not wrapped).
-        keep_last (`int`): older ones are removed.
+        model: not wrapped.
+        best_prompts: of the best epoch, as of [`prompt_tensors`]; empty without a validation set.
+        keep_last (`int`): checkpoints that stay.
     """
+    folder = root / f"{PREFIX}{state.global_step:08d}"
+    temporary = root / f"{UNFINISHED}{folder.name}"
+    if accelerator.is_main_process:
+        for unfinished in root.glob(f"{UNFINISHED}*"):  # left by a killed run
+            shutil.rmtree(unfinished, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    with _without_backbone(accelerator):
+        accelerator.save_state(str(temporary))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        save_file(prompt_tensors(model), temporary / PROMPTS)
+        if best_prompts:
+            save_file(dict(best_prompts), temporary / BEST_PROMPTS)
+        (temporary / STATE).write_text(json.dumps(asdict(state), indent=1))
+        for file in temporary.iterdir():
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(temporary, folder)
+        for old in list_checkpoints(root)[:-keep_last]:
+            shutil.rmtree(old)
+    accelerator.wait_for_everyone()
 
-    def __init__(self, root: Path, accelerator: Accelerator, model: Any, keep_last: int = 2):
-        self.root, self.accelerator, self.model, self.keep_last = root, accelerator, model, keep_last
-        self.hooks = [
-            accelerator.register_save_state_pre_hook(self._save_prompts_alone),
-            accelerator.register_load_state_pre_hook(self._load_prompts_alone),
-        ]
 
-    def close(self) -> None:
-        """Take the hooks off the accelerator again."""
-        for hook in self.hooks:
+def load_last_checkpoint(
+    root: Path, accelerator: Accelerator, model: AnomalyCLIPModel, settings: dict[str, Any]
+) -> tuple[TrainingState, dict[str, Tensor]] | None:
+    """Restore prompts, optimizer and random numbers from the newest checkpoint that can be read.
+
+    Args:
+        settings: as of [`fixed_settings`].
+
+    Returns:
+        the state, and the prompts of the best epoch ({} if there is none); None if there is no checkpoint.
+
+    Raises:
+        ValueError: if there are checkpoints but none can be read, or their settings differ.
+    """
+    paths = list_checkpoints(root)
+    for path in reversed(paths):
+        try:
+            state = TrainingState(**json.loads((path / STATE).read_text()))
+            check_settings(state.settings, settings)
+            best_prompts = load_file(path / BEST_PROMPTS) if state.best_epoch is not None else {}
+            model.prompt_learner.load_state_dict(load_file(path / PROMPTS))
+            with _without_backbone(accelerator):
+                accelerator.load_state(str(path))
+            return state, best_prompts
+        except OtherRunError:
+            raise
+        except Exception as error:  # safetensors, JSON, pickle and the system each have their own
+            logger.warning(f"checkpoint {path} is damaged ({error}); trying the one before")
+    if paths:
+        raise ValueError(
+            f"none of the checkpoints in {root} can be read; start anew with overwrite=True, or restore them"
+        )
+    return None
+
+
+@contextmanager
+def _without_backbone(accelerator: Accelerator) -> Iterator[None]:
+    """Keep the model out of what accelerate writes and reads: its prompts have a file of their own."""
+    hooks = (
+        accelerator.register_save_state_pre_hook(lambda models, weights, folder: weights.clear()),
+        accelerator.register_load_state_pre_hook(lambda models, folder: models.clear()),
+    )
+    try:
+        yield
+    finally:
+        for hook in hooks:
             hook.remove()
-
-    def save(self, state: TrainingState, best_prompts: Mapping[str, Tensor]) -> None:
-        """Write a checkpoint; called by all processes.
-
-        Args:
-            state ([`TrainingState`]).
-            best_prompts: of the best epoch, as of [`prompt_tensors`]; empty without a validation set.
-        """
-        folder = self.root / f"{PREFIX}{state.global_step:08d}"
-        temporary = self.root / f"{UNFINISHED}{folder.name}"
-        if self.accelerator.is_main_process:
-            shutil.rmtree(temporary, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(temporary))
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            if best_prompts:
-                save_file(dict(best_prompts), temporary / BEST_PROMPTS)
-            (temporary / STATE).write_text(json.dumps(dataclasses.asdict(state), indent=1))
-            for file in temporary.iterdir():
-                with open(file, "rb") as handle:
-                    os.fsync(handle.fileno())
-            shutil.rmtree(folder, ignore_errors=True)
-            os.rename(temporary, folder)
-            for old in list_checkpoints(self.root)[: -self.keep_last]:
-                shutil.rmtree(old)
-        self.accelerator.wait_for_everyone()
-
-    def load_last(self, check: Callable[[dict[str, Any]], None]) -> tuple[TrainingState, dict[str, Tensor]] | None:
-        """Restore prompts, optimizer and random numbers from the newest checkpoint that can be read.
-
-        Args:
-            check: called with the settings of the checkpoint before anything is changed; raises where they don't fit.
-
-        Returns:
-            the state, and the prompts of the best epoch ({} if there is none); None if there is no checkpoint.
-
-        Raises:
-            ValueError: if there are checkpoints but none can be read.
-        """
-        paths = list_checkpoints(self.root)
-        for path in reversed(paths):
-            try:
-                state = TrainingState(**json.loads((path / STATE).read_text()))
-                best = load_file(path / BEST_PROMPTS) if state.best_epoch is not None else {}
-            except Exception as error:  # safetensors, JSON and the system each have their own
-                logger.warning(f"checkpoint {path} is damaged ({error}); trying the one before")
-                continue
-            check(state.settings)
-            try:
-                self.accelerator.load_state(str(path))
-            except Exception as error:
-                logger.warning(f"checkpoint {path} is damaged ({error}); trying the one before")
-                continue
-            return state, best
-        if paths:
-            raise ValueError(
-                f"none of the checkpoints in {self.root} can be read; start anew with overwrite=True, or restore them"
-            )
-        return None
-
-    def _save_prompts_alone(self, models: list, weights: list, output_dir: str) -> None:
-        weights.clear()
-        if self.accelerator.is_main_process:
-            save_file(prompt_tensors(self.model), Path(output_dir) / PROMPTS)
-
-    def _load_prompts_alone(self, models: list, input_dir: str) -> None:
-        models.clear()
-        self.model.prompt_learner.load_state_dict(load_file(Path(input_dir) / PROMPTS))
 
 
 def list_checkpoints(root: Path) -> list[Path]:
@@ -168,21 +160,15 @@ def list_checkpoints(root: Path) -> list[Path]:
     return sorted(root.glob(f"{PREFIX}[0-9]*"))
 
 
-def remove_unfinished(root: Path) -> None:
-    """Remove folders that a killed run began to write."""
-    for path in root.glob(f"{UNFINISHED}*"):
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def prompt_tensors(model: Any) -> dict[str, Tensor]:
+def prompt_tensors(model: AnomalyCLIPModel) -> dict[str, Tensor]:
     """Copies of the learned prompts, by the names that `model.prompt_learner` has for them."""
     return {name: value.detach().cpu().clone() for name, value in model.prompt_learner.state_dict().items()}
 
 
 def fixed_settings(
     args: PromptTrainingArguments,
-    model: Any,
-    processor: Any,
+    model: AnomalyCLIPModel,
+    processor: AnomalyCLIPImageProcessor,
     accelerator: Accelerator,
     samples: TrainingSamples,
     validation: TrainingSamples | None,
@@ -209,15 +195,14 @@ def check_settings(old: dict[str, Any], new: dict[str, Any]) -> None:
         old, new (`dict`): what [`fixed_settings`] gave to the run that was cut off, and gives now.
 
     Raises:
-        ValueError: naming the first difference.
+        OtherRunError: naming the first difference.
     """
     for name in {**new, **old}:
-        if old.get(name) == new.get(name):
-            continue
-        if name == "number of processes":
-            logger.warning(f"{name} was {old.get(name)} and is {new.get(name)}: results may differ in the last digits")
-            continue
-        raise ValueError(
-            f"can't go on from this checkpoint: {name} was {old.get(name)!r} and is {new.get(name)!r}; restore it, or "
-            "start anew with overwrite=True"
-        )
+        was, now = old.get(name), new.get(name)
+        if was != now and name == "number of processes":
+            logger.warning(f"{name} was {was} and is {now}: results may differ in the last digits")
+        elif was != now:
+            raise OtherRunError(
+                f"can't go on from this checkpoint: {name} was {was!r} and is {now!r}; restore it, or start anew with "
+                "overwrite=True"
+            )

@@ -1,4 +1,4 @@
-"""What a run writes about itself: a line of JSON per step and epoch, a picture of the curves, its summary."""
+"""What a run writes about itself: a line of JSON per step and epoch, a picture of the curves, facts for its card."""
 
 from __future__ import annotations
 
@@ -38,8 +38,7 @@ def add_to_log(folder: Path, kind: str, row: dict[str, Any]) -> None:
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """All whole rows of a run's log; a last line that was cut off is left out."""
-    path = folder / LOG_NAME
-    rows = []
+    path, rows = folder / LOG_NAME, []
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
             rows.append(json.loads(line))
@@ -56,15 +55,11 @@ def plot_training(folder: Path) -> None:
     # A run of one epoch is better seen by its steps.
     kind = "epoch" if sum(row["kind"] == "epoch" for row in rows) > 1 else "step"
     history = []
-    for row in rows:
-        if row["kind"] == kind:
-            validation = row.get("validation") or {}
-            entry = {"epoch": row["epoch"], "step": row["step"], "loss": row["loss"]}
-            entry |= {"global loss": row["global_loss"], "local loss": row["local_loss"]}
-            entry |= {key: validation[key] for key in PLOTTED if validation.get(key) is not None}
-            if validation.get("loss") is not None:
-                entry["validation loss"] = validation["loss"]
-            history.append(entry)
+    for row in (row for row in rows if row["kind"] == kind):
+        found = row.get("validation") or {}
+        entry = {name.replace("_", " "): row[name] for name in ("loss", "global_loss", "local_loss")}
+        entry |= {kind: row[kind], **{name: found.get(name) for name in PLOTTED}, "validation loss": found.get("loss")}
+        history.append({name: value for name, value in entry.items() if value is not None})
     if history:
         plot_curves(history, folder / PICTURE_NAME, x=kind, title="Training of the prompts")
 
@@ -75,11 +70,11 @@ def describe_training(
     """What the card says of the training, as `make_model_card` takes it; what nobody stated is left out.
 
     Args:
-        samples ([`TrainingSamples`]), args ([`PromptTrainingArguments`]), state ([`TrainingState`]): of the run.
+        samples, args, state: of the run.
         num_used (`int`): images learned from.
     """
-    source, info = getattr(args, "source", None), getattr(samples.source, "info", None)
-    split = getattr(args, "train_split", None) or getattr(samples.source, "split", None)
+    source, info = getattr(args, "source", None), getattr(samples.dataset, "info", None)
+    split = getattr(args, "train_split", None) or getattr(samples.dataset, "split", None)
     # Known data sets carry their title and home page; repositories may have pages of text there.
     title = getattr(info, "description", None) if getattr(info, "homepage", None) else None
     if not title or len(title) >= 80:
@@ -107,16 +102,13 @@ def describe_training(
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
-    """Peak memory of this process in GB, and of the GPU if there is one."""
+    """Peak memory of this process in GB where the system tells it, and of the GPU if there is one."""
     found = {}
-    try:
+    if sys.platform != "win32":
         import resource
 
-        # Kilobytes on Linux, bytes on macOS.
-        unit = 1 if sys.platform == "darwin" else 1024
+        unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, kilobytes elsewhere
         found["peak_memory_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3)
-    except ImportError:  # Windows
-        pass
     if device.type == "cuda":
         found["peak_gpu_memory_gb"] = round(torch.cuda.max_memory_allocated(device) / 1e9, 3)
     return found

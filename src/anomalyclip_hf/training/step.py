@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -19,18 +20,6 @@ class NonFiniteLossError(FloatingPointError):
     """A loss or gradient is NaN or infinite; the prompts were not changed by it."""
 
 
-class BatchTotals(NamedTuple):
-    """What the losses of one optimizer step are divided by, over all processes and parts of the batch.
-
-    Args:
-        images (`int`): images with a label.
-        masks (`int`): images that take part in the local loss: those with a mask, and normal ones if masks are given.
-    """
-
-    images: int
-    masks: int
-
-
 class StepLosses(NamedTuple):
     """Losses of one batch over all processes: cross entropy, and 4 x (focal + both dice), each times its weight."""
 
@@ -40,7 +29,7 @@ class StepLosses(NamedTuple):
     @property
     def loss(self) -> float:
         """Their sum, which is minimised."""
-        return self.global_loss + self.local_loss
+        return sum(self)
 
 
 def with_known_mask(batch: Mapping[str, Tensor]) -> Tensor:
@@ -51,9 +40,9 @@ def with_known_mask(batch: Mapping[str, Tensor]) -> Tensor:
     return (masks.flatten(1).amin(dim=1) >= 0) | (labels.to(masks.device) == 0)
 
 
-def count_batch(batch: Mapping[str, Tensor]) -> BatchTotals:
-    """Count the images of a batch that take part in each loss."""
-    return BatchTotals(len(batch["labels"]), int(with_known_mask(batch).sum()))
+def count_batch(batch: Mapping[str, Tensor]) -> Tensor:
+    """How many images of a batch take part in the global and in the local loss: `(2,)` int64."""
+    return torch.tensor([len(batch["labels"]), int(with_known_mask(batch).sum())])
 
 
 def model_inputs(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
@@ -63,68 +52,61 @@ def model_inputs(batch: Mapping[str, Tensor], device: torch.device) -> dict[str,
 
 def training_step(
     model: torch.nn.Module,
-    batch: Mapping[str, Tensor],
+    batch: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]],
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
     *,
-    totals: BatchTotals | None = None,
     max_grad_norm: float | None = None,
-    sync: bool = True,
     padding: bool = False,
-    global_loss_weight: float = 1.0,
-    local_loss_weight: float = 1.0,
+    loss_weights: tuple[float, float] = (1.0, 1.0),
 ) -> StepLosses:
-    """Forward, backward and, at the end of a batch, clip and step: L = CE + 4 (focal + dice) (equation 4).
+    """Forward, backward, clip and step: L = CE + 4 (focal + dice) (equation 4).
 
-    Several processes with unequal shares, images without masks and accumulated parts give the loss and gradient of the
-    whole batch in one process, because each part is weighted by its share of `totals`.
+    Unequal shares of processes, images without masks and a batch in parts give the loss and gradient of the whole
+    batch in one process, because each part is weighted by its share of the images that count.
 
     Args:
         model ([`AnomalyCLIPModel`], prepared by accelerate).
-        batch: `labels` (B,) int, `masks` (B, H, W) float or absent (no local loss), and either `pixel_values`
-            (B, 3, H, W) or kept `image_embeds` (B, P) and `patch_embeds` (B, M, N, P).
-        optimizer: over the prompts, prepared by accelerate.
-        accelerator (`Accelerator`).
-        totals ([`BatchTotals`], *optional*): counts of the whole batch; needed when it is accumulated in parts.
-            Summed over the processes where absent.
+        batch: this process's share, whole or in parts: `labels` (B,) int, `masks` (B, H, W) float or absent (no local
+            loss), and either `pixel_values` (B, 3, H, W) or kept `image_embeds` (B, P) and `patch_embeds`
+            (B, M, N, P).
+        optimizer, accelerator: the former prepared by the latter.
         max_grad_norm (`float`, above 0, *optional*): clips the gradient's norm.
-        sync (`bool`): this is the last part of the batch: exchange gradients and step.
-        padding (`bool`): the batch holds no image of this process's share and counts for nothing.
-        global_loss_weight, local_loss_weight (`float`, 0 or more): factors on the two terms; 1 is the paper, 0 leaves
-            the term out.
+        padding (`bool`): this process has no share; its batch counts for nothing.
+        loss_weights (`tuple` of two `float`, 0 or more): factors on the global and on the local loss; 1 is the paper,
+            0 leaves the term out.
 
     Returns:
-        [`StepLosses`]: this part's contributions, summed over processes; over all parts they add up to the losses.
+        [`StepLosses`] of the whole batch, over all processes.
 
     Raises:
         NonFiniteLossError: before the prompts are touched.
     """
     device = accelerator.device
-    images, known = (0, 0) if padding else count_batch(batch)
-    if totals is None:
-        counts = accelerator.reduce(torch.tensor([images, known], device=device), "sum")
-        totals = BatchTotals(*counts.tolist())
-
-    with contextlib.nullcontext() if sync else accelerator.no_sync(model):
-        output = model(**model_inputs(batch, device), return_dict=True)
-        global_loss = output.global_loss * (global_loss_weight * images / max(totals.images, 1))
-        local_loss = output.local_loss if output.local_loss is not None else global_loss.new_zeros(())
-        local_loss = local_loss * (local_loss_weight * known / max(totals.masks, 1))
-        losses = StepLosses(*accelerator.reduce(torch.stack([global_loss, local_loss]).detach(), "sum").tolist())
-        if not torch.isfinite(torch.tensor(losses)).all():
-            optimizer.zero_grad()
-            raise NonFiniteLossError(f"global_loss={losses.global_loss}, local_loss={losses.local_loss}")
-        # accelerate averages over processes and divides by its number of parts; here both add up instead.
-        parts = accelerator.num_processes * accelerator.gradient_accumulation_steps
-        accelerator.backward((global_loss + local_loss) * parts)
-
-    if sync:
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        norm = accelerator.clip_grad_norm_(parameters, max_grad_norm or float("inf"))
-        # Scaled float16 gradients may overflow; the scaler then skips the step and lowers its scale.
-        if accelerator.scaler is None and not torch.isfinite(norm):
-            optimizer.zero_grad()
-            raise NonFiniteLossError(f"the norm of the gradient is {float(norm)}")
+    parts = [batch] if isinstance(batch, Mapping) else batch
+    counts = torch.stack([count_batch(part) * (not padding) for part in parts]).to(device)
+    factors = torch.tensor(loss_weights, device=device) * counts / accelerator.reduce(counts.sum(0)).clamp(min=1)
+    sums = torch.zeros(2, device=device)
+    for part, factor in zip(parts, factors, strict=True):
+        with contextlib.nullcontext() if part is parts[-1] else accelerator.no_sync(model):
+            output = model(**model_inputs(part, device), return_dict=True)
+            local_loss = output.local_loss if output.local_loss is not None else torch.zeros((), device=device)
+            losses = torch.stack([output.global_loss, local_loss]) * factor
+            # accelerate averages over processes and divides by its number of parts; here both add up instead.
+            accelerator.backward(losses.sum() * accelerator.num_processes * accelerator.gradient_accumulation_steps)
+        sums += losses.detach()
+    found = StepLosses(*accelerator.reduce(sums).tolist())
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    norm = accelerator.clip_grad_norm_(parameters, max_grad_norm or float("inf"))
+    problem = None
+    if not math.isfinite(found.loss):
+        problem = f"global_loss={found.global_loss}, local_loss={found.local_loss}"
+    # Scaled float16 gradients may overflow; the scaler then skips the step and lowers its scale.
+    elif accelerator.scaler is None and not torch.isfinite(norm):
+        problem = f"the norm of the gradient is {float(norm)}"
+    if problem is None:
         optimizer.step()
-        optimizer.zero_grad()
-    return losses
+    optimizer.zero_grad()
+    if problem:
+        raise NonFiniteLossError(problem)
+    return found

@@ -12,10 +12,10 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,19 +29,23 @@ from ..data.files import atomic_path, remove_leftovers
 from ..evaluation.model_card import prompts_checksum
 from .arguments import PromptTrainingArguments
 from .checkpoint import (
-    Checkpoints,
     TrainingState,
-    check_settings,
     fixed_settings,
     list_checkpoints,
+    load_last_checkpoint,
     prompt_tensors,
-    remove_unfinished,
+    save_checkpoint,
 )
-from .features import FeatureCache, PreparedImages, iterate
+from .features import FeatureCache, UncachedImages
 from .history import PICTURE_NAME, add_to_log, describe_training, peak_memory, plot_training, read_log, start_log
-from .samples import SyntheticAnomalies, TrainingSamples, check_kinds, check_training_set, check_validation_set
-from .step import BatchTotals, NonFiniteLossError, StepLosses, training_step
+from .samples import SyntheticAnomalies, TrainingSamples, check_training_set, check_validation_set
+from .step import NonFiniteLossError, StepLosses, training_step
 from .validation import validate
+
+if TYPE_CHECKING:
+    from ..image_processing_anomalyclip import AnomalyCLIPImageProcessor
+    from ..modeling_anomalyclip import AnomalyCLIPModel
+    from .samples import Rows
 
 logger = logging.get_logger(__name__)
 
@@ -51,33 +55,30 @@ SUMMARY_NAME, ARGUMENTS_NAME = "training_summary.json", "training_arguments.json
 
 @dataclass
 class TrainingResult:
-    """What [`train_prompts`] returns; the model then carries the prompts it speaks of.
-
-    Args:
-        output_dir (`Path`): where everything lies.
-        history (`list[dict]`): one entry per epoch: losses, and the validation's metrics.
-        best_epoch (`int`, *optional*), best_metric (`float`, *optional*): with a validation set; counted from 1.
-        summary (`dict`): time, images per second, memory and the rest of `training_summary.json`.
-        card_facts (`dict`): what the card says of the training, as `make_model_card` takes it.
-    """
+    """What [`train_prompts`] returns; the model then carries the prompts it speaks of."""
 
     output_dir: Path
-    history: list[dict[str, Any]] = field(default_factory=list)
-    best_epoch: int | None = None
-    best_metric: float | None = None
-    summary: dict[str, Any] = field(default_factory=dict)
-    card_facts: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]]  # one entry per epoch: losses, and the validation's metrics
+    best_epoch: int | None  # with a validation set; counted from 1
+    best_metric: float | None
+    summary: dict[str, Any]  # time, images per second, memory and the rest of training_summary.json
+    card_facts: dict[str, Any]  # what the card says of the training, as `make_model_card` takes it
 
 
 def train_prompts(
-    model,
-    processor,
-    train_dataset: Any,
+    model: AnomalyCLIPModel,
+    processor: AnomalyCLIPImageProcessor,
+    train_dataset: Rows,
     args: PromptTrainingArguments | None = None,
-    validation_dataset: Any = None,
+    validation_dataset: Rows | None = None,
     accelerator: Accelerator | None = None,
 ) -> TrainingResult:
-    """Learn the two prompts on labelled images (section 3 of the paper); the backbone stays as it is.
+    """Learn the two prompts on labelled images: arguments of [`PromptTrainer`], errors also of its `train`."""
+    return PromptTrainer(model, processor, train_dataset, args, validation_dataset, accelerator).train()
+
+
+class PromptTrainer:
+    """Learns the two prompts on labelled images (section 3 of the paper); the backbone stays as it is.
 
     Args:
         model ([`AnomalyCLIPModel`]): its prompts are trained in place.
@@ -89,45 +90,56 @@ def train_prompts(
         accelerator (`Accelerator`, *optional*): one is made from args if absent. It must have prepared nothing yet,
             and has let go of everything afterwards.
 
-    Returns:
-        [`TrainingResult`].
-
     Raises:
         ValueError: for a data set that can't be learned from, or settings that contradict each other.
-        FileExistsError: if output_dir holds checkpoints, and neither resume nor overwrite is set.
-        NonFiniteLossError: if a loss is NaN or infinite; a checkpoint from before that step is kept.
     """
-    return PromptTrainer(model, processor, train_dataset, args, validation_dataset, accelerator).train()
 
-
-class PromptTrainer:
-    """Holds a run together; arguments as of [`train_prompts`], which is all that most need."""
-
-    def __init__(self, model, processor, train_dataset, args=None, validation_dataset=None, accelerator=None):
-        self.args: PromptTrainingArguments = args or PromptTrainingArguments()
-        self.model, self.processor = model, processor
+    def __init__(
+        self,
+        model: AnomalyCLIPModel,
+        processor: AnomalyCLIPImageProcessor,
+        train_dataset: Rows,
+        args: PromptTrainingArguments | None = None,
+        validation_dataset: Rows | None = None,
+        accelerator: Accelerator | None = None,
+    ):
+        self.args = args or PromptTrainingArguments()
+        self.model, self.processor, self.wrapped, self.state = model, processor, model, TrainingState()
+        self.best_prompts: dict[str, Tensor] = {}
         self.output_dir = Path(self.args.output_dir)
-        check_model(model, processor)
-        self.accelerator: Accelerator = accelerator or make_accelerator(self.args)
-        self.accelerator_is_shared = accelerator is not None
-        samples = TrainingSamples(train_dataset)
-        notices = check_training_set(
-            samples, self.args.synthetic_anomalies, self.args.balanced, self.args.loss_weights
-        )
-        self.samples = SyntheticAnomalies(samples, self.args.seed) if self.args.synthetic_anomalies else samples
+        self.checkpoints = self.output_dir / "checkpoints"
+        if model.config.vision_only:
+            raise ValueError(
+                "this is a vision-only model: its prompts are folded and can't be trained; load the full one"
+            )
+        size, side = (processor.size["height"], processor.size["width"]), model.config.image_size
+        if size != (side, side):
+            raise ValueError(
+                f"the processor makes images of {size[0]}x{size[1]} pixels but the model's image_size is {side}; load "
+                "both from the same checkpoint with the same image_size"
+            )
+        self.samples = TrainingSamples(train_dataset)
+        if self.args.synthetic_anomalies:
+            self.samples = SyntheticAnomalies(self.samples, self.args.seed)
+        notices = check_training_set(self.samples, self.args.balanced, self.args.loss_weights)
         self.validation: TrainingSamples | None = None
         if validation_dataset is not None:
             self.validation = TrainingSamples(validation_dataset, "validation_dataset")
             check_validation_set(self.samples, self.validation, self.args.metric)
         elif self.args.patience is not None:
             raise ValueError(f"patience={self.args.patience} but there is no validation set; give one")
+        self.accelerator = accelerator or make_accelerator(self.args)
+        self.accelerator_is_shared = accelerator is not None
         for notice in notices:
             self._say(notice)
-        self.state = TrainingState()
-        self.best_prompts: dict[str, Tensor] = {}
 
     def train(self) -> TrainingResult:
-        """Run from the start or from the last checkpoint to the end."""
+        """Run from the start or from the last checkpoint to the end.
+
+        Raises:
+            FileExistsError: if output_dir holds checkpoints, and neither resume nor overwrite is set.
+            NonFiniteLossError: if a loss is NaN or infinite; a checkpoint from before that step is kept.
+        """
         deterministic = torch.are_deterministic_algorithms_enabled()
         if self.args.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -145,20 +157,23 @@ class PromptTrainer:
                 raise
             return self._finish()
         finally:
+            # The caller's model as it was, without accelerate's wrappers and hooks.
             torch.use_deterministic_algorithms(deterministic)
-            self._release()
+            self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
+            if self.accelerator_is_shared:
+                self.accelerator.free_memory()
+            self.model.freeze_backbone()
 
     # Before
 
     def _claim_output_dir(self) -> None:
-        root, args = self.output_dir / "checkpoints", self.args
-        found = list_checkpoints(root)
+        """Find out now what would fail when saving after hours, and take the folder."""
+        args, found = self.args, list_checkpoints(self.checkpoints)
         if found and not args.resume and not args.overwrite:
             raise FileExistsError(
                 f"{self.output_dir} holds checkpoints of an earlier run, such as {found[-1].name}: set resume=True "
                 "to go on from there, overwrite=True to discard them, or another output_dir"
             )
-        # What would fail when saving after hours should fail now.
         self.saves_prompts_alone = not args.save_full and self.model.config.base_model_name_or_path is not None
         if self.saves_prompts_alone and (self.output_dir / "model.safetensors").exists():
             raise FileExistsError(
@@ -171,9 +186,8 @@ class PromptTrainer:
         if self.accelerator.is_main_process:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.output_dir)
-            remove_unfinished(root)
             if args.overwrite and not args.resume:
-                shutil.rmtree(root, ignore_errors=True)
+                shutil.rmtree(self.checkpoints, ignore_errors=True)
                 # What an earlier run left must not be taken for this one's.
                 for name in ("prompts.safetensors", SUMMARY_NAME, PICTURE_NAME):
                     (self.output_dir / name).unlink(missing_ok=True)
@@ -184,17 +198,19 @@ class PromptTrainer:
     def _prepare(self) -> None:
         """Features of the images, prompts as they are at the start, and their optimizer."""
         args, accelerator, model = self.args, self.accelerator, self.model
-        self.wrapped = model
-        self.checkpoints = Checkpoints(self.output_dir / "checkpoints", accelerator, model, args.keep_last)
         model.to(accelerator.device).eval()
-        forget_thresholds(model, self._say)
+        thresholds = ("image_threshold", "pixel_threshold")
+        if old := [f"{name}={value:g}" for name in thresholds if (value := getattr(model.config, name)) is not None]:
+            self._say(f"{' and '.join(old)} belong to the prompts before training and are removed; calibrate the new")
+        model.config.image_threshold = model.config.pixel_threshold = None
         self.initial_prompts = prompts_checksum(model) if args.initial_prompts == "model" else "fresh"
         if args.initial_prompts == "fresh":
             draw_fresh_prompts(model, args.seed)
-        self.source, self.members = self._open_source(self.samples)
-        check_kinds(self.samples, self.members, balanced=args.balanced, loss_weights=args.loss_weights)
+        self.source = self._open_source(self.samples)
+        self.members = np.flatnonzero(self.source.readable)
+        check_training_set(self.samples, args.balanced, args.loss_weights, self.members)
         if self.validation is not None:
-            self.validation_source, self.validation_members = self._open_source(self.validation)
+            self.validation_source = self._open_source(self.validation)
         model.freeze_backbone()
         for parameter in model.prompt_learner.parameters():
             # A deep prompt of depth 1 has no elements and gets no gradient.
@@ -206,29 +222,24 @@ class PromptTrainer:
             loggable = {k: v for k, v in args.to_dict().items() if isinstance(v, int | float | str | bool)}
             accelerator.init_trackers("anomalyclip_hf", loggable)
 
-    def _open_source(self, samples: TrainingSamples) -> tuple[FeatureCache | PreparedImages, np.ndarray]:
-        """Where batches come from, and the indices of images that can be read."""
-        args = self.args
-        if args.no_cache:
-            return PreparedImages(samples, self.processor), np.arange(len(samples))
-        cache = FeatureCache.build(self.model, self.processor, samples, args, self.accelerator)
-        return cache, np.flatnonzero(cache.readable)
+    def _open_source(self, samples: TrainingSamples) -> FeatureCache | UncachedImages:
+        if self.args.no_cache:
+            return UncachedImages(samples, self.processor, self.args.num_workers)
+        return FeatureCache.build(self.model, self.processor, samples, self.args, self.accelerator)
 
     def _resume(self) -> None:
-        settings = fixed_settings(
-            self.args, self.model, self.processor, self.accelerator, self.samples, self.validation
-        )
-        if self.args.resume:
-            found = self.checkpoints.load_last(partial(check_settings, new=settings))
-            if found is None:
-                self._say(f"{self.checkpoints.root} holds no checkpoint: starting from the beginning")
-            else:
-                self.state, self.best_prompts = found
-                if self.args.patience is None or self.state.epochs_without_improvement < self.args.patience:
-                    self.state.stopped = None
-                self._say(f"going on from step {self.state.global_step} (epoch {self.state.epoch + 1})")
+        args, model, accelerator = self.args, self.model, self.accelerator
+        settings = fixed_settings(args, model, self.processor, accelerator, self.samples, self.validation)
+        found = load_last_checkpoint(self.checkpoints, accelerator, model, settings) if args.resume else None
+        if found is not None:
+            self.state, self.best_prompts = found
+            if args.patience is None or self.state.epochs_without_improvement < args.patience:
+                self.state.stopped = None
+            self._say(f"going on from step {self.state.global_step} (epoch {self.state.epoch + 1})")
+        elif args.resume:
+            self._say(f"{self.checkpoints} holds no checkpoint: starting from the beginning")
         self.state.settings = settings
-        if self.accelerator.is_main_process:
+        if accelerator.is_main_process:
             start_log(self.output_dir, self.state.global_step, self.state.epoch)
 
     # The run
@@ -238,18 +249,17 @@ class PromptTrainer:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         per_epoch = math.ceil(len(members) / args.batch_size)
         total = min(args.epochs * per_epoch, args.max_steps or sys.maxsize)
-        hidden = args.disable_tqdm or not self.accelerator.is_main_process
-        bar = tqdm(total=total, initial=state.global_step, desc="training", unit="step", disable=hidden)
+        bar = self._bar(total=total, initial=state.global_step, desc="training", unit="step")
         while not state.stopped and (state.global_step < total or state.step_in_epoch == per_epoch):
             # 1. The batches of this epoch that are still to be done, and this process's share of each, in parts.
+            # accelerate's sampler would repeat images to make shares equal; with unequal ones, n processes equal one.
             order = members[epoch_order(self.samples.labels[members], args.seed, state.epoch, args.balanced)]
             last = min(per_epoch, state.step_in_epoch + total - state.global_step)
             todo = [order[step * args.batch_size :][: args.batch_size] for step in range(state.step_in_epoch, last)]
-            shares = [
-                np.array_split(indices, world * args.gradient_accumulation_steps)[rank::world] for indices in todo
-            ]
+            splits = [np.array_split(rows, world * args.gradient_accumulation_steps)[rank::world] for rows in todo]
+            shares = [[part for part in parts if len(part)] for parts in splits]
             # A process without a share of a small batch takes part in the exchange with an image that doesn't count.
-            parts = [part if len(part) else all[:1] for all, own in zip(todo, shares, strict=True) for part in own]
+            parts = [part for rows, own in zip(todo, shares, strict=True) for part in own or [rows[:1]]]
             batches = self._batches(self.samples, self.source, parts)
 
             # 2. A step for each.
@@ -258,133 +268,116 @@ class PromptTrainer:
                     started = time.perf_counter()
                     losses = self._step(indices, own, batches)
                     state.seconds += time.perf_counter() - started
-                    self._count_step(losses, len(indices))
+                    state.images += len(indices)
+                    state.step_in_epoch += 1
+                    state.global_step += 1
+                    state.epoch_losses = np.add(state.epoch_losses, losses).tolist()
+                    self._log("step", losses)
                 bar.set_postfix({"global": f"{losses[0]:.4f}", "local": f"{losses[1]:.4f}"}, refresh=False)
                 bar.update()
                 if args.save_steps and state.global_step % args.save_steps == 0 and state.step_in_epoch < per_epoch:
                     self._save()
 
             # 3. Validation, and a checkpoint; `max_steps` within an epoch keeps the position for a longer run.
-            row = self._judge_epoch()
+            means = StepLosses(*(total / max(state.step_in_epoch, 1) for total in state.epoch_losses))
+            found = self._validate()
             with delay_interruption():
+                self._log("epoch", means, found)
                 if state.step_in_epoch == per_epoch:
-                    self._close_epoch(row)
-                self._log("epoch", row)
+                    self._close_epoch(found)
                 self._save()
         bar.close()
 
-    def _batches(self, samples: TrainingSamples, source, parts: Sequence[np.ndarray]) -> Iterator[dict[str, Any]]:
+    def _batches(
+        self, samples: TrainingSamples, source: FeatureCache | UncachedImages, parts: Sequence[np.ndarray]
+    ) -> Iterator[dict[str, Tensor]]:
         """Inputs of the model for each part, with labels, and with masks where there are any to learn from."""
-        # Kept features need no other process.
-        workers = self.args.num_workers if isinstance(source, PreparedImages) else 0
-        for indices, batch in zip(parts, iterate(source, [part.tolist() for part in parts], workers), strict=True):
+        for indices, batch in zip(parts, source.iterate(parts), strict=True):
             if not samples.uses_masks:
                 del batch["masks"]
             yield {**batch, "labels": torch.from_numpy(samples.labels[indices])}
 
-    def _step(self, indices: np.ndarray, own: list[np.ndarray], batches: Iterator[dict[str, Any]]) -> StepLosses:
-        totals = BatchTotals(len(indices), int(self.samples.in_local_loss[indices].sum()))
-        sums = np.zeros(2)
-        batch: dict[str, Any] = {}
+    def _step(self, indices: np.ndarray, own: list[np.ndarray], batches: Iterator[dict[str, Tensor]]) -> StepLosses:
+        args, parts = self.args, list(islice(batches, len(own) or 1))
         try:
-            for number, part in enumerate(own, start=1):
-                batch = next(batches)
-                sums += training_step(
-                    self.wrapped,
-                    batch,
-                    self.optimizer,
-                    self.accelerator,
-                    totals=totals,
-                    max_grad_norm=self.args.max_grad_norm,
-                    sync=number == len(own),
-                    padding=len(part) == 0,
-                    global_loss_weight=self.args.global_loss_weight,
-                    local_loss_weight=self.args.local_loss_weight,
-                )
+            return training_step(
+                self.wrapped,
+                parts,
+                self.optimizer,
+                self.accelerator,
+                max_grad_norm=args.max_grad_norm,
+                padding=not own,
+                loss_weights=args.loss_weights,
+            )
         except NonFiniteLossError as error:
-            raise NonFiniteLossError(self._explain(error, indices, batch)) from error
-        return StepLosses(*sums.tolist())
+            raise NonFiniteLossError(self._explain(error, indices, parts)) from error
 
-    def _explain(self, error: Exception, indices: np.ndarray, batch: dict[str, Tensor]) -> str:
+    def _explain(self, error: NonFiniteLossError, indices: np.ndarray, parts: list[dict[str, Tensor]]) -> str:
         # Prompts of the last good step; they were not touched by this one.
         if all(torch.isfinite(tensor).all() for tensor in prompt_tensors(self.model).values()):
             self._save()
-        kept = list_checkpoints(self.checkpoints.root)
-        state, names = self.state, ", ".join(self.samples.paths[i] for i in indices)
-        finite = all(torch.isfinite(value).all() for value in batch.values())
+        kept = list_checkpoints(self.checkpoints)
+        where = f", the last good prompts are in {kept[-1]}" if kept else ""
+        finite = all(torch.isfinite(value).all() for part in parts for value in part.values())
+        advice = "Try a lower learning_rate or max_grad_norm" if finite else "The features of the batch are not finite"
         return (
-            f"step {state.global_step + 1} (epoch {state.epoch + 1}): {error}. Training has stopped"
-            + (f", the last good prompts are in {kept[-1]}. " if kept else ". ")
-            + (
-                "Try a lower learning_rate or max_grad_norm. "
-                if finite
-                else "The features of the batch are not finite. "
-            )
-            + f"Its images: {names}"
+            f"step {self.state.global_step + 1} (epoch {self.state.epoch + 1}): {error}. Training has stopped{where}. "
+            f"{advice}. Its images: {', '.join(self.samples.paths[i] for i in indices)}"
         )
 
-    def _count_step(self, losses: StepLosses, images: int) -> None:
-        state = self.state
-        state.step_in_epoch += 1
-        state.global_step += 1
-        state.images += images
-        state.epoch_losses = [total + loss for total, loss in zip(state.epoch_losses, losses, strict=True)]
-        row = {"loss": losses.loss, "global_loss": losses.global_loss, "local_loss": losses.local_loss}
-        self._log("step", {"step": state.global_step, "epoch": state.epoch + 1, **row})
+    def _validate(self) -> dict[str, Any] | None:
+        if self.validation is None:
+            return None
+        members = np.flatnonzero(self.validation_source.readable)
+        own = members[self.accelerator.process_index :: self.accelerator.num_processes]
+        size = self.args.encode_batch_size
+        parts = [own[start : start + size] for start in range(0, len(own), size)]
+        names = [[self.validation.class_names[index] for index in part] for part in parts]
+        batches = zip(names, self._batches(self.validation, self.validation_source, parts), strict=True)
+        shown = self._bar(batches, total=len(parts), desc="validation", unit="batch", leave=False)
+        return validate(self.model, self.processor, shown, self.accelerator, self.args.loss_weights)
 
-    def _judge_epoch(self) -> dict[str, Any]:
-        state, args, accelerator = self.state, self.args, self.accelerator
-        row: dict[str, Any] = {"epoch": state.epoch + 1, "step": state.global_step}
-        global_loss, local_loss = (total / max(state.step_in_epoch, 1) for total in state.epoch_losses)
-        row |= {"global_loss": global_loss, "local_loss": local_loss, "loss": global_loss + local_loss}
-        if self.validation is not None:
-            own = self.validation_members[accelerator.process_index :: accelerator.num_processes]
-            parts = [own[start:][: args.encode_batch_size] for start in range(0, len(own), args.encode_batch_size)]
-            names = [[self.validation.class_names[index] for index in part] for part in parts]
-            hidden = args.disable_tqdm or not accelerator.is_main_process
-            batches = tqdm(
-                zip(names, self._batches(self.validation, self.validation_source, parts), strict=True),
-                total=len(parts),
-                desc="validation",
-                unit="batch",
-                leave=False,
-                disable=hidden,
-            )
-            row["validation"] = validate(self.model, self.processor, batches, accelerator, args.loss_weights)
-        return row
-
-    def _close_epoch(self, row: dict[str, Any]) -> None:
+    def _close_epoch(self, found: dict[str, Any] | None) -> None:
+        """Keep the prompts of the best epoch, stop without a better one, and go on to the next."""
         state, metric, patience = self.state, self.args.metric, self.args.patience
-        if self.validation is not None:
-            value, best = row["validation"][metric], state.best_metric
-            gain = 0.0 if value is None or best is None else (best - value if metric == "loss" else value - best)
-            if value is not None and (best is None or gain > ROUNDING * max(1.0, abs(best))):
-                state.best_metric, state.best_epoch, state.epochs_without_improvement = value, row["epoch"], 0
-                self.best_prompts = prompt_tensors(self.model)
-            else:
-                state.epochs_without_improvement += 1
-            if patience is not None and state.epochs_without_improvement >= patience:
-                state.stopped = f"no better {metric} in {patience} epochs"
         state.epoch += 1
         state.step_in_epoch = 0
         state.epoch_losses = [0.0, 0.0]
+        if found is None:
+            return
+        value, best = found[metric], state.best_metric
+        gain = 0.0 if value is None or best is None else (best - value if metric == "loss" else value - best)
+        if value is not None and (best is None or gain > ROUNDING * max(1.0, abs(best))):
+            state.best_metric, state.best_epoch, state.epochs_without_improvement = value, state.epoch, 0
+            self.best_prompts = prompt_tensors(self.model)
+        else:
+            state.epochs_without_improvement += 1
+        if patience is not None and state.epochs_without_improvement >= patience:
+            state.stopped = f"no better {metric} in {patience} epochs"
 
-    def _log(self, kind: str, row: dict[str, Any]) -> None:
+    def _log(self, kind: str, losses: StepLosses, validation: dict[str, Any] | None = None) -> None:
         """Add a row to the log, the tracker and, for epochs, the terminal."""
-        validation = row.get("validation") or {}
+        values = {"loss": losses.loss, **losses._asdict()}
+        row = {"step": self.state.global_step, "epoch": self.state.epoch + 1, **values}
+        if validation is not None:
+            row["validation"] = validation
         if self.accelerator.is_main_process:
             add_to_log(self.output_dir, kind, row)
             if kind == "epoch" and not self.args.disable_tqdm:
-                shown = {"loss": row["loss"], **validation}
+                shown = {"loss": losses.loss, **(validation or {})}
                 names = [k for k in ("loss", "image_auroc", "pixel_auroc", "aupro") if shown.get(k) is not None]
                 tqdm.write(f"epoch {row['epoch']}: {', '.join(f'{k} {shown[k]:.4f}' for k in names)}")
-        values = {f"validation/{key}": value for key, value in validation.items() if isinstance(value, float)}
-        if kind == "step":
-            values = {f"train/{key}": row[key] for key in ("loss", "global_loss", "local_loss")}
-        self.accelerator.log(values, step=row["step"])
+        tracked = {f"train/{key}": value for key, value in values.items()} if kind == "step" else {}
+        tracked |= {f"validation/{k}": value for k, value in (validation or {}).items() if isinstance(value, float)}
+        self.accelerator.log(tracked, step=row["step"])
+
+    def _bar(self, batches=None, **fields) -> tqdm:
+        return tqdm(batches, disable=self.args.disable_tqdm or not self.accelerator.is_main_process, **fields)
 
     def _save(self) -> None:
-        self.checkpoints.save(self.state, self.best_prompts)
+        save_checkpoint(
+            self.checkpoints, self.accelerator, self.model, self.state, self.best_prompts, self.args.keep_last
+        )
 
     def _say(self, text: str) -> None:
         if self.accelerator.is_main_process:
@@ -434,14 +427,6 @@ class PromptTrainer:
         history = [row for row in read_log(self.output_dir) if row["kind"] == "epoch"]
         return TrainingResult(self.output_dir, history, state.best_epoch, state.best_metric, summary, facts)
 
-    def _release(self) -> None:
-        """Take accelerate's wrappers and hooks off again, so that the caller's model is as it was."""
-        self.checkpoints.close()
-        self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
-        if self.accelerator_is_shared:
-            self.accelerator.free_memory()
-        self.model.freeze_backbone()
-
 
 def make_accelerator(args: PromptTrainingArguments) -> Accelerator:
     """The `Accelerator` of a run; what args leave open comes from `accelerate launch` or `accelerate config`.
@@ -456,59 +441,16 @@ def make_accelerator(args: PromptTrainingArguments) -> Accelerator:
         raise ValueError(
             f"report_to={args.report_to!r} is not installed; installed trackers: {', '.join(available) or 'none'}"
         )
-    accelerator = Accelerator(
-        mixed_precision=args.mixed_precision,
-        cpu=args.cpu,
-        log_with=args.report_to,
-        project_dir=args.output_dir,
+    return Accelerator(
+        mixed_precision=args.mixed_precision, cpu=args.cpu, log_with=args.report_to, project_dir=args.output_dir
     )
-    # `accelerate launch --cpu --num_processes 2` sets an address but starts one process, unless mpirun is used.
-    launched = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
-    if launched and "MASTER_ADDR" in os.environ and accelerator.num_processes == 1:
-        logger.warning(
-            "accelerate was asked for several processes on the CPU but started one, as it does without mpirun; use "
-            "`accelerate launch --multi_gpu --num_processes N scripts/train.py --cpu ...`, which needs no GPU"
-        )
-    return accelerator
 
 
-def check_model(model, processor) -> None:
-    """Refuse what can't be trained.
-
-    Raises:
-        ValueError: if the model is vision-only, or model and processor disagree on the size of images.
-    """
-    if model.config.vision_only:
-        raise ValueError("this is a vision-only model: its prompts are folded and can't be trained; load the full one")
-    size, side = (processor.size["height"], processor.size["width"]), model.config.image_size
-    if tuple(size) != (side, side):
-        raise ValueError(
-            f"the processor makes images of {size[0]}x{size[1]} pixels but the model's image_size is {side}; load "
-            "both from the same checkpoint with the same image_size"
-        )
-
-
-def forget_thresholds(model, say=logger.warning) -> None:
-    """Take thresholds off a model whose prompts are about to change: they were chosen for the scores of the old ones.
-
-    Args:
-        model ([`AnomalyCLIPModel`]).
-        say (callable): called with a warning, if there are any.
-    """
-    names = [name for name in ("image_threshold", "pixel_threshold") if getattr(model.config, name) is not None]
-    if names:
-        values = " and ".join(f"{name}={getattr(model.config, name):g}" for name in names)
-        say(f"{values} belong to the prompts before training and are removed; calibrate the new prompts")
-    for name in names:
-        setattr(model.config, name, None)
-
-
-@torch.no_grad()
-def draw_fresh_prompts(model, seed: int) -> None:
+def draw_fresh_prompts(model: AnomalyCLIPModel, seed: int) -> None:
     """Put new prompts into a model, N(0, 0.02), drawn from the seed alone (section 3.2)."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in (model.prompt_learner.context, model.prompt_learner.deep_prompts):
-        parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
 
 
 def epoch_order(labels: np.ndarray, seed: int, epoch: int, balanced: bool = False) -> np.ndarray:

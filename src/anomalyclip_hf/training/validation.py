@@ -2,38 +2,40 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
+from torch import Tensor
 
-from ..evaluation.metrics import IMAGE_METRICS, UndefinedMetricWarning, image_metrics
+from ..evaluation.metrics import METRICS, UndefinedMetricWarning, image_metrics
 from ..evaluation.streaming import StreamingPixelMetrics
-from .arguments import JUDGED_PIXEL_METRICS
+from ..evaluation.summary import mean_over_classes
 from .step import count_batch, model_inputs, with_known_mask
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from ..image_processing_anomalyclip import AnomalyCLIPImageProcessor
+    from ..modeling_anomalyclip import AnomalyCLIPModel
 
 NUM_BINS = 2**18
 
 
 @torch.no_grad()
 def validate(
-    model: Any,
-    processor: Any,
-    batches: Iterable[tuple[list[str], dict[str, Any]]],
+    model: AnomalyCLIPModel,
+    processor: AnomalyCLIPImageProcessor,
+    batches: Iterable[tuple[list[str], Mapping[str, Tensor]]],
     accelerator: Accelerator,
     loss_weights: tuple[float, float] = (1.0, 1.0),
 ) -> dict[str, Any]:
     """Judge the current prompts: metrics per class, then their mean over classes (section 7), and the losses.
 
     Args:
-        model ([`AnomalyCLIPModel`], not wrapped), processor ([`AnomalyCLIPImageProcessor`]).
+        model (not wrapped), processor.
         batches: class names and inputs of this process's share of the images.
         accelerator (`Accelerator`): all its processes return the same.
         loss_weights (`tuple` of two `float`): of the global and of the local loss, as in training.
@@ -44,47 +46,47 @@ def validate(
     """
     from accelerate.utils import gather_object
 
-    images: list[tuple[str, float, int]] = []  # class, score, label
+    images: dict[str, list[tuple[float, int]]] = {}  # class to scores and labels
     pixels: dict[str, StreamingPixelMetrics] = {}
-    losses = np.zeros(4)  # sums and counts of both
+    losses = torch.zeros(2, 2, dtype=torch.float64)  # sums and counts of both
     for names, batch in batches:
         with accelerator.autocast():
             output = model(**model_inputs(batch, accelerator.device), return_dict=True)
         counts, known = count_batch(batch), with_known_mask(batch)
-        local_loss = float(output.local_loss) if counts.masks else 0.0
-        losses += [float(output.global_loss) * counts.images, counts.images, local_loss * counts.masks, counts.masks]
+        means = torch.tensor([output.global_loss, output.local_loss if known.any() else 0.0])
+        losses += torch.stack([means * counts, counts])
         results = processor.post_process_anomaly_detection(output)
         for row, (name, judged) in enumerate(zip(names, results, strict=True)):
-            images.append((name, judged["score"], int(batch["labels"][row])))
+            images.setdefault(name, []).append((judged["score"], int(batch["labels"][row])))
             if known[row]:
                 if name not in pixels:
-                    pixels[name] = StreamingPixelMetrics(num_bins=NUM_BINS)
+                    pixels[name] = StreamingPixelMetrics(NUM_BINS)
                 pixels[name].update(judged["anomaly_map"][None].cpu(), batch["masks"][row : row + 1].clamp(min=0))
 
-    found = gather_object([(images, {name: counted.state_dict() for name, counted in pixels.items()}, losses)])
-    images = [image for part, _, _ in found for image in part]
-    losses = np.sum([part for _, _, part in found], axis=0)
-    classes = {name: _judge_class(name, images, [states for _, states, _ in found]) for name, _, _ in images}
-
-    result: dict[str, Any] = {}
-    for key in IMAGE_METRICS + JUDGED_PIXEL_METRICS:
-        defined = [value for values in classes.values() if (value := values.get(key)) is not None]
-        result[key] = float(np.mean(defined)) if defined else None
-    result["global_loss"] = float(loss_weights[0] * losses[0] / max(losses[1], 1))
-    result["local_loss"] = float(loss_weights[1] * losses[2] / max(losses[3], 1))
-    result["loss"] = result["global_loss"] + result["local_loss"]
-    return {**result, "classes": classes}
-
-
-def _judge_class(name: str, images: list[tuple[str, float, int]], states: list[dict[str, Any]]) -> dict[str, Any]:
-    scores, labels = zip(*((score, label) for own, score, label in images if own == name), strict=True)
-    counted = [StreamingPixelMetrics.from_state_dict(state[name]) for state in states if name in state]
+    parts = gather_object([(images, {name: counted.state_dict() for name, counted in pixels.items()}, losses)])
+    classes: dict[str, dict[str, float]] = {}
     with warnings.catch_warnings():
         # A class of one kind leaves metrics undefined; they are None in the result.
         warnings.simplefilter("ignore", UndefinedMetricWarning)
-        found = image_metrics(scores, labels)
-        found = {key: found[key] for key in IMAGE_METRICS}
-        if counted:
-            computed = functools.reduce(StreamingPixelMetrics.merge, counted).compute()
-            found |= {key: computed[key] for key in JUDGED_PIXEL_METRICS}
-    return {key: None if math.isnan(value) else value for key, value in found.items()}
+        for name in dict.fromkeys(name for part, _, _ in parts for name in part):
+            found = image_metrics(*zip(*(pair for part, _, _ in parts for pair in part.get(name, ())), strict=True))
+            merged = StreamingPixelMetrics(NUM_BINS)
+            for _, states, _ in parts:
+                if name in states:
+                    merged.merge(StreamingPixelMetrics.from_state_dict(states[name]))
+            found |= merged.compute() if merged.num_images else {}
+            classes[name] = {key: found[key] for key in METRICS if key in found}
+
+    sums, counts = torch.stack([part for _, _, part in parts]).sum(0)
+    global_loss, local_loss = (torch.tensor(loss_weights) * sums / counts.clamp(min=1)).tolist()
+    return {
+        **_defined(mean_over_classes(classes)[0]),
+        "global_loss": global_loss,
+        "local_loss": local_loss,
+        "loss": global_loss + local_loss,
+        "classes": {name: _defined(values) for name, values in classes.items()},
+    }
+
+
+def _defined(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {key: None if math.isnan(value) else value for key, value in values.items()}
