@@ -113,6 +113,7 @@ CHECKS: dict[str, Check] = {
     "logit_scale_init_value": _number(-1000, 1000),
     "temperature": _number(1e-6, 1e6),
     **dict.fromkeys(("image_threshold", "pixel_threshold"), _SCORE),
+    "min_area": _whole(1, 2**40),
     "architectures": (lambda v: isinstance(v, list) and all(isinstance(one, str) for one in v), "a list of names"),
     "model_type": _TEXT,
     "quantization_config": (_is_quantization, "the settings of a quantization with a quant_method"),

@@ -18,10 +18,12 @@ from transformers.utils import logging
 from .configuration_anomalyclip import check_fields
 from .image_processing_anomalyclip import AnomalyCLIPImageProcessor
 from .images_anomalyclip import ImageReadError, load_image, unreadable
+from .regions_anomalyclip import read_roi
 
 logger = logging.get_logger(__name__)
 DOWNLOAD_TIMEOUT = 30.0
 DOWNLOAD_BYTES = 100_000_000
+POST_OPTIONS = ("sigma", "image_threshold", "pixel_threshold", "min_area", "roi")
 URL_SAFE = "%/:=&?~#+!$,;'@()*[]"  # what has a meaning in a URL; spaces and the like are quoted
 
 
@@ -43,12 +45,18 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         batch_size (`int`, defaults to 1).
         sigma (`float`, pixels at the model's input size, *optional*): smoothing; the processor's own if absent.
         image_threshold, pixel_threshold (`float` in [0, 1], *optional*): those of the model's config if absent.
+        min_area (`int`, pixels of the image, defaults to 1): smaller regions are left out of mask and regions.
+        roi (*optional*): region of interest, outside which there is neither mask nor region: a mask image (path, PIL
+            image or array; not black is inside) or a polygon [[x, y], ...] in pixels of the image.
         timeout (`float`, seconds, defaults to 30): for a URL, from the request to the last byte.
         max_bytes (`int`, defaults to 100 million): largest file that a URL may lead to.
 
+    Options that a call leaves out are those of the profile that is set on the model (`model.set_profile`), if any.
+
     Returns:
         for each image a `dict`: `score` (float, P(anomalous)), `anomaly_map` (float32 array (h, w) in [0, 1], at the
-        image's own size), and, where thresholds are set, `label` ("normal" or "anomalous") and `mask` (bool array).
+        image's own size), and, where thresholds are set, `label` ("normal" or "anomalous"), `mask` (bool array) and
+        `regions` (a list of dicts, see [`find_regions`]).
     """
 
     _load_processor = False
@@ -92,22 +100,16 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
             return list(super().__call__((image for image in images), **kwargs))
         return super().__call__(inputs, **kwargs)
 
-    def _sanitize_parameters(
-        self, sigma=None, image_threshold=None, pixel_threshold=None, timeout=None, max_bytes=None, **kwargs
-    ) -> tuple[dict, dict, dict]:
-        if kwargs:
-            raise TypeError(
-                f"unknown arguments {sorted(kwargs)}; known are sigma, image_threshold, pixel_threshold, timeout, "
-                "max_bytes"
-            )
+    def _sanitize_parameters(self, timeout=None, max_bytes=None, **post) -> tuple[dict, dict, dict]:
+        if unknown := sorted(set(post) - set(POST_OPTIONS)):
+            raise TypeError(f"unknown arguments {unknown}; known are {', '.join(POST_OPTIONS)}, timeout, max_bytes")
         _check_limits(timeout, max_bytes)
-        post = {"sigma": sigma, "image_threshold": image_threshold, "pixel_threshold": pixel_threshold}
-        check_fields(post)
-        return (
-            {key: value for key, value in (("timeout", timeout), ("max_bytes", max_bytes)) if value is not None},
-            {},
-            {key: value for key, value in post.items() if value is not None},
-        )
+        post = {key: value for key, value in post.items() if value is not None}
+        if "roi" in post:
+            post["roi"] = read_roi(post["roi"])
+        check_fields({key: value for key, value in post.items() if key != "roi"})
+        limits = {"timeout": timeout, "max_bytes": max_bytes}
+        return {key: value for key, value in limits.items() if value is not None}, {}, post
 
     def preprocess(
         self, image: Any, timeout: float = DOWNLOAD_TIMEOUT, max_bytes: int = DOWNLOAD_BYTES
@@ -122,16 +124,11 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         # Only what has one row per image: the base class takes batches apart row by row.
         return {"logits": outputs.logits, "anomaly_maps": outputs.anomaly_maps, "target_size": target_size}
 
-    def postprocess(
-        self, outputs: dict[str, Any], sigma=None, image_threshold=None, pixel_threshold=None
-    ) -> dict[str, Any]:
+    def postprocess(self, outputs: dict[str, Any], **options: Any) -> dict[str, Any]:
         config = self.model.config
+        thresholds = {"image_threshold": config.image_threshold, "pixel_threshold": config.pixel_threshold}
         result = self.image_processor.post_process_anomaly_detection(
-            outputs,
-            target_sizes=outputs["target_size"],
-            sigma=sigma,
-            image_threshold=config.image_threshold if image_threshold is None else image_threshold,
-            pixel_threshold=config.pixel_threshold if pixel_threshold is None else pixel_threshold,
+            outputs, target_sizes=outputs["target_size"], **{**thresholds, **options}
         )[0]
         return {key: value.cpu().numpy() if torch.is_tensor(value) else value for key, value in result.items()}
 
