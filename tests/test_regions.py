@@ -176,3 +176,20 @@ def test_the_processor_and_the_pipeline_give_regions(tiny_checkpoint, tiny_proce
     for options, error in (({"min_area": 0.5}, ValueError), ({"roi": [1]}, ValueError), ({"area": 2}, TypeError)):
         with pytest.raises(error, match=next(iter(options))):
             detector(image, **options)
+
+
+def test_a_smaller_map_gives_regions_in_pixels_of_the_image(two_blobs, tiny_processor):
+    (small, large) = mark_regions(two_blobs, 0.5, image_size=(60, 24))[1]
+    assert (small["box"], small["area"], small["centroid"]) == ([45, 16, 51, 20], 24, [48.0, 18.0])
+    assert (large["box"], large["area"], large["share"]) == ([9, 4, 21, 10], 72, 12 / 240)
+    assert polygon_area(large["polygon"][0]) == pytest.approx((12 - 4 / 8) * 6)
+    assert [one["area"] for one in mark_regions(two_blobs, 0.5, 25, image_size=(60, 24))[1]] == [72]
+    right = [[30, 0], [60, 0], [60, 24], [30, 24]]
+    drawn = np.zeros((24, 60), bool)
+    drawn[:, 30:] = True
+    for roi in (right, drawn):
+        assert [one["area"] for one in mark_regions(two_blobs, 0.5, roi=roi, image_size=(60, 24))[1]] == [24]
+    outputs = {"logits": torch.zeros(1, 2), "anomaly_maps": torch.from_numpy(two_blobs)[None]}
+    options = {"sigma": 0, "pixel_threshold": 0.5, "image_sizes": [(24, 60)]}
+    (result,) = tiny_processor.post_process_anomaly_detection(outputs, target_sizes=[(12, 20)], **options)
+    assert result["regions"] == [small, large] and result["mask"].shape == (12, 20)

@@ -70,6 +70,17 @@ def _are_labels(value: Any) -> bool:
     return any(all(str(one).isdecimal() and len(str(one)) < 10 for one in side) for side in sides)
 
 
+def _is_window(value: Any) -> bool:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        return isinstance(value, str) and value == "percentile"
+    possible = _number(-1e12, 1e12)[0]
+    return all(map(possible, value)) and value[0] < value[1]
+
+
+def _are_channels(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 3 and all(map(_whole(0, 65535)[0], value))
+
+
 def _is_quantization(value: Any) -> bool:
     return isinstance(value.get("quant_method"), str) if isinstance(value, dict) else hasattr(value, "to_dict")
 
@@ -113,7 +124,6 @@ CHECKS: dict[str, Check] = {
     "logit_scale_init_value": _number(-1000, 1000),
     "temperature": _number(1e-6, 1e6),
     **dict.fromkeys(("image_threshold", "pixel_threshold"), _SCORE),
-    "min_area": _whole(1, 2**40),
     "architectures": (lambda v: isinstance(v, list) and all(isinstance(one, str) for one in v), "a list of names"),
     "model_type": _TEXT,
     "quantization_config": (_is_quantization, "the settings of a quantization with a quant_method"),
@@ -139,6 +149,15 @@ CHECKS: dict[str, Check] = {
     "image_std": _three(1e-3, 1000),
     "rescale_factor": _number(1e-6, 256),
     "resample": _whole(0, 5),
+    "resize": _one_of("square", "fit", "tile"),
+    "tile_size": _whole(1, 65536),
+    "overlap": _number(0, 0.9),
+    "min_area": _whole(1, 2**40),
+    "window": (_is_window, "'percentile' or [low, high] in stored values, low < high"),
+    "channels": (_are_channels, "three numbers of bands, from 0"),
+    "score_rule": _one_of("global", "max", "mean"),
+    "reference_weight": _number(0, 1),
+    "sigma": _number(0, 16384),
 }
 
 

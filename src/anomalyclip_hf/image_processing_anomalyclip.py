@@ -245,6 +245,7 @@ class AnomalyCLIPImageProcessor(PilBackend):
         pixel_threshold: float | None = None,
         min_area: int = 1,
         roi: Any = None,
+        image_sizes: Sequence[tuple[int, int]] | Tensor | None = None,
     ) -> list[dict[str, Any]]:
         """Turn the model's output into one result per image.
 
@@ -257,6 +258,8 @@ class AnomalyCLIPImageProcessor(PilBackend):
             min_area (`int`, pixels of the image, defaults to 1): smaller regions are left out of mask and regions.
             roi (*optional*): region of interest, a mask or a polygon, see [`read_roi`]. Outside it nothing counts:
                 neither mask nor regions. Map and score are those of the whole image.
+            image_sizes (`list[tuple[int, int]]`, *optional*): height and width of each image in pixels, which regions
+                are measured in, where maps are to have another size than their image.
 
         Returns:
             for each image `score` (float, P(anomalous)), `anomaly_map` (`Tensor` (h, w) float32 in [0, 1]), and, with
@@ -287,7 +290,8 @@ class AnomalyCLIPImageProcessor(PilBackend):
             if image_threshold is not None:
                 result["label"] = "anomalous" if score >= image_threshold else "normal"
             if pixel_threshold is not None:
-                found = mark_regions(anomaly_map.cpu().numpy(), pixel_threshold, min_area, roi)
+                size = None if image_sizes is None else (int(image_sizes[index][1]), int(image_sizes[index][0]))
+                found = mark_regions(anomaly_map.cpu().numpy(), pixel_threshold, min_area, roi, size)
                 result["mask"], result["regions"] = torch.from_numpy(found[0]).to(maps.device), found[1]
             results.append(result)
         return results

@@ -3,7 +3,7 @@
 import os
 import threading
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from numbers import Real
 from types import GeneratorType
 from typing import Any
@@ -23,6 +23,7 @@ from .regions_anomalyclip import read_roi
 logger = logging.get_logger(__name__)
 DOWNLOAD_TIMEOUT = 30.0
 DOWNLOAD_BYTES = 100_000_000
+PRE_OPTIONS = ("timeout", "max_bytes")
 POST_OPTIONS = ("sigma", "image_threshold", "pixel_threshold", "min_area", "roi")
 URL_SAFE = "%/:=&?~#+!$,;'@()*[]"  # what has a meaning in a URL; spaces and the like are quoted
 
@@ -102,7 +103,7 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
 
     def _sanitize_parameters(self, timeout=None, max_bytes=None, **post) -> tuple[dict, dict, dict]:
         if unknown := sorted(set(post) - set(POST_OPTIONS)):
-            raise TypeError(f"unknown arguments {unknown}; known are {', '.join(POST_OPTIONS)}, timeout, max_bytes")
+            raise TypeError(f"unknown arguments {unknown}; known are {', '.join(POST_OPTIONS + PRE_OPTIONS)}")
         _check_limits(timeout, max_bytes)
         post = {key: value for key, value in post.items() if value is not None}
         if "roi" in post:
@@ -127,10 +128,19 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
     def postprocess(self, outputs: dict[str, Any], **options: Any) -> dict[str, Any]:
         config = self.model.config
         thresholds = {"image_threshold": config.image_threshold, "pixel_threshold": config.pixel_threshold}
+        options = {**thresholds, **self._profile_options(POST_OPTIONS), **options}
         result = self.image_processor.post_process_anomaly_detection(
-            outputs, target_sizes=outputs["target_size"], **{**thresholds, **options}
+            outputs, target_sizes=outputs["target_size"], **options
         )[0]
         return {key: value.cpu().numpy() if torch.is_tensor(value) else value for key, value in result.items()}
+
+    def _profile_options(self, names: Sequence[str]) -> dict[str, Any]:
+        """Those of the options named that the model's profile sets; what a call gives goes before them."""
+        profile = getattr(self.model, "profile", None)
+        options = {} if profile is None else profile.options
+        if unknown := sorted(set(options) - set(PRE_OPTIONS + POST_OPTIONS)):
+            raise ValueError(f"profile {profile.name} sets {', '.join(unknown)}, which this pipeline doesn't know")
+        return {name: options[name] for name in names if name in options}
 
 
 def read_image(image: Any, timeout: float | None = DOWNLOAD_TIMEOUT, max_bytes: int = DOWNLOAD_BYTES) -> Image.Image:

@@ -44,15 +44,30 @@ def find_regions(
 
 
 def mark_regions(
-    anomaly_map: np.ndarray, pixel_threshold: float, min_area: int = 1, roi: Any = None
+    anomaly_map: np.ndarray,
+    pixel_threshold: float,
+    min_area: int = 1,
+    roi: Any = None,
+    image_size: tuple[int, int] | None = None,
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """As [`find_regions`], with the mask `(H, W)` bool of the regions listed before them."""
+    """As [`find_regions`], with the mask `(H, W)` bool of the regions listed before them.
+
+    `image_size` is (W, H) of the image in pixels where the map is of another size: `min_area`, `roi` and what is
+    returned of regions are in pixels of the image, the mask is as large as the map.
+    """
     from skimage.measure import label, regionprops
 
     check_fields({"pixel_threshold": pixel_threshold, "min_area": min_area})
     if anomaly_map.ndim != 2 or not anomaly_map.size or not np.isfinite(anomaly_map).all():
         raise ValueError(f"anomaly_map has shape {anomaly_map.shape}, expected (H, W) of finite values")
-    inside = None if roi is None else fit_roi(roi, anomaly_map.shape[::-1])
+    size = anomaly_map.shape[::-1]
+    scale = np.divide(image_size or size, size)
+    roi = None if roi is None else read_roi(roi)
+    if isinstance(roi, list):
+        roi = (roi / scale).tolist()
+    elif roi is not None and image_size is not None:
+        roi = fit_mask(roi, image_size, "given as roi").resize(size, Image.Resampling.NEAREST)
+    inside = None if roi is None else fit_roi(roi, size)
     mask = anomaly_map >= float(pixel_threshold)
     if inside is not None:
         mask &= inside
@@ -60,34 +75,34 @@ def mark_regions(
         return mask, []
     labels = label(mask, connectivity=2)
     if min_area > 1:
-        labels[np.bincount(labels.ravel())[labels] < min_area] = 0
+        labels[np.bincount(labels.ravel())[labels] * scale.prod() < min_area] = 0
         mask = labels > 0
     total, regions = int(anomaly_map.size if inside is None else inside.sum()), []
     for region in regionprops(labels):
-        top, left, bottom, right = map(int, region.bbox)
+        top, left, bottom, right = region.bbox
         values = anomaly_map[region.slice][region.image]
-        y, x = region.centroid
+        outlines = (outline + (left, top) for outline in _outlines(region.image))
         regions.append(
             {
-                "box": [left, top, right, bottom],
-                "area": values.size,
+                "box": np.rint([left, top, right, bottom] * np.tile(scale, 2)).astype(int).tolist(),
+                "area": round(values.size * float(scale.prod())),
                 "share": values.size / total,
                 "peak": float(values.max()),
                 "mean": float(values.mean(dtype=np.float64)),
-                "centroid": [float(x) + 0.5, float(y) + 0.5],
-                "polygon": _outlines(region.image, left, top),
+                "centroid": ((np.array(region.centroid[::-1]) + 0.5) * scale).tolist(),
+                "polygon": [(outline * scale).tolist() for outline in outlines],
             }
         )
     return mask, sorted(regions, key=lambda region: -region["peak"])
 
 
-def _outlines(inside: np.ndarray, left: int, top: int) -> list[list[list[float]]]:
+def _outlines(inside: np.ndarray) -> list[np.ndarray]:
     """Outlines of one region, through the middles between its pixels and others; the outer one, then holes."""
     from skimage.measure import approximate_polygon, find_contours
 
     contours = find_contours(np.pad(inside, 1).astype(np.float32), 0.5, fully_connected="high")
-    outlines = [approximate_polygon(contour, TOLERANCE)[:, ::-1] + (left - 0.5, top - 0.5) for contour in contours]
-    return [outline.tolist() for outline in sorted(outlines, key=polygon_area, reverse=True)]
+    outlines = [approximate_polygon(contour, TOLERANCE)[:, ::-1] - 0.5 for contour in contours]
+    return sorted(outlines, key=polygon_area, reverse=True)
 
 
 def polygon_area(outline: Any) -> float:
