@@ -117,7 +117,7 @@ def check_profile_name(name: Any) -> None:
 
 
 def read_profile(name: str, source: str, **hub: Any) -> Profile:
-    """Read a profile of a checkpoint. Its prompts, if any, are a folder in the checkpoint, as stored.
+    """Read a profile of a checkpoint. Its prompts, if any, are a full path, or a folder in a Hub repository.
 
     Args:
         name (`str`).
@@ -151,7 +151,7 @@ def read_profile(name: str, source: str, **hub: Any) -> Profile:
     for key in ("prompts", "roi", "references"):
         if (value := stored.get(key)) is not None and not (key == "roi" and isinstance(value, list)):
             _check_inside(value, source, f"{where}: {key}")
-            if key != "prompts":
+            if key != "prompts" or os.path.isdir(source):
                 stored[key] = _local_path(value, source, key == "references", hub)
     return Profile(**{**stored, "name": name})
 

@@ -559,8 +559,11 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
                 raise ValueError(f"this model has no profile {name!r}; known are: {', '.join(profiles) or 'none'}")
             profile = read_profile(name, source, **hub)
             if profile.prompts is not None:
-                inner = "/".join(filter(None, (hub.get("subfolder"), profile.prompts)))
-                profile.prompts = read_prompts(source, **{**hub, "subfolder": inner})
+                if os.path.isabs(profile.prompts):
+                    profile.prompts = read_prompts(profile.prompts)
+                else:
+                    inner = "/".join(filter(None, (hub.get("subfolder"), profile.prompts)))
+                    profile.prompts = read_prompts(source, **{**hub, "subfolder": inner})
                 check_same_backbone(profile.prompts, self)
             profiles[name] = profile
         return profiles[name]

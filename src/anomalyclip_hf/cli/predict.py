@@ -87,8 +87,12 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
     model = AnomalyCLIPModel.from_pretrained(name, dtype=settings.dtype)
     if settings.profile:
         model.set_profile(settings.profile)
-    threshold = getattr(model.profile, "pixel_threshold", None) or model.config.pixel_threshold
-    if (settings.coco or settings.label_studio) and settings.pixel_threshold is None and threshold is None:
+    thresholds = (
+        settings.pixel_threshold,
+        getattr(model.profile, "pixel_threshold", None),
+        model.config.pixel_threshold,
+    )
+    if (settings.coco or settings.label_studio) and all(one is None for one in thresholds):
         raise ValueError("this model has no pixel threshold, so no regions; calibrate it, or give pixel_threshold=...")
     detector = pipeline("zero-shot-anomaly-detection", model=model, device=settings.device)
     shared = ("batch_size", "num_workers", "threshold", "save_maps", "vmin", "vmax")
