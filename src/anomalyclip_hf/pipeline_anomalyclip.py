@@ -137,7 +137,9 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
     def _profile_options(self, names: Sequence[str]) -> dict[str, Any]:
         """Those of the options named that the model's profile sets; what a call gives goes before them."""
         profile = getattr(self.model, "profile", None)
-        options = {} if profile is None else profile.options
+        if profile is None:
+            return {}
+        options = profile.options
         if unknown := sorted(set(options) - set(PRE_OPTIONS + POST_OPTIONS)):
             raise ValueError(f"profile {profile.name} sets {', '.join(unknown)}, which this pipeline doesn't know")
         return {name: options[name] for name in names if name in options}

@@ -4,9 +4,10 @@ Coordinates are pixels of the image: pixel (column x, row y) covers [x, x + 1] x
 (x + 0.5, y + 0.5). scikit-image is imported where a region or a polygon is asked for, and not before.
 """
 
+import importlib
 import os
-from collections.abc import Sequence
 from functools import lru_cache
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -55,8 +56,6 @@ def mark_regions(
     `image_size` is (W, H) of the image in pixels where the map is of another size: `min_area`, `roi` and what is
     returned of regions are in pixels of the image, the mask is as large as the map.
     """
-    from skimage.measure import label, regionprops
-
     check_fields({"pixel_threshold": pixel_threshold, "min_area": min_area})
     if anomaly_map.ndim != 2 or not anomaly_map.size or not np.isfinite(anomaly_map).all():
         raise ValueError(f"anomaly_map has shape {anomaly_map.shape}, expected (H, W) of finite values")
@@ -73,15 +72,16 @@ def mark_regions(
         mask &= inside
     if not mask.any():
         return mask, []
-    labels = label(mask, connectivity=2)
+    measure = _scikit_image("measure")
+    labels = measure.label(mask, connectivity=2)
     if min_area > 1:
         labels[np.bincount(labels.ravel())[labels] * scale.prod() < min_area] = 0
         mask = labels > 0
     total, regions = int(anomaly_map.size if inside is None else inside.sum()), []
-    for region in regionprops(labels):
+    for region in measure.regionprops(labels):
         top, left, bottom, right = region.bbox
         values = anomaly_map[region.slice][region.image]
-        outlines = (outline + (left, top) for outline in _outlines(region.image))
+        outlines = (outline + (left, top) for outline in _outlines(region.image, measure))
         regions.append(
             {
                 "box": np.rint([left, top, right, bottom] * np.tile(scale, 2)).astype(int).tolist(),
@@ -96,12 +96,10 @@ def mark_regions(
     return mask, sorted(regions, key=lambda region: -region["peak"])
 
 
-def _outlines(inside: np.ndarray) -> list[np.ndarray]:
+def _outlines(inside: np.ndarray, measure: ModuleType) -> list[np.ndarray]:
     """Outlines of one region, through the middles between its pixels and others; the outer one, then holes."""
-    from skimage.measure import approximate_polygon, find_contours
-
-    contours = find_contours(np.pad(inside, 1).astype(np.float32), 0.5, fully_connected="high")
-    outlines = [approximate_polygon(contour, TOLERANCE)[:, ::-1] - 0.5 for contour in contours]
+    contours = measure.find_contours(np.pad(inside, 1).astype(np.float32), 0.5, fully_connected="high")
+    outlines = [measure.approximate_polygon(contour, TOLERANCE)[:, ::-1] - 0.5 for contour in contours]
     return sorted(outlines, key=polygon_area, reverse=True)
 
 
@@ -109,17 +107,6 @@ def polygon_area(outline: Any) -> float:
     """Area within a closed outline `(N, 2)`, in square pixels."""
     x, y = (np.asarray(outline, np.float64) - np.asarray(outline[0])).T
     return abs(float(x[:-1] @ y[1:] - x[1:] @ y[:-1])) / 2
-
-
-def join_outlines(polygon: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]:
-    """The outlines of a polygon as a single one, for formats without holes: a way of no width leads to each hole."""
-    joined = [list(point) for point in polygon[0]]
-    for hole in polygon[1:]:
-        distances = np.linalg.norm(np.array(joined)[:, None] - np.array(hole[:-1])[None], axis=-1)
-        here, there = np.unravel_index(int(distances.argmin()), distances.shape)
-        way = [*hole[there:-1], *hole[: there + 1]]
-        joined[here + 1 : here + 1] = [*map(list, way), joined[here]]
-    return joined
 
 
 def read_roi(roi: Any) -> Roi:
@@ -173,9 +160,15 @@ def fit_roi(roi: Any, size: tuple[int, int]) -> np.ndarray:
 
 @lru_cache(maxsize=2)
 def _inside_polygon(points: tuple[tuple[float, ...], ...], size: tuple[int, int]) -> np.ndarray:
-    from skimage.draw import polygon2mask
+    return _scikit_image("draw").polygon2mask(size[::-1], np.array(points)[:, ::-1] - 0.5)
 
-    return polygon2mask(size[::-1], np.array(points)[:, ::-1] - 0.5)
+
+def _scikit_image(module: str) -> ModuleType:
+    """A module of scikit-image, imported such that transformers does not ask for it where this file has travelled."""
+    try:
+        return importlib.import_module(f"skimage.{module}")
+    except ImportError as error:
+        raise ImportError("regions and polygons need scikit-image: pip install scikit-image") from error
 
 
 __all__ = ["find_regions"]

@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
+
 from ..data.files import atomic_path, json_line
-from ..regions_anomalyclip import join_outlines
 
 CATEGORY = "anomaly"
 LOCAL_FILES = "/data/local-files/?d="  # what Label Studio serves files of its own disk under
@@ -48,7 +49,7 @@ def write_coco(records: Iterable[Mapping[str, Any]], path: str | os.PathLike) ->
             for region in record["regions"]:
                 count += 1
                 left, top, right, bottom = region["box"]
-                annotation = {"id": count, "image_id": number, "category_id": 1, "iscrowd": 0}
+                annotation: dict[str, Any] = {"id": count, "image_id": number, "category_id": 1, "iscrowd": 0}
                 annotation |= {"bbox": [left, top, right - left, bottom - top], "area": region["area"]}
                 outline = join_outlines(region["polygon"])[:-1]
                 annotation |= {"segmentation": [[value for point in outline for value in point]]}
@@ -98,6 +99,17 @@ def write_label_studio(records: Iterable[Mapping[str, Any]], path: str | os.Path
     return count
 
 
+def join_outlines(polygon: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]:
+    """The outlines of a polygon as a single one, for formats without holes: a way of no width leads to each hole."""
+    joined = [list(point) for point in polygon[0]]
+    for hole in polygon[1:]:
+        distances = np.linalg.norm(np.array(joined)[:, None] - np.array(hole[:-1])[None], axis=-1)
+        here, there = divmod(int(distances.argmin()), distances.shape[1])
+        way = [*hole[there:-1], *hole[: there + 1]]
+        joined[here + 1 : here + 1] = [*map(list, way), joined[here]]
+    return joined
+
+
 def _complete(records: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
     for record in records:
         if "error" in record:
@@ -115,4 +127,4 @@ def _entry(value: Mapping[str, Any], number: int) -> str:
     return (",\n" if number > 1 else "\n") + json_line(value).rstrip("\n")
 
 
-__all__ = ["write_coco", "write_label_studio"]
+__all__ = ["join_outlines", "write_coco", "write_label_studio"]
