@@ -119,5 +119,5 @@ def test_an_image_is_scored_without_scipy_and_scikit_image(monkeypatch, tiny_che
         monkeypatch.setitem(sys.modules, name, None)  # importing it fails
     result = detector(image, image_threshold=0.5, roi=[[0, 0], [9, 0], [9, 9]], min_area=4)
     assert set(result) == {"score", "label", "anomaly_map"}
-    with pytest.raises(ImportError, match="regions and polygons need scikit-image: pip install scikit-image"):
+    with pytest.raises(ImportError, match="regions need scikit-image: pip install scikit-image"):
         detector(image, pixel_threshold=0.5)

@@ -123,6 +123,17 @@ def test_outside_a_region_of_interest_nothing_counts(two_blobs, tmp_path):
         assert mark_regions(two_blobs, 0.5, roi=roi)[1] == [region]
 
 
+def test_a_polygon_holds_the_pixels_whose_centers_lie_inside():
+    generator = np.random.default_rng(1)
+    for _ in range(20):
+        polygon = generator.uniform(-10, 50, (7, 2)).tolist()  # it may cross itself, and leave the image
+        np.testing.assert_array_equal(fit_roi(polygon, (40, 30)), pixels_in([polygon], (30, 40)))
+    stripe = [[2, 3], [8, 3], [8, 5], [2, 5], [2, 3]]
+    expected = np.zeros((9, 10), bool)
+    expected[3:5, 2:8] = True
+    np.testing.assert_array_equal(fit_roi(stripe, (10, 9)), expected)
+
+
 @pytest.mark.parametrize(
     ("roi", "message"),
     [

@@ -17,7 +17,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file
 
 from .configuration_anomalyclip import LOADING_FIELDS, AnomalyCLIPConfig, check_fields, missing_folder_named
 from .images_anomalyclip import binary_mask, to_pil_image
-from .regions_anomalyclip import mark_regions, read_roi
+from .regions_anomalyclip import mark_regions
 
 logger = logging.get_logger(__name__)
 
@@ -270,7 +270,6 @@ class AnomalyCLIPImageProcessor(PilBackend):
             ValueError: if logits or maps are not finite, target sizes differ in number, or a setting is out of range.
         """
         check_fields({"image_threshold": image_threshold, "pixel_threshold": pixel_threshold, "min_area": min_area})
-        roi = None if roi is None else read_roi(roi)
         raw, logits = outputs["anomaly_maps"].float(), outputs["logits"].float()
         _check_finite(logits, raw)
         _check_sigma(sigma, max(raw.shape[-2:]))

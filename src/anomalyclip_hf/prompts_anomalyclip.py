@@ -821,7 +821,8 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
         with whole_folder(save_directory) as stage:
             super().save_pretrained(stage, **kwargs)
             self._add_code(stage, save_code)
-        self.save_profiles(save_directory)
+        if kwargs.get("is_main_process", True):
+            self.save_profiles(save_directory)
         if push_to_hub:
             repo_id = hub.pop("repo_id", Path(save_directory).resolve().name)
             self.push_to_hub(repo_id, save_code=save_code, token=kwargs.get("token"), **hub)

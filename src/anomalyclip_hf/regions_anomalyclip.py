@@ -1,10 +1,11 @@
 """Regions: from an anomaly map and a pixel threshold to a list of places.
 
 Coordinates are pixels of the image: pixel (column x, row y) covers [x, x + 1] x [y, y + 1], its center lies at
-(x + 0.5, y + 0.5). scikit-image is imported where a region or a polygon is asked for, and not before.
+(x + 0.5, y + 0.5). scikit-image is imported where regions are asked for, and not before.
 """
 
 import importlib
+import math
 import os
 from functools import lru_cache
 from types import ModuleType
@@ -15,9 +16,6 @@ from PIL import Image
 
 from .configuration_anomalyclip import check_fields
 from .images_anomalyclip import binary_mask, describe_source, fit_mask, open_image
-
-# How far a polygon may lie from the outline through the middles between pixels: below 0.35 no center changes sides.
-TOLERANCE = 0.3
 
 Roi = Image.Image | list[list[float]]
 
@@ -66,13 +64,16 @@ def mark_regions(
         roi = (roi / scale).tolist()
     elif roi is not None and image_size is not None:
         roi = fit_mask(roi, image_size, "given as roi").resize(size, Image.Resampling.NEAREST)
-    inside = None if roi is None else fit_roi(roi, size)
+    inside = None if roi is None else _fit(roi, size)
     mask = anomaly_map >= float(pixel_threshold)
     if inside is not None:
         mask &= inside
     if not mask.any():
         return mask, []
-    measure = _scikit_image("measure")
+    try:  # such that transformers does not ask for it where this file has travelled
+        measure = importlib.import_module("skimage.measure")
+    except ImportError as error:
+        raise ImportError("regions need scikit-image: pip install scikit-image") from error
     labels = measure.label(mask, connectivity=2)
     if min_area > 1:
         labels[np.bincount(labels.ravel())[labels] * scale.prod() < min_area] = 0
@@ -98,8 +99,11 @@ def mark_regions(
 
 def _outlines(inside: np.ndarray, measure: ModuleType) -> list[np.ndarray]:
     """Outlines of one region, through the middles between its pixels and others; the outer one, then holes."""
-    contours = measure.find_contours(np.pad(inside, 1).astype(np.float32), 0.5, fully_connected="high")
-    outlines = [measure.approximate_polygon(contour, TOLERANCE)[:, ::-1] - 0.5 for contour in contours]
+    outlines = []
+    for contour in measure.find_contours(np.pad(inside, 1).astype(np.float32), 0.5, fully_connected="high"):
+        y, x = np.diff(contour, axis=0).T
+        corners = contour[:-1][y * np.roll(x, 1) != x * np.roll(y, 1)]  # where it goes straight on, points say nothing
+        outlines.append(np.concatenate([corners, corners[:1]])[:, ::-1] - 0.5)
     return sorted(outlines, key=polygon_area, reverse=True)
 
 
@@ -148,7 +152,10 @@ def fit_roi(roi: Any, size: tuple[int, int]) -> np.ndarray:
     Raises:
         ValueError: if a mask is of another shape than the image, or no pixel lies inside.
     """
-    roi = read_roi(roi)
+    return _fit(read_roi(roi), size)
+
+
+def _fit(roi: Roi, size: tuple[int, int]) -> np.ndarray:
     if isinstance(roi, Image.Image):
         inside = np.asarray(fit_mask(roi, size, "given as roi")) > 0
     else:
@@ -159,16 +166,19 @@ def fit_roi(roi: Any, size: tuple[int, int]) -> np.ndarray:
 
 
 @lru_cache(maxsize=2)
-def _inside_polygon(points: tuple[tuple[float, ...], ...], size: tuple[int, int]) -> np.ndarray:
-    return _scikit_image("draw").polygon2mask(size[::-1], np.array(points)[:, ::-1] - 0.5)
-
-
-def _scikit_image(module: str) -> ModuleType:
-    """A module of scikit-image, imported such that transformers does not ask for it where this file has travelled."""
-    try:
-        return importlib.import_module(f"skimage.{module}")
-    except ImportError as error:
-        raise ImportError("regions and polygons need scikit-image: pip install scikit-image") from error
+def _inside_polygon(points: tuple[tuple[float, float], ...], size: tuple[int, int]) -> np.ndarray:
+    """Pixels whose centers lie inside, by the even-odd rule: each edge flips what lies right of it."""
+    width, height = size
+    flips = np.zeros((height, width + 1), bool)
+    for edge in zip(points, points[1:] + points[:1], strict=True):
+        (x0, y0), (x1, y1) = sorted(edge, key=lambda point: point[1])
+        rows = np.arange(max(math.ceil(y0 - 0.5), 0), min(math.ceil(y1 - 0.5), height))
+        if len(rows):
+            x = x0 + (rows + 0.5 - y0) * (x1 - x0) / (y1 - y0)
+            flips[rows, np.ceil(np.clip(x - 0.5, 0, width)).astype(int)] ^= True
+    inside = np.logical_xor.accumulate(flips, axis=1)[:, :-1]
+    inside.flags.writeable = False  # it is kept
+    return inside
 
 
 __all__ = ["find_regions"]
