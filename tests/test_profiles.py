@@ -142,6 +142,19 @@ def test_prompts_of_a_profile_come_and_go(checkpoint, model, other_prompts, tmp_
         folded.set_profile("third")
 
 
+def test_prompts_of_a_profile_are_not_saved_unsaid(model, other_prompts, tmp_path, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr("anomalyclip_hf.prompts_anomalyclip.logger.warning", said.append)
+    model.set_profile(Profile("bottle", prompts=other_prompts))
+    others = embeds(model)
+    model.save_prompts(tmp_path / "with", card=False)
+    assert len(said) == 1 and "profile bottle is set, so that its prompts are saved as the model's own" in said[0]
+    assert torch.allclose(embeds(AnomalyCLIPModel.from_pretrained(tmp_path / "with")), others, atol=1e-6)
+    model.set_profile(None)
+    model.save_prompts(tmp_path / "without", card=False)
+    assert len(said) == 1
+
+
 def test_a_switch_takes_less_than_a_millisecond(model, other_prompts):
     model.set_profile(Profile("bottle", prompts=other_prompts, image_threshold=0.5))
     model.set_profile(Profile("cap", image_threshold=0.1))

@@ -26,7 +26,7 @@ TRAVELLING = {
         "regions",
     )
 }
-MAX_BYTES = 196_000
+MAX_BYTES = 198_000
 
 PUSH = """
 import sys, torch

@@ -608,6 +608,11 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
             names (`list[str]`, *optional*): all that are known if absent; of those, one that can't be read is left out
                 with a warning.
         """
+        if names is None and self.profile is not None and "_own_prompts" in self.__dict__:
+            logger.warning(
+                f"profile {self.profile.name} is set, so that its prompts are saved as the model's own; to save the "
+                "others, call set_profile(None) first"
+            )
         for name in self.profile_names if names is None else names:
             try:
                 profile = self.get_profile(name)
