@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from anomalyclip_hf import AnomalyCLIPConfig, AnomalyCLIPModel, AnomalyCLIPProcessor
 from anomalyclip_hf import prompts_anomalyclip as prompts_module
+from anomalyclip_hf.profiles_anomalyclip import Profile
 from hub_server import TOKEN, LocalHub
 from tiny_models import make_tiny_clip, randomize
 
@@ -683,3 +685,45 @@ class TestRepositoriesOfPicklesAlone:
         local_hub.commit("openai/tiny", "refs/pr/7", files)
         with pytest.raises(ValueError, match="backbone"):
             AnomalyCLIPModel.from_pretrained("me/prompts", **{**cache, "cache_dir": tmp_path / "fresh"})
+
+
+class TestProfilesOfARepository:
+    def test_they_travel_with_prompts_and_are_fetched_by_name(
+        self, local_hub, tiny_model, tiny_clip_dir, tmp_path, monkeypatch, pixels
+    ):
+        expected = results_of(tiny_model, pixels)
+        roi, kept = Image.new("L", (50, 40), 255), tiny_model.get_prompts()
+        tiny_model.set_profile(Profile("bottle", prompts=kept, roi=roi, image_threshold=0.25))
+        tiny_model.set_profile(Profile("cap", min_area=7))
+        randomize(tiny_model.prompt_learner, seed=11)
+        monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", local_hub.endpoint)
+        hub = {"cache_dir": tmp_path / "cache", "token": TOKEN}
+        local_hub.create("openai/tiny")
+        files = {path.name: path.read_bytes() for path in Path(tiny_clip_dir).iterdir()}
+        local_hub.commit("openai/tiny", "main", files)
+        planned = tiny_model.push_prompts_to_hub("me/prompts", **BASE, card=False, dry_run=True)
+        assert planned["profiles/bottle.json"] > 0 and "profiles/bottle/prompts.safetensors" in planned
+        tiny_model.push_prompts_to_hub("me/prompts", **BASE, card=False, token=TOKEN)
+        assert {path for path in local_hub.files("me/prompts") if "/" in path} == {
+            "profiles/bottle.json",
+            "profiles/bottle/config.json",
+            "profiles/bottle/preprocessor_config.json",
+            "profiles/bottle/prompts.safetensors",
+            "profiles/bottle/roi.png",
+            "profiles/cap.json",
+        }
+        model = AnomalyCLIPModel.from_pretrained("me/prompts", **hub)
+        assert not [path for _, path in local_hub.requests if "resolve" in path and "profiles/" in path]
+        assert model.profile_names == ["bottle", "cap"]
+        model.set_profile("bottle")
+        assert same(results_of(model, pixels), expected)
+        assert model.profile.options == {"image_threshold": 0.25, "roi": roi}
+        with pytest.raises(ValueError, match="me/prompts has no profile 'lid'; known are: bottle, cap"):
+            model.set_profile("lid")
+        # Without a network, those that were fetched before.
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        model = AnomalyCLIPModel.from_pretrained("me/prompts", **hub)
+        model.set_profile("bottle")
+        assert same(results_of(model, pixels), expected) and model.profile_names == ["bottle"]
+        with pytest.raises(ValueError, match="me/prompts has no profile 'cap'; known are: bottle"):
+            model.set_profile("cap")

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 from setuptools import Distribution
+from transformers import pipeline
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "anomalyclip_hf"
 # Modules under other names than their distributions', and those that datasets and huggingface_hub bring with them.
 MODULES = {"pillow": {"PIL"}, "datasets": {"datasets", "pyarrow"}, "huggingface_hub": {"huggingface_hub", "yaml"}}
+MODULES |= {"scikit-image": {"skimage"}}
 
 
 @pytest.fixture
@@ -56,7 +58,8 @@ def test_the_package_imports_itself_and_what_it_declares(distribution):
 # Rooms of the package, lowest first: an import goes down, never up or to the side.
 FLOORS = [
     {"_lazy", "assets", "configuration_anomalyclip", "loss_anomalyclip", "images_anomalyclip", "tiling_anomalyclip"},
-    {"image_processing_anomalyclip"},
+    {"regions_anomalyclip"},
+    {"image_processing_anomalyclip", "profiles_anomalyclip"},
     {"prompts_anomalyclip", "processing_anomalyclip"},
     {"modeling_anomalyclip"},
     {"pipeline_anomalyclip", "conversion"},
@@ -108,3 +111,13 @@ def test_modules_that_moved_are_found_for_one_release(old, new, name):
         assert getattr(module, name) is getattr(importlib.import_module(f"anomalyclip_hf.{new}"), name)
     with pytest.raises(AttributeError):
         module.nothing  # noqa: B018
+
+
+def test_an_image_is_scored_without_scipy_and_scikit_image(monkeypatch, tiny_checkpoint, make_image):
+    detector, image = pipeline("zero-shot-anomaly-detection", model=tiny_checkpoint), make_image()
+    for name in ("scipy", "scipy.ndimage", "skimage", "skimage.draw", "skimage.measure"):
+        monkeypatch.setitem(sys.modules, name, None)  # importing it fails
+    result = detector(image, image_threshold=0.5, roi=[[0, 0], [9, 0], [9, 9]], min_area=4)
+    assert set(result) == {"score", "label", "anomaly_map"}
+    with pytest.raises(ImportError, match="regions need scikit-image: pip install scikit-image"):
+        detector(image, pixel_threshold=0.5)

@@ -51,7 +51,7 @@ def test_importing_is_silent_and_loads_little():
         import transformers.pipelines, transformers.models.auto.modeling_auto, transformers.models.auto.processing_auto
         before = {name.partition(".")[0] for name in sys.modules}
         import anomalyclip_hf
-        heavy = {"matplotlib", "scipy", "datasets", "evaluate", "sklearn", "pandas", "pyarrow"} - before
+        heavy = {"matplotlib", "scipy", "skimage", "datasets", "evaluate", "sklearn", "pandas", "pyarrow"} - before
         print([name for name in sorted(heavy) if name in sys.modules])
     """
     assert run(code) == "[]"

@@ -21,9 +21,12 @@ from tiny_models import make_tiny_clip
 SOURCE = Path(anomalyclip_hf.__file__).parent
 TRAVELLING = {
     f"{name}_anomalyclip"
-    for name in ("configuration", "image_processing", "images", "loss", "modeling", "pipeline", "prompts", "tiling")
+    for name in (
+        *("configuration", "image_processing", "images", "loss", "modeling", "pipeline", "profiles", "prompts"),
+        *("regions", "tiling"),
+    )
 }
-MAX_BYTES = 184_000
+MAX_BYTES = 215_000
 
 PUSH = """
 import sys, torch

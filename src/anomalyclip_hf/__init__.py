@@ -15,6 +15,8 @@ from .pipeline_anomalyclip import ZeroShotAnomalyDetectionPipeline
 if TYPE_CHECKING:
     from .conversion import convert_checkpoint
     from .data import load_anomaly_dataset
+    from .profiles_anomalyclip import Profile
+    from .regions_anomalyclip import find_regions
 
 __version__ = "0.1.0"
 
@@ -24,15 +26,18 @@ __all__ = [
     "AnomalyCLIPModel",
     "AnomalyCLIPOutput",
     "AnomalyCLIPProcessor",
+    "Profile",
     "ZeroShotAnomalyDetectionPipeline",
     "compute_similarity_maps",
     "convert_checkpoint",
     "demo_checkpoint",
+    "find_regions",
     "load_anomaly_dataset",
 ]
 
 # name -> module that defines it, imported when first asked for.
 _LAZY = {"convert_checkpoint": "conversion", "load_anomaly_dataset": "data"}
+_LAZY |= {"Profile": "profiles_anomalyclip", "find_regions": "regions_anomalyclip"}
 
 
 def __getattr__(name: str) -> Any:

@@ -16,14 +16,8 @@ from transformers.processing_utils import ImagesKwargs
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file, logging, safe_load_json_file
 
 from .configuration_anomalyclip import LOADING_FIELDS, AnomalyCLIPConfig, check_fields, missing_folder_named
-from .images_anomalyclip import (
-    channels_last,
-    painted,
-    painted_channels,
-    to_array,
-    to_pil_image,
-    upright,
-)
+from .images_anomalyclip import binary_mask, to_pil_image
+from .regions_anomalyclip import mark_regions
 from .tiling_anomalyclip import ImageTiles, fit_size, tile_boxes
 
 logger = logging.get_logger(__name__)
@@ -257,7 +251,7 @@ class AnomalyCLIPImageProcessor(PilBackend):
         width, height = (size.width, size.height) if settings["do_resize"] else image_size
         if mask is None:
             return np.full((height, width), UNKNOWN_MASK, dtype=np.float32)
-        mask = _binary_mask(mask, f"masks[{index}]")
+        mask = binary_mask(mask, f"masks[{index}]")
         if mask.size != image_size:
             raise ValueError(
                 f"masks[{index}] is {mask.width}x{mask.height} pixels but its image is {image_size[0]}x{image_size[1]}"
@@ -273,6 +267,9 @@ class AnomalyCLIPImageProcessor(PilBackend):
         sigma: float | None = None,
         image_threshold: float | None = None,
         pixel_threshold: float | None = None,
+        min_area: int = 1,
+        roi: Any = None,
+        image_sizes: Sequence[tuple[int, int]] | Tensor | None = None,
     ) -> list[dict[str, Any]]:
         """Turn the model's output into one result per image.
 
@@ -282,15 +279,21 @@ class AnomalyCLIPImageProcessor(PilBackend):
             sigma (`float`, pixels at the model's input size, *optional*): smoothing; the processor's own if absent.
             image_threshold (`float` in [0, 1], *optional*): score from which `label` is "anomalous".
             pixel_threshold (`float` in [0, 1], *optional*): map value from which `mask` is True.
+            min_area (`int`, pixels of the image, defaults to 1): smaller regions are left out of mask and regions.
+            roi (*optional*): region of interest, a mask or a polygon, see [`read_roi`]. Outside it nothing counts:
+                neither mask nor regions. Map and score are those of the whole image.
+            image_sizes (`list[tuple[int, int]]`, *optional*): height and width of each image in pixels, which regions
+                are measured in, where maps are to have another size than their image.
 
         Returns:
             for each image `score` (float, P(anomalous)), `anomaly_map` (`Tensor` (h, w) float32 in [0, 1]), and, with
-            thresholds, `label` ("normal" or "anomalous") and `mask` (`Tensor` (h, w) bool).
+            thresholds, `label` ("normal" or "anomalous"), `mask` (`Tensor` (h, w) bool) and `regions` (a list, see
+            [`find_regions`]).
 
         Raises:
             ValueError: if logits or maps are not finite, target sizes differ in number, or a setting is out of range.
         """
-        check_fields({"image_threshold": image_threshold, "pixel_threshold": pixel_threshold})
+        check_fields({"image_threshold": image_threshold, "pixel_threshold": pixel_threshold, "min_area": min_area})
         raw, logits = outputs["anomaly_maps"].float(), outputs["logits"].float()
         _check_finite(logits, raw)
         _check_sigma(sigma, max(raw.shape[-2:]))
@@ -310,7 +313,9 @@ class AnomalyCLIPImageProcessor(PilBackend):
             if image_threshold is not None:
                 result["label"] = "anomalous" if score >= image_threshold else "normal"
             if pixel_threshold is not None:
-                result["mask"] = anomaly_map >= pixel_threshold
+                size = None if image_sizes is None else (int(image_sizes[index][1]), int(image_sizes[index][0]))
+                found = mark_regions(anomaly_map.cpu().numpy(), pixel_threshold, min_area, roi, size)
+                result["mask"], result["regions"] = torch.from_numpy(found[0]).to(maps.device), found[1]
             results.append(result)
         return results
 
@@ -450,19 +455,6 @@ def _as_list(value) -> list:
     if isinstance(value, np.ndarray | Tensor) and value.ndim == 4:
         return list(value)
     return [value]
-
-
-def _binary_mask(mask, name: str) -> Image.Image:
-    """A mask of any kind as an 8-bit image of 0 and 255, made binary before it is resized, as the authors do."""
-    if isinstance(mask, Image.Image):
-        inside = painted(upright(mask, name))
-    else:
-        mask = channels_last(to_array(mask, name), name)
-        if np.isnan(mask).any():
-            raise ValueError(f"{name} holds NaN, expected 0 where normal and more where anomalous")
-        threshold = 0.5 if np.issubdtype(mask.dtype, np.floating) and mask.max() <= 1 else 0
-        inside = painted_channels(mask, threshold) if mask.ndim == 3 else mask > threshold
-    return Image.fromarray(inside.astype(np.uint8) * 255)
 
 
 AnomalyCLIPProcessor = AnomalyCLIPImageProcessor  # its name in checkpoints of older versions

@@ -297,6 +297,47 @@ def painted_channels(pixels: np.ndarray, threshold: float = 0) -> np.ndarray:
     return seen if bool((shown == shown[:1]).all()) else inside & seen
 
 
+def binary_mask(mask: Any, name: str, threshold: int = 0) -> Image.Image:
+    """A mask of any kind as an 8-bit image of 0 and 255, made binary before it is resized, as the authors do.
+
+    Args:
+        mask: PIL image, array or tensor; anomalous is what is above 0 in any color, or above 0.5 in floats.
+        name (`str`): what to call it in errors.
+        threshold (`int`, 0 to 254): of PIL images, as of [`painted`].
+    """
+    if isinstance(mask, Image.Image):
+        inside = painted(upright(mask, name), threshold)
+    else:
+        mask = channels_last(to_array(mask, name), name)
+        if np.isnan(mask).any():
+            raise ValueError(f"{name} holds NaN, expected 0 where normal and more where anomalous")
+        level = 0.5 if np.issubdtype(mask.dtype, np.floating) and mask.max() <= 1 else 0
+        inside = painted_channels(mask, level) if mask.ndim == 3 else mask > level
+    return Image.fromarray(inside.astype(np.uint8) * 255)
+
+
+def fit_mask(mask: Image.Image, size: tuple[int, int], name: str = "mask") -> Image.Image:
+    """Bring a mask to its image's size, where only the scale differs (aspect ratios within 1 %).
+
+    Args:
+        mask (`PIL.Image.Image`): mode L.
+        size (`tuple[int, int]`): (W, H) of the image.
+        name (`str`): file name for the message.
+
+    Raises:
+        ImageReadError: the aspect ratios differ, so the mask belongs to another image or to a crop.
+    """
+    if mask.size == tuple(size):
+        return mask
+    ratio = (mask.size[0] * size[1]) / (mask.size[1] * size[0])
+    if abs(ratio - 1) > 0.01:
+        raise ImageReadError(
+            f"mask {name} is {mask.size[0]}x{mask.size[1]} but its image is {size[0]}x{size[1]} (width x height): "
+            "the shapes differ, so it is not the same picture; check the pairing of images and masks"
+        )
+    return mask.resize(size, Image.Resampling.NEAREST)
+
+
 def _pixels_of(image: Image.Image, rows: int = 256) -> np.ndarray:
     """As `np.asarray(image)` of one channel, in strips: at once it would take three times the image's memory."""
     image.load()

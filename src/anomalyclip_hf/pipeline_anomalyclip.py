@@ -3,7 +3,7 @@
 import os
 import threading
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from numbers import Real
 from types import GeneratorType
@@ -19,12 +19,15 @@ from transformers.utils import logging
 from .configuration_anomalyclip import check_fields
 from .image_processing_anomalyclip import AnomalyCLIPImageProcessor
 from .images_anomalyclip import ImageReadError, load_image, unreadable
+from .regions_anomalyclip import read_roi
 from .tiling_anomalyclip import score_views
 
 logger = logging.get_logger(__name__)
 DOWNLOAD_TIMEOUT = 30.0
 DOWNLOAD_BYTES = 100_000_000
 RESIZING = ("resize", "tile_size", "overlap")
+PRE_OPTIONS = ("timeout", "max_bytes", *RESIZING)
+POST_OPTIONS = ("sigma", "image_threshold", "pixel_threshold", "min_area", "roi")
 URL_SAFE = "%/:=&?~#+!$,;'@()*[]"  # what has a meaning in a URL; spaces and the like are quoted
 
 
@@ -50,12 +53,18 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
             in large images); the processor's own if absent. A tiled image's score is the highest of the whole view's
             and the tiles', so that thresholds hold for the `resize` that they were chosen with.
         tile_size (`int`, pixels of the image, *optional*), overlap (`float` in [0, 0.9], *optional*): of tiles.
+        min_area (`int`, pixels of the image, defaults to 1): smaller regions are left out of mask and regions.
+        roi (*optional*): region of interest, outside which there is neither mask nor region: a mask image (path, PIL
+            image or array; not black is inside) or a polygon [[x, y], ...] in pixels of the image.
         timeout (`float`, seconds, defaults to 30): for a URL, from the request to the last byte.
         max_bytes (`int`, defaults to 100 million): largest file that a URL may lead to.
 
+    Options that a call leaves out are those of the profile that is set on the model (`model.set_profile`), if any.
+
     Returns:
         for each image a `dict`: `score` (float, P(anomalous)), `anomaly_map` (float32 array (h, w) in [0, 1], at the
-        image's own size), and, where thresholds are set, `label` ("normal" or "anomalous") and `mask` (bool array).
+        image's own size), and, where thresholds are set, `label` ("normal" or "anomalous"), `mask` (bool array) and
+        `regions` (a list of dicts, see [`find_regions`]).
     """
 
     _load_processor = False
@@ -99,45 +108,37 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
             return list(super().__call__((image for image in images), **kwargs))
         return super().__call__(inputs, **kwargs)
 
-    def _sanitize_parameters(
-        self, sigma=None, image_threshold=None, pixel_threshold=None, timeout=None, max_bytes=None, **kwargs
-    ) -> tuple[dict, dict, dict]:
-        pre = {"timeout": timeout, "max_bytes": max_bytes}
-        resizing = {name: kwargs.pop(name) for name in RESIZING if kwargs.get(name) is not None}
-        pre |= resizing
-        if kwargs:
-            raise TypeError(
-                f"unknown arguments {sorted(kwargs)}; known are sigma, image_threshold, pixel_threshold, resize, "
-                "tile_size, overlap, timeout, max_bytes"
-            )
+    def _sanitize_parameters(self, timeout=None, max_bytes=None, **options) -> tuple[dict, dict, dict]:
+        if unknown := sorted(set(options) - {*PRE_OPTIONS, *POST_OPTIONS}):
+            raise TypeError(f"unknown arguments {unknown}; known are {', '.join(POST_OPTIONS + PRE_OPTIONS)}")
         _check_limits(timeout, max_bytes)
-        post = {"sigma": sigma, "image_threshold": image_threshold, "pixel_threshold": pixel_threshold}
-        check_fields(post | pre)
-        post["resizing"] = resizing or None
-        pre, forward, post = (
-            {key: value for key, value in values.items() if value is not None}
-            for values in (pre, {"sigma": sigma}, post)
+        options = {key: value for key, value in options.items() if value is not None}
+        if "roi" in options:
+            options["roi"] = read_roi(options["roi"])
+        check_fields({key: value for key, value in options.items() if key != "roi"})
+        limits = {"timeout": timeout, "max_bytes": max_bytes}
+        resizing = {key: options[key] for key in RESIZING if key in options}
+        pre = {key: value for key, value in limits.items() if value is not None} | resizing
+        post = {key: value for key, value in options.items() if key in POST_OPTIONS}
+        return (
+            pre,
+            {"sigma": options["sigma"]} if "sigma" in options else {},
+            post | ({"resizing": resizing} if resizing else {}),
         )
-        return pre, forward, post
 
     def preprocess(
-        self, image: Any, timeout: float = DOWNLOAD_TIMEOUT, max_bytes: int = DOWNLOAD_BYTES, **resizing: Any
+        self, image: Any, timeout: float = DOWNLOAD_TIMEOUT, max_bytes: int = DOWNLOAD_BYTES, **options: Any
     ) -> dict[str, Any]:
+        options = {**self._profile_options(PRE_OPTIONS), **options}
+        patch_size = self.model.config.vision_config.patch_size
         image = read_image(image, timeout, max_bytes)
-        if resizing.get("resize", self.image_processor.resize) != "square":
-            resizing["patch_size"] = self.model.config.vision_config.patch_size
-            inputs = self.image_processor(image, return_tensors="pt", **resizing)
-            # As one object: a batch then is a list of them, which need not have one size.
-            return {
-                "view": (inputs["pixel_values"][0].to(self.dtype), image.size[::-1], inputs.get("tiles", [None])[0])
-            }
-        pixel_values = self.image_processor(image, return_tensors="pt", **resizing)["pixel_values"]
-        return {"pixel_values": pixel_values.to(self.dtype), "target_size": torch.tensor([image.size[::-1]])}
+        return prepare_image(image, self.image_processor, self.dtype, patch_size=patch_size, **options)
 
     def _forward(self, model_inputs: dict[str, Any], sigma: float | None = None) -> dict[str, Any]:
         if "view" in model_inputs:
             views = model_inputs["view"]
             forward, is_batch = partial(self.model, return_dict=True), isinstance(views, list)
+            sigma = self._profile_options(["sigma"]).get("sigma") if sigma is None else sigma
             found = score_views(forward, self.image_processor, views if is_batch else [views], sigma)
             return {name: [one[name][0] for one in found] if is_batch else found[0][name] for name in found[0]}
         target_size = model_inputs.pop("target_size")
@@ -146,25 +147,63 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         return {"logits": outputs.logits, "anomaly_maps": outputs.anomaly_maps, "target_size": target_size}
 
     def postprocess(
-        self, outputs: dict[str, Any], sigma=None, image_threshold=None, pixel_threshold=None, resizing=None
+        self, outputs: dict[str, Any], resizing: Mapping[str, Any] | None = None, **options: Any
     ) -> dict[str, Any]:
-        config = self.model.config
-        is_own = all(getattr(self.image_processor, name) == value for name, value in (resizing or {}).items())
-        for name, given in (("image_threshold", image_threshold), ("pixel_threshold", pixel_threshold)):
-            if given is None and getattr(config, name) is not None and not is_own:
-                logger.warning_once(
-                    f"the model's {name} was chosen with resize={self.image_processor.resize!r} and holds for the "
-                    f"image processor's own settings, not for {resizing}; calibrate with these, or give {name}"
-                )
+        config, of_profile = self.model.config, self._profile_options(POST_OPTIONS)
+        thresholds = {"image_threshold": config.image_threshold, "pixel_threshold": config.pixel_threshold}
+        self._check_resizing(thresholds, options, resizing or {})
+        options = {**thresholds, **of_profile, **options}
         is_finished = "target_size" not in outputs  # by score_views
+        if is_finished:
+            options["sigma"] = 0
         result = self.image_processor.post_process_anomaly_detection(
-            outputs,
-            target_sizes=None if is_finished else outputs["target_size"],
-            sigma=0 if is_finished else sigma,
-            image_threshold=config.image_threshold if image_threshold is None else image_threshold,
-            pixel_threshold=config.pixel_threshold if pixel_threshold is None else pixel_threshold,
+            outputs, target_sizes=None if is_finished else outputs["target_size"], **options
         )[0]
         return {key: value.cpu().numpy() if torch.is_tensor(value) else value for key, value in result.items()}
+
+    def _check_resizing(
+        self, thresholds: Mapping[str, float | None], options: Mapping[str, Any], resizing: Mapping[str, Any]
+    ) -> None:
+        """Warn where a threshold is used with another `resize` than the one that it was chosen with."""
+        stored = {name: getattr(self.image_processor, name) for name in RESIZING}
+        of_profile = self._profile_options((*thresholds, *RESIZING))
+        used = {**{name: value for name, value in of_profile.items() if name in RESIZING}, **resizing}
+        for name, threshold in thresholds.items():
+            chosen_with = {**stored, **of_profile} if name in of_profile else stored
+            differs = any(chosen_with[key] != value for key, value in used.items())
+            if differs and name not in options and (threshold is not None or name in of_profile):
+                logger.warning_once(
+                    f"{name} was chosen with resize={chosen_with['resize']!r} and holds for that, not for {used}; "
+                    f"calibrate with these, or give {name}"
+                )
+
+    def _profile_options(self, names: Sequence[str]) -> dict[str, Any]:
+        """Those of the options named that the model's profile sets; what a call gives goes before them."""
+        profile = getattr(self.model, "profile", None)
+        if profile is None:
+            return {}
+        options = profile.options
+        if unknown := sorted(set(options) - set(PRE_OPTIONS + POST_OPTIONS)):
+            raise ValueError(f"profile {profile.name} sets {', '.join(unknown)}, which this pipeline doesn't know")
+        return {name: options[name] for name in names if name in options}
+
+
+def prepare_image(
+    image: Image.Image, processor: AnomalyCLIPImageProcessor, dtype: torch.dtype, **resizing: Any
+) -> dict[str, Any]:
+    """What the pipeline's model gets of an image: the same in the pipeline and in worker processes without a model.
+
+    Args:
+        image, processor: an image as read, and what prepares it.
+        dtype: of `pixel_values`.
+        **resizing: `resize`, `tile_size`, `overlap` and `patch_size`, as the processor takes them.
+    """
+    if resizing.get("resize", processor.resize) == "square":
+        pixel_values = processor(image, return_tensors="pt", **resizing)["pixel_values"]
+        return {"pixel_values": pixel_values.to(dtype), "target_size": torch.tensor([image.size[::-1]])}
+    inputs = processor(image, return_tensors="pt", **resizing)
+    # As one object: a batch then is a list of them, which need not have one size.
+    return {"view": (inputs["pixel_values"][0].to(dtype), image.size[::-1], inputs.get("tiles", [None])[0])}
 
 
 def read_image(image: Any, timeout: float | None = DOWNLOAD_TIMEOUT, max_bytes: int = DOWNLOAD_BYTES) -> Image.Image:

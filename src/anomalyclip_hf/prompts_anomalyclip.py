@@ -10,7 +10,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ from transformers.utils.hub import cached_file
 
 from .configuration_anomalyclip import AnomalyCLIPConfig
 from .image_processing_anomalyclip import AnomalyCLIPImageProcessor
+from .profiles_anomalyclip import FOLDER, Profile, profile_names, read_profile
 
 logger = logging.get_logger(__name__)
 
@@ -419,7 +420,8 @@ def upload(
         ConnectionError: if the Hub can't be reached. What it refuses is the Hub client's own error.
     """
     if dry_run:
-        return {path.name: path.stat().st_size for path in sorted(Path(folder).iterdir())}
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
     api = HfApi(token=token)
     try:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -518,6 +520,123 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
         """Names of the prompts kept by [`~AnomalyCLIPModel.add_prompts`]."""
         return list(self.__dict__.get("_prompt_sets", {}))
 
+    @property
+    def profile(self) -> Profile | None:
+        """The profile that is set; None = the model's own settings."""
+        return self.__dict__.get("_profile")
+
+    @property
+    def profile_names(self) -> list[str]:
+        """Names of the profiles of the model's checkpoint, and of those that were set."""
+        source, hub = self._profiles_source()
+        return sorted({*self.__dict__.get("_profiles", {}), *(profile_names(source, **hub) if source else [])})
+
+    def get_profile(self, name: str) -> Profile:
+        """A profile by its name, read from the model's checkpoint the first time.
+
+        Raises:
+            ValueError: if there is no such profile (the known ones are named), or one that can't be used.
+        """
+        profiles = self.__dict__.setdefault("_profiles", {})
+        if name not in profiles:
+            source, hub = self._profiles_source()
+            if source is None:
+                raise ValueError(f"this model has no profile {name!r}; known are: {', '.join(profiles) or 'none'}")
+            profile = read_profile(name, source, **hub)
+            if profile.prompts is not None:
+                if os.path.isabs(profile.prompts):
+                    profile.prompts = read_prompts(profile.prompts)
+                else:
+                    inner = "/".join(filter(None, (hub.get("subfolder"), profile.prompts)))
+                    profile.prompts = read_prompts(source, **{**hub, "subfolder": inner})
+                check_same_backbone(profile.prompts, self)
+            profiles[name] = profile
+        return profiles[name]
+
+    def set_profile(self, profile: str | Profile | None) -> None:
+        """Judge by the settings of one product from now on; a switch between profiles takes well under a millisecond.
+
+        The pipeline takes the profile's options where a call gives none. Prompts of a profile are put on the backbone,
+        and the model's own come back with the next profile that has none.
+
+        Args:
+            profile (`str` or [`Profile`], *optional*): name of one beside the model's checkpoint, read the first time,
+                or one made here, kept under its name; None = the model's own settings.
+
+        Raises:
+            ValueError: if there is no such profile (the known ones are named), or one that can't be used; the model is
+                then unchanged.
+        """
+        wanted = self.get_profile(profile) if isinstance(profile, str) else profile
+        prompts = None if wanted is None else self._prompts_of(wanted)
+        own = self.__dict__.get("_own_prompts")
+        references = None if wanted is None else wanted.references
+        if references is not None or getattr(self.profile, "references", None) is not None:
+            if not hasattr(self, "set_references"):
+                raise ValueError(f"profile {getattr(wanted, 'name', None)}: this model takes no references")
+            self.set_references(references)
+        if prompts is not None:
+            own = own or self._copy_prompts()
+            self._put(prompts)
+            self.__dict__["_own_prompts"] = own
+        elif own is not None:
+            self._put(own)
+        if wanted is not None:
+            self.__dict__.setdefault("_profiles", {})[wanted.name] = wanted
+        self.__dict__["_profile"] = wanted
+
+    def save_profiles(self, save_directory, names: list[str] | None = None) -> None:
+        """Write profiles with all that belongs to them into the folder of a saved checkpoint.
+
+        Args:
+            save_directory (`str` or `os.PathLike`).
+            names (`list[str]`, *optional*): all that are known if absent; of those, one that can't be read is left out
+                with a warning.
+        """
+        if names is None and self.profile is not None and "_own_prompts" in self.__dict__:
+            logger.warning(
+                f"profile {self.profile.name} is set, so that its prompts are saved as the model's own; to save the "
+                "others, call set_profile(None) first"
+            )
+        for name in self.profile_names if names is None else names:
+            try:
+                profile = self.get_profile(name)
+                prompts = self._prompts_of(profile)
+            except (OSError, ValueError) as error:
+                if names is not None:
+                    raise
+                logger.warning(f"profile {name} is not saved: {error}")
+                continue
+            if prompts is not None:
+                with whole_folder(Path(save_directory, FOLDER, name)) as stage:
+                    write_checkpoint(stage, prompts, self.default_processor(), type(self))
+            profile.save(save_directory)
+
+    def _profiles_source(self) -> tuple[str | None, dict[str, Any]]:
+        name, hub = getattr(self, "_processor_source", (None, {}))
+        return (locate_base(name, ".") if name in KNOWN_BASES else name), hub
+
+    def _prompts_of(self, profile: Profile) -> PromptSet | None:
+        """A profile's prompts, read and checked once."""
+        prompts = profile.prompts
+        if prompts is None:
+            return None
+        refuse_vision_only(self.config, f"profile {profile.name} can't put its prompts on it")
+        if isinstance(prompts, str) and prompts in self.prompt_names:
+            return self.__dict__["_prompt_sets"][prompts]
+        if not isinstance(prompts, PromptSet):
+            prompts = read_prompts(prompts)
+            check_same_backbone(prompts, self)
+            profile.prompts = prompts
+        return prompts
+
+    def _copy_prompts(self) -> PromptSet:
+        """The prompts that are on the backbone, to be put back on this one."""
+        self._hold_prompts()
+        learned = {key: getattr(self.prompt_learner, key).detach().clone() for key in PROMPT_KEYS}
+        source = getattr(self, "prompts_source", "memory")
+        return PromptSet(**learned, config=copy.copy(self.config), source=source)
+
     @torch.no_grad()
     def _hold_prompts(self) -> None:
         """Take prompts that accelerate offloaded back into memory for good: they are small, and read and written."""
@@ -537,6 +656,7 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
     @torch.no_grad()
     def _put(self, prompts: PromptSet) -> None:
         self.prompts_source = prompts.source  # for records of what was judged
+        self.__dict__.pop("_own_prompts", None)  # unless a profile put them, these are the model's own now
         self._hold_prompts()
         for key in PROMPT_KEYS:
             old, new = getattr(self.prompt_learner, key), getattr(prompts, key)
@@ -546,7 +666,8 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
                 new = new.to(device=old.device, dtype=torch.float32, copy=True)
                 setattr(self.prompt_learner, key, nn.Parameter(new, requires_grad=old.requires_grad))
         for field in PROMPT_FIELDS:
-            setattr(self.config, field, copy.deepcopy(getattr(prompts.config, field)))
+            if getattr(self.config, field) != (value := getattr(prompts.config, field)):
+                setattr(self.config, field, copy.deepcopy(value))
 
     @torch.no_grad()
     def to_vision_only(self):
@@ -566,6 +687,8 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
         for source in ("_loaded_from", "_processor_source"):
             if hasattr(self, source):
                 setattr(model, source, getattr(self, source))
+        if self.profile is not None:
+            model.set_profile(replace(self.profile, prompts=None))
         return model.train(self.training)
 
     def default_processor(self) -> AnomalyCLIPImageProcessor:
@@ -632,6 +755,7 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
                 "repo_id": repo_id or os.fspath(save_directory),
             }
             add_card(stage, self, card, tags, **facts)
+        self.save_profiles(save_directory)
 
     def push_prompts_to_hub(
         self,
@@ -691,6 +815,8 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
         with whole_folder(save_directory) as stage:
             super().save_pretrained(stage, **kwargs)
             self._add_code(stage, save_code)
+        if kwargs.get("is_main_process", True):
+            self.save_profiles(save_directory)
         if push_to_hub:
             repo_id = hub.pop("repo_id", Path(save_directory).resolve().name)
             self.push_to_hub(repo_id, save_code=save_code, token=kwargs.get("token"), **hub)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.files import one_line
-from ..data.options import ResizingOptions, SourceOptions, option
+from ..data.options import ProfileOptions, ResizingOptions, SourceOptions, option
 from ..scoring.calibration import METHODS, check_method
 from .loading import ModelOptions, load_model, load_processor, load_source, options_of_source
 
@@ -32,10 +32,13 @@ class CalibrationOptions:
 
 
 @dataclass
-class Settings(CalibrationOptions, ModelOptions, ResizingOptions, SourceOptions):
+class Settings(CalibrationOptions, ProfileOptions, ModelOptions, ResizingOptions, SourceOptions):
     """Choose the thresholds of a model from images like those to come, none of them from a test set.
 
     anomalyclip calibrate good_parts/ --model MODEL --output-dir MODEL
+
+    With --profile bottle they are written into profiles/bottle.json of the output directory, and those of the model
+    and of other profiles stay; what the profile says already (region of interest, ...) is kept.
 
     From normal images alone (59 are enough for 5% false alarms), or from labelled ones with --method f1 or recall.
     Thresholds hold for one --resize: --output-dir stores it and the options of tiles beside them, for use with them.
@@ -60,6 +63,8 @@ class Settings(CalibrationOptions, ModelOptions, ResizingOptions, SourceOptions)
         if not self.source:
             raise ValueError("source is missing; give a folder of normal images, or labelled data")
         check_method(self.method, self.recall)
+        if self.region_options() and not self.profile:
+            raise ValueError("min_area and roi are kept in a profile; name it with profile=...")
 
 
 def run(settings: Settings, draw: Callable | None = None) -> int:
@@ -73,6 +78,8 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
 
     model = load_model(settings).to(PartialState(cpu=settings.cpu).device)
     processor = load_processor(settings, model.config)
+    if settings.profile:
+        _set_profile(model, settings)
     dataset = _load(settings, draw)
     skipped: list[str] = []
     found = choose_thresholds(settings, settings.method, model, processor, dataset, skipped)
@@ -81,12 +88,24 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
     for name in ("image", "pixel"):
         facts = {key: value for key, value in (found[name] or {}).items() if key != "threshold"}
         shown = ", ".join(f"{key} {value:.4g}" for key, value in facts.items() if isinstance(value, int | float))
-        threshold = getattr(model.config, f"{name}_threshold")
+        threshold = getattr(model.profile or model.config, f"{name}_threshold")
         print(f"{name} threshold: {'none' if threshold is None else f'{threshold:.6g} ({shown})'}")
     if settings.output_dir:
         store_thresholds(settings.output_dir, model, processor)
         print(f"written to {settings.output_dir}")
     return 1 if skipped else 0
+
+
+def _set_profile(model: AnomalyCLIPModel, settings: Settings) -> None:
+    """Set the profile that thresholds are chosen for: the one there is, or a new one, with what options say of it."""
+    from ..profiles_anomalyclip import Profile
+
+    name = str(settings.profile)
+    profile = model.get_profile(name) if name in model.profile_names else Profile(name)
+    given = {**settings.region_options(), **settings.resizing()}
+    if settings.prompts:
+        given["prompts"] = model.get_prompts()
+    model.set_profile(replace(profile, **given))
 
 
 def choose_thresholds(
@@ -116,10 +135,17 @@ def choose_thresholds(
 
 
 def store_thresholds(folder: str, model: AnomalyCLIPModel, processor: AnomalyCLIPProcessor) -> None:
-    """Write a model's thresholds into a checkpoint, or save its prompts with them where there is none."""
+    """Write a model's thresholds, or its profile, into a checkpoint; save its prompts where there is none."""
     from ..scoring.thresholds import save_thresholds
 
-    if Path(folder, "config.json").is_file():
+    if model.profile is not None:
+        profile = model.profile
+        if not Path(folder, "config.json").is_file():
+            model.set_profile(None)  # whose prompts are not the model's own
+            model.save_prompts(folder, processor=processor)
+            model.set_profile(profile)
+        model.save_profiles(folder, [profile.name])
+    elif Path(folder, "config.json").is_file():
         save_thresholds(folder, model.config.image_threshold, model.config.pixel_threshold, processor)
     else:
         model.save_prompts(folder, processor=processor)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..data.file_tree import examples
 from ..data.files import one_line
-from ..data.options import ResizingOptions, SourceOptions, option
+from ..data.options import ProfileOptions, ResizingOptions, SourceOptions, option
 from .running import naming
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ MAP_FORMATS = ("png", "npy")
 
 
 @dataclass
-class Settings(ResizingOptions, SourceOptions):
+class Settings(ResizingOptions, ProfileOptions, SourceOptions):
     """Score images: files, folders or a data set in; records and heat maps out.
 
     anomalyclip predict part.png photos/ --model MODEL --output-dir results
@@ -38,6 +38,11 @@ class Settings(ResizingOptions, SourceOptions):
     batch_size: int = option(1, "Images per forward, 1 or more.")
     num_workers: int = option(0, "Processes that decode images.")
     threshold: float | None = option(None, "Score in [0, 1] from which an image is anomalous; the model's own.")
+    pixel_threshold: float | None = option(
+        None, "Map value in [0, 1] from which a pixel is anomalous; the model's own.", group="Regions"
+    )
+    coco: str | None = option(None, "File for the regions as COCO JSON.", group="Regions")
+    label_studio: str | None = option(None, "File for the regions as tasks of Label Studio.", group="Regions")
     device: str | None = option(None, "Such as cpu or cuda:0; an accelerator if there is one.")
     dtype: str = option("auto", f"Of the weights: {', '.join(DTYPES)}.")
     save_maps: str | None = option(None, f"Keep raw maps too: {' or '.join(MAP_FORMATS)}.", bare="png")
@@ -71,6 +76,7 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
     from .. import AnomalyCLIPModel, demo_checkpoint
     from ..data import load_anomaly_dataset
     from ..data.loading import refuse_drawn
+    from ..scoring.annotations import write_coco, write_label_studio
     from ..scoring.prediction import predict_dataset, predict_files
 
     name = demo_checkpoint() if settings.model == "demo" else settings.model
@@ -79,14 +85,29 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
         images = load_anomaly_dataset(source, split=settings.split, **settings.source_options())
     # Loaded here: the pipeline would try two ways and show the tracebacks of both.
     model = AnomalyCLIPModel.from_pretrained(name, dtype=settings.dtype)
+    if settings.profile:
+        model.set_profile(settings.profile)
+    thresholds = (
+        settings.pixel_threshold,
+        getattr(model.profile, "pixel_threshold", None),
+        model.config.pixel_threshold,
+    )
+    if (settings.coco or settings.label_studio) and all(one is None for one in thresholds):
+        raise ValueError("this model has no pixel threshold, so no regions; calibrate it, or give pixel_threshold=...")
     detector = pipeline("zero-shot-anomaly-detection", model=model, device=settings.device)
     shared = ("batch_size", "num_workers", "threshold", "save_maps", "vmin", "vmax")
-    arguments = {field: getattr(settings, field) for field in shared} | settings.resizing()
+    arguments = {field: getattr(settings, field) for field in shared}
+    arguments |= settings.resizing() | settings.region_options()
+    if settings.pixel_threshold is not None:
+        arguments["pixel_threshold"] = settings.pixel_threshold
     with naming(image_threshold="threshold"):
         if settings.source:
             summary = predict_dataset(images, settings.output_dir, detector, **arguments)
         else:
             summary = predict_files(settings.inputs or [], settings.output_dir, detector, **arguments)
+    for write, path in ((write_coco, settings.coco), (write_label_studio, settings.label_studio)):
+        if path:
+            print(f"{write(summary.read(), path)} regions written to {path}")
     _report(summary, settings.output_dir)
     return summary.exit_status
 

@@ -21,6 +21,7 @@ from ..images_anomalyclip import (
     ImageReadError,
     bit_depth_of,
     describe_source,
+    fit_mask,
     is_deep,
     orientation_of,
     states_orientation,
@@ -194,28 +195,6 @@ def mask_turn(image: Any, mask: Any) -> int:
         return 1 if drawn.size == displayed and drawn.size != stored else turn
     finally:
         _close(drawn, mask)
-
-
-def fit_mask(mask: Image.Image, size: tuple[int, int], name: str = "mask") -> Image.Image:
-    """Bring a mask to its image's size, where only the scale differs (aspect ratios within 1 %).
-
-    Args:
-        mask (`PIL.Image.Image`): mode L.
-        size (`tuple[int, int]`): (W, H) of the image.
-        name (`str`): file name for the message.
-
-    Raises:
-        ImageReadError: the aspect ratios differ, so the mask belongs to another image or to a crop.
-    """
-    if mask.size == tuple(size):
-        return mask
-    ratio = (mask.size[0] * size[1]) / (mask.size[1] * size[0])
-    if abs(ratio - 1) > 0.01:
-        raise ImageReadError(
-            f"mask {name} is {mask.size[0]}x{mask.size[1]} but its image is {size[0]}x{size[1]} (width x height): "
-            "the shapes differ, so it is not the same picture; check the pairing of images and masks"
-        )
-    return mask.resize(size, Image.Resampling.NEAREST)
 
 
 def _close(image: Image.Image, source: Any) -> None:

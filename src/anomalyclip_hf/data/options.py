@@ -68,6 +68,31 @@ class ResizingOptions:
         return given
 
 
+@dataclass
+class ProfileOptions:
+    """What counts in an image, and the profile that says so for a product.
+
+    Raises:
+        ValueError: `roi` is no path and no polygon.
+    """
+
+    profile: str | None = option(None, "Settings of one product, kept beside the prompts.", group="Regions")
+    min_area: int | None = option(None, "Regions of fewer pixels of the image don't count.", group="Regions")
+    roi: str | None = option(
+        None, "Mask image, or '[[x, y], ...]' in pixels: outside it there are no regions.", group="Regions"
+    )
+
+    def region_options(self) -> dict[str, Any]:
+        """The options of a call that are set."""
+        given: dict[str, Any] = {"min_area": self.min_area, "roi": self.roi}
+        if self.roi and self.roi.lstrip().startswith("["):
+            try:
+                given["roi"] = json.loads(self.roi)
+            except ValueError as error:
+                raise ValueError(f"roi={self.roi!r} is neither a path nor a polygon [[x, y], ...]: {error}") from error
+        return {name: value for name, value in given.items() if value is not None}
+
+
 @dataclasses.dataclass
 class SourceOptions:
     """How a source of images is read, beside the source itself; absent options are found by looking.

@@ -18,6 +18,8 @@ _WHERE = {
     "PredictionSummary": "prediction",
     "predict_dataset": "prediction",
     "predict_files": "prediction",
+    "write_coco": "annotations",
+    "write_label_studio": "annotations",
 }
 __all__ = sorted(_WHERE)
 

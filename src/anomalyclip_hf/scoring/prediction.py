@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -49,9 +49,13 @@ class PredictionSummary:
     @property
     def predictions(self) -> list[dict[str, Any]]:
         """The lines of predictions.jsonl, read from there."""
-        if not self.num_scored:
-            return []
-        return [json.loads(line) for line in (self.output / PREDICTIONS).read_text(encoding="utf-8").splitlines()]
+        return list(self.read())
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """The lines of predictions.jsonl, one by one."""
+        if self.num_scored:
+            with open(self.output / PREDICTIONS, encoding="utf-8") as file:
+                yield from map(json.loads, file)
 
     @property
     def exit_status(self) -> int:
@@ -71,7 +75,7 @@ def predict_files(
     alpha: float = 0.5,
     progress: bool = True,
     num_workers: int = 0,
-    **resizing: Any,
+    **options: Any,
 ) -> PredictionSummary:
     """Score images and write `predictions.jsonl`, heat maps in `overlays/` and, if asked, raw maps in `maps/`.
 
@@ -94,7 +98,7 @@ def predict_files(
         alpha (`float` in [0, 1]): how much the map covers the image.
         progress (`bool`): show a progress bar.
         num_workers (`int`): processes that decode images; 0 decodes in this one.
-        **resizing: `resize`, `tile_size` and `overlap`, as the detector takes them.
+        **options: of a call of the detector, such as `pixel_threshold`, `min_area`, `roi` and `resize`.
 
     Raises:
         ValueError: if an argument is out of range, or an input lies in the output folder.
@@ -105,7 +109,8 @@ def predict_files(
     images = [(str(path), name) for path, name in found.files]
     settings: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "progress": progress}
     settings |= {"threshold": threshold, "save_maps": save_maps, "vmin": vmin, "vmax": vmax, "alpha": alpha}
-    return _predict(images, [path for path, _ in found.files], detector, summary, **settings, **resizing)
+    settings |= options
+    return _predict(images, [path for path, _ in found.files], detector, summary, **settings)
 
 
 def predict_dataset(
@@ -142,7 +147,7 @@ def _predict(
     vmax: float = 1.0,
     alpha: float = 0.5,
     progress: bool = True,
-    **resizing: Any,
+    **options: Any,
 ) -> PredictionSummary:
     """Score the rows of a source, whose paths and names for results are `images`."""
     if batch_size < 1:
@@ -154,9 +159,9 @@ def _predict(
         raise ValueError(f"vmin={vmin}, vmax={vmax}, expected finite values, vmin < vmax")
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha={alpha}, expected a share in [0, 1]")
-    settings = resizing | ({"image_threshold": threshold} if threshold is not None else {})
+    settings = {**options, "image_threshold": threshold} if threshold is not None else options
     processor = getattr(detector, "image_processor", None)
-    is_square = resizing.get("resize", getattr(processor, "resize", "square")) == "square"
+    is_square = options.get("resize", getattr(processor, "resize", "square")) == "square"
 
     def score(pictures: list[_Picture]) -> list[dict[str, Any]]:
         return detector([picture.scored for picture in pictures], batch_size=len(pictures), **settings)
@@ -179,6 +184,7 @@ class _Picture(NamedTuple):
     scored: Image.Image
     shown: Image.Image
     is_reduced: bool
+    size: tuple[int, int]
 
 
 class _Writer:
@@ -198,9 +204,11 @@ class _Writer:
         Raises:
             OSError: the records can't be written, or images before met a full disk too.
         """
-        record = {"path": path, "score": result["score"]}
+        record = {"path": path, "score": result["score"], "width": picture.size[0], "height": picture.size[1]}
         if "label" in result:
             record["label"] = result["label"]
+        if "regions" in result and not picture.is_reduced:
+            record["regions"] = result["regions"]
         record["overlay"] = f"overlays/{name}.png"
         if self.save_maps is not None:
             record["map"] = f"maps/{name}.{self.save_maps}"
@@ -280,14 +288,14 @@ def _prepare(row: Any, processor: Any, is_square: bool = True) -> _Picture:
         raise ValueError("it is no regular file")
     image = read_image(row if isinstance(row, Path) else row["image"])
     if max(image.size) <= MAP_SIDE:
-        return _Picture(image, image, False)
-    scale = MAP_SIDE / max(image.size)
+        return _Picture(image, image, False, image.size)
+    own, scale = image.size, MAP_SIDE / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     image = image if image.mode == "RGB" else image.convert("RGB")
     shown = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
     if not is_square:
         return _Picture(image, shown, False)
     if processor is None or not processor.do_resize:
-        return _Picture(shown, shown, True)
+        return _Picture(shown, shown, True, own)
     side = processor.size
-    return _Picture(image.resize((side["width"], side["height"]), processor.resample), shown, True)
+    return _Picture(image.resize((side["width"], side["height"]), processor.resample), shown, True, own)

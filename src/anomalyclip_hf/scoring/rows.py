@@ -81,17 +81,17 @@ def resizing_of(processor: AnomalyCLIPProcessor) -> dict[str, Any]:
 
 @torch.no_grad()
 def score_rows(
-    model: AnomalyCLIPModel, processor: AnomalyCLIPProcessor, rows: Sequence[PreparedRow]
+    model: AnomalyCLIPModel, processor: AnomalyCLIPProcessor, rows: Sequence[PreparedRow], sigma: float | None = None
 ) -> list[tuple[float, np.ndarray]]:
-    """Score and map `(H, W)` float32 of each row, smoothed as the processor does it.
+    """Score and map `(H, W)` float32 of each row, smoothed by `sigma`, or as the processor does it.
 
     Maps have the model's input size, or the image's own where it isn't resized to a square (see `score_views`).
     """
     if processor.resize == "square":
         pixel_values = torch.stack([row.pixel_values for row in rows]).to(model.device)
-        found = processor.post_process_anomaly_detection(model(pixel_values, return_dict=True))
+        found = processor.post_process_anomaly_detection(model(pixel_values, return_dict=True), sigma=sigma)
     else:
         views = [(row.pixel_values.to(model.device), row.size, row.tiles) for row in rows]
-        outputs = score_views(partial(model.__call__, return_dict=True), processor, views)
+        outputs = score_views(partial(model.__call__, return_dict=True), processor, views, sigma)
         found = [processor.post_process_anomaly_detection(output, sigma=0)[0] for output in outputs]
     return [(one["score"], one["anomaly_map"].float().cpu().numpy()) for one in found]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -20,6 +21,8 @@ from transformers.utils import IMAGE_PROCESSOR_NAME
 from ..configuration_anomalyclip import check_fields
 from ..data.files import atomic_path
 from ..images_anomalyclip import load_image
+from ..profiles_anomalyclip import Profile
+from ..regions_anomalyclip import fit_roi
 from .calibration import (
     HALF_MARGIN,
     MARGIN,
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
     from .. import AnomalyCLIPModel, AnomalyCLIPProcessor
 
 ImageInput: TypeAlias = str | os.PathLike | Image.Image | np.ndarray
+_RESIZING = ("resize", "tile_size", "overlap")
+_OPTIONS = ("image_threshold", "pixel_threshold", "sigma", "min_area", "roi", *_RESIZING)  # of a profile that count
 _EXPECTED = "a data set of load_anomaly_dataset(...), or a list of normal images (PIL images, arrays or paths)"
 
 
@@ -69,6 +74,9 @@ def calibrate(
     the difference of the two logits where the model computes in float32, 2e-2 in half precision. They are never above
     1.
 
+    Where a profile is set on the model, they are the profile's, with what they promise; pixels outside its region of
+    interest don't count. The promise on pixels also holds with `min_area`, which only takes marked pixels away.
+
     Args:
         model, processor: an [`AnomalyCLIPModel`] and its processor.
         dataset: from `load_anomaly_dataset`, or a list of normal images (PIL images, arrays or paths); images like
@@ -96,6 +104,9 @@ def calibrate(
     chosen = [index for index, label in enumerate(known) if label in wanted]
     if not chosen:
         raise ValueError(f"the data set has {len(known)} images but none with label {' or '.join(map(str, wanted))}")
+    profile = getattr(model, "profile", None)
+    if profile is not None:
+        processor = _processor_of(profile, processor, model)
     scores: list[float] = []
     labels: list[int] = []
     levels: list[float] = []
@@ -104,7 +115,7 @@ def calibrate(
     records = score_images(
         dataset,
         partial(_prepare, processor=processor),
-        partial(score_rows, model.eval(), processor),
+        partial(score_rows, model.eval(), processor, sigma=getattr(profile, "sigma", None)),
         batch_size=batch_size,
         num_workers=num_workers,
         indices=chosen,
@@ -114,12 +125,18 @@ def calibrate(
             errors.append(record.error)
             continue
         score, anomaly_map = record.result
+        try:
+            inside = _inside(profile, record.item.size, anomaly_map.shape)
+        except ValueError as error:
+            errors.append(str(error))
+            continue
         scores.append(score)
         labels.append(record.item.label)
         if method == "normal":
-            levels.append(pixel_level(anomaly_map, pixel_rate))
+            levels.append(pixel_level(anomaly_map[inside], pixel_rate))
         elif record.item.mask is not None:
-            pixels.update([anomaly_map], [record.item.mask])
+            # What lies outside counts as normal of the lowest score, which neither F1 nor recall looks at.
+            pixels.update([np.where(inside, anomaly_map, 0.0)], [record.item.mask & inside])
     if errors:
         if not scores:
             raise ValueError(f"none of the {len(chosen)} images can be read; the first: {errors[0]}")
@@ -140,8 +157,32 @@ def calibrate(
         has_masks = pixels.num_images > 0 and pixels.num_regions > 0
         pixel = calibrate_from_ranking(pixels.ranking(), method, recall, margin=margin) if has_masks else None
     for name, found in (("image_threshold", image), ("pixel_threshold", pixel)):
-        setattr(model.config, name, None if found is None else min(max(found.threshold, 0.0), 1.0))
-    return {"image": image.to_dict(), "pixel": None if pixel is None else pixel.to_dict()}
+        setattr(profile or model.config, name, None if found is None else min(max(found.threshold, 0.0), 1.0))
+    facts = {"image": image.to_dict(), "pixel": None if pixel is None else pixel.to_dict()}
+    if profile is not None:
+        asked = {"method": method, "num_images": len(scores)}
+        profile.calibration = asked | ({"pixel_rate": pixel_rate} if method == "normal" else {}) | facts
+    return facts
+
+
+def _processor_of(profile: Profile, processor: AnomalyCLIPProcessor, model: AnomalyCLIPModel) -> AnomalyCLIPProcessor:
+    """The processor, with the way of resizing that a profile asks for."""
+    if others := sorted(set(profile.options) - set(_OPTIONS)):
+        raise ValueError(f"profile {profile.name} sets {', '.join(others)}, which calibration doesn't know")
+    processor = copy.copy(processor)
+    for name in _RESIZING:
+        if name in profile.options:
+            setattr(processor, name, profile.options[name])
+    processor.patch_size = model.config.vision_config.patch_size
+    return processor
+
+
+def _inside(profile: Profile | None, image_size: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
+    """Which pixels of a map count: those in the region of interest of an image of (height, width) pixels."""
+    if profile is None or profile.roi is None:
+        return np.ones(shape, bool)
+    inside = Image.fromarray(fit_roi(profile.roi, image_size[::-1]).astype(np.uint8))
+    return np.asarray(inside.resize(shape[::-1], Image.Resampling.NEAREST)) > 0
 
 
 def save_thresholds(

@@ -1,0 +1,203 @@
+"""Profiles: one model, many products. A profile keeps the settings of one product beside the prompts.
+
+`profiles/<name>.json` in a checkpoint's folder or repository; what belongs to it lies in `profiles/<name>/`.
+"""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass, fields
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from huggingface_hub import HfApi, snapshot_download
+from PIL import Image
+from transformers.utils.hub import cached_file
+
+from .configuration_anomalyclip import check_fields
+from .regions_anomalyclip import read_roi
+
+FOLDER = "profiles"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+DOWNLOAD_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+
+
+@dataclass
+class Profile:
+    """The settings of one product; None leaves a setting to the model.
+
+    Args:
+        name (`str`): letters, digits, `-`, `_` and `.`, at most 64.
+        prompts (*optional*): what was given to `add_prompts` as a name, a folder of prompts, or a `PromptSet`.
+        image_threshold, pixel_threshold (`float` in [0, 1], *optional*).
+        sigma, min_area, roi, window, channels, resize, tile_size, overlap, score_rule, reference_weight (*optional*):
+            options of a call of the pipeline. A region of interest is read at once.
+        references (`str`, *optional*): folder of good images.
+        calibration (`dict`, *optional*): how the thresholds were found, and what they promise.
+
+    Raises:
+        ValueError: naming the field that holds no possible value.
+    """
+
+    name: str
+    prompts: Any = None
+    image_threshold: float | None = None
+    pixel_threshold: float | None = None
+    sigma: float | None = None
+    min_area: int | None = None
+    roi: Any = None
+    window: Any = None
+    channels: list[int] | None = None
+    resize: str | None = None
+    tile_size: int | None = None
+    overlap: float | None = None
+    score_rule: str | None = None
+    references: str | None = None
+    reference_weight: float | None = None
+    calibration: dict[str, Any] | None = None
+
+    def __post_init__(self):
+        check_profile_name(self.name)
+        apart = ("name", "prompts", "roi", "references")
+        check_fields({key: value for key, value in vars(self).items() if key not in apart}, f"profile {self.name}: ")
+        for key in ("prompts", "references"):
+            value = getattr(self, key)
+            if not (value is None or isinstance(value, str | os.PathLike) or hasattr(value, "context")):
+                raise ValueError(f"profile {self.name}: {key} is a {type(value).__name__}, expected a folder")
+        if not isinstance(self.calibration, dict | None):
+            raise ValueError(f"profile {self.name}: calibration={self.calibration!r:.100}, expected facts by name")
+        if self.roi is not None:
+            self.roi = read_roi(self.roi)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of a call that are set."""
+        apart = ("name", "prompts", "references", "calibration")
+        return {key: value for key, value in vars(self).items() if key not in apart and value is not None}
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is written to `profiles/<name>.json`; paths from the checkpoint's folder."""
+        stored = {key: value for key, value in vars(self).items() if value is not None}
+        files = {"prompts": "", "references": "/references"}
+        if isinstance(self.roi, Image.Image):
+            files["roi"] = "/roi.png"
+        return stored | {key: f"{FOLDER}/{self.name}{end}" for key, end in files.items() if key in stored}
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Write `profiles/<name>.json`, last and whole, and the files it names, into a checkpoint's folder.
+
+        Prompts are written by [`~AnomalyCLIPModel.save_profiles`].
+        """
+        own = Path(folder, FOLDER, self.name)
+        own.parent.mkdir(parents=True, exist_ok=True)
+        if self.references is not None and os.path.realpath(self.references) != os.path.realpath(own / "references"):
+            shutil.copytree(self.references, own / "references", dirs_exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=own.parent, prefix=".saving-") as stage:
+            if isinstance(self.roi, Image.Image):
+                self.roi.save(Path(stage, "roi.png"))
+                own.mkdir(exist_ok=True)
+                os.replace(Path(stage, "roi.png"), own / "roi.png")
+            text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+            Path(stage, "profile").write_text(text, encoding="utf-8")
+            os.replace(Path(stage, "profile"), own.with_name(f"{self.name}.json"))
+
+
+def check_profile_name(name: Any) -> None:
+    """Refuse a name that is not safe as a file's.
+
+    Raises:
+        ValueError: saying what is expected.
+    """
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise ValueError(
+            f"profile={name!r:.100}, expected a name of letters, digits, '-', '_' and '.', such as 'bottle'"
+        )
+
+
+def read_profile(name: str, source: str, **hub: Any) -> Profile:
+    """Read a profile of a checkpoint. Its prompts, if any, are a full path, or a folder in a Hub repository.
+
+    Args:
+        name (`str`).
+        source (`str`): folder or Hub repository.
+        **hub: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`, `subfolder`.
+
+    Raises:
+        ValueError: if there is no such profile (the known ones are named), or one that can't be used.
+        OSError: if a file that it names isn't there.
+    """
+    check_profile_name(name)
+    cause: Exception | None = None
+    try:
+        quiet = {"_raise_exceptions_for_missing_entries": False}
+        file = cached_file(source, f"{FOLDER}/{name}.json", **quiet, **hub)
+    except OSError as error:  # no network, and never fetched
+        file, cause = None, error
+    if file is None:
+        others = ", ".join(profile_names(source, **hub)) or "none"
+        raise ValueError(f"{source} has no profile {name!r}; known are: {others}") from cause
+    where = f"{FOLDER}/{name}.json of {source}"
+    try:
+        stored = json.loads(Path(file).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{where} is no JSON: {error}") from error
+    if not isinstance(stored, dict) or stored.get("name", name) != name:
+        raise ValueError(f"{where} holds {str(stored)[:100]}, expected the fields of the profile named {name!r}")
+    known = [field.name for field in fields(Profile)]
+    if unknown := sorted(set(stored) - set(known)):
+        raise ValueError(f"{where} has the unknown fields {unknown}; known are {', '.join(known)}")
+    for key in ("prompts", "roi", "references"):
+        if (value := stored.get(key)) is not None and not (key == "roi" and isinstance(value, list)):
+            _check_inside(value, source, f"{where}: {key}")
+            if key != "prompts" or os.path.isdir(source):
+                stored[key] = _local_path(value, source, key == "references", hub)
+    return Profile(**{**stored, "name": name})
+
+
+def profile_names(source: str, **hub: Any) -> list[str]:
+    """Names of the profiles of a checkpoint; where the Hub can't be asked, of those in the cache."""
+    folder = PurePosixPath(hub.get("subfolder") or "", FOLDER)
+    if not os.path.isdir(source):
+        try:
+            if hub.get("local_files_only"):
+                raise OSError("not asked")
+            files = HfApi(token=hub.get("token")).list_repo_files(source, revision=hub.get("revision"))
+            paths = [path for path in map(PurePosixPath, files) if path.parent == folder]
+            return sorted(path.stem for path in paths if path.suffix == ".json")
+        except Exception:  # no network, or no such repository
+            quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+            config = cached_file(source, "config.json", **{**hub, "local_files_only": True}, **quiet)
+            if config is None:
+                return []
+            source, folder = str(Path(config).parent), PurePosixPath(FOLDER)
+    return sorted(path.stem for path in Path(source, folder).glob("*.json") if NAME.fullmatch(path.stem))
+
+
+def _check_inside(value: Any, source: str, where: str) -> None:
+    """Refuse a path of a file that leads out of its checkpoint."""
+    parts = PurePosixPath(value).parts if isinstance(value, str) else ()
+    if not parts or ".." in parts or value.startswith(("/", "~")) or "\\" in value or ":" in value:
+        raise ValueError(f"{where}={value!r:.100}, expected a path inside of the checkpoint")
+    root = Path(os.path.realpath(source))
+    root = root.parents[1] if root.parent.name == "snapshots" else root  # the Hub's cache has its files beside
+    if os.path.isdir(source) and root not in (real := Path(os.path.realpath(Path(source, value)))).parents:
+        raise ValueError(f"{where}={value!r:.100} leads to {real}, outside of the checkpoint")
+
+
+def _local_path(value: str, source: str, is_folder: bool, hub: dict[str, Any]) -> str:
+    inner = PurePosixPath(hub.get("subfolder") or "", value).as_posix()
+    if os.path.isdir(source):
+        path = os.path.join(source, inner)
+    elif is_folder:
+        given = {key: hub[key] for key in DOWNLOAD_ARGUMENTS if key in hub}
+        path = os.path.join(snapshot_download(source, allow_patterns=[f"{inner}/*"], **given), inner)
+    else:
+        return cached_file(source, value, **hub)
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"a profile of {source} names {value}, which isn't there")
+    return path
+
+
+__all__ = ["Profile"]

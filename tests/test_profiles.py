@@ -1,0 +1,305 @@
+"""Profiles: settings of products beside the prompts, what they change, and what is refused."""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import pipeline
+
+from anomalyclip_hf import AnomalyCLIPModel
+from anomalyclip_hf.profiles_anomalyclip import Profile, profile_names, read_profile
+from anomalyclip_hf.regions_anomalyclip import find_regions
+from anomalyclip_hf.scoring import calibrate
+from tiny_models import randomize
+
+POLYGON = [[0.0, 0.0], [25.0, 0.0], [25.0, 40.0], [0.0, 40.0]]
+
+
+@pytest.fixture
+def checkpoint(tiny_model, tiny_processor, tmp_path):
+    """A folder of prompts with thresholds of their own, without profiles."""
+    tiny_model.config.image_threshold, tiny_model.config.pixel_threshold = 0.4, 0.9
+    tiny_model.save_prompts(tmp_path / "checkpoint", tiny_processor, card=False)
+    return tmp_path / "checkpoint"
+
+
+@pytest.fixture
+def model(checkpoint):
+    return AnomalyCLIPModel.from_pretrained(checkpoint)
+
+
+@pytest.fixture
+def other_prompts(tiny_model):
+    """Other prompts of the same backbone, with thresholds of their own."""
+    randomize(tiny_model.prompt_learner, seed=9)
+    tiny_model.config.image_threshold, tiny_model.config.pixel_threshold = 0.6, 0.7
+    return tiny_model.get_prompts()
+
+
+def write_json(folder, name: str, /, **fields) -> None:
+    path = Path(folder, "profiles", f"{name}.json")
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(fields))
+
+
+def embeds(model) -> torch.Tensor:
+    return model.get_prompt_embeds().detach().clone()
+
+
+def test_a_profile_comes_back_as_it_was_written(checkpoint, model):
+    fields = {"image_threshold": 0.25, "pixel_threshold": 0.5, "sigma": 2.0, "min_area": 9, "roi": POLYGON}
+    fields |= {"window": [0, 4095], "channels": [2, 1, 0], "resize": "tile", "tile_size": 512, "overlap": 0.25}
+    fields |= {"score_rule": "max", "reference_weight": 0.2, "calibration": {"method": "normal", "num_images": 60}}
+    Profile("bottle", **fields).save(checkpoint)
+    assert json.loads((checkpoint / "profiles" / "bottle.json").read_text()) == {"name": "bottle", **fields}
+    assert read_profile("bottle", str(checkpoint)) == Profile("bottle", **fields)
+    assert model.get_profile("bottle").options == {k: v for k, v in fields.items() if k != "calibration"}
+    Profile("cap", window="percentile").save(checkpoint)
+    assert model.profile_names == profile_names(str(checkpoint)) == ["bottle", "cap"]
+    assert sorted(path.name for path in (checkpoint / "profiles").iterdir()) == ["bottle.json", "cap.json"]
+
+
+def test_the_pipeline_judges_by_the_profile_that_is_set(checkpoint, model, make_image):
+    detector, image = pipeline("zero-shot-anomaly-detection", model=model), make_image(50, 40)
+    plain = detector(image, sigma=4.0)
+    values, score = plain["anomaly_map"], plain["score"]
+    low, high = (float(np.quantile(values, share)) for share in (0.5, 0.9))
+    write_json(checkpoint, "strict", pixel_threshold=low, image_threshold=score, min_area=2, roi=POLYGON)
+    write_json(checkpoint, "loose", pixel_threshold=high, image_threshold=min(score + 1e-3, 1.0))
+    model.set_profile("strict")
+    strict = detector(image)
+    assert strict["label"] == "anomalous" and strict["score"] == score
+    assert strict["regions"] == find_regions(values, low, 2, POLYGON) and not strict["mask"][:, 25:].any()
+    # What a call says goes before the profile, and what the pipeline was made with too.
+    given = detector(image, pixel_threshold=high, roi=np.ones((40, 50), bool), image_threshold=1.0)
+    assert given["label"] == "normal" and given["regions"] == find_regions(values, high, 2)
+    made = pipeline("zero-shot-anomaly-detection", model=model, pixel_threshold=high)
+    assert made(image)["regions"] == find_regions(values, high, 2, POLYGON)
+    model.set_profile("loose")
+    loose = detector(image)
+    assert loose["label"] == "normal" and loose["regions"] == find_regions(values, high)
+    model.set_profile(None)
+    own = detector(image)
+    assert own["label"] == ("anomalous" if score >= 0.4 else "normal")
+    np.testing.assert_array_equal(own["mask"], values >= 0.9)
+    assert made(image)["regions"] == find_regions(values, high)
+
+
+def test_an_option_that_the_pipeline_does_not_know_is_told(model, make_image):
+    detector = pipeline("zero-shot-anomaly-detection", model=model)
+    profile = Profile("bottle")
+    profile.options["blur"] = 3  # a copy
+    assert detector(make_image())["score"] > 0
+    model.set_profile(profile)
+    model.profile.blur = 3  # as of a newer version
+    with pytest.raises(ValueError, match="profile bottle sets blur, which this pipeline doesn't know"):
+        detector(make_image())
+
+
+def test_prompts_of_a_profile_come_and_go(checkpoint, model, other_prompts, tmp_path):
+    own = embeds(model)
+    model.add_prompts("learned on bottles", other_prompts)
+    model.set_profile(Profile("bottle", prompts="learned on bottles"))
+    others = embeds(model)
+    assert not torch.allclose(own, others, atol=1e-3)
+    assert (model.config.image_threshold, model.config.pixel_threshold) == (0.6, 0.7)
+    model.set_profile(Profile("cap", image_threshold=0.1))
+    assert torch.equal(embeds(model), own) and model.config.image_threshold == 0.4
+    model.set_profile("bottle")
+    model.set_profile(Profile("third", prompts=other_prompts))
+    assert torch.equal(embeds(model), others)
+    model.set_profile(None)
+    assert torch.equal(embeds(model), own) and model.config.pixel_threshold == 0.9
+    # Saved with what belongs to them, below the checkpoint; from another folder they are what they were.
+    drawn = Image.new("L", (50, 40), 255)
+    model.set_profile(Profile("masked", roi=drawn, prompts="learned on bottles"))
+    model.set_profile(None)
+    model.save_prompts(tmp_path / "copy", card=False)
+    loaded = AnomalyCLIPModel.from_pretrained(tmp_path / "copy")
+    assert loaded.profile_names == ["bottle", "cap", "masked", "third"]
+    stored = json.loads((tmp_path / "copy" / "profiles" / "masked.json").read_text())
+    assert stored == {"name": "masked", "prompts": "profiles/masked", "roi": "profiles/masked/roi.png"}
+    loaded.set_profile("masked")
+    assert torch.allclose(embeds(loaded), others, atol=1e-6) and loaded.profile.roi == drawn
+    loaded.set_profile("cap")
+    assert torch.allclose(embeds(loaded), own, atol=1e-6) and loaded.profile.image_threshold == 0.1
+    # Prompts that the user puts on meanwhile are the model's own.
+    loaded.set_profile("masked")
+    loaded.load_prompts(model.get_prompts())
+    loaded.set_profile(None)
+    assert torch.allclose(embeds(loaded), own, atol=1e-6)
+    loaded.save_pretrained(tmp_path / "full")
+    full = AnomalyCLIPModel.from_pretrained(tmp_path / "full")
+    full.set_profile("bottle")
+    assert torch.allclose(embeds(full), others, atol=1e-6)
+    folded = full.to_vision_only()
+    assert folded.profile.name == "bottle" and folded.profile.prompts is None
+    with pytest.raises(ValueError, match="this model is vision-only"):
+        folded.set_profile("third")
+
+
+def test_prompts_of_a_profile_are_not_saved_unsaid(model, other_prompts, tmp_path, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr("anomalyclip_hf.prompts_anomalyclip.logger.warning", said.append)
+    model.set_profile(Profile("bottle", prompts=other_prompts))
+    others = embeds(model)
+    model.save_prompts(tmp_path / "with", card=False)
+    assert len(said) == 1 and "profile bottle is set, so that its prompts are saved as the model's own" in said[0]
+    assert torch.allclose(embeds(AnomalyCLIPModel.from_pretrained(tmp_path / "with")), others, atol=1e-6)
+    model.set_profile(None)
+    model.save_prompts(tmp_path / "without", card=False)
+    assert len(said) == 1
+
+
+def test_a_switch_takes_less_than_a_millisecond(model, other_prompts):
+    model.set_profile(Profile("bottle", prompts=other_prompts, image_threshold=0.5))
+    model.set_profile(Profile("cap", image_threshold=0.1))
+    times = []
+    for _ in range(50):
+        for name in ("bottle", "cap"):
+            start = time.perf_counter()
+            model.set_profile(name)
+            times.append(time.perf_counter() - start)
+    assert sorted(times)[10] < 1e-3  # of the quick ones: the machine may be busy
+
+
+def test_references_are_handed_to_the_model(checkpoint, model, monkeypatch, tmp_path):
+    (checkpoint / "good").mkdir()
+    Image.new("RGB", (8, 8)).save(checkpoint / "good" / "1.png")
+    write_json(checkpoint, "bottle", references="good")
+    calls = []
+    monkeypatch.setattr(AnomalyCLIPModel, "set_references", lambda self, images: calls.append(images), raising=False)
+    model.set_profile("bottle")
+    model.set_profile(None)
+    assert calls == [str(checkpoint / "good"), None]
+    model.save_profiles(tmp_path / "copy")
+    assert (tmp_path / "copy" / "profiles" / "bottle" / "references" / "1.png").is_file()
+    assert json.loads((tmp_path / "copy" / "profiles" / "bottle.json").read_text()) == {
+        "name": "bottle",
+        "references": "profiles/bottle/references",
+    }
+
+
+def test_an_unknown_profile_names_the_known_ones(checkpoint, model):
+    with pytest.raises(ValueError, match=r"has no profile 'bottle'; known are: none"):
+        model.set_profile("bottle")
+    write_json(checkpoint, "cap", image_threshold=0.5)
+    write_json(checkpoint, "lid", image_threshold=0.5)
+    with pytest.raises(ValueError, match=r"checkpoint has no profile 'bottle'; known are: cap, lid"):
+        model.set_profile("bottle")
+    assert model.profile is None
+
+
+@pytest.mark.parametrize("name", ["", "..", "../x", "a/b", "a\\b", ".hidden", "a b", "x" * 65, "ü", 3, None, "a\n"])
+def test_names_are_plain(name, tmp_path):
+    with pytest.raises(ValueError, match=r"profile=.*expected a name of letters"):
+        Profile(name)
+    with pytest.raises(ValueError, match=r"profile=.*expected a name of letters"):
+        read_profile(name, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"image_threshold": 1.5}, r"profile bad: image_threshold=1.5, expected a score in \[0, 1\]"),
+        ({"pixel_threshold": "high"}, "profile bad: pixel_threshold='high'"),
+        ({"min_area": 0}, "profile bad: min_area=0"),
+        ({"min_area": True}, "profile bad: min_area=True"),
+        ({"roi": [[0, 0], [1, 1]]}, "roi=.*three or more"),
+        ({"roi": "gone.png"}, r"gone.png"),
+        ({"window": [5, 5]}, "profile bad: window=.*low < high"),
+        ({"window": "wide"}, "profile bad: window='wide'"),
+        ({"channels": [0, 1]}, "profile bad: channels=.*three numbers"),
+        ({"resize": "squash"}, "profile bad: resize='squash'"),
+        ({"tile_size": 0}, "profile bad: tile_size=0"),
+        ({"overlap": 0.95}, "profile bad: overlap=0.95"),
+        ({"score_rule": "median"}, "profile bad: score_rule='median'"),
+        ({"sigma": -1}, "profile bad: sigma=-1"),
+        ({"calibration": [1]}, "profile bad: calibration="),
+        ({"references": "gone"}, "names gone, which isn't there"),
+        ({"prompts": "gone"}, "names gone, which isn't there"),
+        ({"prompts": 3}, "prompts=3, expected a path inside of the checkpoint"),
+        ({"prompts": "../other"}, "prompts='../other', expected a path inside of the checkpoint"),
+        ({"roi": "/etc/roi.png"}, "roi='/etc/roi.png', expected a path inside"),
+        ({"references": "C:\\good"}, "references=.*expected a path inside"),
+        ({"references": "outside"}, "references='outside' leads to .*, outside of the checkpoint"),
+        ({"threshold": 0.5}, r"has the unknown fields \['threshold'\]; known are name, prompts, image_threshold"),
+        ({"name": "good"}, "expected the fields of the profile named 'bad'"),
+    ],
+)
+def test_bad_profiles_are_refused(fields, message, tmp_path):
+    for folder in ("elsewhere", "checkpoint"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "checkpoint" / "outside").symlink_to(tmp_path / "elsewhere")
+    write_json(tmp_path / "checkpoint", "bad", **fields)
+    with pytest.raises((ValueError, OSError), match=message):
+        read_profile("bad", str(tmp_path / "checkpoint"))
+
+
+def test_a_profile_that_is_refused_changes_nothing(checkpoint, model):
+    (checkpoint / "empty").mkdir()
+    write_json(checkpoint, "bad", prompts="empty", image_threshold=0.5)
+    before = embeds(model)
+    with pytest.raises((ValueError, OSError), match="empty"):
+        model.set_profile("bad")
+    assert model.profile is None and torch.equal(embeds(model), before)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "is no JSON"), ("[1]", "expected the fields"), ("", "is no JSON")]
+)
+def test_damaged_profiles_are_named(text, message, tmp_path):
+    write_json(tmp_path, "bad")
+    (tmp_path / "profiles" / "bad.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"profiles/bad.json of .*{message}"):
+        read_profile("bad", str(tmp_path))
+
+
+def test_a_damaged_profile_does_not_end_saving(checkpoint, model, tmp_path):
+    write_json(checkpoint, "good", image_threshold=0.5)
+    write_json(checkpoint, "bad", window=5)
+    model.save_prompts(tmp_path / "copy", card=False)
+    assert profile_names(str(tmp_path / "copy")) == ["good"]
+
+
+def test_calibration_is_kept_in_the_profile_with_its_promise(model, tiny_processor, make_image):
+    images = [make_image(50, 40, seed) for seed in range(30)]
+    model.set_profile(Profile("bottle", roi=POLYGON, min_area=3))
+    options = {"false_alarm_rate": 0.1, "confidence": 0.9, "pixel_rate": 0.05, "show_progress": False}
+    found = calibrate(model, tiny_processor, images, **options)
+    assert (model.config.image_threshold, model.config.pixel_threshold) == (0.4, 0.9)
+    profile = model.profile
+    assert profile.image_threshold == found["image"]["threshold"]
+    assert profile.pixel_threshold == found["pixel"]["threshold"]
+    assert profile.calibration == {"method": "normal", "num_images": 30, "pixel_rate": 0.05, **found}
+    for name in ("image", "pixel"):
+        facts = profile.calibration[name]
+        assert (facts["num_samples"], facts["false_alarm_rate"], facts["confidence"]) == (30, 0.1, 0.9)
+        assert facts["achieved_confidence"] >= 0.9 and facts["is_guaranteed"]
+    # The share of pixels is that of the region of interest, where the threshold differs from the whole image's.
+    detector = pipeline("zero-shot-anomaly-detection", model=model, image_processor=tiny_processor)
+    results = detector(images)
+    inside = 40 * 25
+    over = [result["mask"].sum() > 0.06 * inside for result in results]  # maps are judged at 42 x 42 pixels
+    assert np.mean(over) <= 0.1
+    assert sum(result["label"] == "anomalous" for result in results) <= 3
+    model.set_profile(Profile("whole"))
+    calibrate(model, tiny_processor, images, **options)
+    assert model.profile.pixel_threshold != profile.pixel_threshold
+    assert model.profile.image_threshold == profile.image_threshold
+
+
+def test_images_that_do_not_fit_the_region_of_interest_are_left_out(model, tiny_processor, make_image):
+    model.set_profile(Profile("bottle", roi=Image.new("L", (50, 40), 255)))
+    skipped: list[str] = []
+    images = [make_image(50, 40, seed) for seed in range(3)] + [make_image(40, 50)]
+    with pytest.warns(UserWarning, match="too few"):
+        found = calibrate(model, tiny_processor, images, show_progress=False, skipped=skipped)
+    assert found["image"]["num_samples"] == 3 and len(skipped) == 1 and "50x40 but its image is 40x50" in skipped[0]
+    model.set_profile(Profile("deep", window=[0, 100]))
+    with pytest.raises(ValueError, match="profile deep sets window, which calibration doesn't know"):
+        calibrate(model, tiny_processor, images)
