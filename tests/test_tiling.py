@@ -180,7 +180,7 @@ def test_memory_is_bounded_by_the_tiles_of_one_forward(tiles_of):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"resize": "crop"}, r"resize='crop', expected one of \('square', 'fit', 'tile'\)"),
+        ({"resize": "crop"}, r"resize='crop', expected one of \['fit', 'square', 'tile'\]"),
         ({"resize": "tile", "tile_size": 6}, "tile_size=6, expected at least the model's patch_size of 7 pixels"),
         ({"resize": "tile", "tile_size": 0}, "tile_size=0, expected a whole number in 1..65536"),
         ({"resize": "tile", "overlap": 0.95}, "overlap=0.95, expected a number in 0..0.9"),

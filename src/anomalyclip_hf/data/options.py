@@ -68,7 +68,7 @@ class ResizingOptions:
         return given
 
 
-@dataclass
+@dataclasses.dataclass
 class ProfileOptions:
     """What counts in an image, and the profile that says so for a product.
 

@@ -16,8 +16,9 @@ class EvaluationSettings:
     """How a data set is judged.
 
     Sizes of maps are those that pixels are judged at: None is the model's input size, as the authors do it (masks are
-    resized to it), or each image's own where the processor doesn't make squares. `exact` keeps whole maps on disk, class by class (1 MB an image and method at 518 pixels); counts
-    take 25 MB a method whatever the number of images; None is exact for classes of at most `EXACT_PIXELS` pixels.
+    resized to it), or each image's own where the processor doesn't make squares. `exact` keeps whole maps on disk,
+    class by class (1 MB an image and method at 518 pixels); counts take 25 MB a method whatever the number of images;
+    None is exact for classes of at most `EXACT_PIXELS` pixels.
 
     Raises:
         ValueError: a field out of its range.
