@@ -74,6 +74,7 @@ def test_a_folder_gives_scores_overlays_and_maps(script, photos, tiny_checkpoint
         assert np.abs(picture.astype(int) - np.asarray(overlay(image, expected["anomaly_map"])).astype(int)).max() <= 1
     assert {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()} == {
         "predictions.jsonl",
+        "predict_settings.json",
         "legend.png",
         *(r["overlay"] for r in records),
         *(r["map"] for r in records),
@@ -224,21 +225,21 @@ def plain_detector(images, **kwargs):
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
-def test_records_are_written_as_it_goes(photos, tmp_path, stop):
+def test_what_was_done_is_kept_where_a_run_is_stopped(photos, tmp_path, stop):
     out = tmp_path / "out"
 
     def detector(images, **kwargs):
         if images[0].size == (30, 60):
-            (record,) = read_lines(out / "predictions.jsonl")  # of the image before
-            assert (out / record["overlay"]).is_file()
+            assert (out / "overlays/a/000.png.png").is_file()  # of the image before
             raise stop
         return plain_detector(images)
 
     with pytest.raises(stop):
         predict_files([photos], out, detector, progress=False)
     files = {path.name: path for path in out.rglob("*") if path.is_file()}
-    assert set(files) == {"000.png.png", "legend.png", "predictions.jsonl"}
-    (record,) = read_lines(files["predictions.jsonl"])
+    shard = files.pop("predictions-00000-0000000.jsonl")
+    assert set(files) == {"000.png.png", "legend.png", "predict_settings.json"}
+    (record,) = read_lines(shard)
     assert Path(record["path"]).name == "000.png" and record["score"] == 0.5
     Image.open(files["000.png.png"]).load()
     # The next run replaces the records, a torn line among them.
@@ -248,8 +249,9 @@ def test_records_are_written_as_it_goes(photos, tmp_path, stop):
         (out / name).write_text("x")
     old = [{"path": "x", "overlay": name} for name in ("overlays/old.png", "overlays/../../precious.png", "other.txt")]
     lines = "".join(f"{json.dumps(entry)}\n" for entry in [*old, 5, {"overlay": str(precious)}])
-    files["predictions.jsonl"].write_text(lines + '{"pa')
+    (out / "predictions.jsonl").write_text(lines + '{"pa')
     summary = predict_files([photos], out, plain_detector, progress=False)
+    assert [path.name for path in out.glob("predictions*.jsonl")] == ["predictions.jsonl"]
     assert summary.num_scored == 4 == len(read_lines(out / "predictions.jsonl")) and summary.exit_status == 0
     assert summary.predictions == read_lines(out / "predictions.jsonl")
     assert precious.exists() and (out / "other.txt").exists() and not (out / "overlays" / "old.png").exists()
@@ -314,17 +316,18 @@ def test_a_full_disk_skips_one_image_or_ends_the_run(
     told = capsys.readouterr().err.splitlines()[-1]
     assert told == "error: [Errno 28] No space left on device" if status == 2 else told.startswith("skipped ")
     records = read_lines(out / "predictions.jsonl") if scored else []
-    assert len(records) == scored and len(read_lines(out / "skipped.jsonl")) == (1 if scored else 3)
+    skipped = [line for path in out.glob("skipped*.jsonl") for line in read_lines(path)]
+    assert len(records) == scored and len(skipped) == (1 if scored else 3)
     assert all((out / record["overlay"]).is_file() for record in records)
 
 
 def test_records_that_can_not_be_written_end_the_run(photos, tmp_path, monkeypatch):
-    from anomalyclip_hf.scoring import prediction
+    from anomalyclip_hf.scoring import writing
 
     def full(record):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(prediction, "json_line", full)
+    monkeypatch.setattr(writing, "json_line", full)
     with pytest.raises(OSError, match="No space left"):
         predict_files([photos], tmp_path / "out", plain_detector, progress=False)
 

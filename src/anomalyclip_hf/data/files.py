@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-MAP_FORMATS = ("png", "npy")
+MAP_SUFFIXES = {"npy": ".npy", "png16": ".png", "png": ".png"}  # format of a map -> suffix
+MAP_FORMATS = tuple(MAP_SUFFIXES)
 MAX_NAME = 120  # bytes of a name made from data: file systems take 255, of which suffixes need some
 SHEET_NOTE = "contact sheet of anomalyclip_hf"  # written into its file, by which it is known from images
 _TEMPORARY = re.compile(r"\..*\.(\d+)-[^.]{8}\.part(\.[^.]+)?", re.DOTALL)

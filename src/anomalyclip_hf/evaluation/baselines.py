@@ -264,7 +264,7 @@ def score_methods(
     Returns:
         for each row method to score, and method to map `(H, W)` float32.
     """
-    pixel_values = torch.stack([row.pixel_values for row in rows]).to(scorer.model.device)
+    pixel_values = torch.stack([row.pixel_values.to(scorer.model.device, non_blocking=True) for row in rows])
     targets = (
         None if map_size is None else [(map_size, map_size) if isinstance(map_size, int) else row.size for row in rows]
     )

@@ -21,10 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..data.files import MAP_FORMATS, check_name, remove_leftovers, safe_name, save_map
-from ..prompts_anomalyclip import backbone_fingerprint
+from ..data.files import MAP_FORMATS, MAP_SUFFIXES, check_name, remove_leftovers, safe_name, save_map
 from ..scoring.engine import FullDisk, Record, explain, own_share, score_images
-from ..scoring.rows import prepare_row
+from ..scoring.rows import digest_model, prepare_row
 from .baselines import OWN, MethodScorer, score_methods
 from .published import add_paper
 from .records import ClassRecords, RecordWriter, class_folder, open_folder
@@ -58,7 +57,7 @@ class EvaluationSettings:
             is exact for small classes, of at most `EXACT_PIXELS` pixels.
         fpr_limit: highest false-positive rate of AUPRO.
         num_bins: bins of the counts.
-        save_maps: None, "png" (16 bit, 65535 is 1.0) or "npy" (float32).
+        save_maps: None, "png16" (65535 is 1.0; "png" is the same) or "npy" (float32).
         save_every: batches between two writes of records.
 
     Raises:
@@ -266,6 +265,7 @@ def _score(
         batch_size=settings.batch_size,
         num_workers=settings.num_workers,
         indices=own_share(indices, settings.batch_size, *process),
+        pin_memory=scorer.model.device.type == "cuda",
     )
 
 
@@ -325,7 +325,8 @@ def _map_name(index: int, table: Mapping[str, list], settings: EvaluationSetting
     """Where the map of an image lies below `maps/<data set>`: `<class>/<defect>/<index>_<stem>.png`."""
     stem = Path(str(table["path"][index])).stem or "image"
     kind = safe_name(str(table["defect_type"][index] or "unknown"))
-    return f"{safe_name(table['class_name'][index])}/{kind}/{index:06d}_{safe_name(stem)}.{settings.save_maps}"
+    suffix = MAP_SUFFIXES[str(settings.save_maps)]
+    return f"{safe_name(table['class_name'][index])}/{kind}/{index:06d}_{safe_name(stem)}{suffix}"
 
 
 @contextmanager
@@ -354,14 +355,6 @@ def _run_key(
     scorer: MethodScorer, processor: AnomalyCLIPProcessor, table: dict[str, list], settings: EvaluationSettings
 ) -> str:
     """Digest of all that decides the numbers, so that the records of another run are never taken up."""
-    model = scorer.model
     judged = asdict(replace(settings, num_workers=0, save_every=1))
-    facts = [judged, table, list(scorer.methods), processor.to_dict(), str(model.dtype)]
-    ignored = ("_name_or_path", "transformers_version", "image_threshold", "pixel_threshold")
-    facts.append({key: value for key, value in model.config.to_dict().items() if key not in ignored})
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
-    fingerprint = backbone_fingerprint(model)
-    learned = [] if model.config.vision_only else [p.detach() for p in model.prompt_learner.parameters()]
-    for tensor in [*learned, *([] if fingerprint is None else [fingerprint])]:
-        digest.update(tensor.cpu().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    facts = [judged, table, list(scorer.methods), digest_model(scorer.model, processor)]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

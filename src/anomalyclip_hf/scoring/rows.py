@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,6 +12,7 @@ import torch
 from PIL import Image
 
 from ..data.images import fit_mask
+from ..prompts_anomalyclip import backbone_fingerprint
 
 if TYPE_CHECKING:
     from .. import AnomalyCLIPModel, AnomalyCLIPProcessor
@@ -72,6 +75,19 @@ def score_rows(
     model: AnomalyCLIPModel, processor: AnomalyCLIPProcessor, rows: Sequence[PreparedRow]
 ) -> list[tuple[float, np.ndarray]]:
     """Score and map `(H, W)` float32 of each row, at the model's input size, smoothed as the processor does it."""
-    pixel_values = torch.stack([row.pixel_values for row in rows]).to(model.device)
+    pixel_values = torch.stack([row.pixel_values.to(model.device, non_blocking=True) for row in rows])
     found = processor.post_process_anomaly_detection(model(pixel_values, return_dict=True))
     return [(one["score"], one["anomaly_map"].float().cpu().numpy()) for one in found]
+
+
+def digest_model(model: AnomalyCLIPModel, processor: AnomalyCLIPProcessor) -> str:
+    """Hexadecimal digest of all in a model and its processor that decides scores and maps; thresholds do not."""
+    ignored = ("_name_or_path", "transformers_version", "image_threshold", "pixel_threshold")
+    config = {key: value for key, value in model.config.to_dict().items() if key not in ignored}
+    facts = [config, processor.to_dict(), str(model.dtype)]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+    fingerprint = backbone_fingerprint(model)
+    learned = [] if model.config.vision_only else [p.detach() for p in model.prompt_learner.parameters()]
+    for tensor in [*learned, *([] if fingerprint is None else [fingerprint])]:
+        digest.update(tensor.cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
