@@ -434,3 +434,38 @@ def test_errors_advise_options(script, photos, tiny_checkpoint, tmp_path, capsys
     assert "give the folder as --data-dir FOLDER" in capsys.readouterr().err
     assert script.main([str(photos), *line, "--batch_size", "0"]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == "error: --batch-size 0, expected 1 or more"
+
+
+def test_a_repository_is_streamed(script, tiny_checkpoint, tmp_path, make_image, capsys):
+    datasets = pytest.importorskip("datasets")
+    images = [make_image(30 + index, 40, seed=index) for index in range(3)]
+    columns = datasets.Dataset.from_dict({"image": images, "part": ["a", "b", "c"]})
+    columns = columns.cast_column("image", datasets.Image())
+    (tmp_path / "parts" / "data").mkdir(parents=True)
+    columns.to_parquet(tmp_path / "parts" / "data" / "test-00000-of-00001.parquet")
+    line = ["--model", tiny_checkpoint, "--output_dir", str(tmp_path / "out"), "--device", "cpu"]
+    assert script.main(["--source", str(tmp_path / "parts"), "--streaming", *line, "--format", "csv,jsonl"]) == 0
+    records = read_lines(tmp_path / "out" / "predictions.jsonl")
+    detector = pipeline("zero-shot-anomaly-detection", model=tiny_checkpoint)
+    assert [record["score"] for record in records] == pytest.approx(
+        [result["score"] for result in detector(images)], abs=1e-6
+    )
+    assert len((tmp_path / "out" / "predictions.csv").read_text().splitlines()) == 4
+    assert script.main([str(tmp_path / "parts"), "--streaming", *line]) == 2
+    assert "--streaming belong to --source" in capsys.readouterr().err
+
+
+def test_options_that_lack_their_threshold_say_which(script, photos, tiny_checkpoint, tmp_path, capsys):
+    line = [str(photos), "--model", tiny_checkpoint, "--output_dir", str(tmp_path / "out")]
+    for options, told in (
+        (["--overlays", "anomalous"], "--overlays anomalous but the model has no threshold: give --threshold"),
+        (["--masks"], "--masks but the model has no threshold of pixels: give --pixel-threshold"),
+        (["--format", "xlsx"], "--format xlsx, expected some of jsonl, parquet, csv"),
+    ):
+        assert script.main([*line, *options]) == 2
+        assert told in capsys.readouterr().err
+    line += ["--overlays", "anomalous", "--threshold", "1", "--masks", "--pixel-threshold", "0.5"]
+    assert script.main(line) == 0 and not (tmp_path / "out" / "overlays").exists()
+    assert script.main([*line, "--resume"]) == 0
+    assert script.main([*line, "--resume", "--threshold", "0.5"]) == 2
+    assert "--threshold was 1.0 and is 0.5" in capsys.readouterr().err

@@ -24,7 +24,7 @@ class Record(NamedTuple):  # a tuple: `DataLoader` pins the tensors in it
         path: of the image, where its row is a path or has one.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]
     item: Any = None
     result: Any = None
     error: str | None = None

@@ -80,8 +80,8 @@ def score_rows(
     return [(one["score"], one["anomaly_map"].float().cpu().numpy()) for one in found]
 
 
-def digest_model(model: AnomalyCLIPModel, processor: AnomalyCLIPProcessor) -> str:
-    """Hexadecimal digest of all in a model and its processor that decides scores and maps; thresholds do not."""
+def digest_model(model: Any, processor: AnomalyCLIPProcessor) -> str:
+    """Hexadecimal digest of all in a model and its processor that decides scores and maps, unlike thresholds."""
     ignored = ("_name_or_path", "transformers_version", "image_threshold", "pixel_threshold")
     config = {key: value for key, value in model.config.to_dict().items() if key not in ignored}
     facts = [config, processor.to_dict(), str(model.dtype)]

@@ -207,7 +207,7 @@ def _merge(shards: Iterable[Path], target: Path, place: Callable[[dict], int | N
         for entry in itertools.chain.from_iterable(map(_read, files)):
             index = entry.pop("index", None) if place is None else place(entry)
             if index is not None:
-                yield index, {"index": index, **entry} if place else entry
+                yield index, {**entry, "index": index} if place else entry
 
     with atomic_path(target) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for _, entry in heapq.merge(*map(entries, chains.values()), key=itemgetter(0)):
@@ -229,9 +229,10 @@ def _gather(output: Path, listing: Iterable[tuple[str, str]] | None) -> None:
     def take(entry: dict[str, Any]) -> int | None:
         if listing is None:
             index = entry.get("index")
-            is_new = index not in taken
+            if index is None or index in taken:
+                return None
             taken.add(index)
-            return index if is_new else None
+            return index
         own = places.get(entry.get("path", ""), [])
         fits = (one for one in own if all(_names(entry, field, one[1]) for field in FOLDERS))
         if (found := next(fits, None)) is not None:
