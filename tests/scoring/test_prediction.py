@@ -81,7 +81,8 @@ def killed(number):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_memory_does_not_grow_with_the_number_of_files(make_files, tmp_path, monkeypatch):
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_memory_does_not_grow_with_the_number_of_files(make_files, tmp_path, monkeypatch, num_workers):
     monkeypatch.setattr(writing, "SHARD_SIZE", 20)
     folder, out, detector = make_files(300), tmp_path / "out", Detector()
     (folder / "0007.png").write_text("no image")
@@ -92,10 +93,16 @@ def test_memory_does_not_grow_with_the_number_of_files(make_files, tmp_path, mon
         held.append(sum(map(len, self._lines.values())))
 
     monkeypatch.setattr(writing.RecordWriter, "_add", watched)
-    summary = predict_files([folder], out, detector, batch_size=4, overlays="none", progress=False)
-    assert detector.number == 299 and detector.most <= 8 and max(held) < 40
+    settings = {"batch_size": 4, "overlays": "none", "save_maps": "npy", "num_workers": num_workers}
+    summary = predict_files([folder], out, detector, progress=False, **settings)
+    assert detector.number == 299 and detector.most <= 12 and max(held) < 40
     assert numbers(lines(out / "predictions.jsonl")) == [index for index in range(300) if index != 7]
-    assert {path.name for path in out.iterdir()} == {"predict_settings.json", "predictions.jsonl", "skipped.jsonl"}
+    assert {path.name for path in out.iterdir()} == {
+        "maps",
+        "predict_settings.json",
+        "predictions.jsonl",
+        "skipped.jsonl",
+    }
     assert (summary.num_scored, summary.num_skipped, summary.exit_status) == (299, 1, 1)
     assert summary.skipped == lines(out / "skipped.jsonl")
 

@@ -50,7 +50,7 @@ class PredictionSettings:
 
     Args:
         batch_size: images per forward, 1 or more.
-        num_workers: processes that decode and resize images; 0 does so in this one.
+        num_workers: processes that decode and resize images, and threads that draw; with 0 this one does all.
         overlays: which heat maps are drawn: "all", "none", or "anomalous" for those of images above the threshold.
         save_maps: None, "png16" (65535 is 1.0; "png" is the same) or "npy" (float32), at the image's own size.
         masks: write masks, 0 and 255, at the image's own size.
@@ -257,7 +257,7 @@ class _Run:
             for record in self._records(source, images):
                 self._write(writer, record, images)
         finally:
-            writer.flush()
+            writer.close()
         self._wait()
         if self.process[0] == 0:
             end_run(self.output, [one for one in self.settings.formats if one in TABLES])

@@ -13,8 +13,9 @@ import itertools
 import json
 import re
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -43,10 +44,14 @@ class RecordWriter:
         output: the output folder.
         settings: has `overlays`, `save_maps`, `masks`, `vmin`, `vmax` and `alpha`, as `PredictionSettings`.
         process: number of this process, from 0.
+
+    As many threads draw as there are workers that decode, so that neither keeps the model waiting.
     """
 
     def __init__(self, output: Path, settings: Any, process: int = 0):
         self.output, self.settings, self.process = output, settings, process
+        self._threads = ThreadPoolExecutor(settings.num_workers) if settings.num_workers else None
+        self._drawn: deque[tuple[int, dict[str, Any], Future]] = deque()  # not yet noted, in order
         self._lines: dict[str, list[str]] = {PREDICTIONS: [], SKIPPED: []}
         self._number, self._started, self._written = 0, time.monotonic(), time.monotonic()
         self._has_legend = False
@@ -70,15 +75,15 @@ class RecordWriter:
         record = make_record(path, result, self.files_of(name, result))
         if is_reduced:
             record["map_size"] = list(result["anomaly_map"].shape)
-        try:
-            self._draw(record, result, image)
-        except Exception as error:
-            _remove_files(self.output, record)
-            self.skip(index, path, explain(error))
-            self._full_disk.note(error)
+        if self._threads is not None:
+            self._wait_for(index, record, self._threads.submit(self._draw, record, result, image))
             return
-        self._full_disk.clear()
-        self._add(PREDICTIONS, index, record)
+        drawn: Future = Future()
+        try:
+            drawn.set_result(self._draw(record, result, image))
+        except Exception as error:
+            drawn.set_exception(error)
+        self._wait_for(index, record, drawn)
 
     def files_of(self, name: str, result: Mapping[str, Any]) -> dict[str, str]:
         """Field of a record -> the file that it names, for those that the settings ask for."""
@@ -93,7 +98,18 @@ class RecordWriter:
 
     def skip(self, index: int, path: str, error: str) -> None:
         """Note an input that can't be used, and why."""
-        self._add(SKIPPED, index, {"path": path, "error": error})
+        told: Future = Future()
+        told.set_result(None)
+        self._wait_for(index, {"path": path, "error": error}, told)
+
+    def close(self) -> None:
+        """Wait for what is being drawn, and put all records on disk."""
+        try:
+            self._note(0)
+        finally:
+            if self._threads is not None:
+                self._threads.shutdown()
+            self.flush()
 
     def flush(self) -> None:
         """Put what was noted on disk."""
@@ -104,6 +120,24 @@ class RecordWriter:
                     temporary.write_text("".join(lines), encoding="utf-8")
                 lines.clear()
         self._number, self._written = self._number + 1, time.monotonic()
+
+    def _wait_for(self, index: int, record: dict[str, Any], drawn: Future) -> None:
+        self._drawn.append((index, record, drawn))
+        self._note(2 * self.settings.num_workers)
+
+    def _note(self, waiting: int) -> None:
+        """Note images, in order, whose files are in place, until no more than so many are waited for."""
+        while len(self._drawn) > waiting:
+            index, record, drawn = self._drawn.popleft()
+            if error := drawn.exception():
+                _remove_files(self.output, record)
+                self._add(SKIPPED, index, {"path": record["path"], "error": explain(error)})
+                self._full_disk.note(error)
+            elif "error" in record:
+                self._add(SKIPPED, index, record)
+            else:
+                self._full_disk.clear()
+                self._add(PREDICTIONS, index, record)
 
     def _add(self, name: str, index: int, entry: dict[str, Any]) -> None:
         self._lines[name].append(json_line({"index": index, **entry}))
@@ -122,7 +156,7 @@ class RecordWriter:
             look = (self.settings.vmin, self.settings.vmax)
             drawn = overlay(image, result["anomaly_map"], *look, self.settings.alpha)
             with atomic_path(self.output / record["overlay"]) as temporary:
-                drawn.save(temporary)
+                drawn.save(temporary, compress_level=1)  # a fifth of the time for a tenth more bytes
             if not self._has_legend:
                 with atomic_path(self.output / LEGEND) as temporary:
                     draw_legend(*look).save(temporary)
