@@ -3,8 +3,7 @@
 import os
 import threading
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping
 from numbers import Real
 from types import GeneratorType
 from typing import Any
@@ -113,7 +112,9 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
     def preprocess(
         self, image: Any, timeout: float = DOWNLOAD_TIMEOUT, max_bytes: int = DOWNLOAD_BYTES
     ) -> dict[str, Any]:
-        return prepare_image(image, self.image_processor, self.dtype, timeout, max_bytes)
+        image = read_image(image, timeout, max_bytes)
+        pixel_values = self.image_processor(image, return_tensors="pt")["pixel_values"]
+        return {"pixel_values": pixel_values.to(self.dtype), "target_size": torch.tensor([image.size[::-1]])}
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
         target_size = model_inputs.pop("target_size")
@@ -133,54 +134,6 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
             pixel_threshold=config.pixel_threshold if pixel_threshold is None else pixel_threshold,
         )[0]
         return {key: value.cpu().numpy() if torch.is_tensor(value) else value for key, value in result.items()}
-
-    def preparer(self, **options: Any) -> Callable[[Any], dict[str, Any]]:
-        """A function that prepares one image for [`score_prepared`], in worker processes too: it has no model.
-
-        Args:
-            **options: of a call; an unknown one, or one out of its range, is refused as there.
-        """
-        given, _, _ = self._sanitize_parameters(**options)
-        settings = {**self._preprocess_params, **given}
-        return partial(prepare_image, processor=self.image_processor, dtype=self.dtype, **settings)
-
-    def score_prepared(self, prepared: Sequence[dict[str, Any]], **options: Any) -> list[dict[str, Any]]:
-        """Results of one batch of images, as a call gives them.
-
-        Args:
-            prepared: what [`preparer`]'s function returned for each; its `target_size` `(1, 2)`, (height, width) in
-                pixels, is the size of the image's map and may be another than its own.
-            **options: of a call, the same as for [`preparer`].
-        """
-        _, during, after = self._sanitize_parameters(**options)
-        batch = {  # moved one by one: what is pinned need not be waited for
-            key: torch.cat([one[key].to(self.device, non_blocking=True) for one in prepared]) for key in prepared[0]
-        }
-        outputs = self.forward(batch, **{**self._forward_params, **during})
-        after = {**self._postprocess_params, **after}
-        rows = ({key: value[i : i + 1] for key, value in outputs.items()} for i in range(len(prepared)))
-        return [self.postprocess(row, **after) for row in rows]
-
-
-def prepare_image(
-    image: Any,
-    processor: AnomalyCLIPImageProcessor,
-    dtype: torch.dtype = torch.float32,
-    timeout: float = DOWNLOAD_TIMEOUT,
-    max_bytes: int = DOWNLOAD_BYTES,
-) -> dict[str, Any]:
-    """Read and prepare one image, as the pipeline's first step does.
-
-    Args:
-        image, timeout, max_bytes: as of [`read_image`].
-        processor ([`AnomalyCLIPImageProcessor`]), dtype: of the model.
-
-    Returns:
-        `pixel_values` (1, 3, H, W) and `target_size` (1, 2) int64, the image's own (height, width) in pixels.
-    """
-    image = read_image(image, timeout, max_bytes)
-    pixel_values = processor(image, return_tensors="pt")["pixel_values"]
-    return {"pixel_values": pixel_values.to(dtype), "target_size": torch.tensor([image.size[::-1]])}
 
 
 def read_image(image: Any, timeout: float | None = DOWNLOAD_TIMEOUT, max_bytes: int = DOWNLOAD_BYTES) -> Image.Image:
@@ -258,4 +211,4 @@ def _is_column(inputs: Any) -> bool:
     return hasattr(inputs, "__iter__") or (hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__"))
 
 
-__all__ = ["ZeroShotAnomalyDetectionPipeline", "prepare_image", "read_image"]
+__all__ = ["ZeroShotAnomalyDetectionPipeline", "read_image"]

@@ -21,7 +21,7 @@ from ..pipeline_anomalyclip import read_image
 from .engine import Record, own_share, score_images
 from .inputs import check_apart, find_images, relative_names, unique_name
 from .pictures import resize_map
-from .rows import digest_model
+from .rows import PipelinePreparer, digest_model, score_prepared
 from .writing import (
     PREDICTIONS,
     SETTINGS,
@@ -230,7 +230,7 @@ class _Run:
         if self.settings.masks and thresholds["pixel_threshold"] is None:
             raise ValueError("masks=True but the model has no threshold of pixels: give pixel_threshold=...")
         # A pipeline's images are prepared in the workers; another detector is called with images.
-        self.prepare = detector.preparer(**options) if hasattr(detector, "preparer") else None
+        self.prepare = PipelinePreparer(detector, **options) if hasattr(detector, "preprocess") else None
         self.facts = {**facts, **self.settings.facts(), **self.options, **thresholds}
 
     def score(
@@ -299,7 +299,7 @@ class _Run:
     def _score(self, pictures: list[_Picture]) -> list[dict[str, Any]]:
         inputs = [picture.inputs for picture in pictures]
         if self.prepare is not None:
-            return self.detector.score_prepared(inputs, **self.options)
+            return score_prepared(self.detector, inputs, **self.options)
         return self.detector(inputs, batch_size=len(inputs), **self.options)
 
     def _write(self, writer: RecordWriter, record: Record, images: Sequence[tuple[str, str]] | None) -> None:

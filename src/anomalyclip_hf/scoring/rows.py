@@ -16,6 +16,7 @@ from ..prompts_anomalyclip import backbone_fingerprint
 
 if TYPE_CHECKING:
     from .. import AnomalyCLIPModel, AnomalyCLIPProcessor
+    from ..pipeline_anomalyclip import ZeroShotAnomalyDetectionPipeline
 
 
 class PreparedRow(NamedTuple):
@@ -78,6 +79,43 @@ def score_rows(
     pixel_values = torch.stack([row.pixel_values.to(model.device, non_blocking=True) for row in rows])
     found = processor.post_process_anomaly_detection(model(pixel_values, return_dict=True))
     return [(one["score"], one["anomaly_map"].float().cpu().numpy()) for one in found]
+
+
+class PipelinePreparer:
+    """The first step of a pipeline without its model, for worker processes.
+
+    Args:
+        detector: the pipeline; its `preprocess` may use `image_processor` and `dtype` of it, and nothing else.
+        **options: of a call; an unknown one, or one out of its range, is refused as there.
+    """
+
+    def __init__(self, detector: ZeroShotAnomalyDetectionPipeline, **options: Any):
+        self.kind, self.image_processor, self.dtype = type(detector), detector.image_processor, detector.dtype
+        self.settings = {**detector._preprocess_params, **detector._sanitize_parameters(**options)[0]}
+
+    def __call__(self, image: Any) -> dict[str, Any]:
+        return self.kind.preprocess(self, image, **self.settings)  # type: ignore[arg-type]
+
+
+def score_prepared(
+    detector: ZeroShotAnomalyDetectionPipeline, prepared: Sequence[Mapping[str, Any]], **options: Any
+) -> list[dict[str, Any]]:
+    """Results of one batch of images, as a call of the pipeline gives them.
+
+    Args:
+        detector: the pipeline.
+        prepared: what a [`PipelinePreparer`] returned for each; `target_size` `(1, 2)`, (height, width) in pixels, is
+            the size of the image's map and may be another than its own.
+        **options: of a call, the same as for the preparer.
+    """
+    _, during, after = detector._sanitize_parameters(**options)
+    batch = {  # moved one by one: what is pinned need not be waited for
+        key: torch.cat([one[key].to(detector.device, non_blocking=True) for one in prepared]) for key in prepared[0]
+    }
+    outputs = detector.forward(batch, **{**detector._forward_params, **during})
+    after = {**detector._postprocess_params, **after}
+    rows = ({key: value[i : i + 1] for key, value in outputs.items()} for i in range(len(prepared)))
+    return [detector.postprocess(row, **after) for row in rows]
 
 
 def digest_model(model: Any, processor: AnomalyCLIPProcessor) -> str:

@@ -80,7 +80,8 @@ class RecordWriter:
             return
         drawn: Future = Future()
         try:
-            drawn.set_result(self._draw(record, result, image))
+            self._draw(record, result, image)
+            drawn.set_result(None)
         except Exception as error:
             drawn.set_exception(error)
         self._wait_for(index, record, drawn)
