@@ -1,6 +1,6 @@
 """Time this package against a plain two-path forward and itself, in one run, as ratios.
 
-    python scripts/benchmark.py --parts import forward memory metrics loader training
+    python scripts/benchmark.py --parts import forward memory metrics loader predict training
 
 Random weights of ViT-L/14@336 size at 518 px. The plain forward computes both paths for every token with full
 attention matrices in float32, the way the authors' program does.
@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -246,6 +247,53 @@ def compare_training(model, processor, images: int, batch_size: int, epochs: int
     }
 
 
+def measure_predict(batch_sizes: list[int], repeats: int) -> dict:
+    """Images per second of `predict_files` with the embedded model, where time goes, and memory by number of files.
+
+    Memory is the peak of a process of its own, with a detector that costs nothing, so that only the loop is measured.
+    """
+    from transformers import pipeline
+
+    from anomalyclip_hf.scoring import overlay, predict_files
+    from anomalyclip_hf.scoring.rows import PipelinePreparer, score_prepared
+
+    detector = pipeline("zero-shot-anomaly-detection", model=anomalyclip_hf.demo_checkpoint(), device="cpu")
+    prepare, row = PipelinePreparer(detector), dict[str, Any]()
+    generator = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        for index in range(24):
+            coarse = Image.fromarray(generator.integers(0, 256, (24, 24, 3), dtype=np.uint8))
+            coarse.resize((1200, 900), Image.Resampling.BICUBIC).save(Path(folder, f"{index:03}.jpg"), quality=92)
+        path = str(Path(folder, "000.jpg"))
+        prepared, image = prepare(path), Image.open(path)
+        (result,) = score_prepared(detector, [prepared])
+        drawn = overlay(image, result["anomaly_map"])
+        row["prepare_ms"] = 1000 * seconds(lambda: prepare(path), repeats)
+        row["score_ms"] = 1000 * seconds(lambda: score_prepared(detector, [prepared]), repeats)
+        row["draw_ms"] = 1000 * seconds(lambda: overlay(image, result["anomaly_map"]), repeats)
+        row["encode_ms"] = 1000 * seconds(lambda: drawn.save(Path(folder, ".drawn.png"), compress_level=1), repeats)
+        for overlays in ("none", "all"):
+            for workers in (0, 2, 4):
+                settings = {"overlays": overlays, "num_workers": workers, "batch_size": 4, "progress": False}
+                start = time.perf_counter()
+                summary = predict_files([folder], Path(tempfile.mkdtemp(dir=folder)), detector, **settings)
+                taken = time.perf_counter() - start
+                row[f"overlays_{overlays}_{workers}_workers_images_per_s"] = summary.num_scored / taken
+    code = (
+        "import sys, numpy as np; from PIL import Image; from pathlib import Path;"
+        "from anomalyclip_hf.scoring import predict_files; folder, count = Path(sys.argv[1]), int(sys.argv[2]);"
+        "[Image.new('L', (8, 8), i % 256).save(folder / f'{i:06}.png') for i in range(count)];"
+        "score = lambda images, **_: [{'score': 0.5, 'anomaly_map': np.zeros((8, 8), np.float32)} for _ in images];"
+        "predict_files([folder], folder.with_name('out'), score, overlays='none', progress=False, batch_size=4);"
+        "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
+    )
+    for count in (1000, 20_000):
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "in").mkdir()
+            row[f"peak_mb_{count}_files"] = int(run_python(code, str(Path(folder, "in")), str(count))) * 1024 / 1e6
+    return report("predict", row)
+
+
 def measure_training(batch_sizes: list[int], repeats: int) -> dict:
     """An epoch of training on kept features against one without, and how far their losses differ over 20 steps."""
     model = build_model(torch.float32)
@@ -276,6 +324,7 @@ PARTS = {
     "memory": measure_memory,
     "metrics": measure_metrics,
     "loader": measure_loader,
+    "predict": measure_predict,
     "training": measure_training,
 }
 

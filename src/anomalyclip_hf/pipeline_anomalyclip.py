@@ -26,7 +26,8 @@ logger = logging.get_logger(__name__)
 DOWNLOAD_TIMEOUT = 30.0
 DOWNLOAD_BYTES = 100_000_000
 RESIZING = ("resize", "tile_size", "overlap")
-PRE_OPTIONS = ("timeout", "max_bytes", *RESIZING)
+READING: tuple[str, ...] = ()
+PRE_OPTIONS = ("timeout", "max_bytes", *READING, *RESIZING)
 POST_OPTIONS = ("sigma", "image_threshold", "pixel_threshold", "min_area", "roi")
 URL_SAFE = "%/:=&?~#+!$,;'@()*[]"  # what has a meaning in a URL; spaces and the like are quoted
 
@@ -129,7 +130,7 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
     def preprocess(
         self, image: Any, timeout: float = DOWNLOAD_TIMEOUT, max_bytes: int = DOWNLOAD_BYTES, **options: Any
     ) -> dict[str, Any]:
-        options = {**self._profile_options(PRE_OPTIONS), **options}
+        options = {**self.settings_of_profile(PRE_OPTIONS), **options}
         patch_size = self.model.config.vision_config.patch_size
         image = read_image(image, timeout, max_bytes)
         return prepare_image(image, self.image_processor, self.dtype, patch_size=patch_size, **options)
@@ -138,7 +139,7 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         if "view" in model_inputs:
             views = model_inputs["view"]
             forward, is_batch = partial(self.model, return_dict=True), isinstance(views, list)
-            sigma = self._profile_options(["sigma"]).get("sigma") if sigma is None else sigma
+            sigma = self.settings_of_profile(["sigma"]).get("sigma") if sigma is None else sigma
             found = score_views(forward, self.image_processor, views if is_batch else [views], sigma)
             return {name: [one[name][0] for one in found] if is_batch else found[0][name] for name in found[0]}
         target_size = model_inputs.pop("target_size")
@@ -149,7 +150,7 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
     def postprocess(
         self, outputs: dict[str, Any], resizing: Mapping[str, Any] | None = None, **options: Any
     ) -> dict[str, Any]:
-        config, of_profile = self.model.config, self._profile_options(POST_OPTIONS)
+        config, of_profile = self.model.config, self.settings_of_profile(POST_OPTIONS)
         thresholds = {"image_threshold": config.image_threshold, "pixel_threshold": config.pixel_threshold}
         self._check_resizing(thresholds, options, resizing or {})
         options = {**thresholds, **of_profile, **options}
@@ -166,7 +167,7 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
     ) -> None:
         """Warn where a threshold is used with another `resize` than the one that it was chosen with."""
         stored = {name: getattr(self.image_processor, name) for name in RESIZING}
-        of_profile = self._profile_options((*thresholds, *RESIZING))
+        of_profile = self.settings_of_profile((*thresholds, *RESIZING))
         used = {**{name: value for name, value in of_profile.items() if name in RESIZING}, **resizing}
         for name, threshold in thresholds.items():
             chosen_with = {**stored, **of_profile} if name in of_profile else stored
@@ -177,7 +178,7 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
                     f"calibrate with these, or give {name}"
                 )
 
-    def _profile_options(self, names: Sequence[str]) -> dict[str, Any]:
+    def settings_of_profile(self, names: Sequence[str]) -> dict[str, Any]:
         """Those of the options named that the model's profile sets; what a call gives goes before them."""
         profile = getattr(self.model, "profile", None)
         if profile is None:

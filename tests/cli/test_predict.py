@@ -74,6 +74,7 @@ def test_a_folder_gives_scores_overlays_and_maps(script, photos, tiny_checkpoint
         assert np.abs(picture.astype(int) - np.asarray(overlay(image, expected["anomaly_map"])).astype(int)).max() <= 1
     assert {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()} == {
         "predictions.jsonl",
+        "predict_settings.json",
         "legend.png",
         *(r["overlay"] for r in records),
         *(r["map"] for r in records),
@@ -224,21 +225,21 @@ def plain_detector(images, **kwargs):
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
-def test_records_are_written_as_it_goes(photos, tmp_path, stop):
+def test_what_was_done_is_kept_where_a_run_is_stopped(photos, tmp_path, stop):
     out = tmp_path / "out"
 
     def detector(images, **kwargs):
         if images[0].size == (30, 60):
-            (record,) = read_lines(out / "predictions.jsonl")  # of the image before
-            assert (out / record["overlay"]).is_file()
+            assert (out / "overlays/a/000.png.png").is_file()  # of the image before
             raise stop
         return plain_detector(images)
 
     with pytest.raises(stop):
         predict_files([photos], out, detector, progress=False)
     files = {path.name: path for path in out.rglob("*") if path.is_file()}
-    assert set(files) == {"000.png.png", "legend.png", "predictions.jsonl"}
-    (record,) = read_lines(files["predictions.jsonl"])
+    shard = files.pop("predictions-00000-0000000.jsonl")
+    assert set(files) == {"000.png.png", "legend.png", "predict_settings.json"}
+    (record,) = read_lines(shard)
     assert Path(record["path"]).name == "000.png" and record["score"] == 0.5
     Image.open(files["000.png.png"]).load()
     # The next run replaces the records, a torn line among them.
@@ -248,8 +249,9 @@ def test_records_are_written_as_it_goes(photos, tmp_path, stop):
         (out / name).write_text("x")
     old = [{"path": "x", "overlay": name} for name in ("overlays/old.png", "overlays/../../precious.png", "other.txt")]
     lines = "".join(f"{json.dumps(entry)}\n" for entry in [*old, 5, {"overlay": str(precious)}])
-    files["predictions.jsonl"].write_text(lines + '{"pa')
+    (out / "predictions.jsonl").write_text(lines + '{"pa')
     summary = predict_files([photos], out, plain_detector, progress=False)
+    assert [path.name for path in out.glob("predictions*.jsonl")] == ["predictions.jsonl"]
     assert summary.num_scored == 4 == len(read_lines(out / "predictions.jsonl")) and summary.exit_status == 0
     assert summary.predictions == read_lines(out / "predictions.jsonl")
     assert precious.exists() and (out / "other.txt").exists() and not (out / "overlays" / "old.png").exists()
@@ -314,17 +316,18 @@ def test_a_full_disk_skips_one_image_or_ends_the_run(
     told = capsys.readouterr().err.splitlines()[-1]
     assert told == "error: [Errno 28] No space left on device" if status == 2 else told.startswith("skipped ")
     records = read_lines(out / "predictions.jsonl") if scored else []
-    assert len(records) == scored and len(read_lines(out / "skipped.jsonl")) == (1 if scored else 3)
+    skipped = [line for path in out.glob("skipped*.jsonl") for line in read_lines(path)]
+    assert len(records) == scored and len(skipped) == (1 if scored else 3)
     assert all((out / record["overlay"]).is_file() for record in records)
 
 
 def test_records_that_can_not_be_written_end_the_run(photos, tmp_path, monkeypatch):
-    from anomalyclip_hf.scoring import prediction
+    from anomalyclip_hf.scoring import writing
 
     def full(record):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(prediction, "json_line", full)
+    monkeypatch.setattr(writing, "json_line", full)
     with pytest.raises(OSError, match="No space left"):
         predict_files([photos], tmp_path / "out", plain_detector, progress=False)
 
@@ -431,3 +434,38 @@ def test_errors_advise_options(script, photos, tiny_checkpoint, tmp_path, capsys
     assert "give the folder as --data-dir FOLDER" in capsys.readouterr().err
     assert script.main([str(photos), *line, "--batch_size", "0"]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == "error: --batch-size 0, expected 1 or more"
+
+
+def test_a_repository_is_streamed(script, tiny_checkpoint, tmp_path, make_image, capsys):
+    datasets = pytest.importorskip("datasets")
+    images = [make_image(30 + index, 40, seed=index) for index in range(3)]
+    columns = datasets.Dataset.from_dict({"image": images, "part": ["a", "b", "c"]})
+    columns = columns.cast_column("image", datasets.Image())
+    (tmp_path / "parts" / "data").mkdir(parents=True)
+    columns.to_parquet(tmp_path / "parts" / "data" / "test-00000-of-00001.parquet")
+    line = ["--model", tiny_checkpoint, "--output_dir", str(tmp_path / "out"), "--device", "cpu"]
+    assert script.main(["--source", str(tmp_path / "parts"), "--streaming", *line, "--format", "csv,jsonl"]) == 0
+    records = read_lines(tmp_path / "out" / "predictions.jsonl")
+    detector = pipeline("zero-shot-anomaly-detection", model=tiny_checkpoint)
+    assert [record["score"] for record in records] == pytest.approx(
+        [result["score"] for result in detector(images)], abs=1e-6
+    )
+    assert len((tmp_path / "out" / "predictions.csv").read_text().splitlines()) == 4
+    assert script.main([str(tmp_path / "parts"), "--streaming", *line]) == 2
+    assert "--streaming belong to --source" in capsys.readouterr().err
+
+
+def test_options_that_lack_their_threshold_say_which(script, photos, tiny_checkpoint, tmp_path, capsys):
+    line = [str(photos), "--model", tiny_checkpoint, "--output_dir", str(tmp_path / "out")]
+    for options, told in (
+        (["--overlays", "anomalous"], "--overlays anomalous but the model has no threshold: give --threshold"),
+        (["--masks"], "--masks but the model has no threshold of pixels: give --pixel-threshold"),
+        (["--format", "xlsx"], "--format xlsx, expected some of jsonl, parquet, csv"),
+    ):
+        assert script.main([*line, *options]) == 2
+        assert told in capsys.readouterr().err
+    line += ["--overlays", "anomalous", "--threshold", "1", "--masks", "--pixel-threshold", "0.5"]
+    assert script.main(line) == 0 and not (tmp_path / "out" / "overlays").exists()
+    assert script.main([*line, "--resume"]) == 0
+    assert script.main([*line, "--resume", "--threshold", "0.5"]) == 2
+    assert "--threshold was 1.0 and is 0.5" in capsys.readouterr().err

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from ..scoring.prediction import PredictionSummary
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-MAP_FORMATS = ("png", "npy")
+# Fields of the settings that `predict_files` takes under the same name: its own, and options of the pipeline's call.
+SHARED = ("batch_size", "num_workers", "overlays", "masks", "save_maps", "vmin", "vmax", "resume")
+CALL_OPTIONS = ("threshold", "pixel_threshold")
 
 
 @dataclass
@@ -29,14 +31,18 @@ class Settings(ResizingOptions, ProfileOptions, SourceOptions):
     Masks (in folders masks, ground_truth, ..., or 1_mask.png beside 1.png) and results of this package in the folders
     given are left out; files that are named are always scored. What can't be used is listed in skipped.jsonl. Exit
     status: 0 every image was scored, 1 some were skipped, 2 nothing was done, 130 and 143 interrupted and terminated
-    (what was finished is kept; another run into the same folder replaces it).
+    (what was finished is kept in predictions-*.jsonl; --resume goes on, another run into the same folder replaces it).
+
+    Several processes, on one machine or many with a common disk, share the images:
+    accelerate launch --num_processes 16 --num_machines 2 --machine_rank RANK --main_process_ip HOST
+    --main_process_port 29500 -m anomalyclip_hf predict photos/ --model MODEL --output-dir results
     """
 
     inputs: list[str] | None = option(None, "Image files, and folders searched for images.", argument=True)
     model: str = option("demo", "Folder or Hub repository; 'demo' is the embedded one, for trying out.", short="m")
     output_dir: str = option("predictions", "Folder for results.", short="o")
     batch_size: int = option(1, "Images per forward, 1 or more.")
-    num_workers: int = option(0, "Processes that decode images.")
+    num_workers: int = option(0, "Processes that decode and resize images.")
     threshold: float | None = option(None, "Score in [0, 1] from which an image is anomalous; the model's own.")
     pixel_threshold: float | None = option(
         None, "Map value in [0, 1] from which a pixel is anomalous; the model's own.", group="Regions"
@@ -45,13 +51,24 @@ class Settings(ResizingOptions, ProfileOptions, SourceOptions):
     label_studio: str | None = option(None, "File for the regions as tasks of Label Studio.", group="Regions")
     device: str | None = option(None, "Such as cpu or cuda:0; an accelerator if there is one.")
     dtype: str = option("auto", f"Of the weights: {', '.join(DTYPES)}.")
-    save_maps: str | None = option(None, f"Keep raw maps too: {' or '.join(MAP_FORMATS)}.", bare="png")
-    vmin: float = option(0.0, "Map value of the first color, for the whole run.")
-    vmax: float = option(1.0, "Map value of the last color, for the whole run.")
+    resume: bool = option(
+        False, "Go on with the run in the output folder, whatever ended it; skipped images are tried again."
+    )
+    format: list[str] = option(
+        ["jsonl"], "Records as jsonl, parquet, csv, or several, with commas; jsonl always.", group="Results"
+    )
+    overlays: str = option("all", "Heat maps of which images: all, anomalous or none.", group="Results")
+    masks: bool = option(False, "Write masks too, as PNG: 255 from the threshold of pixels on.", group="Results")
+    save_maps: str | None = option(
+        None, "Keep raw maps too: png16 (65535 is 1.0; png is the same) or npy.", bare="png16", group="Results"
+    )
+    vmin: float = option(0.0, "Map value of the first color, for the whole run.", group="Results")
+    vmax: float = option(1.0, "Map value of the last color, for the whole run.", group="Results")
     source: str | None = option(
         None, "Name, folder, table, meta.json or repository, in place of files.", group="Data set"
     )
     split: str = option("test", "One split of it, or all.", group="Data set")
+    streaming: bool = option(False, "Read a repository as it comes, without downloading it first.", group="Data set")
 
     def __post_init__(self):
         super().__post_init__()
@@ -59,7 +76,8 @@ class Settings(ResizingOptions, ProfileOptions, SourceOptions):
             raise ValueError(f"dtype={self.dtype!r}, expected one of {', '.join(DTYPES)}")
         if bool(self.inputs) == bool(self.source):
             raise ValueError("give files and folders, or --source: one of the two")
-        if self.inputs and (given := self.source_options()):
+        given = [*self.source_options(), *(["streaming"] if self.streaming else [])]
+        if self.inputs and given:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise ValueError(f"{names} belong to --source; give --source in place of the files")
 
@@ -71,6 +89,7 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
         settings ([`Settings`]).
         draw (callable, *optional*): gives the data set that `--source synthetic` stands for, from a split's name.
     """
+    from accelerate import PartialState
     from transformers import pipeline
 
     from .. import AnomalyCLIPModel, demo_checkpoint
@@ -80,31 +99,34 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
     from ..scoring.prediction import predict_dataset, predict_files
 
     name = demo_checkpoint() if settings.model == "demo" else settings.model
+    state = PartialState(cpu=settings.device == "cpu")
     if settings.source:
         source = (draw or refuse_drawn)("test") if settings.source == "synthetic" else settings.source
-        images = load_anomaly_dataset(source, split=settings.split, **settings.source_options())
+        given = {**settings.source_options(), "streaming": settings.streaming}
+        images = load_anomaly_dataset(source, split=settings.split, **given)
     # Loaded here: the pipeline would try two ways and show the tracebacks of both.
     model = AnomalyCLIPModel.from_pretrained(name, dtype=settings.dtype)
+    device = state.device if settings.device is None and state.num_processes > 1 else settings.device
     if settings.profile:
         model.set_profile(settings.profile)
-    thresholds = (
-        settings.pixel_threshold,
-        getattr(model.profile, "pixel_threshold", None),
-        model.config.pixel_threshold,
-    )
-    if (settings.coco or settings.label_studio) and all(one is None for one in thresholds):
+    thresholds = [settings.pixel_threshold, getattr(model.profile, "pixel_threshold", None)]
+    if (settings.coco or settings.label_studio) and not any(
+        one is not None for one in (*thresholds, model.config.pixel_threshold)
+    ):
         raise ValueError("this model has no pixel threshold, so no regions; calibrate it, or give pixel_threshold=...")
-    detector = pipeline("zero-shot-anomaly-detection", model=model, device=settings.device)
-    shared = ("batch_size", "num_workers", "threshold", "save_maps", "vmin", "vmax")
-    arguments = {field: getattr(settings, field) for field in shared}
+    detector = pipeline("zero-shot-anomaly-detection", model=model, device=device)
+    arguments = {field: getattr(settings, field) for field in SHARED + CALL_OPTIONS}
     arguments |= settings.resizing() | settings.region_options()
-    if settings.pixel_threshold is not None:
-        arguments["pixel_threshold"] = settings.pixel_threshold
-    with naming(image_threshold="threshold"):
+    arguments["formats"] = [one.strip() for text in settings.format for one in text.split(",")]
+    with naming(image_threshold="threshold", formats="format"):
         if settings.source:
-            summary = predict_dataset(images, settings.output_dir, detector, **arguments)
+            summary = predict_dataset(images, settings.output_dir, detector, accelerator=state, **arguments)
         else:
-            summary = predict_files(settings.inputs or [], settings.output_dir, detector, **arguments)
+            summary = predict_files(
+                settings.inputs or [], settings.output_dir, detector, accelerator=state, **arguments
+            )
+    if not state.is_main_process:
+        return 0
     for write, path in ((write_coco, settings.coco), (write_label_studio, settings.label_studio)):
         if path:
             print(f"{write(summary.read(), path)} regions written to {path}")
@@ -115,7 +137,9 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
 def _report(summary: PredictionSummary, output_dir: str) -> None:
     for entry in summary.skipped:
         print(f"skipped {one_line(entry['path'])}: {one_line(entry['error'])}", file=sys.stderr)
-    parts = [f"{summary.num_scored} images scored, {len(summary.skipped)} inputs skipped"]
+    if more := summary.num_skipped - len(summary.skipped):
+        print(f"skipped {more} more: see {os.path.join(output_dir, 'skipped.jsonl')}", file=sys.stderr)
+    parts = [f"{summary.num_scored} images scored, {summary.num_skipped} inputs skipped"]
     if summary.left_out:
         parts.append(f", {len(summary.left_out)} masks left out ({examples([one.name for one in summary.left_out])})")
     if summary.unused:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import re
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-MAP_FORMATS = ("png", "npy")
+MAP_SUFFIXES = {"npy": ".npy", "png16": ".png", "png": ".png"}  # format of a map -> suffix
+MAP_FORMATS = tuple(MAP_SUFFIXES)
 MAX_NAME = 120  # bytes of a name made from data: file systems take 255, of which suffixes need some
 SHEET_NOTE = "contact sheet of anomalyclip_hf"  # written into its file, by which it is known from images
 _TEMPORARY = re.compile(r"\..*\.(\d+)-[^.]{8}\.part(\.[^.]+)?", re.DOTALL)
@@ -46,15 +47,10 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         raise IsADirectoryError(f"path={str(target)!r} is a folder but a file is to be written there: name the file")
     target.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{target.stem[:32]}.{os.getpid()}-"  # the process is named for `remove_leftovers`
-    handle, name = tempfile.mkstemp(prefix=prefix, suffix=f".part{target.suffix}", dir=target.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = target.parent / f"{prefix}{secrets.token_hex(4)}.part{target.suffix}"
+    temporary.touch(exist_ok=False)
     try:
         yield temporary
-        # mkstemp makes files for the owner alone; give the file the rights that open() would.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Part: TypeAlias = datasets.Dataset | datasets.IterableDataset
     Parts: TypeAlias = dict[str, Part]
 
-NO_DATA = ("metadata.parquet", "scores.parquet")  # an image folder's table, and a result of evaluation
+NO_DATA = ("metadata.parquet", "scores.parquet", "predictions.parquet")  # an image folder's table, and results
 SAVED_FILES = ("dataset_dict.json", "state.json")
 REPOSITORY_SUFFIXES = (".parquet", ".arrow")
 

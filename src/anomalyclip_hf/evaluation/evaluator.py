@@ -23,10 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from ..data.files import check_name, remove_leftovers, safe_name, save_map
-from ..prompts_anomalyclip import backbone_fingerprint
+from ..data.files import MAP_SUFFIXES, check_name, remove_leftovers, safe_name, save_map
 from ..scoring.engine import FullDisk, Record, explain, own_share, score_images
-from ..scoring.rows import prepare_row, resizing_of
+from ..scoring.rows import digest_model, prepare_row, resizing_of
 from .baselines import OWN, MethodScorer, score_methods
 from .published import add_paper
 from .records import ClassRecords, RecordWriter, class_folder, open_folder
@@ -176,6 +175,7 @@ def score_class(
         batch_size=settings.batch_size,
         num_workers=settings.num_workers,
         indices=own_share(remaining, settings.batch_size, processes.process_index, processes.num_processes),
+        pin_memory=scorer.model.device.type == "cuda",
     ):
         writer.add(record)
         note(record)
@@ -279,7 +279,7 @@ class _MapWriter:
     Args:
         folder: of the data set's maps.
         table: columns of the data set.
-        suffix: "png" or "npy".
+        suffix: of `MAP_SUFFIXES`: "png16", "png" or "npy".
     """
 
     def __init__(self, folder: Path, table: Mapping[str, list], suffix: str):
@@ -290,7 +290,7 @@ class _MapWriter:
     def write(self, record: Record) -> None:
         """Write the map of an image as `<class>/<defect>/<index>_<stem>`."""
         class_name, defect, path = (str(self.table[name][record.index] or "") for name in COLUMNS[3:])
-        name = f"{record.index:06d}_{safe_name(Path(path).stem or 'image')}.{self.suffix}"
+        name = f"{record.index:06d}_{safe_name(Path(path).stem or 'image')}{MAP_SUFFIXES[self.suffix]}"
         name = f"{safe_name(class_name)}/{safe_name(defect or 'unknown')}/{name}"
         try:
             save_map(next(iter(record.result[1].values())), self.folder / name)
@@ -331,14 +331,6 @@ def _run_key(
     scorer: MethodScorer, processor: AnomalyCLIPProcessor, table: dict[str, list], settings: EvaluationSettings
 ) -> str:
     """Digest of all that decides the numbers, so that the records of another run are never taken up."""
-    model = scorer.model
     judged = asdict(replace(settings, num_workers=0, save_every=1))
-    facts = [judged, table, list(scorer.methods), processor.to_dict(), str(model.dtype)]
-    ignored = ("_name_or_path", "transformers_version", "image_threshold", "pixel_threshold")
-    facts.append({key: value for key, value in model.config.to_dict().items() if key not in ignored})
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
-    fingerprint = backbone_fingerprint(model)
-    learned = [] if model.config.vision_only else [p.detach() for p in model.prompt_learner.parameters()]
-    for tensor in [*learned, *([] if fingerprint is None else [fingerprint])]:
-        digest.update(tensor.cpu().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    facts = [judged, table, list(scorer.methods), digest_model(scorer.model, processor)]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

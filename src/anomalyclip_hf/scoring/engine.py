@@ -6,9 +6,8 @@ record of that image says why it was skipped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,8 +15,7 @@ from ..data.files import is_disk_full
 from ..data.loader import make_loader
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):  # a tuple: `DataLoader` pins the tensors in it
     """What became of one image.
 
     Args:
@@ -25,12 +23,14 @@ class Record:
         item: what `prepare` returned for it; None where it failed.
         result: what `score` returned for it; None where it was skipped.
         error: why it was skipped; None where it was scored.
+        path: of the image, where its row is a path or has one.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]
     item: Any = None
     result: Any = None
     error: str | None = None
+    path: str | None = None
 
 
 def score_images(
@@ -41,17 +41,21 @@ def score_images(
     batch_size: int = 1,
     num_workers: int = 0,
     indices: Sequence[int] | None = None,
+    wanted: Callable[[int], bool] | None = None,
+    pin_memory: bool = False,
 ) -> Iterator[Record]:
-    """Score images in batches.
+    """Score images in batches, which may be of different sizes where `prepare` makes them alike.
 
     Args:
-        source: has a length and rows by position; what a row is, is between it and `prepare`.
+        source: has a length and rows by position, or is a stream of rows; what a row is, is between it and `prepare`.
         prepare: decodes and prepares one row; called in worker processes where there are any.
         score: returns one result for each of up to `batch_size` prepared rows. Where it fails for several, they are
             scored one by one.
         batch_size: images per call of `score`, 1 or more.
-        num_workers: processes that decode images; 0 decodes in this one.
+        num_workers: processes that decode images, spawned or forked; 0 decodes in this one. A stream uses one at most.
         indices: positions to score; all of them by default (see [`own_share`]).
+        wanted: of a stream, which has no `indices`: whether to score the row of a position.
+        pin_memory: put prepared tensors where a GPU copies them from without waiting.
 
     Yields:
         [`Record`] of each position, in order.
@@ -61,15 +65,16 @@ def score_images(
     """
     if batch_size < 1 or num_workers < 0:
         raise ValueError(f"batch_size={batch_size}, num_workers={num_workers}: expected 1 or more and 0 or more")
-    indices = list(range(len(source)) if indices is None else indices)
-    if not indices:
-        return
-    rows = _Prepared(source, prepare)
     # A generator of its own leaves the caller's random numbers alone.
-    loader = make_loader(
-        rows, None, batch_size, num_workers, sampler=indices, collate=_as_they_are, generator=torch.Generator()
-    )
-    for batch in loader:
+    more: dict[str, Any] = {"collate": _as_they_are, "pin_memory": pin_memory, "generator": torch.Generator()}
+    if hasattr(source, "__len__"):
+        more["sampler"] = list(range(len(source)) if indices is None else indices)
+        if not more["sampler"]:
+            return
+        rows: Any = _Prepared(source, prepare)
+    else:
+        rows = _PreparedStream(source, prepare, wanted)
+    for batch in make_loader(rows, None, batch_size, num_workers, **more):
         readable = [record for record in batch if record.error is None]
         scored = {record.index: record for record in _score(score, readable)}
         yield from (scored.get(record.index, record) for record in batch)
@@ -129,9 +134,30 @@ class _Prepared:
 
     def __getitem__(self, index: int) -> Record:
         try:
-            return Record(index, self.prepare(self.source[index]))
+            row = self.source[index]
         except Exception as error:  # decoders raise anything
             return Record(index, error=explain(error))
+        return _prepare(index, row, self.prepare)
+
+
+class _PreparedStream:
+    """The same of a stream."""
+
+    def __init__(self, source: Any, prepare: Callable[[Any], Any], wanted: Callable[[int], bool] | None):
+        self.source, self.prepare, self.wanted = source, prepare, wanted
+
+    def __iter__(self) -> Iterator[Record]:
+        for index, row in enumerate(self.source):
+            if self.wanted is None or self.wanted(index):
+                yield _prepare(index, row, self.prepare)
+
+
+def _prepare(index: int, row: Any, prepare: Callable[[Any], Any]) -> Record:
+    path = row.get("path") if isinstance(row, Mapping) else row if isinstance(row, str) else None
+    try:
+        return Record(index, prepare(row), path=path)
+    except Exception as error:
+        return Record(index, error=explain(error), path=path)
 
 
 def _as_they_are(records: list[Record]) -> list[Record]:
@@ -146,10 +172,10 @@ def _score(score: Callable[[list[Any]], Sequence[Any]], records: list[Record]) -
         results = score([record.item for record in records])
     except Exception as error:
         if len(records) == 1:
-            yield replace(records[0], error=explain(error))
+            yield records[0]._replace(error=explain(error))
             return
         for record in records:
             yield from _score(score, [record])
         return
     for record, result in zip(records, results, strict=True):
-        yield replace(record, result=result)
+        yield record._replace(result=result)

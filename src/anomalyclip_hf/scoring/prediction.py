@@ -1,31 +1,103 @@
-"""Predicting: a JSON line and a heat map for each image of files, folders and data sets, unreadable ones reported."""
+"""Predicting: a record and a heat map for each image of files, folders and data sets, unreadable ones reported."""
 
 from __future__ import annotations
 
-import json
+import itertools
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
 from ..configuration_anomalyclip import check_fields
-from ..data.files import MAP_FORMATS, atomic_path, json_line, remove_leftovers, save_map
+from ..data.files import MAP_FORMATS
 from ..pipeline_anomalyclip import read_image
-from .engine import FullDisk, explain, score_images
-from .inputs import LEGEND, check_apart, find_images, relative_names, unique_name
-from .pictures import draw_legend, overlay, resize_map
+from ..regions_anomalyclip import read_roi
+from .engine import Record, own_share, score_images
+from .inputs import check_apart, find_images, relative_names, unique_name
+from .pictures import resize_map
+from .rows import PipelinePreparer, digest_model, score_prepared
+from .writing import (
+    PREDICTIONS,
+    SETTINGS,
+    SKIPPED,
+    TABLES,
+    RecordWriter,
+    begin_run,
+    end_run,
+    read_done,
+    read_records,
+)
 
 if TYPE_CHECKING:
     import datasets
+    from accelerate import Accelerator, PartialState
 
-PREDICTIONS, SKIPPED = "predictions.jsonl", "skipped.jsonl"
+THRESHOLDS = ("image_threshold", "pixel_threshold")
 MAP_SIDE = 4096  # pixels: longer sides of maps and overlays are reduced to it
+EXAMPLES = 20  # skipped inputs that a summary names
+OVERLAYS = ("all", "anomalous", "none")
+FORMATS = ("jsonl", *TABLES)
+
+
+@dataclass(frozen=True)
+class PredictionSettings:
+    """How images are predicted.
+
+    Args:
+        batch_size: images per forward, 1 or more.
+        num_workers: processes that decode and resize images, and threads that draw; with 0 this one does all.
+        overlays: which heat maps are drawn: "all", "none", or "anomalous" for those of images above the threshold.
+        save_maps: None, "png16" (65535 is 1.0; "png" is the same) or "npy" (float32), at the image's own size.
+        masks: write masks, 0 and 255, at the image's own size.
+        formats: "jsonl", which is always written, "parquet" and "csv".
+        vmin, vmax: map values that get the first and the last color.
+        alpha: how much the map covers the image, in [0, 1].
+        resume: go on with the run in the output folder; what was skipped there is tried again.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: a field out of its range.
+    """
+
+    batch_size: int = 1
+    num_workers: int = 0
+    overlays: str = "all"
+    save_maps: str | None = None
+    masks: bool = False
+    formats: Sequence[str] = ("jsonl",)
+    vmin: float = 0.0
+    vmax: float = 1.0
+    alpha: float = 0.5
+    resume: bool = False
+    progress: bool = True
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size}, expected 1 or more")
+        if self.num_workers < 0:
+            raise ValueError(f"num_workers={self.num_workers}, expected 0 or more")
+        if self.save_maps is not None and self.save_maps not in MAP_FORMATS:
+            raise ValueError(f"save_maps={self.save_maps!r}, expected one of {', '.join(MAP_FORMATS)}")
+        if self.overlays not in OVERLAYS:
+            raise ValueError(f"overlays={self.overlays!r}, expected one of {', '.join(OVERLAYS)}")
+        if unknown := [one for one in self.formats if one not in FORMATS]:
+            raise ValueError(f"formats={unknown[0]!r}, expected some of {', '.join(FORMATS)}")
+        if not (self.vmin < self.vmax and math.isfinite(self.vmin) and math.isfinite(self.vmax)):
+            raise ValueError(f"vmin={self.vmin}, vmax={self.vmax}, expected finite values, vmin < vmax")
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha={self.alpha}, expected a share in [0, 1]")
+
+    def facts(self) -> dict[str, Any]:
+        """What of it decides the records and their files."""
+        others = ("batch_size", "num_workers", "formats", "resume", "progress")
+        return {key: value for key, value in asdict(self).items() if key not in others}
 
 
 @dataclass
@@ -35,13 +107,15 @@ class PredictionSummary:
     Args:
         output (`Path`): the output folder.
         num_scored (`int`): lines of predictions.jsonl.
-        skipped (`list[dict]`): `path` and `error` of each input that could not be used.
+        num_skipped (`int`): inputs that could not be used.
+        skipped (`list[dict]`): `path` and `error` of the first `EXAMPLES` of them; skipped.jsonl has all.
         left_out (`list[Path]`): masks in the folders given, which are no photographs.
         unused (`dict[str, list[Path]]`): other files and folders in them that are set aside, by reason.
     """
 
     output: Path
     num_scored: int = 0
+    num_skipped: int = 0
     skipped: list[dict[str, str]] = field(default_factory=list)
     left_out: list[Path] = field(default_factory=list)
     unused: dict[str, list[Path]] = field(default_factory=dict)
@@ -53,249 +127,272 @@ class PredictionSummary:
 
     def read(self) -> Iterator[dict[str, Any]]:
         """The lines of predictions.jsonl, one by one."""
-        if self.num_scored:
-            with open(self.output / PREDICTIONS, encoding="utf-8") as file:
-                yield from map(json.loads, file)
+        return read_records(self.output) if self.num_scored else iter(())
 
     @property
     def exit_status(self) -> int:
         """0 = everything was scored, 1 = something was skipped, 2 = nothing was scored."""
-        return 2 if not self.num_scored else 1 if self.skipped else 0
+        return 2 if not self.num_scored else 1 if self.num_skipped else 0
 
 
 def predict_files(
     inputs: Iterable[str | os.PathLike],
     output_dir: str | os.PathLike,
     detector: Callable[..., Any],
-    batch_size: int = 1,
-    threshold: float | None = None,
-    save_maps: str | None = None,
-    vmin: float = 0.0,
-    vmax: float = 1.0,
-    alpha: float = 0.5,
-    progress: bool = True,
-    num_workers: int = 0,
-    **options: Any,
+    *,
+    accelerator: Accelerator | PartialState | None = None,
+    **settings: Any,
 ) -> PredictionSummary:
-    """Score images and write `predictions.jsonl`, heat maps in `overlays/` and, if asked, raw maps in `maps/`.
+    """Score images and write `predictions.jsonl`, heat maps in `overlays/`, and, if asked, `maps/` and
+    `predicted_masks/`.
 
-    Every file appears complete or not at all. A record is appended when the files of its image are in place, so an
-    interrupted run keeps what it did; results of an earlier run in the same folder are replaced. What fails for one
-    image (reading, scoring, drawing, writing) is noted in `skipped.jsonl`, and the rest goes on. Maps and overlays of
-    images with a side of more than `MAP_SIDE` pixels are reduced to that; their records give `map_size`, (height,
-    width). With a `resize` other than square, maps keep the image's size (4 bytes a pixel), and overlays alone are
-    reduced.
-    All heat maps of a run have one color scale, shown in `legend.png`.
+    Every file appears complete or not at all. Records are put on disk every few seconds, each after the files of its
+    image, in files `predictions-*.jsonl` that are merged at the end: an interrupted run keeps what it did, and
+    `resume=True` goes on with it; otherwise results of an earlier run in the same folder are replaced. What fails for
+    one image (reading, scoring, drawing, writing) is noted in `skipped.jsonl`, and the rest goes on. Memory does not
+    grow with the number of images but for their paths. Overlays of images with a side of more than `MAP_SIDE` pixels
+    are reduced to that; with `resize="square"` their maps and masks are too, and their records give `map_size`,
+    (height, width). All heat maps of a run have one color scale, shown in `legend.png`.
 
     Args:
         inputs: files and folders.
         output_dir (`str` or `os.PathLike`): made if absent.
-        detector ([`ZeroShotAnomalyDetectionPipeline`]): what scores a list of PIL images.
-        batch_size (`int`, 1 or more).
-        threshold (`float` in [0, 1], *optional*): score from which the label is "anomalous"; the model's if absent.
-        save_maps (`str`, *optional*): `"npy"` (float32) or `"png"` (16 bit, 65535 = 1), at the image's own size.
-        vmin, vmax (`float`): map values that get the first and the last color.
-        alpha (`float` in [0, 1]): how much the map covers the image.
-        progress (`bool`): show a progress bar.
-        num_workers (`int`): processes that decode images; 0 decodes in this one.
-        **options: of a call of the detector, such as `pixel_threshold`, `min_area`, `roi` and `resize`.
+        detector ([`ZeroShotAnomalyDetectionPipeline`]): or what is called as it is with a list of PIL images.
+        accelerator (`Accelerator` or `PartialState`, *optional*): shares the work between its processes, which need a
+            common disk and all get the summary.
+        **settings: fields of [`PredictionSettings`], and options of the detector's call, such as `image_threshold` (or
+            `threshold`), `pixel_threshold` and `sigma`.
 
     Raises:
-        ValueError: if an argument is out of range, or an input lies in the output folder.
+        TypeError: an unknown option.
+        ValueError: if an argument is out of range, an input lies in the output folder, or the run to go on with had
+            other settings.
         OSError: if the records can't be written, or `FullDisk` sees a full disk.
     """
+    inputs = list(inputs)
     found = find_images(inputs, output_dir)
-    summary = PredictionSummary(Path(output_dir), 0, found.skipped, found.left_out, found.unused)
     images = [(str(path), name) for path, name in found.files]
-    settings: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "progress": progress}
-    settings |= {"threshold": threshold, "save_maps": save_maps, "vmin": vmin, "vmax": vmax, "alpha": alpha}
-    settings |= options
-    return _predict(images, [path for path, _ in found.files], detector, summary, **settings)
+    run = _Run(detector, Path(output_dir), settings, accelerator, {"inputs": [str(one) for one in inputs]})
+    summary = run.score([path for path, _ in images], images, found.skipped)
+    summary.left_out, summary.unused = found.left_out, found.unused
+    return summary
 
 
 def predict_dataset(
-    dataset: datasets.Dataset, output_dir: str | os.PathLike, detector: Callable[..., Any], **settings: Any
+    dataset: datasets.Dataset | datasets.IterableDataset,
+    output_dir: str | os.PathLike,
+    detector: Callable[..., Any],
+    *,
+    accelerator: Accelerator | PartialState | None = None,
+    **settings: Any,
 ) -> PredictionSummary:
     """Score the images of a data set, as [`predict_files`] does those of folders.
 
     Args:
-        dataset (`datasets.Dataset`): from `load_anomaly_dataset`; its masks are not read.
-        output_dir, detector, **settings: as in [`predict_files`].
+        dataset (`datasets.Dataset` or `datasets.IterableDataset`): from `load_anomaly_dataset`; its masks are not
+            read. Of a stream, each process reads all rows and decodes its own.
+        output_dir, detector, accelerator, **settings: as in [`predict_files`].
 
     Raises:
         ValueError: if an argument is out of range, or an image lies in the output folder.
     """
+    run = _Run(detector, Path(output_dir), settings, accelerator, {})
+    rows = dataset.select_columns(["image", "path"])
+    if not hasattr(dataset, "__len__"):
+        import datasets
+
+        return run.score(rows.cast_column("image", datasets.Image(decode=False)), None)
     taken: set[str] = set()
     paths = [str(path) for path in dataset["path"]]
     check_apart([Path(path) for path in paths if os.path.exists(path)], output_dir)
     images = [(path, unique_name(name, taken)) for path, name in zip(paths, relative_names(paths), strict=True)]
-    rows = dataset.select_columns(["image"])
-    return _predict(images, rows, detector, PredictionSummary(Path(output_dir)), **settings)
+    return run.score(rows, images)
 
 
-def _predict(
-    images: Sequence[tuple[str, str]],
-    source: Any,
-    detector: Callable[..., Any],
-    summary: PredictionSummary,
-    *,
-    batch_size: int = 1,
-    num_workers: int = 0,
-    threshold: float | None = None,
-    save_maps: str | None = None,
-    vmin: float = 0.0,
-    vmax: float = 1.0,
-    alpha: float = 0.5,
-    progress: bool = True,
-    **options: Any,
-) -> PredictionSummary:
-    """Score the rows of a source, whose paths and names for results are `images`."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}, expected 1 or more")
-    check_fields({"image_threshold": threshold})
-    if save_maps is not None and save_maps not in MAP_FORMATS:
-        raise ValueError(f"save_maps={save_maps!r}, expected one of {MAP_FORMATS}")
-    if not (vmin < vmax and math.isfinite(vmin) and math.isfinite(vmax)):
-        raise ValueError(f"vmin={vmin}, vmax={vmax}, expected finite values, vmin < vmax")
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha={alpha}, expected a share in [0, 1]")
-    settings = {**options, "image_threshold": threshold} if threshold is not None else options
-    processor = getattr(detector, "image_processor", None)
-    is_square = options.get("resize", getattr(processor, "resize", "square")) == "square"
+class _Run:
+    """One prediction: its settings, and what each of its processes does."""
 
-    def score(pictures: list[_Picture]) -> list[dict[str, Any]]:
-        return detector([picture.scored for picture in pictures], batch_size=len(pictures), **settings)
+    def __init__(
+        self,
+        detector: Any,
+        output: Path,
+        settings: Mapping[str, Any],
+        accelerator: Accelerator | PartialState | None,
+        facts: Mapping[str, Any],
+    ):
+        known = {one.name for one in fields(PredictionSettings)}
+        self.settings = PredictionSettings(**{key: value for key, value in settings.items() if key in known})
+        # Options of the detector's call, all of them: they are passed on as they are.
+        options = {key: value for key, value in settings.items() if key not in known and value is not None}
+        if "threshold" in options:
+            options["image_threshold"] = options.pop("threshold")
+        if "roi" in options:
+            options["roi"] = read_roi(options["roi"])
+        self.options = options
+        self.detector, self.output, self.accelerator = detector, output, accelerator
+        self.process = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
+        model = getattr(detector, "model", None)
+        profile = getattr(model, "profile", None)
+        of_profile = {} if profile is None else profile.options
+        stored = {name: getattr(getattr(model, "config", None), name, None) for name in THRESHOLDS}
+        thresholds = {name: value for name, value in {**stored, **of_profile, **options}.items() if name in stored}
+        check_fields(thresholds)
+        if self.settings.overlays == "anomalous" and thresholds["image_threshold"] is None:
+            raise ValueError("overlays='anomalous' but the model has no threshold: give image_threshold=...")
+        if self.settings.masks and thresholds["pixel_threshold"] is None:
+            raise ValueError("masks=True but the model has no threshold of pixels: give pixel_threshold=...")
+        # A pipeline's images are prepared in the workers; another detector is called with images.
+        self.prepare = PipelinePreparer(detector, **options) if hasattr(detector, "preprocess") else None
+        self.facts = {**facts, **self.settings.facts(), **of_profile, **options, **thresholds}
 
-    prepare = partial(_prepare, processor=processor, is_square=is_square)
-    writer = _Writer(summary, save_maps, (vmin, vmax, alpha))
-    records = score_images(source, prepare, score, batch_size=batch_size, num_workers=num_workers)
-    for record in tqdm(records, total=len(images), unit="image", disable=not progress):
-        path, name = images[record.index]
-        if record.error is None:
-            writer.write(path, name, record.item, record.result)
+    def score(
+        self, source: Any, images: Sequence[tuple[str, str]] | None, skipped: Sequence[Mapping[str, str]] = ()
+    ) -> PredictionSummary:
+        """Score the rows of a source.
+
+        Args:
+            source: files, rows of a data set, or a stream of them.
+            images: path, and name for results, of each; None for a stream.
+            skipped: `path` and `error` of what is known not to be usable.
+        """
+        made = not self.output.exists()
+        if made and images is not None and not images:
+            return PredictionSummary(self.output, 0, len(skipped), [dict(one) for one in skipped[:EXAMPLES]])
+        if self.process[0] == 0:
+            self.facts["model"] = self._describe_model()
+            begin_run(self.output, self.facts, images, self.settings.resume)
+        self._wait()
+        writer = RecordWriter(self.output, self.settings, self.process[0])
+        try:
+            for one in skipped if self.process[0] == 0 else ():
+                writer.skip(-1, one["path"], one["error"])
+            for record in self._records(source, images):
+                self._write(writer, record, images)
+        finally:
+            writer.close()
+        self._wait()
+        if self.process[0] == 0:
+            end_run(self.output, [one for one in self.settings.formats if one in TABLES])
+        self._wait()
+        summary = self._summarize()
+        if made and not summary.num_scored and summary.num_skipped <= EXAMPLES and self.process[1] == 1:
+            for name in (SETTINGS, SKIPPED):  # a folder is not kept for inputs of which none can be scored
+                (self.output / name).unlink(missing_ok=True)
+            if not any(self.output.iterdir()):
+                self.output.rmdir()
+        return summary
+
+    def _records(self, source: Any, images: Sequence[tuple[str, str]] | None) -> Iterator[Record]:
+        """Score this process's share of what has no record yet."""
+        done = read_done(self.output) if self.settings.resume else set()
+        batch_size, (process, num_processes) = self.settings.batch_size, self.process
+        share: dict[str, Any] = {}
+        if images is None:
+            share["wanted"] = partial(_is_wanted, done, batch_size, process, num_processes)
         else:
-            writer.skip(path, record.error)
-    return summary
+            remaining = [index for index in range(len(images)) if index not in done]
+            share["indices"] = own_share(remaining, batch_size, process, num_processes)
+        records = score_images(
+            source,
+            partial(_prepare, prepare=self.prepare, keep_image=self.settings.overlays != "none", side=MAP_SIDE),
+            self._score,
+            batch_size=batch_size,
+            num_workers=self.settings.num_workers,
+            pin_memory=getattr(getattr(self.detector, "device", None), "type", "cpu") == "cuda",
+            **share,
+        )
+        total = None if images is None else len(images)
+        with tqdm(total=total, unit="image", disable=not (self.settings.progress and process == 0)) as bar:
+            bar.update(len(done))
+            for record in records:
+                yield record
+                bar.update(num_processes if total is None else min(num_processes, total - bar.n))
+
+    def _score(self, pictures: list[_Picture]) -> list[dict[str, Any]]:
+        inputs = [picture.inputs for picture in pictures]
+        if self.prepare is not None:
+            sizes = [picture.image_size[::-1] for picture in pictures]
+            return score_prepared(self.detector, inputs, sizes, **self.options)
+        return self.detector(inputs, batch_size=len(inputs), **self.options)
+
+    def _write(self, writer: RecordWriter, record: Record, images: Sequence[tuple[str, str]] | None) -> None:
+        if images is None:
+            path = str(record.path or f"{record.index:06d}")
+            name = unique_name(f"{record.index:06d}_{Path(relative_names([path])[0]).name}", set())
+        else:
+            path, name = images[record.index]
+        if record.error is not None:
+            writer.skip(record.index, path, record.error)
+            return
+        picture, result = record.item, record.result
+        if picture.size != picture.image_size and self.prepare is None:  # it may have been scored at any size
+            result = {**result, "anomaly_map": resize_map(result["anomaly_map"], picture.size)}
+        writer.write(record.index, path, name, result, picture.image, picture.image_size)
+
+    def _summarize(self) -> PredictionSummary:
+        summary = PredictionSummary(self.output)
+        if (self.output / PREDICTIONS).is_file():
+            summary.num_scored = sum(1 for _ in read_records(self.output))
+        if (self.output / SKIPPED).is_file():
+            entries = read_records(self.output, SKIPPED)
+            summary.skipped = list(itertools.islice(entries, EXAMPLES))
+            summary.num_skipped = len(summary.skipped) + sum(1 for _ in entries)
+        return summary
+
+    def _describe_model(self) -> str:
+        model = getattr(self.detector, "model", None)
+        if not isinstance(model, torch.nn.Module):
+            return type(self.detector).__name__
+        return f"{model.name_or_path} {digest_model(model, self.detector.image_processor)[:16]}"
+
+    def _wait(self) -> None:
+        if self.accelerator is not None:
+            self.accelerator.wait_for_everyone()
 
 
 class _Picture(NamedTuple):
-    """An image as it is scored and as it is drawn: the same but for very large ones."""
+    """An image as it is scored and as it is drawn.
 
-    scored: Image.Image
-    shown: Image.Image
-    is_reduced: bool
+    Args:
+        inputs: what the detector scores: tensors, or the image itself.
+        image_size: (width, height) in pixels.
+        size: (width, height) of its map: the image's own, but for very large ones that are made square.
+        image: to draw on, of at most `MAP_SIDE` pixels; None where nothing is drawn.
+    """
+
+    inputs: Any
+    image_size: tuple[int, int]
     size: tuple[int, int]
+    image: Image.Image | None
 
 
-class _Writer:
-    """Writes results and records as they come: the record of an image last, when its files are in place."""
-
-    def __init__(self, summary: PredictionSummary, save_maps: str | None, look: tuple[float, float, float]):
-        self.summary, self.save_maps, self.look = summary, save_maps, look
-        self.output = summary.output
-        self.is_open = False
-        self.full_disk = FullDisk()
-        if self.output.is_dir():  # a folder is not made for inputs of which none can be scored
-            self._open()
-
-    def write(self, path: str, name: str, picture: _Picture, result: dict[str, Any]) -> None:
-        """Draw and write one image; a fault of this image alone is noted in its place.
-
-        Raises:
-            OSError: the records can't be written, or images before met a full disk too.
-        """
-        record = {"path": path, "score": result["score"], "width": picture.size[0], "height": picture.size[1]}
-        if "label" in result:
-            record["label"] = result["label"]
-        if "regions" in result and not picture.is_reduced:
-            record["regions"] = result["regions"]
-        record["overlay"] = f"overlays/{name}.png"
-        if self.save_maps is not None:
-            record["map"] = f"maps/{name}.{self.save_maps}"
-        if not self.is_open:
-            self._open()
-        try:
-            anomaly_map = result["anomaly_map"]
-            if picture.is_reduced:
-                anomaly_map = resize_map(anomaly_map, picture.shown.size)
-                record["map_size"] = list(anomaly_map.shape)
-            drawn = overlay(picture.shown, anomaly_map, *self.look)
-            if self.save_maps is not None:
-                save_map(anomaly_map, self.output / record["map"])
-            with atomic_path(self.output / record["overlay"]) as temporary:
-                drawn.save(temporary)
-            if not self.summary.num_scored:
-                with atomic_path(self.output / LEGEND) as temporary:
-                    draw_legend(*self.look[:2]).save(temporary)
-        except Exception as error:
-            for key in ("overlay", "map"):
-                if key in record:
-                    (self.output / record[key]).unlink(missing_ok=True)
-            self.skip(path, explain(error))
-            self.full_disk.note(error)
-            return
-        self.full_disk.clear()
-        self._append(PREDICTIONS, record)
-        self.summary.num_scored += 1
-
-    def skip(self, path: str, error: str) -> None:
-        """Note an input that can't be used, and why."""
-        entry = {"path": path, "error": error}
-        self.summary.skipped.append(entry)
-        if self.is_open:
-            self._append(SKIPPED, entry)
-
-    def _open(self) -> None:
-        self.output.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(self.output, "overlays", "maps")
-        _remove_pictures(self.output)
-        for name in (PREDICTIONS, SKIPPED):  # of an earlier run
-            (self.output / name).unlink(missing_ok=True)
-        self.is_open = True
-        for entry in self.summary.skipped:
-            self._append(SKIPPED, entry)
-
-    def _append(self, name: str, record: dict[str, Any]) -> None:
-        with open(self.output / name, "a", encoding="utf-8") as file:
-            file.write(json_line(record))
-
-
-def _remove_pictures(output: Path) -> None:
-    """Remove the overlays and maps that the records of an earlier run name, which would have no record any more."""
-    try:
-        lines = (output / PREDICTIONS).read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError):
-        return
-    for line in lines:
-        try:
-            record = json.loads(line)
-            names = [str(record[key]) for key in ("overlay", "map") if key in record]
-        except (ValueError, TypeError):  # cut off, or no record
-            continue
-        for name in names:
-            parts = name.split("/")
-            if parts[0] in ("overlays", "maps") and ".." not in parts and (output / name).is_file():
-                (output / name).unlink()
-
-
-def _prepare(row: Any, processor: Any, is_square: bool = True) -> _Picture:
+def _prepare(row: Any, prepare: PipelinePreparer | None, keep_image: bool, side: int) -> _Picture:
     """Read a file, or a row of a data set, and reduce a very large image, so that memory is bounded.
 
     The score stays what it is: the model gets the image at its input size, by the processor's own filter. The map is
-    drawn on a copy whose longer side has `MAP_SIDE` pixels. Where it makes no squares, the image is scored as it is.
+    drawn on a copy whose longer side has `side` pixels.
     """
-    if isinstance(row, Path) and row.exists() and not row.is_file():  # opening a pipe would wait for ever
+    if isinstance(row, str) and os.path.exists(row) and not os.path.isfile(row):  # opening a pipe would wait for ever
         raise ValueError("it is no regular file")
-    image = read_image(row if isinstance(row, Path) else row["image"])
-    if max(image.size) <= MAP_SIDE:
-        return _Picture(image, image, False, image.size)
-    own, scale = image.size, MAP_SIDE / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    image = image if image.mode == "RGB" else image.convert("RGB")
-    shown = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
-    if not is_square:
-        return _Picture(image, shown, False)
-    if processor is None or not processor.do_resize:
-        return _Picture(shown, shown, True, own)
-    side = processor.size
-    return _Picture(image.resize((side["width"], side["height"]), processor.resample), shown, True, own)
+    reading = {} if prepare is None else prepare.reading
+    image = read_image(Path(row) if isinstance(row, str) else row["image"], **reading)
+    shown = image
+    if max(image.size) > side:
+        scale = side / max(image.size)
+        image = image if image.mode == "RGB" else image.convert("RGB")
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        shown = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+    size = shown.size
+    inputs: Any = shown
+    if prepare is not None:
+        inputs = prepare(image)
+        if prepare.keeps_size:
+            size = image.size
+        else:
+            inputs["target_size"] = torch.tensor([size[::-1]])
+    return _Picture(inputs, image.size, size, shown if keep_image else None)
+
+
+def _is_wanted(done: set[int], batch_size: int, process: int, num_processes: int, index: int) -> bool:
+    """Whether a process scores a row of a stream: processes share whole batches, as in `own_share`."""
+    return index not in done and index // batch_size % num_processes == process

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,10 +13,13 @@ import torch
 from PIL import Image
 
 from ..data.images import fit_mask
+from ..pipeline_anomalyclip import PRE_OPTIONS, READING, RESIZING, prepare_image
+from ..prompts_anomalyclip import backbone_fingerprint
 from ..tiling_anomalyclip import ImageTiles, score_views
 
 if TYPE_CHECKING:
     from .. import AnomalyCLIPModel, AnomalyCLIPProcessor
+    from ..pipeline_anomalyclip import ZeroShotAnomalyDetectionPipeline
 
 
 class PreparedRow(NamedTuple):
@@ -88,10 +93,79 @@ def score_rows(
     Maps have the model's input size, or the image's own where it isn't resized to a square (see `score_views`).
     """
     if processor.resize == "square":
-        pixel_values = torch.stack([row.pixel_values for row in rows]).to(model.device)
+        pixel_values = torch.stack([row.pixel_values.to(model.device, non_blocking=True) for row in rows])
         found = processor.post_process_anomaly_detection(model(pixel_values, return_dict=True), sigma=sigma)
     else:
         views = [(row.pixel_values.to(model.device), row.size, row.tiles) for row in rows]
         outputs = score_views(partial(model.__call__, return_dict=True), processor, views, sigma)
         found = [processor.post_process_anomaly_detection(output, sigma=0)[0] for output in outputs]
     return [(one["score"], one["anomaly_map"].float().cpu().numpy()) for one in found]
+
+
+class PipelinePreparer:
+    """The first step of a pipeline without its model, for worker processes.
+
+    Args:
+        detector: the pipeline; options of its model's profile are used.
+        **options: of a call; an unknown one, or one out of its range, is refused as there.
+    """
+
+    def __init__(self, detector: ZeroShotAnomalyDetectionPipeline, **options: Any):
+        self.processor, self.dtype = detector.image_processor, detector.dtype
+        given = {**detector.settings_of_profile(PRE_OPTIONS), **detector._preprocess_params}
+        given |= detector._sanitize_parameters(**options)[0]
+        self.reading = {name: given.pop(name) for name in READING if name in given}
+        self.resizing = {name: given[name] for name in RESIZING if name in given}
+        self.resizing["patch_size"] = detector.model.config.vision_config.patch_size
+
+    @property
+    def keeps_size(self) -> bool:
+        """Whether maps have their image's size, whatever is asked for."""
+        return self.resizing.get("resize", self.processor.resize) != "square"
+
+    def __call__(self, image: Image.Image) -> dict[str, Any]:
+        return prepare_image(image, self.processor, self.dtype, **self.resizing)
+
+
+def score_prepared(
+    detector: ZeroShotAnomalyDetectionPipeline,
+    prepared: Sequence[Mapping[str, Any]],
+    image_sizes: Sequence[tuple[int, int]],
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """Results of one batch of images, as a call of the pipeline gives them.
+
+    Args:
+        detector: the pipeline.
+        prepared: what a [`PipelinePreparer`] returned for each; `target_size` `(1, 2)`, (height, width) in pixels, is
+            the size of the image's map and may be another than its own.
+        image_sizes: (height, width) of each image in pixels, which regions are measured in.
+        **options: of a call, the same as for the preparer.
+    """
+    _, during, after = detector._sanitize_parameters(**options)
+    after = {**detector._postprocess_params, **after}
+    if "view" in prepared[0]:
+        batch: dict[str, Any] = {"view": [one["view"] for one in prepared]}
+    else:  # moved one by one: what is pinned need not be waited for
+        batch = {
+            key: torch.cat([one[key].to(detector.device, non_blocking=True) for one in prepared])
+            for key in prepared[0]
+        }
+    outputs = detector.forward(batch, **{**detector._forward_params, **during})
+    rows = ({key: value[i][None] for key, value in outputs.items()} for i in range(len(prepared)))
+    return [
+        detector.postprocess(row, image_sizes=[size], **after) for row, size in zip(rows, image_sizes, strict=True)
+    ]
+
+
+def digest_model(model: Any, processor: AnomalyCLIPProcessor) -> str:
+    """Hexadecimal digest of all in a model and its processor that decides scores and maps, unlike thresholds."""
+    ignored = ("_name_or_path", "transformers_version", "image_threshold", "pixel_threshold")
+    config = {key: value for key, value in model.config.to_dict().items() if key not in ignored}
+    facts = [config, processor.to_dict(), str(model.dtype)]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+    fingerprint = backbone_fingerprint(model)
+    learned = [] if model.config.vision_only else [p.detach() for p in model.prompt_learner.parameters()]
+    for tensor in [*learned, *([] if fingerprint is None else [fingerprint])]:
+        digest.update(tensor.cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -119,6 +119,7 @@ def calibrate(
         batch_size=batch_size,
         num_workers=num_workers,
         indices=chosen,
+        pin_memory=model.device.type == "cuda",
     )
     for record in tqdm(records, total=len(chosen), desc="calibration", unit="image", disable=not show_progress):
         if record.error is not None:
