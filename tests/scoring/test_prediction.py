@@ -213,7 +213,7 @@ def test_masks_and_overlays_need_their_thresholds(tiny_checkpoint, tmp_path, mak
     (record,) = summary.predictions
     assert set(record) == {"path", "score", "mask"}
     mask = Image.open(tmp_path / "out" / record["mask"])
-    assert mask.size == (60, 40)
+    assert mask.size == (60, 40) and mask.mode == "L"
     np.testing.assert_array_equal(np.asarray(mask) > 0, expected["anomaly_map"] >= level)
 
 

@@ -157,7 +157,7 @@ class RecordWriter:
             save_map(result["anomaly_map"], self.output / record["map"])
         if "mask" in record:
             with atomic_path(self.output / record["mask"]) as temporary:
-                Image.fromarray(result["mask"]).save(temporary)
+                Image.fromarray(result["mask"]).convert("L").save(temporary)  # 0 and 255 for every reader
         if "overlay" in record and image is not None:
             look = (self.settings.vmin, self.settings.vmax)
             anomaly_map = result["anomaly_map"]
