@@ -12,7 +12,12 @@ from setuptools import Distribution
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "anomalyclip_hf"
 # Modules under other names than their distributions', and those that datasets and huggingface_hub bring with them.
-MODULES = {"pillow": {"PIL"}, "datasets": {"datasets", "pyarrow"}, "huggingface_hub": {"huggingface_hub", "yaml"}}
+MODULES = {
+    "pillow": {"PIL"},
+    "datasets": {"datasets", "pyarrow"},
+    "huggingface_hub": {"huggingface_hub", "yaml"},
+    "scikit-image": {"skimage", "tifffile"},
+}
 
 
 @pytest.fixture
@@ -55,7 +60,9 @@ def test_the_package_imports_itself_and_what_it_declares(distribution):
 
 # Rooms of the package, lowest first: an import goes down, never up or to the side.
 FLOORS = [
-    {"_lazy", "assets", "configuration_anomalyclip", "loss_anomalyclip", "images_anomalyclip"},
+    {"_lazy", "assets", "configuration_anomalyclip", "loss_anomalyclip", "pixels_anomalyclip"},
+    {"dicom_anomalyclip"},
+    {"images_anomalyclip"},
     {"image_processing_anomalyclip"},
     {"prompts_anomalyclip", "processing_anomalyclip"},
     {"modeling_anomalyclip"},

@@ -3,7 +3,7 @@
 import os
 import threading
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from numbers import Real
 from types import GeneratorType
 from typing import Any
@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from .configuration_anomalyclip import check_fields
 from .image_processing_anomalyclip import AnomalyCLIPImageProcessor
-from .images_anomalyclip import ImageReadError, load_image, unreadable
+from .images_anomalyclip import ImageReadError, Window, check_channels, check_window, load_image, unreadable
 
 logger = logging.get_logger(__name__)
 DOWNLOAD_TIMEOUT = 30.0
@@ -43,6 +43,9 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         batch_size (`int`, defaults to 1).
         sigma (`float`, pixels at the model's input size, *optional*): smoothing; the processor's own if absent.
         image_threshold, pixel_threshold (`float` in [0, 1], *optional*): those of the model's config if absent.
+        window (`"percentile"` or `(low, high)`, *optional*): the 1st and 99th percentile of each image, which makes
+            scores less comparable, or the stored values that become black and white; by bit depth if absent.
+        channels (three `int` from 0, *optional*): those to take of images that have neither 1, 3 nor 4 channels.
         timeout (`float`, seconds, defaults to 30): for a URL, from the request to the last byte.
         max_bytes (`int`, defaults to 100 million): largest file that a URL may lead to.
 
@@ -95,24 +98,32 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
     def _sanitize_parameters(
         self, sigma=None, image_threshold=None, pixel_threshold=None, timeout=None, max_bytes=None, **kwargs
     ) -> tuple[dict, dict, dict]:
+        pre = {"timeout": timeout, "max_bytes": max_bytes}
+        pre |= {"window": check_window(kwargs.pop("window", None))}
+        pre |= {"channels": check_channels(kwargs.pop("channels", None))}
         if kwargs:
             raise TypeError(
-                f"unknown arguments {sorted(kwargs)}; known are sigma, image_threshold, pixel_threshold, timeout, "
-                "max_bytes"
+                f"unknown arguments {sorted(kwargs)}; known are sigma, image_threshold, pixel_threshold, window, "
+                "channels, timeout, max_bytes"
             )
         _check_limits(timeout, max_bytes)
         post = {"sigma": sigma, "image_threshold": image_threshold, "pixel_threshold": pixel_threshold}
         check_fields(post)
         return (
-            {key: value for key, value in (("timeout", timeout), ("max_bytes", max_bytes)) if value is not None},
+            {key: value for key, value in pre.items() if value is not None},
             {},
             {key: value for key, value in post.items() if value is not None},
         )
 
     def preprocess(
-        self, image: Any, timeout: float = DOWNLOAD_TIMEOUT, max_bytes: int = DOWNLOAD_BYTES
+        self,
+        image: Any,
+        timeout: float = DOWNLOAD_TIMEOUT,
+        max_bytes: int = DOWNLOAD_BYTES,
+        window: Window = None,
+        channels: Sequence[int] | None = None,
     ) -> dict[str, Any]:
-        image = read_image(image, timeout, max_bytes)
+        image = read_image(image, timeout, max_bytes, window, channels)
         pixel_values = self.image_processor(image, return_tensors="pt")["pixel_values"]
         return {"pixel_values": pixel_values.to(self.dtype), "target_size": torch.tensor([image.size[::-1]])}
 
@@ -136,7 +147,13 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         return {key: value.cpu().numpy() if torch.is_tensor(value) else value for key, value in result.items()}
 
 
-def read_image(image: Any, timeout: float | None = DOWNLOAD_TIMEOUT, max_bytes: int = DOWNLOAD_BYTES) -> Image.Image:
+def read_image(
+    image: Any,
+    timeout: float | None = DOWNLOAD_TIMEOUT,
+    max_bytes: int = DOWNLOAD_BYTES,
+    window: Window = None,
+    channels: Sequence[int] | None = None,
+) -> Image.Image:
     """Read an image of any kind as an upright 8-bit PIL image.
 
     Args:
@@ -144,6 +161,8 @@ def read_image(image: Any, timeout: float | None = DOWNLOAD_TIMEOUT, max_bytes: 
             `torch.Tensor`): a `str` is a path, an address (`http://`, `https://`) or a `data:` URL.
         timeout (`float`, seconds, defaults to 30): for an address, from the request to the last byte.
         max_bytes (`int`, defaults to 100 million): largest file that an address may lead to.
+        window, channels (*optional*): as of `images_anomalyclip.load_image`; a window is applied once, however often an
+            image is read.
 
     Raises:
         ImageReadError: (a `ValueError`) if it is missing, empty, too large, too slow or no image; names it.
@@ -157,8 +176,8 @@ def read_image(image: Any, timeout: float | None = DOWNLOAD_TIMEOUT, max_bytes: 
             content = _fetch(image, timeout, max_bytes)
         except Exception as error:  # of the address, the network, the server's answer
             raise unreadable(image, error) from error
-        return load_image({"bytes": content, "path": image})
-    return load_image(image)
+        return load_image({"bytes": content, "path": image}, window, channels)
+    return load_image(image, window, channels)
 
 
 def _check_limits(timeout: float | None, max_bytes: int | None) -> None:

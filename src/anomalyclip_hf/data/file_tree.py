@@ -16,6 +16,7 @@ from .files import SHEET_NOTE, one_line
 IMAGE_SUFFIXES = (
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif"),
     *(".avif", ".avifs", ".pbm", ".pgm", ".ppm", ".pnm", ".pfm", ".jp2", ".j2k", ".jpx"),
+    *(".dcm", ".dicom"),
 )
 # Files that lie beside images and that no one takes for images. All others are counted, so that none vanish silently.
 SIDE_SUFFIXES = (

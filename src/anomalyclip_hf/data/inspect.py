@@ -25,7 +25,6 @@ from .images import (
     open_image,
     orientation_of,
     read_bytes,
-    read_image,
     read_mask,
     states_orientation,
     upright_size,
@@ -36,6 +35,8 @@ from .records import NORMAL_KIND, Index
 
 if TYPE_CHECKING:
     import datasets
+
+    from .features import AnomalyImage
 
 # Every kind of problem there is, in the order of the report.
 PROBLEMS = {
@@ -157,9 +158,11 @@ def inspect_source(
     Raises:
         FileNotFoundError, ValueError: the source is unusable, as in `load_anomaly_dataset`.
     """
+    from .features import read_by
+
     options = make_options(options, **fields)
     found = open_source(source, data_dir, options)
-    parts = select_parts(found, split, options.class_names)
+    parts = {name: read_by(part, options) for name, part in select_parts(found, split, options.class_names).items()}
     name = str(source) if isinstance(source, (str, os.PathLike)) else type(source).__name__
     report = InspectionReport(name, "datasets source")
     if isinstance(found, Index):
@@ -203,27 +206,27 @@ def _examine_all(
 
     from .features import undecoded
 
-    rows, rule = undecoded(dataset), dataset.features["mask"].rule
+    rows, image, rule = undecoded(dataset), dataset.features["image"], dataset.features["mask"].rule
     workers = num_workers or min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool, tqdm(total=len(rows), desc=title, disable=not progress) as bar:
         for start in range(0, len(rows), 256):  # bounded, so that embedded images are not all held at once
             chunk = [rows[index] for index in range(start, min(start + 256, len(rows)))]
-            for row, finding in zip(chunk, pool.map(lambda row: _examine(row, rule), chunk), strict=True):
+            for row, finding in zip(chunk, pool.map(lambda row: _examine(row, image, rule), chunk), strict=True):
                 bar.update()
                 yield row, finding
 
 
-def _examine(row: dict, rule: MaskRule) -> _Finding:
+def _examine(row: dict, image: AnomalyImage, rule: MaskRule) -> _Finding:
     finding, turned, stored = _Finding(), 1, None
     try:
         content = read_bytes(row["image"])
         finding.digest = hashlib.blake2b(content, digest_size=16).hexdigest()
         cell = {"bytes": content, "path": row["image"]["path"]}
-        opened = open_image(cell)
+        opened = open_image(cell, image.window, image.channels)
         finding.mode, turned = opened.mode, orientation_of(opened)
         stored = upright_size(opened)[::-1] if turned >= 5 else opened.size
         finding.depth = bit_depth_of(opened) if is_deep(opened) or "bit_depth" in opened.info else None
-        picture = read_image(cell)
+        picture = image.decode_example(cell)
         finding.size = picture.size
         if _looks_like_mask(picture):
             finding.problems.append(("image_like_mask", ""))
