@@ -20,12 +20,8 @@ from hub_server import TOKEN, LocalHub
 from tiny_models import make_tiny_clip
 
 SOURCE = Path(anomalyclip_hf.__file__).parent
-TRAVELLING = {
-    f"{name}_anomalyclip"
-    for name in (
-        *("configuration", "image_processing", "images", "pixels", "dicom", "loss", "modeling", "pipeline", "prompts"),
-    )
-}
+_NAMES = ("configuration", "dicom", "image_processing", "images", "loss", "modeling", "pipeline", "pixels", "prompts")
+TRAVELLING = {f"{name}_anomalyclip" for name in (*_NAMES, "tiff")}
 OPTIONAL = {"pydicom", "tifffile"}  # imported where they are needed, such that transformers does not ask for them
 MAX_BYTES = 190_000
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .pixels_anomalyclip import ImageReadError, Window, to_uint8
+from .pixels_anomalyclip import WINDOWED, ImageReadError, Window, to_uint8
 
 _PER_FRAME, _SHARED = 0x52009230, 0x52009229  # functional groups of enhanced multi-frame images
 
@@ -69,7 +69,7 @@ def read_dicom(source: Any, page: int = 1, window: Window = None) -> Image.Image
     frames = count_frames(source)
     if not 1 <= page <= frames:
         raise ImageReadError(f"it has {frames} frames, but page {page} is asked for")
-    header = Dataset()
+    header, is_given = Dataset(), window is not None
     try:
         values = pixels.pixel_array(source, ds_out=header, specific_tags=[_PER_FRAME, _SHARED], index=page - 1)
     except AttributeError as error:
@@ -90,7 +90,9 @@ def read_dicom(source: Any, page: int = 1, window: Window = None) -> Image.Image
     gray = to_uint8(values, "it", window)
     image = Image.fromarray(255 - gray if header.PhotometricInterpretation == "MONOCHROME1" else gray)
     image.format = "DICOM"
-    image.info |= {"bit_depth": int(header.BitsStored), "anomalyclip_windowed": True}
+    image.info["bit_depth"] = int(header.BitsStored)
+    if is_given:
+        image.info[WINDOWED] = True
     return image
 
 

@@ -7,7 +7,6 @@ import io
 import logging
 import os
 import re
-import struct
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from PIL import Image
 from .dicom_anomalyclip import count_frames, first_bytes, is_dicom, read_dicom
 from .pixels_anomalyclip import (
     BIT_DEPTHS,
+    WINDOWED,
     ImageReadError,
     Window,
     bit_depth_of,
@@ -30,10 +30,10 @@ from .pixels_anomalyclip import (
     painted,
     painted_channels,
     pixels_of,
-    three_channels,
     to_array,
     to_uint8,
 )
+from .tiff_anomalyclip import TIFF_STARTS, is_beyond_pil, pick_page, plain_tiff, read_tiff, tiff_pages
 
 # No EPS, PDF or the like: whatever the file is called, no other program is started to read it.
 FORMATS = ("PNG", "JPEG", "MPO", "BMP", "GIF", "TIFF", "WEBP", "PPM", "AVIF")
@@ -53,13 +53,7 @@ logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
 warnings.filterwarnings("ignore", "", UserWarning, r"PIL\.(Tiff|Jpeg|Png)ImagePlugin")
 _METADATA_KEYS = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 _METADATA_MARKS = (b"Exif", b"EXIF", b"XMP ", b"MPF\0", b"http://ns.adobe.com/xap/1.0/\0", b"application/rdf+xml")
-# Tags of a TIFF that say where and how its pixels lie.
-_TIFF_PIXELS = {*range(254, 267), 273, 274, *range(277, 280), 284, 292, 293, 317, *range(320, 326), 332, 334}
-_TIFF_PIXELS |= {*range(338, 343), 347, *range(512, 534)}
 _PAGE = re.compile(r"(.+)#page=(\d{1,6})", re.DOTALL)
-_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_SUBFILE_TYPE = 254
-_WINDOWED = "anomalyclip_windowed"  # in the info of an image to which a window was applied, which is done once
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_METADATA = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
 
@@ -92,8 +86,7 @@ def list_pages(path: str | os.PathLike) -> list[str]:
         if is_dicom(path):
             number = count_frames(path)
         elif path.lower().endswith((".tif", ".tiff")):
-            with Image.open(path, formats=("TIFF",)) as image:
-                number = len(_tiff_frames(image))
+            number = len(tiff_pages(path))
         else:
             number = 1
     except Exception:
@@ -132,11 +125,11 @@ def open_image(source: Any, window: Window = None, channels: Sequence[int] | Non
                 stream = io.BytesIO(content)
                 image = _open_page(stream, page)
             except Exception:
-                if first_bytes(stream, 4) not in _TIFF_STARTS:
+                if first_bytes(stream, 4) not in TIFF_STARTS:
                     raise
-                return _read_tiff(stream, page, window, channels, refusal)
-        if image.format == "TIFF" and _is_beyond_pil(image):
-            return _read_tiff(stream, page, window, channels)
+                return read_tiff(stream, page, window, channels, refusal)
+        if image.format == "TIFF" and is_beyond_pil(image):
+            return read_tiff(stream, page, window, channels)
         if _swapped_tiles(image):
             image = _deep_color(image, stream, page, window)
     except Exception as error:  # PIL raises many kinds for broken files
@@ -246,7 +239,7 @@ def to_pil_image(
             image = _deep_color(image, stream, None, window)  # opened by the user, its pixels not read yet
         image = upright(image, name)
         if not is_deep(image):
-            if window is None or _WINDOWED in image.info:
+            if window is None or WINDOWED in image.info:
                 return image
             has_alpha = image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info
             image = image.convert("RGBA" if has_alpha else "L" if image.mode in ("1", "L") else "RGB")
@@ -254,7 +247,7 @@ def to_pil_image(
     image = channels_last(to_array(image, name), name, channels)
     scaled = Image.fromarray(to_uint8(image, name, window))
     if window is not None:
-        scaled.info[_WINDOWED] = True
+        scaled.info[WINDOWED] = True
     return scaled
 
 
@@ -296,70 +289,7 @@ def _open_page(stream: Any, page: int) -> Image.Image:
         stream.seek(0)
     image: Image.Image = Image.open(stream, formats=_formats())
     if page != 1:
-        frames = _tiff_frames(image) if image.format == "TIFF" else [0]
-        if not 1 <= page <= len(frames):
-            raise ImageReadError(f"it has {len(frames)} pages, but page {page} is asked for")
-        image.seek(frames[page - 1])
-    return image
-
-
-def _tiff_frames(image: Any) -> list[int]:
-    """The frames of an opened TIFF that are pages: the first, and others that are no reduced copy and no mask."""
-    frames = [0]
-    for frame in range(1, image.n_frames):
-        image.seek(frame)
-        if not image.tag_v2.get(_SUBFILE_TYPE, 0) & 0b101:
-            frames.append(frame)
-    image.seek(0)
-    return frames
-
-
-def _is_beyond_pil(image: Any) -> bool:
-    """Whether PIL, which opened a TIFF, would read something else: many channels, signed bytes, deep planes."""
-    tags = image.tag_v2
-    bits, kind = tags.get(258, (1,))[0], tags.get(339, (1,))[0]
-    samples = tags.get(277, 1)
-    return (
-        samples > 4
-        or (samples == 2 and image.mode == "L")
-        or (bits == 8 and kind == 2)
-        or (bits > 8 and tags.get(284) == 2)
-    )
-
-
-def _read_tiff(stream: Any, page: int, window: Window, channels: Any, refusal: Exception | None = None) -> Image.Image:
-    """A page of a TIFF by tifffile, where PIL refuses it: in 8 bits, gray that PIL can hold as it is stored."""
-    try:
-        import tifffile
-    except ImportError as error:
-        raise refusal or ImageReadError("such a TIFF is read by tifffile: pip install scikit-image") from error
-    if hasattr(stream, "seek"):
-        stream.seek(0)
-    try:
-        with tifffile.TiffFile(stream) as file:
-            pages: list[Any] = [
-                one for one in file.pages if one.index == 0 or not one.subfiletype & 0b101
-            ]  # as _tiff_frames
-            if page > len(pages):
-                raise ImageReadError(f"it has {len(pages)} pages, but page {page} is asked for")
-            values, planes = pages[page - 1].asarray(), pages[page - 1].axes.startswith("S")
-            tag = pages[page - 1].tags.get(ORIENTATION_TAG)
-    except (ValueError, KeyError, IndexError, tifffile.TiffFileError) as error:
-        raise error if refusal is None or "imagecodecs" in str(error) else refusal from error
-    image = _of_values(np.moveaxis(values, 0, -1) if planes else values, window, channels)
-    if tag is not None and tag.value in UPRIGHT:
-        image.getexif()[ORIENTATION_TAG] = int(tag.value)
-    return image
-
-
-def _of_values(values: np.ndarray, window: Window, channels: Sequence[int] | None = None) -> Image.Image:
-    """Stored values as an image: gray of integers and floats as it is, others in 8 bits."""
-    values = three_channels(values, "it", channels)
-    if values.ndim == 2 and window is None and values.dtype.kind in "uif" and values.dtype != np.uint8:
-        kind = np.float32 if values.dtype.kind == "f" else np.uint16 if values.dtype == np.uint16 else np.int32
-        return Image.fromarray(values.astype(kind))
-    image = Image.fromarray(to_uint8(values, "it", window))
-    image.info |= {"bit_depth": bit_depth_of(values), _WINDOWED: True}
+        image.seek(pick_page(tiff_pages(stream) if image.format == "TIFF" else [0], page))
     return image
 
 
@@ -411,7 +341,9 @@ def _deep_color(image: Image.Image, stream: Any, page: int | None, window: Windo
     if "A" in image.mode:
         deep.putalpha(image.getchannel("A"))
     deep.getexif().update(image.getexif())
-    deep.info |= {"bit_depth": bit_depth_of(values), _WINDOWED: True}
+    deep.info["bit_depth"] = bit_depth_of(values)
+    if window is not None:
+        deep.info[WINDOWED] = True
     return deep
 
 
@@ -448,23 +380,12 @@ def _without_metadata(stream: Any) -> bytes | None:
             end = place + 12 + int.from_bytes(content[place : place + 4], "big")
             changed += b"" if content[place + 4 : place + 8] in _PNG_METADATA else content[place:end]
             place = end
-    elif content[:4] in _TIFF_STARTS[:2]:
-        changed = _plain_tiff(content)
+    elif content[:4] in TIFF_STARTS[:2]:
+        changed = plain_tiff(content)
     else:
         for mark in _METADATA_MARKS:
             changed = changed.replace(mark, b"x" * len(mark))
     return None if changed == content else changed
-
-
-def _plain_tiff(content: bytes) -> bytes:
-    """A TIFF whose first directory says nothing but how its pixels lie: other entries become a byte each."""
-    order, changed = ("<" if content[:2] == b"II" else ">"), bytearray(content)
-    (start,) = struct.unpack_from(f"{order}I", content, 4)
-    (number,) = struct.unpack_from(f"{order}H", content, start)
-    for place in range(start + 2, min(start + 2 + 12 * number, len(content) - 11), 12):
-        if struct.unpack_from(f"{order}H", content, place)[0] not in _TIFF_PIXELS:
-            struct.pack_into(f"{order}HI", changed, place + 2, 1, 1)
-    return bytes(changed)
 
 
 def _reason(error: Exception) -> str:

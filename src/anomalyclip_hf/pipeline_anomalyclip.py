@@ -161,8 +161,8 @@ def read_image(
             `torch.Tensor`): a `str` is a path, an address (`http://`, `https://`) or a `data:` URL.
         timeout (`float`, seconds, defaults to 30): for an address, from the request to the last byte.
         max_bytes (`int`, defaults to 100 million): largest file that an address may lead to.
-        window, channels (*optional*): as of `images_anomalyclip.load_image`; a window is applied once, however often an
-            image is read.
+        window, channels (*optional*): as of `images_anomalyclip.load_image`; a window is applied once, however often
+            an image is read.
 
     Raises:
         ImageReadError: (a `ValueError`) if it is missing, empty, too large, too slow or no image; names it.

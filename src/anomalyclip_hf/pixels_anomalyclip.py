@@ -11,6 +11,7 @@ from PIL import Image
 
 BIT_DEPTHS = (8, 10, 12, 14, 16)
 PERCENTILES = (1.0, 99.0)  # of the values of an image: the ends of the window "percentile"
+WINDOWED = "anomalyclip_windowed"  # in the info of an image to which a window was applied, which is done once
 Window = str | Sequence[float] | None
 _WINDOW_HINT = "window=(low, high) or 'percentile' (--window) scales it"
 
@@ -62,7 +63,7 @@ def check_channels(channels: Any) -> tuple[int, int, int] | None:
     """
     try:
         chosen = None if channels is None else tuple(int(number) for number in channels)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         chosen = ()
     if chosen is not None and (len(chosen) != 3 or min(chosen) < 0):
         raise ValueError(f"channels={channels!r}, expected the numbers of three channels from 0, as (2, 1, 0)")
@@ -222,10 +223,10 @@ def painted_channels(pixels: np.ndarray, threshold: float = 0) -> np.ndarray:
 
 
 def pixels_of(image: Image.Image, rows: int = 256) -> np.ndarray:
-    """As `np.asarray(image)` of one channel, in strips: at once it would take three times the image's memory."""
+    """As `np.asarray(image)`, in strips: at once it would take three times the image's memory."""
     image.load()
     (width, height), first = image.size, np.asarray(image.crop((0, 0, 1, 1)))
-    pixels = np.empty((height, width), first.dtype)
+    pixels = np.empty((height, width, *first.shape[2:]), first.dtype)
     for top in range(0, height, rows):
         pixels[top : top + rows] = np.asarray(image.crop((0, top, width, min(top + rows, height))))
     return pixels
