@@ -12,6 +12,7 @@ from ..data.file_tree import examples
 from ..data.files import one_line
 from ..data.options import SourceOptions, option
 from .running import naming
+from .video import join_states, predict_videos
 
 if TYPE_CHECKING:
     from ..scoring.prediction import PredictionSummary
@@ -25,6 +26,9 @@ class Settings(SourceOptions):
     """Score images: files, folders or a data set in; records and heat maps out.
 
     anomalyclip predict part.png photos/ --model MODEL --output-dir results
+
+    Of videos among the files, and of --camera, each frame has a record; a folder of the video's name holds them, a
+    timeline and the video with heat maps.
 
     Masks (in folders masks, ground_truth, ..., or 1_mask.png beside 1.png) and results of this package in the folders
     given are left out; files that are named are always scored. What can't be used is listed in skipped.jsonl. Exit
@@ -43,6 +47,11 @@ class Settings(SourceOptions):
     save_maps: str | None = option(None, f"Keep raw maps too: {' or '.join(MAP_FORMATS)}.", bare="png")
     vmin: float = option(0.0, "Map value of the first color, for the whole run.")
     vmax: float = option(1.0, "Map value of the last color, for the whole run.")
+    camera: str | None = option(
+        None, "Number or device of a camera, or a stream's address; until Ctrl-C.", group="Video"
+    )
+    every: int = option(1, "Score each n-th frame.", group="Video")
+    smooth: float = option(1.0, "Seconds that the score is smoothed over.", group="Video")
     source: str | None = option(
         None, "Name, folder, table, meta.json or repository, in place of files.", group="Data set"
     )
@@ -52,9 +61,10 @@ class Settings(SourceOptions):
         super().__post_init__()
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype={self.dtype!r}, expected one of {', '.join(DTYPES)}")
-        if bool(self.inputs) == bool(self.source):
-            raise ValueError("give files and folders, or --source: one of the two")
-        if self.inputs and (given := self.source_options()):
+        if bool(self.inputs or self.camera is not None) == bool(self.source):
+            raise ValueError("give files, folders and --camera, or --source: one of the two")
+        given = [name for name in self.source_options() if name not in ("window", "channels")]
+        if not self.source and given:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise ValueError(f"{names} belong to --source; give --source in place of the files")
 
@@ -72,6 +82,7 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
     from ..data import load_anomaly_dataset
     from ..data.loading import refuse_drawn
     from ..scoring.prediction import predict_dataset, predict_files
+    from ..scoring.video import is_video
 
     name = demo_checkpoint() if settings.model == "demo" else settings.model
     if settings.source:
@@ -80,15 +91,26 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
     # Loaded here: the pipeline would try two ways and show the tracebacks of both.
     model = AnomalyCLIPModel.from_pretrained(name, dtype=settings.dtype)
     detector = pipeline("zero-shot-anomaly-detection", model=model, device=settings.device)
-    shared = ("batch_size", "num_workers", "threshold", "save_maps", "vmin", "vmax")
+    shared = ("batch_size", "num_workers", "threshold", "save_maps", "vmin", "vmax", "window", "channels")
     arguments = {field: getattr(settings, field) for field in shared}
+    videos = [one for one in settings.inputs or [] if is_video(one) and not os.path.isdir(one)]
+    images_given = [one for one in settings.inputs or [] if one not in videos]
+    states = []
+    if videos or settings.camera is not None:
+        shared_by_videos = ("batch_size", "vmin", "vmax", "every", "smooth")
+        given = {name: getattr(settings, name) for name in shared_by_videos}
+        given["image_threshold"] = settings.threshold
+        with naming(image_threshold="threshold"):
+            states = [predict_videos(videos, settings.camera, settings.output_dir, detector, **given)]
+        if not images_given:
+            return states[0]
     with naming(image_threshold="threshold"):
         if settings.source:
             summary = predict_dataset(images, settings.output_dir, detector, **arguments)
         else:
-            summary = predict_files(settings.inputs or [], settings.output_dir, detector, **arguments)
+            summary = predict_files(images_given, settings.output_dir, detector, **arguments)
     _report(summary, settings.output_dir)
-    return summary.exit_status
+    return join_states([*states, summary.exit_status])
 
 
 def _report(summary: PredictionSummary, output_dir: str) -> None:

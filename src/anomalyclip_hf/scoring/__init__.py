@@ -18,6 +18,8 @@ _WHERE = {
     "PredictionSummary": "prediction",
     "predict_dataset": "prediction",
     "predict_files": "prediction",
+    "VideoSummary": "video",
+    "predict_video": "video",
 }
 __all__ = sorted(_WHERE)
 

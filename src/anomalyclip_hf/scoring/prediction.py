@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from ..configuration_anomalyclip import check_fields
 from ..data.files import MAP_FORMATS, atomic_path, json_line, remove_leftovers, save_map
+from ..images_anomalyclip import Window
 from ..pipeline_anomalyclip import read_image
 from .engine import FullDisk, explain, score_images
 from .inputs import LEGEND, check_apart, find_images, relative_names, unique_name
@@ -71,6 +72,8 @@ def predict_files(
     alpha: float = 0.5,
     progress: bool = True,
     num_workers: int = 0,
+    window: Window = None,
+    channels: Sequence[int] | None = None,
 ) -> PredictionSummary:
     """Score images and write `predictions.jsonl`, heat maps in `overlays/` and, if asked, raw maps in `maps/`.
 
@@ -92,6 +95,7 @@ def predict_files(
         alpha (`float` in [0, 1]): how much the map covers the image.
         progress (`bool`): show a progress bar.
         num_workers (`int`): processes that decode images; 0 decodes in this one.
+        window, channels (*optional*): how images are read, see `load_image`.
 
     Raises:
         ValueError: if an argument is out of range, or an input lies in the output folder.
@@ -101,6 +105,7 @@ def predict_files(
     summary = PredictionSummary(Path(output_dir), 0, found.skipped, found.left_out, found.unused)
     images = [(str(path), name) for path, name in found.files]
     settings: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "progress": progress}
+    settings |= {"window": window, "channels": channels}
     settings |= {"threshold": threshold, "save_maps": save_maps, "vmin": vmin, "vmax": vmax, "alpha": alpha}
     return _predict(images, [path for path, _ in found.files], detector, summary, **settings)
 
@@ -139,6 +144,8 @@ def _predict(
     vmax: float = 1.0,
     alpha: float = 0.5,
     progress: bool = True,
+    window: Window = None,
+    channels: Sequence[int] | None = None,
 ) -> PredictionSummary:
     """Score the rows of a source, whose paths and names for results are `images`."""
     if batch_size < 1:
@@ -155,7 +162,8 @@ def _predict(
     def score(pictures: list[_Picture]) -> list[dict[str, Any]]:
         return detector([picture.scored for picture in pictures], batch_size=len(pictures), **settings)
 
-    prepare = partial(_prepare, processor=getattr(detector, "image_processor", None))
+    processor = getattr(detector, "image_processor", None)
+    prepare = partial(_prepare, processor=processor, window=window, channels=channels)
     writer = _Writer(summary, save_maps, (vmin, vmax, alpha))
     records = score_images(source, prepare, score, batch_size=batch_size, num_workers=num_workers)
     for record in tqdm(records, total=len(images), unit="image", disable=not progress):
@@ -264,7 +272,7 @@ def _remove_pictures(output: Path) -> None:
                 (output / name).unlink()
 
 
-def _prepare(row: Any, processor: Any) -> _Picture:
+def _prepare(row: Any, processor: Any, window: Window = None, channels: Sequence[int] | None = None) -> _Picture:
     """Read a file, or a row of a data set, and reduce a very large image, so that memory is bounded.
 
     The score stays what it is: the model gets the image at its input size, by the processor's own filter. The map is
@@ -272,7 +280,7 @@ def _prepare(row: Any, processor: Any) -> _Picture:
     """
     if isinstance(row, Path) and row.exists() and not row.is_file():  # opening a pipe would wait for ever
         raise ValueError("it is no regular file")
-    image = read_image(row if isinstance(row, Path) else row["image"])
+    image = read_image(row if isinstance(row, Path) else row["image"], window=window, channels=channels)
     if max(image.size) <= MAP_SIDE:
         return _Picture(image, image, False)
     scale = MAP_SIDE / max(image.size)
