@@ -44,11 +44,8 @@ def predict_videos(
         for entry in summary.skipped:
             print(f"skipped {one_line(entry['path'])}: {one_line(entry['error'])}", file=sys.stderr)
         peak = f", highest score {summary.peak[1]:.3f} at {summary.peak[0]:.2f} s" if summary.peak else ""
-        print(
-            one_line(
-                f"{source}: {summary.num_scored} frames scored{peak}; results in {os.path.join(output_dir, name, '')}"
-            )
-        )
+        where = os.path.join(output_dir, name, "")
+        print(one_line(f"{source}: {summary.num_scored} frames scored{peak}; results in {where}"))
         states.append(summary.exit_status)
     return join_states(states)
 

@@ -207,16 +207,10 @@ class Timeline:
         if threshold is not None:
             axes.axhline(threshold, color="black", linestyle="--", linewidth=1, label=f"threshold {threshold:g}")
         if self.peak is not None:
-            axes.plot(
-                *self.peak,
-                "v",
-                color="#b5367a",
-                clip_on=False,
-                label=f"highest {self.peak[1]:.3f} at {self.peak[0]:.2f} s",
-            )
-        axes.set(
-            xlabel="seconds", ylabel="anomaly score", ylim=(0, 1), xlim=(times[0], max(times[-1], times[0] + 0.1))
-        )
+            label = f"highest {self.peak[1]:.3f} at {self.peak[0]:.2f} s"
+            axes.plot(*self.peak, "v", color="#b5367a", clip_on=False, label=label)
+        axes.set(xlabel="seconds", ylabel="anomaly score", ylim=(0, 1))
+        axes.set_xlim(times[0], max(times[-1], times[0] + 0.1))
         axes.set_title(title.replace("$", r"\$"), fontsize=10, loc="left")
         figure.legend(loc="outside right upper", frameon=False, fontsize=8)
         axes.grid(alpha=0.3)
