@@ -326,3 +326,27 @@ def test_the_options_reach_data_sets(tmp_path):
         assert [problem.kind for problem in problems].count("unreadable_image") == number
     with pytest.raises(ValueError, match="channels="):
         load_anomaly_dataset(tmp_path, channels=(1, 2))
+
+
+def test_a_table_names_pages_of_images_and_masks(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "scan.tif") as images, tifffile.TiffWriter(tmp_path / "mask.tif") as masks:
+        for page in (1, 2):
+            images.write(np.full((8, 12), 10 * page, np.uint8))
+            masks.write(np.arange(96, dtype=np.uint8).reshape(8, 12) // page % 2)
+    pages = [f"scan.tif#page={page},mask.tif#page={page},1\n" for page in (1, 2)]
+    (tmp_path / "table.csv").write_text("image,mask,label\n" + "".join(pages))
+    first, second = load_anomaly_dataset(tmp_path / "table.csv")
+    assert (first["path"][-15:], second["path"][-15:]) == ("scan.tif#page=1", "scan.tif#page=2")
+    assert [int(np.asarray(row["image"])[0, 0, 0]) for row in (first, second)] == [10, 20]
+    np.testing.assert_array_equal(np.asarray(second["mask"]), np.arange(96).reshape(8, 12) // 2 % 2 * 255)
+    report = inspect_source(tmp_path / "table.csv", progress=False)
+    assert (report.problems, report.paged) == ([], [])
+    assert not [note for note in report.notes if "repeat" in note]
+    (tmp_path / "plain.csv").write_text("image,label\nscan.tif,0\n")
+    (note,) = [one for one in inspect_source(tmp_path / "plain.csv", progress=False).notes if "pages" in one]
+    assert "1 files have several pages, of which the first is read" in note
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "inside" / "link.tif").symlink_to(tmp_path / "scan.tif")
+    (tmp_path / "inside" / "table.csv").write_text("image,label\nlink.tif#page=2,0\n")
+    with pytest.raises(ValueError, match="outside of its folder"):
+        load_anomaly_dataset(tmp_path / "inside" / "table.csv")

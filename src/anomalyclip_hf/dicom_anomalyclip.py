@@ -90,7 +90,8 @@ def read_dicom(source: Any, page: int = 1, window: Window = None) -> Image.Image
     gray = to_uint8(values, "it", window)
     image = Image.fromarray(255 - gray if header.PhotometricInterpretation == "MONOCHROME1" else gray)
     image.format = "DICOM"
-    image.info["bit_depth"] = int(header.BitsStored)
+    if header.BitsStored > 8:
+        image.info["bit_depth"] = int(header.BitsStored)
     if is_given:
         image.info[WINDOWED] = True
     return image

@@ -79,7 +79,8 @@ def _of_values(values: np.ndarray, window: Window, channels: Sequence[int] | Non
         kind = np.float32 if values.dtype.kind == "f" else np.uint16 if values.dtype == np.uint16 else np.int32
         return Image.fromarray(values.astype(kind))
     image = Image.fromarray(to_uint8(values, "it", window))
-    image.info["bit_depth"] = bit_depth_of(values)
+    if values.dtype.kind in "ui" and values.dtype.itemsize > 1:
+        image.info["bit_depth"] = bit_depth_of(values)
     if window is not None:
         image.info[WINDOWED] = True
     return image

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from ..images_anomalyclip import list_pages, split_page
 from . import contact_sheet as sheets
 from .contact_sheet import SheetRow, inside, outline_mask
-from .file_tree import natural_key
+from .file_tree import examples, natural_key
 from .files import one_line
 from .images import (
     ImageReadError,
@@ -80,6 +81,7 @@ class InspectionReport:
         depths: bits that images of more than 8 bits make use of (`bit_depth_of`) -> number of images.
         problems (`list[Problem]`): everything wrong.
         notes (`list[str]`): what is worth knowing but not wrong.
+        paged (`list[str]`): images of several pages, of which the first is read.
     """
 
     source: str
@@ -92,6 +94,7 @@ class InspectionReport:
     depths: Counter = field(default_factory=Counter)
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    paged: list[str] = field(default_factory=list)
 
     @property
     def num_images(self) -> int:
@@ -181,6 +184,11 @@ def inspect_source(
     _compare_rows(report, seen, mask_users)
     _note_labels(report)
     _note_depths(report)
+    if report.paged:
+        report.notes.append(
+            f"{len(report.paged)} files have several pages, of which the first is read ({examples(report.paged)}); "
+            "name others in a table, as scan.tif#page=2"
+        )
     if contact_sheet is not None:
         write_samples(parts, contact_sheet)
     return report
@@ -196,6 +204,7 @@ class _Finding:
     mask_mode: str = ""
     depth: int | None = None
     note: str = ""
+    has_pages: bool = False
     problems: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -220,7 +229,10 @@ def _examine(row: dict, image: AnomalyImage, rule: MaskRule) -> _Finding:
     finding, turned, stored = _Finding(), 1, None
     try:
         content = read_bytes(row["image"])
-        finding.digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+        path, page = split_page(row["image"]["path"] or "")
+        salt = str(page).encode() if page != 1 else b""
+        finding.digest = hashlib.blake2b(content, digest_size=16, salt=salt).hexdigest()
+        finding.has_pages = row["image"]["path"] == path and len(list_pages(path)) > 1
         cell = {"bytes": content, "path": row["image"]["path"]}
         opened = open_image(cell, image.window, image.channels)
         finding.mode, turned = opened.mode, orientation_of(opened)
@@ -277,6 +289,7 @@ def _note_row(report: InspectionReport, split: str, row: dict, finding: _Finding
         counter.update([value] if value else [])
     report.problems += [Problem(kind, row["path"], detail) for kind, detail in finding.problems]
     report.notes += [finding.note] if finding.note else []
+    report.paged += [row["path"]] if finding.has_pages else []
 
 
 def _compare_rows(report: InspectionReport, seen: dict, mask_users: dict) -> None:
