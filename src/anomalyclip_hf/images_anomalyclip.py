@@ -49,8 +49,9 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 # PIL names no file, and what is wrong with metadata is of no use here. Set once: threads share the filters.
-logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
-warnings.filterwarnings("ignore", "", UserWarning, r"PIL\.(Tiff|Jpeg|Png)ImagePlugin")
+for _noisy in ("PIL.TiffImagePlugin", "tifffile", "pydicom"):
+    logging.getLogger(_noisy).setLevel(logging.CRITICAL)
+warnings.filterwarnings("ignore", "", UserWarning, r"PIL\.(Tiff|Jpeg|Png)ImagePlugin|pydicom\..*")
 _METADATA_KEYS = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 _METADATA_MARKS = (b"Exif", b"EXIF", b"XMP ", b"MPF\0", b"http://ns.adobe.com/xap/1.0/\0", b"application/rdf+xml")
 _PAGE = re.compile(r"(.+)#page=(\d{1,6})", re.DOTALL)
@@ -91,7 +92,7 @@ def list_pages(path: str | os.PathLike) -> list[str]:
             number = 1
     except Exception:
         number = 1
-    return [path] if number == 1 else [f"{path}#page={page}" for page in range(1, number + 1)]
+    return [path] if number <= 1 else [f"{path}#page={page}" for page in range(1, number + 1)]
 
 
 def open_image(source: Any, window: Window = None, channels: Sequence[int] | None = None) -> Image.Image:
