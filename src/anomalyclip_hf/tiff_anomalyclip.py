@@ -3,6 +3,7 @@
 Importing this needs numpy and PIL only.
 """
 
+import math
 import struct
 from collections.abc import Sequence
 from typing import Any
@@ -42,6 +43,10 @@ def read_tiff(source: Any, page: int, window: Window, channels: Any, refusal: Ex
         frame = 0 if page == 1 else pick_page(tiff_pages(source), page)
         with _open(source) as file:
             stored = file.pages[frame]
+            # Damaged sizes would be looked for piece by piece, without end.
+            pixels = int(stored.imagewidth) * int(stored.imagelength) * int(stored.imagedepth)
+            if pixels > 2 * (Image.MAX_IMAGE_PIXELS or pixels) or len(stored.dataoffsets) < math.prod(stored.chunked):
+                raise ImageReadError(f"it states {stored.shape} values, but is damaged or too large")
             values, planes, tag = stored.asarray(), stored.axes.startswith("S"), stored.tags.get(_ORIENTATION)
     except Exception as error:  # tifffile raises many kinds
         if refusal is None or "imagecodecs" in str(error) or isinstance(error, ImageReadError):
