@@ -13,8 +13,12 @@ from transformers import pipeline
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "anomalyclip_hf"
 # Modules under other names than their distributions', and those that datasets and huggingface_hub bring with them.
-MODULES = {"pillow": {"PIL"}, "datasets": {"datasets", "pyarrow"}, "huggingface_hub": {"huggingface_hub", "yaml"}}
-MODULES |= {"scikit-image": {"skimage"}}
+MODULES = {
+    "pillow": {"PIL"},
+    "datasets": {"datasets", "pyarrow"},
+    "huggingface_hub": {"huggingface_hub", "yaml"},
+    "scikit-image": {"skimage", "tifffile"},
+}
 
 
 @pytest.fixture
@@ -57,7 +61,9 @@ def test_the_package_imports_itself_and_what_it_declares(distribution):
 
 # Rooms of the package, lowest first: an import goes down, never up or to the side.
 FLOORS = [
-    {"_lazy", "assets", "configuration_anomalyclip", "loss_anomalyclip", "images_anomalyclip", "tiling_anomalyclip"},
+    {"_lazy", "assets", "configuration_anomalyclip", "loss_anomalyclip", "pixels_anomalyclip", "tiling_anomalyclip"},
+    {"dicom_anomalyclip", "tiff_anomalyclip"},
+    {"images_anomalyclip"},
     {"regions_anomalyclip"},
     {"image_processing_anomalyclip", "profiles_anomalyclip"},
     {"prompts_anomalyclip", "processing_anomalyclip"},

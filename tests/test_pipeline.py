@@ -359,3 +359,14 @@ def test_a_stored_size_that_cannot_be_is_refused(tiny_checkpoint, tmp_path, size
     (tmp_path / "model" / "preprocessor_config.json").write_text(json.dumps({**stored, "size": size}))
     with pytest.raises(ValueError, match="size="):
         pipeline("zero-shot-anomaly-detection", model=str(tmp_path / "model"))
+
+
+def test_a_window_and_channels_of_a_call(detector):
+    bands = np.random.default_rng(3).integers(0, 4096, (40, 50, 6)).astype(np.uint16)
+    shown = np.rint(np.clip((bands[..., [3, 2, 0]] - 500.0) / 2500, 0, 1) * 255).astype(np.uint8)
+    expected = detector(shown)["score"]
+    assert detector(bands, window=(500, 3000), channels=(3, 2, 0))["score"] == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(ValueError, match=r"--channels 2 1 0"):
+        detector(bands)
+    with pytest.raises(ValueError, match="window="):
+        detector(shown, window=(5, 1))

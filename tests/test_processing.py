@@ -100,11 +100,11 @@ def test_default_size_is_518():
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (np.full((4, 4), np.nan, np.float32), "nan"),
+        (np.full((4, 4), np.nan, np.float32), "NaN"),
         (np.full((4, 4), 1.5), r"floats from 1.5 to 1.5, expected \[0, 1\]"),
         (np.full((4, 4), -1), "integers from -1 to -1"),
         (np.full((4, 4), 70000), "70000"),
-        (Image.fromarray(np.full((4, 4), np.nan, np.float32)), "nan"),
+        (Image.fromarray(np.full((4, 4), np.nan, np.float32)), "NaN"),
         (np.zeros((0, 4, 3), np.uint8), r"shape \(0, 4, 3\)"),
         (np.zeros((4, 0), np.uint8), r"shape \(4, 0\)"),
         (np.zeros((5, 6, 2), np.uint8), r"shape \(5, 6, 2\)"),

@@ -143,18 +143,6 @@ def _problem_of(name: str, value: Any) -> str | None:
     if name == "quantization_config":
         is_known = isinstance(value.get("quant_method"), str) if isinstance(value, dict) else hasattr(value, "to_dict")
         return None if is_known else "the settings of a quantization with a quant_method"
-    if name == "window" and value != "percentile":
-        is_pair = (
-            isinstance(value, list | tuple) and len(value) == 2 and all(_follows(one, (-1e12, 1e12)) for one in value)
-        )
-        return None if is_pair and value[0] < value[1] else "'percentile' or [low, high] in stored values, low < high"
-    if name == "channels":
-        is_three = isinstance(value, list | tuple) and len(value) == 3
-        return (
-            None
-            if is_three and all(_follows(one, range(65536)) for one in value)
-            else "three numbers of bands, from 0"
-        )
     if name == "pruned_heads":
         return "none, no head of this model can be left out" if value != {} else None
     if "attn_implementation" in name or "experts_implementation" in name:

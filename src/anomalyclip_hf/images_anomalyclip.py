@@ -4,20 +4,39 @@ Importing this needs numpy and PIL only.
 """
 
 import io
+import logging
 import os
-import struct
+import re
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from .dicom_anomalyclip import count_frames, first_bytes, is_dicom, read_dicom
+from .pixels_anomalyclip import (
+    BIT_DEPTHS,
+    WINDOWED,
+    ImageReadError,
+    Window,
+    bit_depth_of,
+    channels_last,
+    check_channels,
+    check_window,
+    is_deep,
+    painted,
+    painted_channels,
+    pixels_of,
+    to_array,
+    to_uint8,
+)
+from .tiff_anomalyclip import TIFF_STARTS, is_beyond_pil, pick_page, plain_tiff, read_tiff, tiff_pages
+
 # No EPS, PDF or the like: whatever the file is called, no other program is started to read it.
 FORMATS = ("PNG", "JPEG", "MPO", "BMP", "GIF", "TIFF", "WEBP", "PPM", "AVIF")
-BIT_DEPTHS = (8, 10, 12, 14, 16)
 ORIENTATION_TAG = 274
 # EXIF orientation -> what puts the stored pixels upright; the last four swap width and height.
 UPRIGHT = {
@@ -30,18 +49,14 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 # PIL names no file, and what is wrong with metadata is of no use here. Set once: threads share the filters.
-warnings.filterwarnings("ignore", "", UserWarning, r"PIL\.(Tiff|Jpeg|Png)ImagePlugin")
+for _noisy in ("PIL.TiffImagePlugin", "tifffile", "pydicom"):
+    logging.getLogger(_noisy).setLevel(logging.CRITICAL)
+warnings.filterwarnings("ignore", "", UserWarning, r"PIL\.(Tiff|Jpeg|Png)ImagePlugin|pydicom\..*")
 _METADATA_KEYS = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 _METADATA_MARKS = (b"Exif", b"EXIF", b"XMP ", b"MPF\0", b"http://ns.adobe.com/xap/1.0/\0", b"application/rdf+xml")
-# Tags of a TIFF that say where and how its pixels lie.
-_TIFF_PIXELS = {*range(254, 267), 273, 274, *range(277, 280), 284, 292, 293, 317, *range(320, 326), 332, 334}
-_TIFF_PIXELS |= {*range(338, 343), 347, *range(512, 534)}
+_PAGE = re.compile(r"(.+)#page=(\d{1,6})", re.DOTALL)
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_METADATA = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
-
-
-class ImageReadError(ValueError):
-    """An image or a mask that cannot be read; the message names the file and the reason."""
 
 
 def describe_source(source: Any) -> str:
@@ -55,11 +70,40 @@ def describe_source(source: Any) -> str:
     return str(stated) if stated else f"<{type(source).__name__} without a path>"
 
 
-def open_image(source: Any) -> Image.Image:
+def split_page(path: str) -> tuple[str, int]:
+    """A path and the page that it asks for, from 1: "scan.tif#page=2" is ("scan.tif", 2), others are of page 1."""
+    found = _PAGE.fullmatch(path)
+    return (path, 1) if found is None or os.path.lexists(path) else (found[1], int(found[2]))
+
+
+def list_pages(path: str | os.PathLike) -> list[str]:
+    """The pages of an image file as paths that can be read: "scan.tif#page=1", ...; the path itself if there is one.
+
+    Only TIFF and DICOM have pages; of animations the first frame is read. Reduced copies and masks within a TIFF are
+    none. What can't be read is one page, whose reader will say why.
+    """
+    path = os.fspath(path)
+    try:
+        if is_dicom(path):
+            number = count_frames(path)
+        elif path.lower().endswith((".tif", ".tiff")):
+            number = len(tiff_pages(path))
+        else:
+            number = 1
+    except Exception:
+        number = 1
+    return [path] if number <= 1 else [f"{path}#page={page}" for page in range(1, number + 1)]
+
+
+def open_image(source: Any, window: Window = None, channels: Sequence[int] | None = None) -> Image.Image:
     """Open an image file: pixels as stored, not yet read nor rotated. Metadata that can't be read is ignored.
 
+    DICOM, and TIFFs that PIL can't hold (many channels, colors as floats), come in 8 bits, by the window.
+
     Args:
-        source: path, bytes, binary file, `{"bytes", "path"}` or PIL image (returned as it is).
+        source: path ("scan.tif#page=2" for another page than the first), bytes, binary file, `{"bytes", "path"}` or
+            PIL image (returned as it is).
+        window, channels: as of [`load_image`].
 
     Raises:
         ImageReadError: the file is missing, empty, of no format of `FORMATS`, or damaged.
@@ -67,19 +111,28 @@ def open_image(source: Any) -> Image.Image:
     if isinstance(source, Image.Image):
         return source
     try:
-        stream = _stream_of(source)
+        stream, page = _stream_of(source)
+        if is_dicom(stream):
+            return read_dicom(stream, page, window)
         try:
-            image: Image.Image = Image.open(stream, formats=_formats())
+            image = _open_page(stream, page)
         except FileNotFoundError:
             raise
-        except Exception:  # perhaps of the metadata alone
+        except Exception as refusal:  # perhaps of the metadata alone, or of a kind of TIFF
             content = _without_metadata(stream)
-            if content is None:
-                raise
-            stream = io.BytesIO(content)
-            image = Image.open(stream, formats=_formats())
+            try:
+                if content is None:
+                    raise
+                stream = io.BytesIO(content)
+                image = _open_page(stream, page)
+            except Exception:
+                if first_bytes(stream, 4) not in TIFF_STARTS:
+                    raise
+                return read_tiff(stream, page, window, channels, refusal)
+        if image.format == "TIFF" and is_beyond_pil(image):
+            return read_tiff(stream, page, window, channels)
         if _swapped_tiles(image):
-            image = _deep_color(image, stream)
+            image = _deep_color(image, stream, page, window)
     except Exception as error:  # PIL raises many kinds for broken files
         raise unreadable(source, error) from error
     _tame_metadata(image)
@@ -128,11 +181,16 @@ def upright(image: Image.Image, name: str = "") -> Image.Image:
     return turned
 
 
-def load_image(source: Any) -> Image.Image:
+def load_image(source: Any, window: Window = None, channels: Sequence[int] | None = None) -> Image.Image:
     """Read any image as an upright 8-bit PIL image.
 
     Args:
-        source: path, bytes, binary file, `{"bytes", "path"}`, or what [`to_pil_image`] takes.
+        source: path ("scan.tif#page=2" for another page than the first), bytes, binary file, `{"bytes", "path"}`, or
+            what [`to_pil_image`] takes.
+        window (*optional*): None: values of more than 8 bits are scaled by the bit depth that the image makes use of,
+            floats from [0, 1], DICOM by its own VOI LUT. `(low, high)`: stored values (of DICOM: after its modality
+            LUT) that become black and white. "percentile": the 1st and 99th percentile of each image.
+        channels (*optional*): numbers from 0 of the three channels to take of images that have neither 1, 3 nor 4.
 
     Returns:
         `PIL.Image.Image`, (W, H) as displayed, of any mode with 8 bits a channel or less.
@@ -142,11 +200,12 @@ def load_image(source: Any) -> Image.Image:
         TypeError: it is nothing that could be an image.
     """
     if not isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview, Mapping)) and not _is_file(source):
-        return to_pil_image(source)
-    image = open_image(source)
+        return to_pil_image(source, window=window, channels=channels)
+    window = check_window(window)
+    image = open_image(source, window, channels)
     try:
         with image:
-            return to_pil_image(upright(image), "it")
+            return to_pil_image(upright(image), "it", window)
     except Exception as error:
         raise unreadable(source, error) from error
 
@@ -159,7 +218,9 @@ def unreadable(source: Any, error: Exception, what: str = "image") -> ImageReadE
     )
 
 
-def to_pil_image(image: Any, name: str = "image") -> Image.Image:
+def to_pil_image(
+    image: Any, name: str = "image", window: Window = None, channels: Sequence[int] | None = None
+) -> Image.Image:
     """Turn an image of any common kind into an upright 8-bit PIL image.
 
     Values of more than 8 bits are scaled by the bit depth that the image itself makes use of, see [`bit_depth_of`].
@@ -168,6 +229,7 @@ def to_pil_image(image: Any, name: str = "image") -> Image.Image:
         image: PIL image of any mode (EXIF rotation is applied), or an array or tensor of shape `(H, W)`, `(H, W, C)`
             or `(C, H, W)` with 1, 3 or 4 channels: bool, integers of 8 to 16 bits, or floats in [0, 1].
         name (`str`): what to call it in errors.
+        window, channels: as of [`load_image`].
 
     Raises:
         ValueError: if it is empty, has NaN or values out of range, or an unknown shape.
@@ -175,126 +237,19 @@ def to_pil_image(image: Any, name: str = "image") -> Image.Image:
     """
     if isinstance(image, Image.Image):
         if _swapped_tiles(image) and (stream := getattr(image, "fp", None) or getattr(image, "filename", None)):
-            image = _deep_color(image, stream)  # opened by the user, its pixels not read yet
+            image = _deep_color(image, stream, None, window)  # opened by the user, its pixels not read yet
         image = upright(image, name)
         if not is_deep(image):
-            return image
-        image = _pixels_of(image)
-    image = to_array(image, name)
-    return Image.fromarray(to_uint8(channels_last(image, name), name))
-
-
-def is_deep(image: Image.Image) -> bool:
-    """Whether a PIL image has one channel of integers above 8 bits, or of floats."""
-    return image.mode in ("F", "I") or image.mode.startswith("I;16")
-
-
-def to_array(image: Any, name: str) -> np.ndarray:
-    """An array or a tensor (of any device and dtype) as an array."""
-    if type(image).__module__.partition(".")[0] == "torch":  # not imported for this: most images are no tensors
-        image = image.detach().cpu()
-        image = image.float().numpy() if str(image.dtype) == "torch.bfloat16" else image.numpy()
-    if not isinstance(image, np.ndarray):
-        raise TypeError(f"{name} is a {type(image).__name__}, expected a PIL image, an array or a tensor")
-    return image
-
-
-def channels_last(array: np.ndarray, name: str) -> np.ndarray:
-    """An array as `(H, W)` or `(H, W, C)` with 3 or 4 channels."""
-    if array.ndim == 3 and array.shape[-1] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
-        array = np.moveaxis(array, 0, -1)
-    if array.ndim == 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    if array.size == 0 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (3, 4)):
-        raise ImageReadError(
-            f"{name} has shape {array.shape}, expected (H, W), (H, W, C) or (C, H, W) with C = 1, 3 or 4"
-        )
-    return array
-
-
-def bit_depth_of(image: Image.Image | np.ndarray) -> int:
-    """Bits per channel that an image makes use of: the least of 8, 10, 12, 14 and 16 that hold its highest value.
-
-    Cameras of 10, 12 and 14 bits write files of 16, whose highest value says so; read in the full range of 16 bits,
-    12-bit data would be as good as black. 8 for images of 8 bits and of floats. Of 16-bit colors, which PIL reads as 8
-    bits, only [`open_image`] knows.
-    """
-    if isinstance(image, Image.Image):
-        if not is_deep(image) or image.mode == "F":
-            return image.info.get("bit_depth", 8)
-        image = _pixels_of(image)
-    highest = int(image.max()) if np.issubdtype(image.dtype, np.integer) and image.size else 0
-    return next((depth for depth in BIT_DEPTHS if highest < 1 << depth), 16)
-
-
-def to_uint8(array: np.ndarray, name: str) -> np.ndarray:
-    """Scale values to 0 .. 255: integers by their bit depth (`bit_depth_of`), floats from [0, 1]."""
-    if array.dtype == np.uint8:
-        return np.ascontiguousarray(array)
-    if array.dtype == bool:
-        return array.astype(np.uint8) * 255
-    if np.issubdtype(array.dtype, np.floating):
-        low, high = float(array.min()), float(array.max())
-        if not (low >= 0 and high <= 1):  # also true of NaN
-            raise ImageReadError(
-                f"{name} holds floats from {low:g} to {high:g}, expected [0, 1] without NaN; rescale it"
-            )
-        return np.rint(array * 255).astype(np.uint8)
-    if np.issubdtype(array.dtype, np.integer):
-        low, high = int(array.min()), int(array.max())
-        if low < 0 or high > 65535:
-            raise ImageReadError(f"{name} holds integers from {low} to {high}, expected 8 or 16 bit unsigned values")
-        most = (1 << bit_depth_of(array)) - 1
-        table = ((np.arange(most + 1) * 510 + most) // (2 * most)).astype(np.uint8)  # round(255 value / most)
-        return table[array.astype(np.uint16, copy=False)]
-    raise ImageReadError(f"{name} has dtype {array.dtype}, expected bool, uint8, uint16 or float")
-
-
-def painted(image: Image.Image, threshold: int = 0) -> np.ndarray:
-    """Which pixels of a mask are anomalous, as bool (H, W) on the stored pixels.
-
-    Those whose largest color channel exceeds the threshold. Where the transparent pixels have a color (paint on
-    transparent white), alpha has to exceed it too; where one color, be it black, is drawn on nothing, alpha decides.
-
-    Args:
-        image: opened PIL image of any mode.
-        threshold (`int`, 0 to 254): largest 8-bit value that is background; scaled to the bit depth of deeper masks.
-
-    Raises:
-        ImageReadError: if it holds NaN or infinite values.
-    """
-    if is_deep(image):
-        values = _pixels_of(image)
-        if image.mode == "F":
-            if not np.isfinite(values).all():
-                raise ImageReadError("it holds NaN or infinite values")
-            return values > threshold
-        inside = values > threshold * ((1 << bit_depth_of(values)) - 1) / 255
-        clear = image.info.get("transparency")
-        return inside & (values != clear) if isinstance(clear, int) else inside
-    has_alpha = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
-    if image.mode in ("1", "L") and not has_alpha:
-        return np.asarray(image.convert("L")) > threshold
-    pixels = np.asarray(image.convert("RGBA" if has_alpha else "RGB"))
-    return painted_channels(pixels, threshold)
-
-
-def painted_channels(pixels: np.ndarray, threshold: float = 0) -> np.ndarray:
-    """As [`painted`], of an array (H, W, 3) or (H, W, 4)."""
-    colors, inside = pixels[..., :3], pixels[..., :3].max(axis=-1) > threshold
-    if pixels.shape[-1] == 3:
-        return inside
-    alpha = pixels[..., 3]
-    if alpha.min() == alpha.max():  # it says nothing of single pixels
-        nothing = alpha.max() == 0 and bool((colors == colors[:1, :1]).all())
-        return np.zeros_like(inside) if nothing else inside
-    seen = alpha > threshold
-    if seen.all():
-        return inside
-    if np.median(colors[~seen].max(axis=-1)) <= threshold:  # transparent black is background by its color already
-        return inside if inside.any() else seen
-    shown = colors[seen]
-    return seen if bool((shown == shown[:1]).all()) else inside & seen
+            if window is None or WINDOWED in image.info:
+                return image
+            has_alpha = image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info
+            image = image.convert("RGBA" if has_alpha else "L" if image.mode in ("1", "L") else "RGB")
+        image = pixels_of(image)
+    image = channels_last(to_array(image, name), name, channels)
+    scaled = Image.fromarray(to_uint8(image, name, window))
+    if window is not None:
+        scaled.info[WINDOWED] = True
+    return scaled
 
 
 def binary_mask(mask: Any, name: str, threshold: int = 0) -> Image.Image:
@@ -338,16 +293,6 @@ def fit_mask(mask: Image.Image, size: tuple[int, int], name: str = "mask") -> Im
     return mask.resize(size, Image.Resampling.NEAREST)
 
 
-def _pixels_of(image: Image.Image, rows: int = 256) -> np.ndarray:
-    """As `np.asarray(image)` of one channel, in strips: at once it would take three times the image's memory."""
-    image.load()
-    (width, height), first = image.size, np.asarray(image.crop((0, 0, 1, 1)))
-    pixels = np.empty((height, width), first.dtype)
-    for top in range(0, height, rows):
-        pixels[top : top + rows] = np.asarray(image.crop((0, top, width, min(top + rows, height))))
-    return pixels
-
-
 def _is_file(source: Any) -> bool:
     return callable(getattr(source, "read", None))
 
@@ -358,8 +303,12 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _stream_of(source: Any) -> Any:
-    """What PIL opens: a path or a binary file."""
+def _stream_of(source: Any) -> tuple[Any, int]:
+    """What PIL opens, a path or a binary file, and the page of it, from 1."""
+    path, page = source.get("path") if isinstance(source, Mapping) else source, 1
+    if isinstance(path, (str, os.PathLike)):
+        path, page = split_page(os.fsdecode(path))
+        source = source if isinstance(source, Mapping) and source.get("bytes") is not None else path
     if isinstance(source, Mapping):
         source = source["bytes"] if source.get("bytes") is not None else source.get("path")
         if source is None:
@@ -367,14 +316,23 @@ def _stream_of(source: Any) -> Any:
     if isinstance(source, (bytes, bytearray, memoryview)):
         if not len(source):
             raise ImageReadError("it is empty (0 bytes)")
-        return io.BytesIO(source)
+        return io.BytesIO(source), page
     if isinstance(source, (str, os.PathLike)):
         if os.path.isfile(source) and os.path.getsize(source) == 0:
             raise ImageReadError("it is empty (0 bytes)")
-        return source
+        return source, page
     if not _is_file(source):
         raise ImageReadError(f"a {type(source).__name__} is no image, path, bytes or binary file")
-    return source if hasattr(source, "seek") else io.BytesIO(source.read())
+    return (source if hasattr(source, "seek") else io.BytesIO(source.read())), page
+
+
+def _open_page(stream: Any, page: int) -> Image.Image:
+    if hasattr(stream, "seek"):
+        stream.seek(0)
+    image: Image.Image = Image.open(stream, formats=_formats())
+    if page != 1:
+        image.seek(pick_page(tiff_pages(stream) if image.format == "TIFF" else [0], page))
+    return image
 
 
 def _swapped_tiles(image: Image.Image) -> list:
@@ -397,28 +355,37 @@ def _swapped_tiles(image: Image.Image) -> list:
     ]
 
 
-def _deep_color(image: Image.Image, stream: Any) -> Image.Image:
-    """An image of 16 bits a channel, of which PIL reads the upper byte: with the lower one too where the upper holds
-    less than 7 bits (12-bit data would be as good as black). `info["bit_depth"]` says what was found."""
+def _deep_color(image: Image.Image, stream: Any, page: int | None, window: Window) -> Image.Image:
+    """An image of 16 bits a channel, of which PIL reads the upper byte: with the lower one too where there is a
+    window, or where the upper holds less than 7 bits (12-bit data would be as good as black).
+
+    `info["bit_depth"]` says what was found. `page` None is the frame that the image stands at.
+    """
     if hasattr(stream, "seek"):
         stream.seek(0)
-    with Image.open(stream if not hasattr(stream, "read") else io.BytesIO(stream.read()), formats=_formats()) as other:
+    again = io.BytesIO(stream.read()) if hasattr(stream, "read") else stream
+    other: Any = _open_page(again, page or 1)
+    with other:
+        if page is None and image.tell():
+            other.seek(image.tell())
         # First of all: whatever looks into a PNG's metadata reads its pixels.
         other.tile, gray = _swapped_tiles(other), other.tile[0].args == "LA;16B"
         _tame_metadata(other)
         _tame_metadata(image)
         image.load()
         upper = np.asarray(image)[..., :3]
-        if upper.max() >= 64:
+        if upper.max() >= 64 and window is None:
             image.info["bit_depth"] = 16
             return image
         lower = np.asarray(other)
         values = upper.astype(np.uint16) << 8 | (lower[..., 1:2] if gray else lower[..., :3])
-    deep = Image.fromarray(to_uint8(values, "it"))
+    deep = Image.fromarray(to_uint8(values, "it", window))
     if "A" in image.mode:
         deep.putalpha(image.getchannel("A"))
     deep.getexif().update(image.getexif())
     deep.info["bit_depth"] = bit_depth_of(values)
+    if window is not None:
+        deep.info[WINDOWED] = True
     return deep
 
 
@@ -455,23 +422,12 @@ def _without_metadata(stream: Any) -> bytes | None:
             end = place + 12 + int.from_bytes(content[place : place + 4], "big")
             changed += b"" if content[place + 4 : place + 8] in _PNG_METADATA else content[place:end]
             place = end
-    elif content[:4] in (b"II*\0", b"MM\0*"):
-        changed = _plain_tiff(content)
+    elif content[:4] in TIFF_STARTS[:2]:
+        changed = plain_tiff(content)
     else:
         for mark in _METADATA_MARKS:
             changed = changed.replace(mark, b"x" * len(mark))
     return None if changed == content else changed
-
-
-def _plain_tiff(content: bytes) -> bytes:
-    """A TIFF whose first directory says nothing but how its pixels lie: other entries become a byte each."""
-    order, changed = ("<" if content[:2] == b"II" else ">"), bytearray(content)
-    (start,) = struct.unpack_from(f"{order}I", content, 4)
-    (number,) = struct.unpack_from(f"{order}H", content, start)
-    for place in range(start + 2, min(start + 2 + 12 * number, len(content) - 11), 12):
-        if struct.unpack_from(f"{order}H", content, place)[0] not in _TIFF_PIXELS:
-            struct.pack_into(f"{order}HI", changed, place + 2, 1, 1)
-    return bytes(changed)
 
 
 def _reason(error: Exception) -> str:
@@ -479,7 +435,37 @@ def _reason(error: Exception) -> str:
         return "no such file"
     text = (isinstance(error, OSError) and error.strerror) or str(error)
     if "cannot identify image file" in text:
-        return f"not an image, or its header is damaged (read are {', '.join(FORMATS)})"
+        return f"not an image, or its header is damaged (read are {', '.join(FORMATS)} and DICOM)"
     if isinstance(error, MemoryError):
         return "it does not fit into memory"
     return text or type(error).__name__
+
+
+__all__ = [
+    "BIT_DEPTHS",
+    "FORMATS",
+    "ORIENTATION_TAG",
+    "UPRIGHT",
+    "ImageReadError",
+    "Window",
+    "bit_depth_of",
+    "channels_last",
+    "check_channels",
+    "check_window",
+    "describe_source",
+    "is_deep",
+    "list_pages",
+    "load_image",
+    "open_image",
+    "orientation_of",
+    "painted",
+    "painted_channels",
+    "split_page",
+    "states_orientation",
+    "to_array",
+    "to_pil_image",
+    "to_uint8",
+    "unreadable",
+    "upright",
+    "upright_size",
+]

@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from .configuration_anomalyclip import check_fields
 from .image_processing_anomalyclip import AnomalyCLIPImageProcessor
-from .images_anomalyclip import ImageReadError, load_image, unreadable
+from .images_anomalyclip import ImageReadError, Window, check_channels, check_window, load_image, unreadable
 from .regions_anomalyclip import read_roi
 from .tiling_anomalyclip import score_views
 
@@ -26,7 +26,7 @@ logger = logging.get_logger(__name__)
 DOWNLOAD_TIMEOUT = 30.0
 DOWNLOAD_BYTES = 100_000_000
 RESIZING = ("resize", "tile_size", "overlap")
-READING: tuple[str, ...] = ()
+READING = ("window", "channels")
 PRE_OPTIONS = ("timeout", "max_bytes", *READING, *RESIZING)
 POST_OPTIONS = ("sigma", "image_threshold", "pixel_threshold", "min_area", "roi")
 URL_SAFE = "%/:=&?~#+!$,;'@()*[]"  # what has a meaning in a URL; spaces and the like are quoted
@@ -57,6 +57,9 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         min_area (`int`, pixels of the image, defaults to 1): smaller regions are left out of mask and regions.
         roi (*optional*): region of interest, outside which there is neither mask nor region: a mask image (path, PIL
             image or array; not black is inside) or a polygon [[x, y], ...] in pixels of the image.
+        window (`"percentile"` or `(low, high)`, *optional*): the 1st and 99th percentile of each image, which makes
+            scores less comparable, or the stored values that become black and white; by bit depth if absent.
+        channels (three `int` from 0, *optional*): those to take of images that have neither 1, 3 nor 4 channels.
         timeout (`float`, seconds, defaults to 30): for a URL, from the request to the last byte.
         max_bytes (`int`, defaults to 100 million): largest file that a URL may lead to.
 
@@ -116,10 +119,14 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         options = {key: value for key, value in options.items() if value is not None}
         if "roi" in options:
             options["roi"] = read_roi(options["roi"])
-        check_fields({key: value for key, value in options.items() if key != "roi"})
+        for name, check in (("window", check_window), ("channels", check_channels)):
+            if name in options:
+                options[name] = check(options[name])
+        check_fields({key: value for key, value in options.items() if key not in ("roi", *READING)})
         limits = {"timeout": timeout, "max_bytes": max_bytes}
         resizing = {key: options[key] for key in RESIZING if key in options}
         pre = {key: value for key, value in limits.items() if value is not None} | resizing
+        pre |= {key: options[key] for key in READING if key in options}
         post = {key: value for key, value in options.items() if key in POST_OPTIONS}
         return (
             pre,
@@ -131,8 +138,9 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         self, image: Any, timeout: float = DOWNLOAD_TIMEOUT, max_bytes: int = DOWNLOAD_BYTES, **options: Any
     ) -> dict[str, Any]:
         options = {**self.settings_of_profile(PRE_OPTIONS), **options}
+        reading = {name: options.pop(name) for name in READING if name in options}
         patch_size = self.model.config.vision_config.patch_size
-        image = read_image(image, timeout, max_bytes)
+        image = read_image(image, timeout, max_bytes, **reading)
         return prepare_image(image, self.image_processor, self.dtype, patch_size=patch_size, **options)
 
     def _forward(self, model_inputs: dict[str, Any], sigma: float | None = None) -> dict[str, Any]:
@@ -207,7 +215,13 @@ def prepare_image(
     return {"view": (inputs["pixel_values"][0].to(dtype), image.size[::-1], inputs.get("tiles", [None])[0])}
 
 
-def read_image(image: Any, timeout: float | None = DOWNLOAD_TIMEOUT, max_bytes: int = DOWNLOAD_BYTES) -> Image.Image:
+def read_image(
+    image: Any,
+    timeout: float | None = DOWNLOAD_TIMEOUT,
+    max_bytes: int = DOWNLOAD_BYTES,
+    window: Window = None,
+    channels: Sequence[int] | None = None,
+) -> Image.Image:
     """Read an image of any kind as an upright 8-bit PIL image.
 
     Args:
@@ -215,6 +229,8 @@ def read_image(image: Any, timeout: float | None = DOWNLOAD_TIMEOUT, max_bytes: 
             `torch.Tensor`): a `str` is a path, an address (`http://`, `https://`) or a `data:` URL.
         timeout (`float`, seconds, defaults to 30): for an address, from the request to the last byte.
         max_bytes (`int`, defaults to 100 million): largest file that an address may lead to.
+        window, channels (*optional*): as of `images_anomalyclip.load_image`; a window is applied once, however often
+            an image is read.
 
     Raises:
         ImageReadError: (a `ValueError`) if it is missing, empty, too large, too slow or no image; names it.
@@ -228,8 +244,8 @@ def read_image(image: Any, timeout: float | None = DOWNLOAD_TIMEOUT, max_bytes: 
             content = _fetch(image, timeout, max_bytes)
         except Exception as error:  # of the address, the network, the server's answer
             raise unreadable(image, error) from error
-        return load_image({"bytes": content, "path": image})
-    return load_image(image)
+        return load_image({"bytes": content, "path": image}, window, channels)
+    return load_image(image, window, channels)
 
 
 def _check_limits(timeout: float | None, max_bytes: int | None) -> None:

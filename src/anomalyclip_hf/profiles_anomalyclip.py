@@ -17,6 +17,7 @@ from PIL import Image
 from transformers.utils.hub import cached_file
 
 from .configuration_anomalyclip import check_fields
+from .images_anomalyclip import check_channels, check_window
 from .regions_anomalyclip import read_roi
 
 FOLDER = "profiles"
@@ -60,7 +61,7 @@ class Profile:
 
     def __post_init__(self):
         check_profile_name(self.name)
-        apart = ("name", "prompts", "roi", "references")
+        apart = ("name", "prompts", "roi", "references", "window", "channels")
         check_fields({key: value for key, value in vars(self).items() if key not in apart}, f"profile {self.name}: ")
         for key in ("prompts", "references"):
             value = getattr(self, key)
@@ -68,8 +69,9 @@ class Profile:
                 raise ValueError(f"profile {self.name}: {key} is a {type(value).__name__}, expected a folder")
         if not isinstance(self.calibration, dict | None):
             raise ValueError(f"profile {self.name}: calibration={self.calibration!r:.100}, expected facts by name")
-        if self.roi is not None:
-            self.roi = read_roi(self.roi)
+        for key, read in (("roi", read_roi), ("window", check_window), ("channels", check_channels)):
+            if (value := getattr(self, key)) is not None:
+                setattr(self, key, read(value))
 
     @property
     def options(self) -> dict[str, Any]:

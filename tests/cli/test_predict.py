@@ -289,7 +289,7 @@ def test_whatever_a_decoder_raises_is_a_skipped_file(photos, tmp_path, monkeypat
 
     faults = iter([MemoryError(), Image.DecompressionBombError("bomb"), struct.error("bad tag"), None])
 
-    def read(path):
+    def read(path, **options):
         if fault := next(faults):
             raise fault
         return Image.open(path)

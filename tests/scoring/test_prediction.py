@@ -211,7 +211,7 @@ def test_masks_and_overlays_need_their_thresholds(tiny_checkpoint, tmp_path, mak
     settings = {"masks": True, "pixel_threshold": level, "sigma": 1.0, "overlays": "none", "progress": False}
     summary = predict_files([tmp_path / "a.png"], tmp_path / "out", detector, **settings)
     (record,) = summary.predictions
-    assert set(record) == {"path", "score", "mask"}
+    assert set(record) == {"path", "score", "width", "height", "regions", "mask"}
     mask = Image.open(tmp_path / "out" / record["mask"])
     assert mask.size == (60, 40) and mask.mode == "L"
     np.testing.assert_array_equal(np.asarray(mask) > 0, expected["anomaly_map"] >= level)

@@ -12,6 +12,7 @@ from ..data.file_tree import examples
 from ..data.files import one_line
 from ..data.options import ProfileOptions, ResizingOptions, SourceOptions, option
 from .running import naming
+from .video import join_states, predict_videos
 
 if TYPE_CHECKING:
     from ..scoring.prediction import PredictionSummary
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 # Fields of the settings that `predict_files` takes under the same name: its own, and options of the pipeline's call.
 SHARED = ("batch_size", "num_workers", "overlays", "masks", "save_maps", "vmin", "vmax", "resume")
-CALL_OPTIONS = ("threshold", "pixel_threshold")
+READING = ("window", "channels")  # options of the call, and of a data set
+CALL_OPTIONS = ("threshold", "pixel_threshold", *READING)
 
 
 @dataclass
@@ -27,6 +29,9 @@ class Settings(ResizingOptions, ProfileOptions, SourceOptions):
     """Score images: files, folders or a data set in; records and heat maps out.
 
     anomalyclip predict part.png photos/ --model MODEL --output-dir results
+
+    Of videos among the files, and of --camera, each frame has a record; a folder of the video's name holds them, a
+    timeline and the video with heat maps.
 
     Masks (in folders masks, ground_truth, ..., or 1_mask.png beside 1.png) and results of this package in the folders
     given are left out; files that are named are always scored. What can't be used is listed in skipped.jsonl. Exit
@@ -64,6 +69,11 @@ class Settings(ResizingOptions, ProfileOptions, SourceOptions):
     )
     vmin: float = option(0.0, "Map value of the first color, for the whole run.", group="Results")
     vmax: float = option(1.0, "Map value of the last color, for the whole run.", group="Results")
+    camera: str | None = option(
+        None, "Number or device of a camera, or a stream's address; until Ctrl-C.", group="Video"
+    )
+    every: int = option(1, "Score each n-th frame.", group="Video")
+    smooth: float = option(1.0, "Seconds that the score is smoothed over.", group="Video")
     source: str | None = option(
         None, "Name, folder, table, meta.json or repository, in place of files.", group="Data set"
     )
@@ -74,10 +84,11 @@ class Settings(ResizingOptions, ProfileOptions, SourceOptions):
         super().__post_init__()
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype={self.dtype!r}, expected one of {', '.join(DTYPES)}")
-        if bool(self.inputs) == bool(self.source):
-            raise ValueError("give files and folders, or --source: one of the two")
-        given = [*self.source_options(), *(["streaming"] if self.streaming else [])]
-        if self.inputs and given:
+        if bool(self.inputs or self.camera is not None) == bool(self.source):
+            raise ValueError("give files, folders and --camera, or --source: one of the two")
+        given = [name for name in self.source_options() if name not in READING]
+        given += ["streaming"] if self.streaming else []
+        if not self.source and given:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise ValueError(f"{names} belong to --source; give --source in place of the files")
 
@@ -97,6 +108,7 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
     from ..data.loading import refuse_drawn
     from ..scoring.annotations import write_coco, write_label_studio
     from ..scoring.prediction import predict_dataset, predict_files
+    from ..scoring.video import is_video
 
     name = demo_checkpoint() if settings.model == "demo" else settings.model
     state = PartialState(cpu=settings.device == "cpu")
@@ -118,20 +130,28 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
     arguments = {field: getattr(settings, field) for field in SHARED + CALL_OPTIONS}
     arguments |= settings.resizing() | settings.region_options()
     arguments["formats"] = [one.strip() for text in settings.format for one in text.split(",")]
+    videos = [one for one in settings.inputs or [] if is_video(one) and not os.path.isdir(one)]
+    images_given = [one for one in settings.inputs or [] if one not in videos]
+    states = []
+    if (videos or settings.camera is not None) and state.is_main_process:
+        given = {name: getattr(settings, name) for name in ("batch_size", "vmin", "vmax", "every", "smooth")}
+        given["image_threshold"] = settings.threshold
+        with naming(image_threshold="threshold"):
+            states = [predict_videos(videos, settings.camera, settings.output_dir, detector, **given)]
+    if not (settings.source or images_given):
+        return states[0] if states else 0
     with naming(image_threshold="threshold", formats="format"):
         if settings.source:
             summary = predict_dataset(images, settings.output_dir, detector, accelerator=state, **arguments)
         else:
-            summary = predict_files(
-                settings.inputs or [], settings.output_dir, detector, accelerator=state, **arguments
-            )
+            summary = predict_files(images_given, settings.output_dir, detector, accelerator=state, **arguments)
     if not state.is_main_process:
         return 0
     for write, path in ((write_coco, settings.coco), (write_label_studio, settings.label_studio)):
         if path:
             print(f"{write(summary.read(), path)} regions written to {path}")
     _report(summary, settings.output_dir)
-    return summary.exit_status
+    return join_states([*states, summary.exit_status])
 
 
 def _report(summary: PredictionSummary, output_dir: str) -> None:

@@ -28,7 +28,6 @@ from .images import (
     open_image,
     orientation_of,
     read_bytes,
-    read_image,
     read_mask,
     upright_size,
 )
@@ -38,6 +37,8 @@ from .records import Index
 
 if TYPE_CHECKING:
     import datasets
+
+    from .features import AnomalyImage
 
 SHARD_BYTES = 300 * 1024 * 1024
 ROWS_HELD = 16  # pictures in memory at a time
@@ -243,7 +244,11 @@ def _write_split(split: str, dataset: datasets.Dataset, folder: Path, packed: Pa
     from .features import undecoded
 
     features = datasets.Features({**dataset.features, "image": datasets.Image(), "mask": datasets.Image()})
-    facts = {"rule": dataset.features["mask"].rule, "root": _common_folder(dataset["path"])}
+    facts = {
+        "image": dataset.features["image"],
+        "rule": dataset.features["mask"].rule,
+        "root": _common_folder(dataset["path"]),
+    }
     with _progress_bars(progress):
         table = undecoded(dataset).map(
             _pack,
@@ -275,16 +280,16 @@ def _progress_bars(shown: bool) -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _pack(row: dict[str, Any], rule: MaskRule, root: str) -> dict[str, Any]:
+def _pack(row: dict[str, Any], image: AnomalyImage, rule: MaskRule, root: str) -> dict[str, Any]:
     """A row of `undecoded` with its image's bytes, and its mask as a PNG on the upright image."""
     path = os.path.relpath(row["path"], root).replace(os.sep, "/") if root else row["path"]
     name = os.path.basename(path)
-    read_image(row["image"])  # a broken file must stop the export, not its readers
-    image = {"bytes": read_bytes(row["image"]), "path": name}
+    image.decode_example(row["image"])  # a broken file must stop the export, not its readers
+    packed_image = {"bytes": read_bytes(row["image"]), "path": name}
     if row["mask"] is None:
-        return {**row, "image": image, "path": path}
+        return {**row, "image": packed_image, "path": path}
     mask = read_mask(row["mask"], rule, row["mask"]["turn"])
-    opened = open_image(row["image"])
+    opened = open_image(row["image"], image.window, image.channels)
     more: dict[str, Any] = {}
     if orientation_of(opened) != 1:  # says that the mask is upright already, or its reader would have to guess
         more["exif"] = Image.Exif()
@@ -292,7 +297,7 @@ def _pack(row: dict[str, Any], rule: MaskRule, root: str) -> dict[str, Any]:
     buffer = io.BytesIO()
     fit_mask(mask, upright_size(opened), f"of {path}").save(buffer, "PNG", **more)
     packed = {"bytes": buffer.getvalue(), "path": f"{os.path.splitext(name)[0]}_mask.png"}
-    return {**row, "image": image, "mask": packed, "path": path}
+    return {**row, "image": packed_image, "mask": packed, "path": path}
 
 
 def _common_folder(paths: Sequence[str]) -> str:

@@ -8,27 +8,36 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import datasets
 import pyarrow as pa
 from datasets.features.features import register_feature
 from PIL import Image
 
+from ..images_anomalyclip import check_channels, check_window
 from .images import MaskRule, read_image, read_mask
+
+if TYPE_CHECKING:
+    from .options import SourceOptions
 
 LABEL_NAMES = ("normal", "anomalous")
 
 
 @dataclass
 class AnomalyImage(datasets.Image):
-    """An image column that decodes to upright 8-bit RGB, whatever mode the file has."""
+    """An image column that decodes to upright 8-bit RGB, whatever mode the file has, see `read_image`."""
 
+    window: Any = None
+    channels: Any = None
     _type: str = field(default="AnomalyImage", init=False, repr=False)
+
+    def __post_init__(self):
+        self.window, self.channels = check_window(self.window), check_channels(self.channels)
 
     def decode_example(self, value: Any, token_per_repo_id=None) -> Image.Image:
         """Decode one cell; raises `ImageReadError` naming the file."""
-        return read_image(value)
+        return read_image(value, self.window, self.channels)
 
 
 @dataclass
@@ -87,6 +96,13 @@ def undecoded(dataset: datasets.Dataset) -> datasets.Dataset:
     """The data set with its pictures left as `{"bytes", "path"}` cells, those of masks with their `turn`."""
     dataset = dataset.cast_column("image", datasets.Image(decode=False))
     return dataset.cast_column("mask", mask_feature(dataset.features["mask"].rule, decode=False))
+
+
+def read_by(dataset: Any, options: SourceOptions) -> Any:
+    """The data set with its images read by the window and the channels of the options."""
+    if options.window is None and options.channels is None:
+        return dataset
+    return dataset.cast_column("image", AnomalyImage(window=options.window, channels=options.channels))
 
 
 def make_features(rule: MaskRule | None = None) -> datasets.Features:

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from ..images_anomalyclip import split_page
 from .files import SHEET_NOTE, one_line
 
 # Of every format of the reader, and names that are given to such files.
 IMAGE_SUFFIXES = (
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif"),
     *(".avif", ".avifs", ".pbm", ".pgm", ".ppm", ".pnm", ".pfm", ".jp2", ".j2k", ".jpx"),
+    *(".dcm", ".dicom"),
 )
 # Files that lie beside images and that no one takes for images. All others are counted, so that none vanish silently.
 SIDE_SUFFIXES = (
@@ -94,7 +96,7 @@ def leaves_root(root: str, path: str) -> bool:
     snapshots = os.path.dirname(home)
     if os.path.basename(snapshots) == "snapshots" and os.path.isdir(os.path.join(snapshots, "..", "blobs")):
         home = os.path.dirname(snapshots)
-    real = os.path.realpath(os.path.join(root, path))
+    real = os.path.realpath(split_page(os.path.join(root, path))[0])  # a page lies where its file does
     return not (real == home or real.startswith(os.path.join(home, "")))
 
 

@@ -7,7 +7,7 @@ and name the file when it cannot be read. Importing this needs numpy and PIL onl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,6 @@ from ..images_anomalyclip import (
     orientation_of,
     states_orientation,
     unreadable,
-    upright,
     upright_size,
 )
 
@@ -71,11 +70,12 @@ class MaskRule:
                 raise ValueError(f"MaskRule.{name}={value} must lie in 0 .. 254, in 8-bit units")
 
 
-def open_image(source: Any) -> Image.Image:
+def open_image(source: Any, window: reader.Window = None, channels: Sequence[int] | None = None) -> Image.Image:
     """Open an image without changing it: pixels as stored, header read, not yet rotated.
 
     Args:
         source: path, bytes, binary file, `{"bytes", "path"}`, uint8/uint16/bool/float array (H, W[, C]) or PIL image.
+        window, channels (*optional*): as of `read_image`.
 
     Raises:
         ImageReadError: the file is missing, empty or not an image.
@@ -91,17 +91,19 @@ def open_image(source: Any) -> Image.Image:
                 source = {"bytes": file.read(), "path": path}
         except Exception as error:  # of any file system there is
             raise unreadable(path, error) from error
-    return reader.open_image(source)
+    return reader.open_image(source, window, channels)
 
 
-def read_image(source: Any) -> Image.Image:
+def read_image(source: Any, window: reader.Window = None, channels: Sequence[int] | None = None) -> Image.Image:
     """Read any image as upright 8-bit RGB.
 
-    Gray of more than 8 bits is scaled by the bit depth it makes use of (`bit_depth_of`), never clipped; floats in
+    Values of more than 8 bits are scaled by the bit depth they make use of (`bit_depth_of`), never clipped; floats in
     [0, 1] by 255; alpha is dropped, as CLIP does.
 
     Args:
         source: path, bytes, binary file, `{"bytes", "path"}`, array or PIL image.
+        window (*optional*): "percentile", or the two stored values that become black and white, see `load_image`.
+        channels (*optional*): the three to take of images that have neither 1, 3 nor 4.
 
     Returns:
         `PIL.Image.Image`, mode RGB, (W, H) as displayed.
@@ -109,16 +111,19 @@ def read_image(source: Any) -> Image.Image:
     Raises:
         ImageReadError: missing, empty, truncated or not an image, or values outside the ranges above.
     """
-    image = open_image(source)
+    window = reader.check_window(window)
+    is_array = isinstance(source, np.ndarray)
+    image = source if is_array else open_image(source, window, channels)
     try:
-        image_8_bit = reader.to_pil_image(upright(image), "it")
+        image_8_bit = reader.to_pil_image(image, "it", window, channels)
         if image_8_bit.mode == "P" and "transparency" in image_8_bit.info:
             image_8_bit = image_8_bit.convert("RGBA")
         return image_8_bit if image_8_bit.mode == "RGB" else image_8_bit.convert("RGB")
     except Exception as error:
         raise unreadable(source, error) from error
     finally:
-        _close(image, source)
+        if not is_array:
+            _close(image, source)
 
 
 def read_mask(source: Any, rule: MaskRule | None = None, turn: int | None = None) -> Image.Image:
@@ -159,7 +164,7 @@ def read_bytes(cell: Mapping[str, Any]) -> bytes:
     if cell["bytes"] is not None:
         return cell["bytes"]
     try:
-        with open(cell["path"], "rb") as file:
+        with open(reader.split_page(cell["path"])[0], "rb") as file:
             return file.read()
     except OSError as error:
         raise unreadable(cell, error) from error

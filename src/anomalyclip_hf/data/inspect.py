@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from ..images_anomalyclip import list_pages, split_page
 from . import contact_sheet as sheets
 from .contact_sheet import SheetRow, inside, outline_mask
-from .file_tree import natural_key
+from .file_tree import examples, natural_key
 from .files import one_line
 from .images import (
     ImageReadError,
@@ -25,7 +26,6 @@ from .images import (
     open_image,
     orientation_of,
     read_bytes,
-    read_image,
     read_mask,
     states_orientation,
     upright_size,
@@ -36,6 +36,8 @@ from .records import NORMAL_KIND, Index
 
 if TYPE_CHECKING:
     import datasets
+
+    from .features import AnomalyImage
 
 # Every kind of problem there is, in the order of the report.
 PROBLEMS = {
@@ -79,6 +81,7 @@ class InspectionReport:
         depths: bits that images of more than 8 bits make use of (`bit_depth_of`) -> number of images.
         problems (`list[Problem]`): everything wrong.
         notes (`list[str]`): what is worth knowing but not wrong.
+        paged (`list[str]`): images of several pages, of which the first is read.
     """
 
     source: str
@@ -91,6 +94,7 @@ class InspectionReport:
     depths: Counter = field(default_factory=Counter)
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    paged: list[str] = field(default_factory=list)
 
     @property
     def num_images(self) -> int:
@@ -157,9 +161,11 @@ def inspect_source(
     Raises:
         FileNotFoundError, ValueError: the source is unusable, as in `load_anomaly_dataset`.
     """
+    from .features import read_by
+
     options = make_options(options, **fields)
     found = open_source(source, data_dir, options)
-    parts = select_parts(found, split, options.class_names)
+    parts = {name: read_by(part, options) for name, part in select_parts(found, split, options.class_names).items()}
     name = str(source) if isinstance(source, (str, os.PathLike)) else type(source).__name__
     report = InspectionReport(name, "datasets source")
     if isinstance(found, Index):
@@ -178,6 +184,11 @@ def inspect_source(
     _compare_rows(report, seen, mask_users)
     _note_labels(report)
     _note_depths(report)
+    if report.paged:
+        report.notes.append(
+            f"{len(report.paged)} files have several pages, of which the first is read ({examples(report.paged)}); "
+            "name others in a table, as scan.tif#page=2"
+        )
     if contact_sheet is not None:
         write_samples(parts, contact_sheet)
     return report
@@ -193,6 +204,7 @@ class _Finding:
     mask_mode: str = ""
     depth: int | None = None
     note: str = ""
+    has_pages: bool = False
     problems: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -203,27 +215,30 @@ def _examine_all(
 
     from .features import undecoded
 
-    rows, rule = undecoded(dataset), dataset.features["mask"].rule
+    rows, image, rule = undecoded(dataset), dataset.features["image"], dataset.features["mask"].rule
     workers = num_workers or min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool, tqdm(total=len(rows), desc=title, disable=not progress) as bar:
         for start in range(0, len(rows), 256):  # bounded, so that embedded images are not all held at once
             chunk = [rows[index] for index in range(start, min(start + 256, len(rows)))]
-            for row, finding in zip(chunk, pool.map(lambda row: _examine(row, rule), chunk), strict=True):
+            for row, finding in zip(chunk, pool.map(lambda row: _examine(row, image, rule), chunk), strict=True):
                 bar.update()
                 yield row, finding
 
 
-def _examine(row: dict, rule: MaskRule) -> _Finding:
+def _examine(row: dict, image: AnomalyImage, rule: MaskRule) -> _Finding:
     finding, turned, stored = _Finding(), 1, None
     try:
         content = read_bytes(row["image"])
-        finding.digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+        path, page = split_page(row["image"]["path"] or "")
+        salt = str(page).encode() if page != 1 else b""
+        finding.digest = hashlib.blake2b(content, digest_size=16, salt=salt).hexdigest()
+        finding.has_pages = row["image"]["path"] == path and len(list_pages(path)) > 1
         cell = {"bytes": content, "path": row["image"]["path"]}
-        opened = open_image(cell)
+        opened = open_image(cell, image.window, image.channels)
         finding.mode, turned = opened.mode, orientation_of(opened)
         stored = upright_size(opened)[::-1] if turned >= 5 else opened.size
         finding.depth = bit_depth_of(opened) if is_deep(opened) or "bit_depth" in opened.info else None
-        picture = read_image(cell)
+        picture = image.decode_example(cell)
         finding.size = picture.size
         if _looks_like_mask(picture):
             finding.problems.append(("image_like_mask", ""))
@@ -274,6 +289,7 @@ def _note_row(report: InspectionReport, split: str, row: dict, finding: _Finding
         counter.update([value] if value else [])
     report.problems += [Problem(kind, row["path"], detail) for kind, detail in finding.problems]
     report.notes += [finding.note] if finding.note else []
+    report.paged += [row["path"]] if finding.has_pages else []
 
 
 def _compare_rows(report: InspectionReport, seen: dict, mask_users: dict) -> None:

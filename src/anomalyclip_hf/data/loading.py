@@ -53,7 +53,8 @@ def load_anomaly_dataset(
         streaming (`bool`): give an `IterableDataset`; sources on the Hub are then not downloaded first.
         **fields: fields of [`SourceOptions`], in place of those of `options`: `class_names`, `image_column`,
             `mask_column`, `label_column`, `class_column`, `defect_column`, `split_column`, `normal_labels`,
-            `normal_kinds` (`()` where no folder is normal), `mask_threshold`, `kind`, `revision` and `allow_outside`.
+            `normal_kinds` (`()` where no folder is normal), `mask_threshold`, `window`, `channels`, `kind`, `revision`
+            and `allow_outside`.
 
     Returns:
         `datasets.Dataset`, or `datasets.IterableDataset` where `streaming`.
@@ -66,6 +67,8 @@ def load_anomaly_dataset(
     Warns:
         UserWarning: files of the folder are not used, or lie elsewhere; `inspect_source` notes the same.
     """
+    from .features import read_by
+
     options = make_options(options, **fields)
     found = open_source(source, data_dir, options, streaming=streaming)
     if isinstance(found, Index):
@@ -77,6 +80,7 @@ def load_anomaly_dataset(
         if remarks := found.remarks():
             warnings.warn(f"{found.root}: {'; '.join(remarks)}", stacklevel=2)
     (dataset,) = select_parts(found, split, options.class_names, together=True).values()
+    dataset = read_by(dataset, options)
     if streaming and hasattr(dataset, "to_iterable_dataset"):
         return dataset.to_iterable_dataset()
     return dataset

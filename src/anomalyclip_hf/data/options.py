@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ..images_anomalyclip import check_channels, check_window
 from .images import MaskRule
 
 KINDS = ("folder", "tree", "table", "meta", "datasets")
@@ -98,7 +99,7 @@ class SourceOptions:
     """How a source of images is read, beside the source itself; absent options are found by looking.
 
     Raises:
-        ValueError: an unknown `kind`, or `mask_threshold` outside 0..254.
+        ValueError: an unknown `kind`, `mask_threshold` outside 0..254, or a window or channels that are none.
     """
 
     data_dir: str | None = option(
@@ -111,6 +112,14 @@ class SourceOptions:
     )
     normal_labels: list[str] | None = option(None, "Values of the label column that mean normal.", group="Data set")
     mask_threshold: int | None = option(None, "Largest mask value that is background, 0 to 254.", group="Data set")
+    window: list[str] | None = option(
+        None,
+        "Stored values that become black and white, or percentile (each image by its own); by bit depth if absent.",
+        group="Images",
+    )
+    channels: list[int] | None = option(
+        None, "Three channels, from 0, of images that have neither 1, 3 nor 4.", group="Images"
+    )
     allow_outside: bool = option(
         False, "Read files that a table or links name outside of their folder or the data directory.", group="Data set"
     )
@@ -125,6 +134,8 @@ class SourceOptions:
     def __post_init__(self):
         if isinstance(self.class_names, str):
             self.class_names = [self.class_names]
+        self.window = check_window(self.window)
+        self.channels = check_channels(self.channels)  # type: ignore[assignment]
         if self.kind not in (None, *KINDS):
             raise ValueError(f"kind={self.kind!r} must be one of {', '.join(KINDS)}")
         if self.mask_threshold is not None and not 0 <= self.mask_threshold <= 254:

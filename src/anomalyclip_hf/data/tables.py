@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+from ..images_anomalyclip import split_page
 from .file_tree import FileTree, file_key, normal_form
 from .images import MaskRule
 from .layouts import OWN_NORMAL_KINDS, SPLITS, DatasetLayout, Table
@@ -186,7 +187,7 @@ def index_rows(
     def find(path: str) -> str | None:
         """The file as it is written, or by another spelling."""
         written = os.path.join(folder, path)
-        if os.path.isfile(os.path.join(root, written)):
+        if os.path.isfile(split_page(os.path.join(root, written))[0]):
             return written
         if layout is not None:
             return list_files().find(path, folder, numbers=True)

@@ -20,6 +20,8 @@ _WHERE = {
     "predict_files": "prediction",
     "write_coco": "annotations",
     "write_label_studio": "annotations",
+    "VideoSummary": "video",
+    "predict_video": "video",
 }
 __all__ = sorted(_WHERE)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..data.file_tree import BAD_NAME, IMAGE_SUFFIXES, RESULTS, UNLISTED, FileTree, is_mask_folder
 from ..data.files import safe_name
+from ..images_anomalyclip import list_pages, split_page
 
 LEGEND = "legend.png"
 _NAME_CHARACTERS = "".join(map(chr, (letter for letter in range(32, 127) if chr(letter) not in '/\\:*?"<>|')))
@@ -20,7 +21,8 @@ class FoundImages:
     """What [`find_images`] found.
 
     Args:
-        files: image files, each once, with a name for its results (relative to the folder given, as "cut/000.png").
+        files: image files, each once, with a name for its results (relative to the folder given, as "cut/000.png");
+            of those of several pages (`list_pages`) each page, as "scan.tif#page=2".
         skipped: `path` and `error` of each input that holds nothing.
         left_out: masks in the folders given, which are no photographs.
         unused: other files and folders in them that are set aside, by reason, such as results of this package.
@@ -55,14 +57,15 @@ def find_images(inputs: Iterable[str | os.PathLike], output_dir: str | os.PathLi
         if source.is_dir():
             files, own_masks = _search(source, output_dir, result)
             masks += own_masks
-        elif os.path.lexists(source):
+        elif os.path.lexists(split_page(str(source))[0]):
             files = [(source, source.name)]
         else:
             result.skipped.append({"path": str(source), "error": "no such file or folder"})
             continue
         for path, name in files:
-            if (real := os.path.realpath(path)) not in found:
-                found[real] = (path, unique_name(name, taken))
+            for page in list_pages(path):
+                if (real := os.path.realpath(page)) not in found:
+                    found[real] = (Path(page), unique_name(name + page.removeprefix(str(path)), taken))
     result.files = list(found.values())
     result.left_out = list({real: path for path in masks if (real := os.path.realpath(path)) not in found}.values())
     return result

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from ..data.images import fit_mask
-from ..pipeline_anomalyclip import PRE_OPTIONS, READING, RESIZING, prepare_image
+from ..pipeline_anomalyclip import PRE_OPTIONS, READING, RESIZING, prepare_image, read_image
 from ..prompts_anomalyclip import backbone_fingerprint
 from ..tiling_anomalyclip import ImageTiles, score_views
 
@@ -123,8 +123,8 @@ class PipelinePreparer:
         """Whether maps have their image's size, whatever is asked for."""
         return self.resizing.get("resize", self.processor.resize) != "square"
 
-    def __call__(self, image: Image.Image) -> dict[str, Any]:
-        return prepare_image(image, self.processor, self.dtype, **self.resizing)
+    def __call__(self, image: Any) -> dict[str, Any]:
+        return prepare_image(read_image(image, **self.reading), self.processor, self.dtype, **self.resizing)
 
 
 def score_prepared(

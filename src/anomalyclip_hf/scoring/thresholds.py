@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 
 ImageInput: TypeAlias = str | os.PathLike | Image.Image | np.ndarray
 _RESIZING = ("resize", "tile_size", "overlap")
-_OPTIONS = ("image_threshold", "pixel_threshold", "sigma", "min_area", "roi", *_RESIZING)  # of a profile that count
+_READING = ("window", "channels")  # by what made the data set
+_OPTIONS = ("image_threshold", "pixel_threshold", "sigma", "min_area", "roi", *_RESIZING, *_READING)  # of a profile
 _EXPECTED = "a data set of load_anomaly_dataset(...), or a list of normal images (PIL images, arrays or paths)"
 
 

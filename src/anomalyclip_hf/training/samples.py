@@ -13,6 +13,7 @@ from PIL import Image
 
 from ..data.images import fit_mask, read_image
 from ..data.synthetic import DEFECTS, draw_anomaly_on
+from ..images_anomalyclip import split_page
 
 if TYPE_CHECKING:
     import datasets
@@ -290,7 +291,8 @@ def _hash_picture(image: Any) -> str:
     content, path = image.get("bytes"), image.get("path")
     if content is None:
         try:
-            content = Path(str(path)).read_bytes()
+            file, page = split_page(str(path))
+            content = Path(file).read_bytes() + (b"" if page == 1 else f" page {page}".encode())
         except (OSError, ValueError):  # a URL, or a file that will be reported when it is read
             content = str(path).encode(errors="surrogatepass")
     turn = image.get("turn")  # of a mask, beside its file

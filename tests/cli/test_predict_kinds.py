@@ -1,0 +1,91 @@
+"""`anomalyclip predict` of what cameras give: windows, channels, pages, videos."""
+
+import json
+import os
+import signal
+import threading
+import time
+
+import av
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from anomalyclip_hf.cli import run_command
+
+
+def records(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def clip(path, number=6, side=64):
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("mpeg4", rate=10)
+        stream.width = stream.height = side
+        stream.pix_fmt = "yuv420p"
+        for index in range(number):
+            pixels = np.full((side, side, 3), 20 * (index % 10), np.uint8)
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        file.mux(stream.encode(None))
+    return path
+
+
+def test_windows_and_channels_give_files_and_data_sets_the_same_scores(tiny_checkpoint, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for name in ("parts/good/a.tif", "parts/bad/b.tif"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        bands = rng.integers(0, 4096, (40, 48, 6)).astype(np.uint16)
+        tifffile.imwrite(tmp_path / name, bands, photometric="minisblack", planarconfig="contig")
+    shared = ["--model", tiny_checkpoint, "--window", "500", "3000", "--channels", "5", "0", "2"]
+    assert run_command("predict", [str(tmp_path / "parts"), *shared, "--output-dir", str(tmp_path / "a")]) == 0
+    assert run_command("predict", ["--source", str(tmp_path / "parts"), *shared, "-o", str(tmp_path / "b")]) == 0
+    scores = [{one["path"]: one["score"] for one in records(tmp_path / k / "predictions.jsonl")} for k in "ab"]
+    assert len(scores[0]) == 2
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+    capsys.readouterr()
+    assert run_command("predict", [str(tmp_path / "parts"), *shared[:2], "-o", str(tmp_path / "c")]) == 2
+    assert "--channels 2 1 0" in capsys.readouterr().err
+    assert run_command("predict", [str(tmp_path / "parts"), *shared[:2], "--window", "9", "1"]) == 2
+    assert "--window" in capsys.readouterr().err
+
+
+def test_videos_and_images_and_what_is_neither(tiny_checkpoint, tmp_path, capsys):
+    Image.new("RGB", (40, 40), "gray").save(tmp_path / "a.png")
+    (tmp_path / "b.mp4").write_text("no video")
+    inputs = [str(tmp_path / "a.png"), str(clip(tmp_path / "c.mp4")), str(tmp_path / "b.mp4")]
+    out = tmp_path / "out"
+    assert run_command("predict", [*inputs, "--model", tiny_checkpoint, "-o", str(out), "--every", "2"]) == 1
+    told = capsys.readouterr()
+    assert "c.mp4: 3 frames scored, highest score" in told.out and "1 images scored" in told.out
+    assert "skipped" in told.err and "b.mp4" in told.err
+    assert [one["frame"] for one in records(out / "c.mp4" / "predictions.jsonl")] == [0, 2, 4]
+    assert len(records(out / "predictions.jsonl")) == 1
+    assert run_command("predict", [inputs[2], "--model", tiny_checkpoint, "-o", str(out / "d")]) == 2
+    camera = ["--camera", "97", "--model", tiny_checkpoint, "-o", str(out / "d")]
+    assert run_command("predict", camera) == 2
+    assert "cannot read video /dev/video97" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_leaves_a_whole_video_and_whole_records(tiny_checkpoint, tmp_path, number, status):
+    path, out = clip(tmp_path / "long.mp4", 400), tmp_path / "out"
+    written = out / "long.mp4" / "predictions.jsonl"
+
+    def interrupt():
+        end = time.monotonic() + 60
+        while time.monotonic() < end and not (written.exists() and written.read_bytes().count(b"\n") > 5):
+            time.sleep(0.02)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    assert run_command("predict", [str(path), "--model", tiny_checkpoint, "-o", str(out)]) == status
+    thread.join()
+    frames = [one["frame"] for one in records(written)]
+    assert frames == list(range(len(frames)))
+    assert 5 < len(frames) < 400
+    with av.open(str(written.with_name("annotated.mp4"))) as file:
+        assert sum(1 for _ in file.decode(video=0)) - len(frames) in (0, 1)
+    assert Image.open(written.with_name("timeline.png")).size == (1200, 384)
+    assert not list(written.parent.glob(".*"))
