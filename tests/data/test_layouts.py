@@ -1,4 +1,4 @@
-"""The seventeen data sets: trees made from the table, and trees written out by hand, so that both cannot err alike."""
+"""The data sets: trees made from the table, and trees written out by hand, so that both cannot err alike."""
 
 import csv
 import io
@@ -28,7 +28,10 @@ def test_names_people_type(typed, name):
     assert find_layout(typed).name == name
 
 
-VARIANTS = [(name, number) for name, row in LAYOUTS.items() for number in range(len(row.variants))]
+NEWER = ("mvtec_ad2", "mvtec_loco", "realiad", "bmad", "autovi")  # made by hand alone, in test_newer_layouts.py
+VARIANTS = [
+    (name, number) for name, row in LAYOUTS.items() if name not in NEWER for number in range(len(row.variants))
+]
 
 
 def fill(pattern, names):

@@ -6,6 +6,7 @@ streaming, and a column without pictures (`ds["label"]`) never decodes one.
 
 from __future__ import annotations
 
+import os
 import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,7 +17,7 @@ from datasets.features.features import register_feature
 from PIL import Image
 
 from ..images_anomalyclip import check_channels, check_window
-from .images import MaskRule, read_image, read_mask
+from .images import MaskRule, mask_files, read_image, read_mask
 
 if TYPE_CHECKING:
     from .options import SourceOptions
@@ -67,6 +68,12 @@ class AnomalyMask(datasets.Image):
         turn = value.get("turn") if isinstance(value, dict) else None
         return {**super().encode_example(value), "turn": turn}
 
+    def _unite(self, cell: dict) -> dict:
+        if mask_files(cell) == [cell]:
+            return cell
+        united = read_mask(cell, self.rule, cell["turn"])
+        return {**self.encode_example(united), "turn": 1}
+
     def cast_storage(self, storage: pa.Array) -> pa.Array:
         """Take the storage of a plain `datasets.Image` too."""
         if pa.types.is_struct(storage.type) and storage.type.get_field_index("turn") >= 0:
@@ -74,7 +81,10 @@ class AnomalyMask(datasets.Image):
         return _with_turn(datasets.Image().cast_storage(storage))
 
     def embed_storage(self, storage: pa.Array, *args: Any, **kwargs: Any) -> pa.Array:
-        """Put the files' bytes into the column, keeping `turn`."""
+        """Put the files' bytes into the column, keeping `turn`; several masks of an image become one."""
+        if any(path and os.path.isdir(path) for path in storage.field("path").to_pylist()):
+            cells = [cell and self._unite(cell) for cell in storage.to_pylist()]
+            storage = pa.array(cells, self.pa_type)
         fields = [storage.field("bytes"), storage.field("path")]
         plain = pa.StructArray.from_arrays(fields, ["bytes", "path"], mask=storage.is_null())
         embedded = datasets.Image().embed_storage(datasets.Image().cast_storage(plain), *args, **kwargs)

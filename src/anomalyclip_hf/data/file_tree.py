@@ -180,6 +180,9 @@ class FileTree:
         for spell in (str, file_key, lambda path: file_key(stems[path])):  # the exact path goes before other spellings
             for path in self.files:
                 self._spelled.setdefault(spell(path), path)
+        self._inside: dict[str, list[str]] = {}
+        for path in self.files:
+            self._inside.setdefault(file_key(os.path.dirname(path)), []).append(path)
         self._by_number: dict[tuple[str, int], str] = {}
         for path, stem in stems.items():
             if (number := _number_of(stem)) is not None:
@@ -253,6 +256,10 @@ class FileTree:
             if found:
                 return found
         return None
+
+    def inside(self, folder: str) -> list[str]:
+        """The image files that lie in a folder itself, in natural order; case and composed accents do not matter."""
+        return self._inside.get(file_key(folder.rstrip("/")), [])
 
     def masks(self, kinds: Collection[str] = ()) -> set[str]:
         """The files that are masks by their names: in a folder of masks, or `1_mask.png` beside its `1.png`.

@@ -7,12 +7,14 @@ and name the file when it cannot be read. Importing this needs numpy and PIL onl
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops
 
 from .. import images_anomalyclip as reader
 from ..images_anomalyclip import (
@@ -37,6 +39,7 @@ __all__ = [
     "describe_source",
     "fit_mask",
     "is_deep",
+    "mask_files",
     "mask_turn",
     "open_image",
     "orientation_of",
@@ -130,7 +133,8 @@ def read_mask(source: Any, rule: MaskRule | None = None, turn: int | None = None
     """Read any mask as upright 0/255 grayscale: palette, RGBA, 1-bit, 16-bit, gray or colored.
 
     Args:
-        source: path, bytes, binary file, `{"bytes", "path"}`, array or PIL image.
+        source: path, bytes, binary file, `{"bytes", "path"}`, array or PIL image; a folder holds several masks of one
+            image, which are united.
         rule (`MaskRule`, *optional*): what counts as anomalous; above 0 by default.
         turn (`int`, 1 to 8, *optional*): orientation to apply instead of the file's own, see `mask_turn`.
 
@@ -138,9 +142,17 @@ def read_mask(source: Any, rule: MaskRule | None = None, turn: int | None = None
         `PIL.Image.Image`, mode L, values 0 and 255 only.
 
     Raises:
-        ImageReadError: missing, empty, truncated, not an image, or NaN.
+        ImageReadError: missing, empty, truncated, not an image, or NaN, or masks of a folder that differ in size.
     """
     rule = rule or MaskRule()
+    if (files := mask_files(source)) != [source]:
+        masks = [read_mask(file, rule, turn) for file in files]
+        if len(sizes := {f"{mask.width}x{mask.height}" for mask in masks}) > 1:
+            found = ", ".join(sorted(sizes))
+            raise ImageReadError(
+                f"cannot read mask {describe_source(source)}: masks of one size expected, found {found}"
+            )
+        return reduce(ImageChops.lighter, masks)
     image = open_image(source)
     try:
         threshold = rule.jpeg_threshold if image.format in ("JPEG", "MPO") else rule.threshold
@@ -153,6 +165,17 @@ def read_mask(source: Any, rule: MaskRule | None = None, turn: int | None = None
         raise unreadable(source, error, "mask") from error
     finally:
         _close(image, source)
+
+
+def mask_files(source: Any) -> list[Any]:
+    """The files of a mask: the image files of a folder, by name; of all else the source itself, as of an empty one."""
+    path = source.get("path") if isinstance(source, Mapping) and source.get("bytes") is None else source
+    if not (isinstance(path, (str, os.PathLike)) and os.path.isdir(path)):
+        return [source]
+    from .file_tree import IMAGE_SUFFIXES
+
+    names = sorted(name for name in os.listdir(path) if name.lower().endswith(IMAGE_SUFFIXES) and name[0] != ".")
+    return [os.path.join(path, name) for name in names] or [source]
 
 
 def read_bytes(cell: Mapping[str, Any]) -> bytes:
@@ -190,7 +213,7 @@ def mask_turn(image: Any, mask: Any) -> int:
             _close(opened, image)
         if turn == 1:
             return 1
-        drawn = open_image(mask)
+        drawn = open_image(mask_files(mask)[0])
     except ImageReadError:
         return 1
     try:

@@ -79,6 +79,7 @@ def index_variant(variant: Variant, layout: DatasetLayout, tree: FileTree) -> In
     if variant.needs_normal and not any(map(paths.is_normal, samples.values())):
         return None
     records, used = _pair_masks(paths, samples)
+    used.update(path for folder in list(used) for path in tree.inside(folder))
     if variant.needs_masks and not used:
         return None
     told = used.union(samples, *unused.values())
@@ -94,6 +95,11 @@ def index_variant(variant: Variant, layout: DatasetLayout, tree: FileTree) -> In
         if bare := [record.image for record in records if record.mask is None]:
             notes = [f"{len(bare)} images without a mask file are taken as normal ({examples(bare)})"]
         records = [_label_by_content(record, tree, layout.mask_rule) for record in records]
+    outside = [path for path in tree.outside if path in samples or path in used]
+    if variant.beside is not None and (part := index_variant(variant.beside, layout, tree)) is not None:
+        taken = {record.image for record in part.records}
+        unused = {reason: left for reason, paths in unused.items() if (left := [p for p in paths if p not in taken])}
+        records, outside = records + part.records, outside + part.outside
     order = {name: place for place, name in enumerate(layout.classes)}
     records.sort(key=lambda r: (order.get(r.class_name, 0), natural_key(r.class_name), r.split, natural_key(r.image)))
     return Index(
@@ -105,7 +111,7 @@ def index_variant(variant: Variant, layout: DatasetLayout, tree: FileTree) -> In
         extra_masks=extra,
         notes=notes,
         unused=unused | tree.set_aside,
-        outside=[path for path in tree.outside if path in samples or path in used],
+        outside=outside,
     )
 
 
@@ -151,8 +157,9 @@ class _Paths:
 
     def is_mask(self, path: str) -> bool:
         """Whether a file is where an image's mask would be."""
-        stem = os.path.splitext(path)[0]
-        asked = any(_expression(pattern).fullmatch(stem) for pattern in self.variant.masks)
+        stem, folder = os.path.splitext(path)[0], os.path.dirname(path) + "/"
+        patterns = self.variant.masks
+        asked = any(_expression(one).fullmatch(folder if one.endswith("/") else stem) for one in patterns)
         return asked or (self.finder is not None and path in self.masks)
 
     def masks_of(self, path: str, names: dict[str, str]) -> list[str]:
@@ -163,6 +170,9 @@ class _Paths:
             suffix = os.path.splitext(path)[1]
             wanted = [_fill(pattern, names) for pattern in self.variant.masks]
             found = [self.tree.find(form) for mask in wanted for form in (mask + suffix, mask)]
+            found += [
+                os.path.dirname(files[0]) for mask in wanted if mask[-1] == "/" and (files := self.tree.inside(mask))
+            ]
         return [mask for mask in dict.fromkeys(found) if mask and mask != path]
 
     def _plain_form(self, path: str) -> str:

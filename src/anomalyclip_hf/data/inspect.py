@@ -23,6 +23,7 @@ from .images import (
     bit_depth_of,
     fit_mask,
     is_deep,
+    mask_files,
     open_image,
     orientation_of,
     read_bytes,
@@ -248,7 +249,7 @@ def _examine(row: dict, image: AnomalyImage, rule: MaskRule) -> _Finding:
         finding.problems += [("missing_mask", "")] if row["label"] == 1 else []
         return finding
     try:
-        drawn = open_image(row["mask"])
+        drawn = open_image(mask_files(row["mask"])[0])
         finding.mask_mode = drawn.mode
         if turned != 1 and not states_orientation(drawn) and drawn.size == stored == finding.size:
             done = "turned with it" if (row["mask"]["turn"] or 1) != 1 else "taken as upright"

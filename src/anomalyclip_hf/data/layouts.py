@@ -24,7 +24,8 @@ load_anomaly_dataset("my_parts", data_dir="/data/parts")
 
 Patterns are paths from the archive's root without the file's suffix. `{class_name}`, `{split}`, `{kind}`, `{group}`
 and `{stem}` each stand for one name, `{sub}` for any folders between. A mask's pattern is filled from its image's
-names, so masks are found by stem and never by order. A `Table` reads an index file instead.
+names, so masks are found by stem and never by order; one that ends in `/` is a folder of masks of one image, which
+are united. A `Table` reads an index file instead.
 """
 
 from __future__ import annotations
@@ -38,17 +39,19 @@ SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("test", "testing", "test_public"), "test"),  # the last is MVTec AD 2's
     **dict.fromkeys(("val", "valid", "validation"), "validation"),
+    **{name: name for name in ("test_private", "test_private_mixed")},  # of MVTec AD 2 too, unlabelled
 }
 LABEL_RULES = ("kind", "mask_file", "mask_content", "anomalous", "table", "unlabeled")
 
 
 @dataclass(frozen=True)
 class Table:
-    """An index file (CSV, TSV or JSON lines) in place of folder names.
+    """An index file (CSV, TSV, JSON lines, or JSON of the form {split: [rows]}) in place of folder names.
 
     Args:
-        path (`str`): the file, from the root.
-        image, mask (`str`): patterns in which `{column}` is replaced by a cell; suffix optional.
+        path (`str`): the file, from the root; with a `*` one file for each class, named as it is.
+        image, mask (`tuple[str, ...]`): patterns in which `{column}` is replaced by a cell, the first that exists is
+            taken; suffix optional; empty where a cell is. JSON also has the columns `split` and `file`, its stem.
         label_column, class_column, split_column, kind_column (`str`, *optional*): names of columns.
         normal_labels (`tuple[str, ...]`, *optional*): values of the label column that mean normal, others are
             anomalous; the usual words if None.
@@ -56,7 +59,7 @@ class Table:
 
     path: str
     image: tuple[str, ...]
-    mask: str | None = None
+    mask: tuple[str, ...] = ()
     label_column: str | None = None
     class_column: str | None = None
     split_column: str | None = None
@@ -81,6 +84,7 @@ class Variant:
         needs_normal, needs_masks, needs_all (`bool`): take this variant only where a normal kind, or a mask, is found,
             or where every image fits.
         table (`Table`, *optional*): read an index file.
+        beside (`Variant`, *optional*): what else the folder holds, by another pattern: its samples are added.
     """
 
     images: str = "{stem}"
@@ -94,6 +98,7 @@ class Variant:
     needs_all: bool = False
     masks_by_name: bool = False
     table: Table | None = None
+    beside: Variant | None = None
 
     def __post_init__(self):
         if self.label not in LABEL_RULES:
@@ -147,6 +152,11 @@ MVTEC_TREE = (
     Variant("{class_name}/{split}/{kind}/{stem}", masks=_truth()),
     Variant("{split}/{kind}/{stem}", masks=_truth("")),
 )
+# Several masks an image, one for each defect.
+MASK_FOLDERS = tuple(
+    Variant(f"{head}{{split}}/{{kind}}/{{stem}}", masks=(f"{head}ground_truth/{{kind}}/{{stem}}/",))
+    for head in ("{class_name}/", "")
+)
 IMAGES_AND_MASKS = (Variant("images/{stem}", masks=_own_masks("masks/"), label="anomalous"),)
 
 
@@ -181,7 +191,7 @@ _ROWS = (
                 table=Table(
                     path="split_csv/1cls.csv",
                     image=("{image}",),
-                    mask="{mask}",
+                    mask=("{mask}",),
                     label_column="label",
                     class_column="object",
                     split_column="split",
@@ -378,6 +388,126 @@ _ROWS = (
         classes=("thyroid",),
         variants=(Variant("test-image/{stem}", masks=_own_masks("test-mask/"), label="anomalous"),),
         home_page="https://github.com/haifangong/TRFE-Net-for-thyroid-nodule-segmentation",
+    ),
+    DatasetLayout(
+        name="mvtec_ad2",
+        title="MVTec AD 2",
+        aliases=("mvtec_ad_2", "mvtecad2"),
+        folders=("mvtec_ad_2", "MVTecAD2"),
+        classes=("can", "fabric", "fruit_jelly", "rice", "sheet_metal", "vial", "wallplugs", "walnuts"),
+        variants=(
+            *(
+                Variant(
+                    f"{head}{{split}}/{{kind}}/{{stem}}",
+                    masks=(f"{head}{{split}}/ground_truth/{{kind}}/{{stem}}_mask",),
+                    beside=Variant(f"{head}{{split}}/{{stem}}", label="unlabeled"),
+                )
+                for head in ("{class_name}/", "")
+            ),
+            Variant("{class_name}/{split}/{stem}", label="unlabeled"),  # the private images alone
+        ),
+        home_page="https://www.mvtec.com/company/research/datasets/mvtec-ad-2",
+    ),
+    DatasetLayout(
+        name="mvtec_loco",
+        title="MVTec LOCO AD",
+        aliases=("loco", "mvtec_loco_ad"),
+        folders=("mvtec_loco_anomaly_detection", "mvtec_loco"),
+        classes=("breakfast_box", "juice_bottle", "pushpins", "screw_bag", "splicing_connectors"),
+        variants=MASK_FOLDERS,
+        home_page="https://www.mvtec.com/company/research/datasets/mvtec-loco",
+    ),
+    DatasetLayout(
+        name="realiad",
+        title="Real-IAD",
+        aliases=("real_iad",),
+        folders=("Real-IAD", "realiad"),
+        classes=(
+            *("audiojack", "bottle_cap", "button_battery", "end_cap", "eraser", "fire_hood", "mint", "mounts", "pcb"),
+            *("phone_battery", "plastic_nut", "plastic_plug", "porcelain_doll", "regulator", "rolled_strip_base"),
+            *("sim_card_set", "switch", "tape", "terminalblock", "toothbrush", "toy", "toy_brick", "transistor1"),
+            *("u_block", "usb", "usb_adaptor", "vcpill", "wooden_beads", "woodstick", "zipper"),
+        ),
+        variants=tuple(
+            Variant(
+                label="table",
+                table=Table(
+                    path=f"realiad_jsons/realiad_jsons{views}/*.json",
+                    image=tuple(f"realiad_{size}/{{file}}/{{image_path}}" for size in (1024, 512, 256)),
+                    mask=tuple(f"realiad_{size}/{{file}}/{{mask_path}}" for size in (1024, 512, 256)),
+                    label_column="anomaly_class",
+                    class_column="file",
+                    split_column="split",
+                    kind_column="anomaly_class",
+                    normal_labels=("OK",),
+                ),
+            )
+            for views in ("", "_sv")  # five views of each part, or one
+        ),
+        home_page="https://realiad4ad.github.io/Real-IAD/",
+    ),
+    DatasetLayout(
+        name="bmad",
+        title="BMAD",
+        folders=("BMAD",),
+        variants=tuple(
+            Variant(f"{head}{{split}}/{{kind}}/{{sub}}{{stem}}", masks=(f"{head}{{split}}/{{kind}}/label/{{stem}}",))
+            for head in ("{class_name}/", "")
+        ),
+        home_page="https://github.com/DorisBao/BMAD",
+    ),
+    DatasetLayout(
+        name="autovi",
+        title="AutoVI",
+        folders=("AutoVI",),
+        classes=("engine_wiring", "pipe_clip", "pipe_staple", "tank_screw", "underbody_pipes", "underbody_screw"),
+        variants=MASK_FOLDERS,
+        home_page="https://autovi.utc.fr/",
+    ),
+    DatasetLayout(
+        name="vad",
+        title="VAD (Valeo)",
+        folders=("vad", "VAD"),
+        classes=("vad",),
+        variants=MVTEC_TREE,
+        home_page="https://github.com/abc-125/vad",
+        license="cc-by-nc-sa-4.0",
+        license_note="CC BY-NC-SA 4.0 (README at the home page): no commercial use",
+    ),
+    DatasetLayout(
+        name="ksdd2",
+        title="KolektorSDD2",
+        aliases=("kolektorsdd2", "sdd2"),
+        folders=("KolektorSDD2", "KSDD2"),
+        classes=("surface",),
+        variants=(
+            Variant("{split}/{stem}", masks=("{split}/{stem}_GT",), label="mask_content", skip=("{split}/{stem}_GT",)),
+        ),
+        home_page="https://www.vicos.si/resources/kolektorsdd2/",
+    ),
+    DatasetLayout(
+        name="aebad_s",
+        title="AeBAD-S",
+        aliases=("aebad",),
+        folders=("AeBAD", "AeBAD_S"),
+        classes=("AeBAD_S",),
+        variants=tuple(
+            Variant(
+                f"{head}{{split}}/{{kind}}/{{group}}/{{stem}}",
+                masks=_own_masks(f"{head}ground_truth/{{kind}}/{{group}}/"),
+            )
+            for head in ("{class_name}/", "")
+        ),
+        home_page="https://github.com/zhangzilongc/MMR",
+    ),
+    DatasetLayout(
+        name="goodsad",
+        title="GoodsAD",
+        aliases=("goods_ad",),
+        folders=("GoodsAD",),
+        classes=("cigarette_box", "drink_bottle", "drink_can", "food_bottle", "food_box", "food_package"),
+        variants=MVTEC_TREE,
+        home_page="https://github.com/jianzhang96/GoodsAD",
     ),
 )
 

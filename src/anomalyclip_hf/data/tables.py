@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from ..images_anomalyclip import split_page
@@ -33,7 +34,7 @@ METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 META = Table(
     path="meta.json",
     image=("{img_path}",),
-    mask="{mask_path}",
+    mask=("{mask_path}",),
     label_column="anomaly",
     class_column="cls_name",
     split_column="split",
@@ -207,8 +208,9 @@ def index_rows(
         if not named[0]:
             raise ValueError(f"{where}: the column {table.image[0][1:-1]!r} is empty")
         image = next((there for path in named if (there := find(path))), None)
-        mask_named = _fill(table.mask, row, where) if table.mask else ""
-        mask = find(mask_named) if mask_named else None
+        masks_named = [_fill(pattern, row, where) for pattern in table.mask]
+        mask_named = masks_named[0] if masks_named else ""
+        mask = next((there for path in masks_named if path and (there := find(path))), None)
         for path, there in ((named[0], image), (mask_named, mask)):
             if path and there is None:
                 missing.append(os.path.join(folder, path))
@@ -231,12 +233,13 @@ def index_rows(
 
 
 def index_layout_table(table: Table, layout: DatasetLayout, tree: FileTree) -> Index | None:
-    """Index a data set that comes with a table; None where the table is not there."""
+    """Index a data set that comes with a table, or one for each class; None where there is none."""
     path, form = os.path.join(tree.root, table.path), f"{layout.title}: {table.path}"
-    if not os.path.isfile(path):
+    files = sorted(map(str, Path(tree.root).glob(table.path)))
+    if not files:
         return None
     return index_rows(
-        read_rows(path),
+        [row for file in files for row in (_rows_of_splits(file) if file.endswith(".json") else read_rows(file))],
         table,
         tree.root,
         form,
@@ -246,6 +249,21 @@ def index_layout_table(table: Table, layout: DatasetLayout, tree: FileTree) -> I
         layout=layout,
         tree=tree,
     )
+
+
+def _rows_of_splits(path: str) -> list[Row]:
+    """Rows of a JSON file {split: [rows]}, with the columns `split` and `file`; keys without a list are passed over.
+
+    Raises:
+        ValueError: not such a file.
+    """
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            parts = [(split, rows) for split, rows in json.load(file).items() if isinstance(rows, list)]
+        stem = os.path.splitext(os.path.basename(path))[0]
+        return [(f"{path}, {split}", {**row, "split": split, "file": stem}) for split, rows in parts for row in rows]
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path} is not an index of the form {{split: [rows]}}: {error}") from error
 
 
 def index_own_table(
@@ -270,7 +288,7 @@ def index_own_table(
     table = Table(
         path=path,
         image=(f"{{{found['image']}}}",),
-        mask=f"{{{found['mask']}}}" if "mask" in found else None,
+        mask=(f"{{{found['mask']}}}",) if "mask" in found else (),
         label_column=found.get("label"),
         class_column=found.get("class_name"),
         split_column=found.get("split"),
@@ -366,14 +384,12 @@ def _cell(row: Mapping[str, Any], column: str | None) -> Any:
 
 
 def _fill(pattern: str, row: Mapping[str, Any], where: str) -> str:
-    """A pattern with each `{column}` replaced by its cell."""
-
-    def cell(match: re.Match) -> str:
-        if match.group(1) not in row:
-            raise ValueError(f"{where}: there is no column {match.group(1)!r}, found {', '.join(row)}")
-        return _text(row[match.group(1)])
-
-    return re.sub(r"\{([^{}]+)\}", cell, pattern)
+    """A pattern with each `{column}` replaced by its cell, "" where one of them is empty."""
+    columns = re.findall(r"\{([^{}]+)\}", pattern)
+    if lacking := [name for name in columns if name not in row]:
+        raise ValueError(f"{where}: there is no column {lacking[0]!r}, found {', '.join(row)}")
+    cells = {name: _text(row[name]) for name in columns}
+    return re.sub(r"\{([^{}]+)\}", lambda match: cells[match.group(1)], pattern) if all(cells.values()) else ""
 
 
 def _text(value: Any) -> str:
