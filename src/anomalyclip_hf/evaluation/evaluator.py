@@ -86,7 +86,7 @@ def evaluate_model(
             that can be scored.
         OSError: records can't be written, or `FullDisk` sees a full disk.
     """
-    chosen = EvaluationSettings(**settings)
+    chosen = EvaluationSettings(**settings).with_thresholds_of(model.config)
     if processor.resize != "square" and chosen.map_size is None:
         chosen = replace(chosen, map_size="original")
     if output_dir is not None:
@@ -123,7 +123,7 @@ def evaluate_model(
                 processes.wait_for_everyone()
                 if processes.is_main_process:
                     found[one].read()
-                    found[one].save_metrics(judge_class(found[one], table["label"], chosen.fpr_limit))
+                    found[one].save_metrics(judge_class(found[one], table["label"], chosen))
         processes.wait_for_everyone()
         for records in found.values():
             records.read()
@@ -215,14 +215,14 @@ def evaluate_sources(
     processes = accelerator or _OneProcess()
     if output_dir is not None and processes.is_main_process:
         remove_leftovers(output_dir, "records", "maps")
-    shared: dict[str, Any] = {"methods": methods, "tokenizer": tokenizer, "accelerator": accelerator, **settings}
+    chosen = EvaluationSettings(**settings).with_thresholds_of(model.config)
+    shared: dict[str, Any] = {"methods": methods, "tokenizer": tokenizer, "accelerator": accelerator, **asdict(chosen)}
     shared |= {"output_dir": output_dir, "resume": resume, "show_progress": show_progress}
     entries: dict[str, dict[str, Any]] = {}
     for name, dataset in sources.items():
         entries[name] = evaluate_model(model, processor, dataset, name=name, **shared)
         add_paper(entries[name], name)
-        add_rates(entries[name], model.config.image_threshold)
-    chosen = EvaluationSettings(**settings)
+        add_rates(entries[name], chosen.image_threshold)
     sigma = getattr(processor, "sigma", None) if chosen.sigma is None else chosen.sigma
     result: dict[str, Any] = {
         "datasets": entries,
@@ -237,8 +237,7 @@ def evaluate_sources(
     if output_dir is not None and processes.is_main_process:
         scorer = MethodScorer(model.eval(), methods[:1], tokenizer)
         pictures, not_drawn = make_samples(scorer, processor, sources, result, num_pictures, chosen.sigma)
-        threshold = model.config.pixel_threshold
-        write_results(result, output_dir, pictures, pixel_threshold=threshold, not_drawn=not_drawn)
+        write_results(result, output_dir, pictures, pixel_threshold=chosen.pixel_threshold, not_drawn=not_drawn)
         not_drawn += [line for entry in entries.values() for line in entry.get("unsaved_maps", ())]
         if not_drawn:
             result["not_drawn"] = not_drawn

@@ -37,7 +37,8 @@ class Metric(NamedTuple):
 
     Args:
         title: how tables call it.
-        compute: takes a `Ranking` and the highest false-positive rate of AUPRO; returns a float or an [`F1Max`].
+        compute: takes a `Ranking` and the highest false-positive rate of AUPRO, or the threshold of F1 at one;
+            returns a float or an [`F1Max`].
         hub_type: what the Hub calls it; None for those that model cards leave out.
         card_title: how model cards call it where it differs.
     """
@@ -90,6 +91,20 @@ def area_under_pro_authors(ranking: Ranking, fpr_limit: float = 0.3, num_thresho
     return _trapezoid(fpr[::-1], overlap[::-1])
 
 
+def f1_at(ranking: Ranking, threshold: float) -> float:
+    """F1 where `score >= threshold` is anomalous, of a threshold fixed beforehand (of pixels: MVTec AD 2's SegF1)."""
+    kind = ranking.highest.dtype.type
+    lowest = kind(threshold)  # the lowest score that is called anomalous, as the scores are stored
+    if lowest < threshold:
+        lowest = np.nextafter(lowest, kind(np.inf))
+    below = np.nextafter(lowest, kind(-np.inf))
+    called = int(np.searchsorted(-ranking.thresholds, -lowest, side="right"))
+    hits = int(ranking.hits[called - 1]) if called else 0
+    alarms = ranking.num_normal if below < ranking.lowest else float(ranking.count_alarms(np.array([below]))[0])
+    return 2.0 * hits / (hits + alarms + ranking.num_anomalous)
+
+
+FPR_LIMITS = (0.01, 0.05, 0.1, 0.3, 1.0)  # that AUPRO may be asked for beside its own
 METRICS: dict[str, Metric] = {
     "image_auroc": Metric("image AUROC", lambda ranking, limit: auroc(ranking), "roc_auc"),
     "image_ap": Metric("image AP", lambda ranking, limit: average_precision(ranking), "average_precision"),
@@ -104,13 +119,45 @@ IMAGE_METRICS = tuple(name for name in METRICS if name.startswith("image_"))
 PIXEL_METRICS = tuple(name for name in METRICS if name not in IMAGE_METRICS)
 
 
-def summarize(ranking: Ranking, names: Iterable[str], fpr_limit: float = 0.3) -> dict[str, Any]:
+def _area_at(limit: float) -> Metric:
+    title = f"AUPRO at {limit:g}"
+    return Metric(title, lambda ranking, _: area_under_pro(ranking, limit), "aupro", f"pixel {title}")
+
+
+# Those that are computed where they are asked for.
+METRICS |= {f"aupro_{limit:g}": _area_at(limit) for limit in FPR_LIMITS}
+METRICS |= {"image_f1": Metric("image F1", f1_at, "f1"), "pixel_f1": Metric("pixel F1 (SegF1)", f1_at, "f1")}
+ASKED_METRICS = tuple(name for name in METRICS if name not in (*IMAGE_METRICS, *PIXEL_METRICS))
+
+
+def asked_metrics(
+    unit: str, threshold: float | None = None, fpr_limits: Iterable[float] = (), fpr_limit: float = 0.3
+) -> tuple[str, ...]:
+    """Names of the metrics of a unit, "image" or "pixel": all of the usual ones, and those asked for.
+
+    Args:
+        unit: what is judged.
+        threshold: adds F1 at it, unless None.
+        fpr_limits: of `FPR_LIMITS`; each adds an AUPRO, but `fpr_limit`, which is that of `aupro` itself.
+    """
+    limits = [] if unit == "image" else [limit for limit in fpr_limits if limit != fpr_limit]
+    areas = [f"aupro_{limit:g}" for limit in limits]
+    if unknown := [limit for limit, name in zip(limits, areas, strict=True) if name not in METRICS]:
+        raise ValueError(f"fpr_limits={unknown}, expected some of {', '.join(map(str, FPR_LIMITS))}")
+    usual = IMAGE_METRICS if unit == "image" else PIXEL_METRICS
+    return (*usual, *areas, *(() if threshold is None else (f"{unit}_f1",)))
+
+
+def summarize(
+    ranking: Ranking, names: Iterable[str], fpr_limit: float = 0.3, threshold: float = math.nan
+) -> dict[str, Any]:
     """Metrics of a ranking, undefined ones NaN.
 
     Args:
         ranking: counts of images or pixels, with `overlap` where there are regions.
         names: keys of `METRICS`; those of images or those of pixels.
         fpr_limit: highest false-positive rate of AUPRO, in (0, 1].
+        threshold: of F1.
 
     Returns:
         name to value, `<name>_threshold` beside an F1-max, and `reasons` (name to why it is NaN).
@@ -119,9 +166,11 @@ def summarize(ranking: Ranking, names: Iterable[str], fpr_limit: float = 0.3) ->
     result: dict[str, Any] = {}
     reasons: dict[str, str] = {}
     for name in names:
-        unit = "image" if name in IMAGE_METRICS else "pixel"
+        unit = "image" if name.startswith("image_") else "pixel"
         reason = why_undefined(ranking, needs_regions=name.startswith("aupro"), unit=unit)
-        value = math.nan if reason else METRICS[name].compute(ranking, fpr_limit)
+        value = (
+            math.nan if reason else METRICS[name].compute(ranking, threshold if name.endswith("_f1") else fpr_limit)
+        )
         if name.endswith("f1_max"):
             result[name], result[f"{name}_threshold"] = value if isinstance(value, F1Max) else (math.nan, math.nan)
         else:
@@ -133,9 +182,17 @@ def summarize(ranking: Ranking, names: Iterable[str], fpr_limit: float = 0.3) ->
     return result | {"reasons": reasons}
 
 
-def summarize_pixels(ranking: Ranking, fpr_limit: float = 0.3, with_curves: bool = False) -> dict[str, Any]:
+def summarize_pixels(
+    ranking: Ranking,
+    fpr_limit: float = 0.3,
+    with_curves: bool = False,
+    *,
+    fpr_limits: Iterable[float] = (),
+    threshold: float | None = None,
+) -> dict[str, Any]:
     """The result of [`pixel_metrics`] from counts, with a warning for what is undefined."""
-    result = summarize(ranking, PIXEL_METRICS, fpr_limit)
+    names = asked_metrics("pixel", threshold, fpr_limits, fpr_limit)
+    result = summarize(ranking, names, fpr_limit, math.nan if threshold is None else threshold)
     result["num_pixels"] = ranking.num_anomalous + ranking.num_normal
     result["num_anomalous_pixels"] = ranking.num_anomalous
     result["num_regions"] = ranking.num_regions
@@ -168,21 +225,30 @@ def f1_max(scores: Values, labels: Values) -> F1Max:
     return F1Max(*_single("image_f1_max", rank_images(scores, labels)))
 
 
-def image_metrics(scores: Values, labels: Values) -> dict[str, Any]:
-    """All image metrics from one sort (arguments as `image_auroc`).
+def image_metrics(scores: Values, labels: Values, *, threshold: float | None = None) -> dict[str, Any]:
+    """All image metrics from one sort (arguments as `image_auroc`, and a threshold fixed beforehand).
 
     Returns:
         dict with `image_auroc`, `image_ap`, `image_f1_max`, `image_f1_max_threshold`, `num_images`,
-        `num_anomalous_images`, and `reasons` (metric name to why it is NaN).
+        `num_anomalous_images`, `reasons` (metric name to why it is NaN) and, with a threshold, `image_f1` at it.
     """
     ranking = rank_images(scores, labels)
-    result = summarize(ranking, IMAGE_METRICS)
+    names = asked_metrics("image", threshold)
+    result = summarize(ranking, names, threshold=math.nan if threshold is None else threshold)
     _warn_undefined(result["reasons"])
     num_images = ranking.num_anomalous + ranking.num_normal
     return result | {"num_images": num_images, "num_anomalous_images": ranking.num_anomalous}
 
 
-def pixel_metrics(maps: Maps, masks: Maps, fpr_limit: float = 0.3, with_curves: bool = False) -> dict[str, Any]:
+def pixel_metrics(
+    maps: Maps,
+    masks: Maps,
+    fpr_limit: float = 0.3,
+    with_curves: bool = False,
+    *,
+    fpr_limits: Iterable[float] = (),
+    threshold: float | None = None,
+) -> dict[str, Any]:
     """All pixel metrics, exactly, from one sort.
 
     Args:
@@ -191,6 +257,8 @@ def pixel_metrics(maps: Maps, masks: Maps, fpr_limit: float = 0.3, with_curves: 
         masks: as `maps`, bool or 0 and 1; 1 is anomalous.
         fpr_limit: highest false-positive rate of AUPRO, in (0, 1].
         with_curves: add `curves` with the ROC, PR and PRO curves, thinned to 1000 points.
+        fpr_limits: more limits, of `FPR_LIMITS`: each adds `aupro_<limit>`.
+        threshold: adds `pixel_f1`, F1 where a map is at or above it.
 
     Returns:
         dict with `pixel_auroc`, `pixel_ap`, `pixel_f1_max`, `pixel_f1_max_threshold`, `aupro`, `aupro_authors`,
@@ -199,7 +267,9 @@ def pixel_metrics(maps: Maps, masks: Maps, fpr_limit: float = 0.3, with_curves: 
     Raises:
         ValueError: NaN or infinite scores, masks with other values, shapes that do not match, no image.
     """
-    return summarize_pixels(rank_pixels(maps, masks), fpr_limit, with_curves)
+    return summarize_pixels(
+        rank_pixels(maps, masks), fpr_limit, with_curves, fpr_limits=fpr_limits, threshold=threshold
+    )
 
 
 def pixel_auroc(maps: Maps, masks: Maps) -> float:

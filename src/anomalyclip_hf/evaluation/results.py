@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.files import atomic_path, one_line
+from .metrics import ASKED_METRICS
 from .model_card import prompts_checksum
 from .report import write_report
 from .tables import class_table, method_table, reasons_of
@@ -95,9 +96,11 @@ def to_markdown(result: Mapping[str, Any]) -> str:
 
 
 def short_table(result: Mapping[str, Any]) -> str:
-    """The summary with few columns, for a terminal or a README; the authors' AUPRO only beside the paper's."""
+    """The summary with few columns, for a terminal; the authors' AUPRO beside the paper's, others if asked for."""
     published = any(entry.get("paper") for entry in result["datasets"].values())
-    metrics = [*SHORT_METRICS, "aupro_authors"] if published else SHORT_METRICS
+    found = {metric for entry in result["datasets"].values() for metric in entry["mean"]}
+    metrics = [*SHORT_METRICS, *(["aupro_authors"] if published else [])]
+    metrics += [metric for metric in ASKED_METRICS if metric in found]
     return method_table(result["datasets"], metrics).to_markdown()
 
 

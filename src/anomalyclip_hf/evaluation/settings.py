@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from ..data.files import MAP_FORMATS
 from ..data.options import option
+from .metrics import asked_metrics, check_fpr_limit
+
+if TYPE_CHECKING:
+    from .. import AnomalyCLIPConfig
 
 EXACT_PIXELS = 2**22
 _GROUP = "Judging"
@@ -38,6 +43,11 @@ class EvaluationSettings:
         group=_GROUP,
     )
     fpr_limit: float = option(0.3, "Highest false-positive rate of AUPRO.", group=_GROUP)
+    fpr_limits: list[float] | None = option(
+        None, "More limits, of 0.01 0.05 0.1 0.3 1: each adds an AUPRO of its own.", group=_GROUP
+    )
+    image_threshold: float | None = option(None, "Score of image F1; the model's own.", group=_GROUP)
+    pixel_threshold: float | None = option(None, "Map value of pixel F1 (SegF1); the model's own.", group=_GROUP)
     save_maps: str | None = option(None, "Keep the maps: 'png' (16 bit) or 'npy'.", bare="png", group=_GROUP)
     save_every: int = option(50, "Batches between two writes of records.", group=_GROUP)
     num_bins: int = 2**20  # of the counts
@@ -53,6 +63,14 @@ class EvaluationSettings:
             raise ValueError(f"map_size={size!r}, expected None (the model's input), 'original' or a number of pixels")
         if self.save_maps is not None and self.save_maps not in MAP_FORMATS:
             raise ValueError(f"save_maps={self.save_maps!r}, expected {' or '.join(map(repr, MAP_FORMATS))}")
+
+        check_fpr_limit(self.fpr_limit)
+        asked_metrics("pixel", fpr_limits=self.fpr_limits or ())
+
+    def with_thresholds_of(self, config: AnomalyCLIPConfig) -> EvaluationSettings:
+        """These settings, with a model's thresholds where none are given."""
+        names = ("image_threshold", "pixel_threshold")
+        return replace(self, **{name: getattr(config, name) for name in names if getattr(self, name) is None})
 
     def is_exact(self, num_images: int, input_size: int) -> bool:
         """Whether a class of so many images is judged exactly, by a model of an input size in pixels."""

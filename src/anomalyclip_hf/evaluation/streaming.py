@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from ..scoring.histogram import PixelHistogram
@@ -24,7 +25,9 @@ class StreamingPixelMetrics(PixelHistogram):
         super().__init__(num_bins)
         self.fpr_limit = float(fpr_limit)
 
-    def compute(self, with_curves: bool = False) -> dict[str, Any]:
+    def compute(
+        self, with_curves: bool = False, *, fpr_limits: Iterable[float] = (), threshold: float | None = None
+    ) -> dict[str, Any]:
         """Return the dict of `pixel_metrics`, with `num_images` and `max_error` (of `pixel_auroc`) added.
 
         `aupro_authors` can be off by some 1e-3 where maps hold few different scores.
@@ -34,7 +37,9 @@ class StreamingPixelMetrics(PixelHistogram):
         """
         if self.num_images == 0:
             raise ValueError("no image was added: call update(maps, masks) first")
-        result = summarize_pixels(self.ranking(), self.fpr_limit, with_curves)
+        result = summarize_pixels(
+            self.ranking(), self.fpr_limit, with_curves, fpr_limits=fpr_limits, threshold=threshold
+        )
         result |= {"num_images": self.num_images, "max_error": self.max_error()}
         if result["max_error"] > 0.01:
             warnings.warn(

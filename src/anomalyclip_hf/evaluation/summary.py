@@ -7,26 +7,30 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .metrics import IMAGE_METRICS, METRICS, PIXEL_METRICS, UndefinedMetricWarning, image_metrics, pixel_metrics
+from .baselines import OWN
+from .metrics import METRICS, UndefinedMetricWarning, asked_metrics, image_metrics, pixel_metrics
 from .records import ClassRecords
+from .settings import EvaluationSettings
 from .streaming import StreamingPixelMetrics
 
 
-def judge_class(records: ClassRecords, labels: Sequence[int | None], fpr_limit: float) -> dict[str, Any]:
+def judge_class(records: ClassRecords, labels: Sequence[int | None], settings: EvaluationSettings) -> dict[str, Any]:
     """Metrics of a class from its records: `metrics` by method, and `curves` of the first method."""
-    metrics = {name: judge_method(records, name, labels, fpr_limit) for name in records.methods}
+    metrics = {name: judge_method(records, name, labels, settings) for name in records.methods}
     curves, *_ = (found.pop("curves") for found in metrics.values())
     return {"metrics": metrics, "curves": {kind: [axis.tolist() for axis in line] for kind, line in curves.items()}}
 
 
-def judge_method(records: ClassRecords, method: str, labels: Sequence[int | None], fpr_limit: float) -> dict[str, Any]:
+def judge_method(
+    records: ClassRecords, method: str, labels: Sequence[int | None], settings: EvaluationSettings
+) -> dict[str, Any]:
     """The metrics of one method on one class: a row of the tables.
 
     Args:
         records: of the class.
         method: one of its methods.
         labels: of the whole data set; None where unknown.
-        fpr_limit: highest false-positive rate of AUPRO; counted pixels have their own.
+        settings: limits of AUPRO, and the model's thresholds, which say nothing of other methods.
 
     Returns:
         keys of `METRICS` to values in [0, 1] or NaN, `reasons` for NaN, `curves` and counts.
@@ -34,23 +38,28 @@ def judge_method(records: ClassRecords, method: str, labels: Sequence[int | None
     known = [(score, labels[index]) for index, score in zip(records.indices, records.scores[method], strict=True)]
     judged = [(score, label) for score, label in known if label is not None]
     pixels = records.pixels(method)
+    at_image, at_pixel = (settings.image_threshold, settings.pixel_threshold) if method == OWN else (None, None)
+    asked: dict[str, Any] = {"threshold": at_pixel, "fpr_limits": settings.fpr_limits or ()}
+    image_names = asked_metrics("image", at_image)
+    pixel_names = asked_metrics("pixel", **asked, fpr_limit=settings.fpr_limit)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UndefinedMetricWarning)  # the reasons are in the result
         if judged:
-            image = image_metrics(*zip(*judged, strict=True))
+            image = image_metrics(*zip(*judged, strict=True), threshold=at_image)
         else:
-            image = _undefined(IMAGE_METRICS, "no image has a label" if known else "no image could be read")
+            image = _undefined(image_names, "no image has a label" if known else "no image could be read")
         if pixels is None:
-            pixel = _undefined(PIXEL_METRICS, "no image has a mask") | {"num_judged_maps": 0}
+            pixel = _undefined(pixel_names, "no image has a mask") | {"num_judged_maps": 0}
         elif isinstance(pixels, StreamingPixelMetrics):
-            pixel = pixels.compute(with_curves=True)
+            pixel = pixels.compute(with_curves=True, **asked)
             pixel["num_judged_maps"] = pixel.pop("num_images")
         else:
-            pixel = pixel_metrics(*pixels, fpr_limit, with_curves=True) | {"num_judged_maps": len(pixels[0])}
+            pixel = pixel_metrics(*pixels, settings.fpr_limit, with_curves=True, **asked)
+            pixel["num_judged_maps"] = len(pixels[0])
     anomalous = image.setdefault("num_anomalous_images", 0)
     if anomalous and not pixel.get("num_anomalous_pixels"):
         reason = f"none of the {anomalous} anomalous images has a mask with an anomalous pixel"
-        pixel["reasons"] = dict.fromkeys(PIXEL_METRICS, reason)
+        pixel["reasons"] = dict.fromkeys(pixel_names, reason)
     result = {"curves": {}, **image, **pixel, "num_images": len(known)}
     return result | {"reasons": image["reasons"] | pixel["reasons"]}
 
@@ -116,7 +125,7 @@ def summarize_classes(
 def mean_over_classes(classes: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, float], dict[str, int]]:
     """Mean of each metric over the classes that define it (NaN where none does), and the number of those classes."""
     mean, counts = {}, {}
-    for metric in METRICS:
+    for metric in (name for name in METRICS if any(name in values for values in classes.values())):
         defined = [value for values in classes.values() if not math.isnan(value := values.get(metric, math.nan))]
         mean[metric] = math.fsum(defined) / len(defined) if defined else math.nan
         counts[metric] = len(defined)

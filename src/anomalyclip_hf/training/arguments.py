@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..data.options import option
-from ..evaluation.metrics import METRICS
+from ..evaluation.metrics import IMAGE_METRICS, PIXEL_METRICS
 
-JUDGES = (*METRICS, "loss")
+JUDGES = (*IMAGE_METRICS, *PIXEL_METRICS, "loss")
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "recipe": ("authors",),
     "cache_dtype": ("float32", "float16"),
