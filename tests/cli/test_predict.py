@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from transformers import pipeline
 
@@ -469,3 +470,27 @@ def test_options_that_lack_their_threshold_say_which(script, photos, tiny_checkp
     assert script.main([*line, "--resume"]) == 0
     assert script.main([*line, "--resume", "--threshold", "0.5"]) == 2
     assert "--threshold was 1.0 and is 0.5" in capsys.readouterr().err
+
+
+def test_a_submission_to_mvtec_ad2(tiny_checkpoint, tmp_path, make_image, capsys):
+    images = {}
+    for seed, name in enumerate(("can/test_private/000", "can/test_private/001", "rice/test_private/000")):
+        path = tmp_path / "mvtec_ad_2" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        make_image(50 + seed, 40, seed=seed).save(path)
+        images[name] = path
+    line = f"--source mvtec_ad2 --data-dir {tmp_path / 'mvtec_ad_2'} --split test_private --model {tiny_checkpoint}"
+    line += f" --pixel-threshold 0.5 --output-dir {tmp_path / 'out'} --submission {tmp_path / 'sent'}"
+    assert run_command("predict", line.split()) == 0
+    assert "3 maps and masks written to" in capsys.readouterr().out
+    kinds = {"anomaly_images": ".tiff", "anomaly_images_thresholded": ".png"}
+    expected = {f"{kind}/{name}{suffix}" for kind, suffix in kinds.items() for name in images}
+    assert {str(path.relative_to(tmp_path / "sent")) for path in (tmp_path / "sent").rglob("*.*")} == expected
+    detector = pipeline("zero-shot-anomaly-detection", model=tiny_checkpoint)
+    for name, path in images.items():
+        result = detector(Image.open(path), pixel_threshold=0.5)
+        found = tifffile.imread(tmp_path / "sent" / "anomaly_images" / f"{name}.tiff")
+        mask = np.asarray(Image.open(tmp_path / "sent" / "anomaly_images_thresholded" / f"{name}.png"))
+        assert found.dtype == np.float16 and found.shape == Image.open(path).size[::-1]
+        assert np.abs(found.astype(np.float32) - np.asarray(result["anomaly_map"])).max() < 5e-4
+        assert mask.dtype == np.uint8 and (mask == 255 * (np.asarray(result["mask"]) > 0)).all()

@@ -14,7 +14,7 @@ from anomalyclip_hf.evaluation import EvaluationSettings, evaluate_model, evalua
 from anomalyclip_hf.evaluation.baselines import MethodScorer
 from anomalyclip_hf.evaluation.model_card import make_model_card
 from anomalyclip_hf.evaluation.published import paper_results
-from anomalyclip_hf.evaluation.results import to_markdown
+from anomalyclip_hf.evaluation.results import short_table, to_markdown
 from anomalyclip_hf.evaluation.summary import mean_over_classes
 from evaluation_tools import make_tree
 
@@ -150,6 +150,33 @@ def test_damaged_records_are_made_anew(tiny_model, tiny_processor, dataset, tmp_
     assert comparable(resumed) == comparable(whole)
 
 
+@pytest.mark.parametrize("exact", [True, False])
+def test_thresholds_and_limits_add_their_metrics(tiny_model, tiny_processor, dataset, tmp_path, exact):
+    scores, maps, masks = plain_loop(tiny_model, tiny_processor, dataset.select(range(7)))
+    tiny_model.config.image_threshold = float(np.median(scores))
+    at = float(np.quantile(maps, 0.7))
+    asked = {"fpr_limits": [0.05, 0.3], "pixel_threshold": at, "exact": exact, "methods": ["anomalyclip", "dpam=off"]}
+    result = evaluate_sources(tiny_model, tiny_processor, {"mine": dataset}, output_dir=tmp_path, **asked, **SETTINGS)
+    entry = result["datasets"]["mine"]
+    found, near = entry["classes"]["bottle"], {"abs": 1e-6 if exact else 1e-3}
+    marked, masks = np.stack(maps) >= at, np.stack(masks) > 0
+    expected = 2 * (marked & masks).sum() / (marked.sum() + masks.sum())
+    assert found["pixel_f1"] == pytest.approx(expected, **near)
+    assert found["aupro_0.05"] == pytest.approx(metrics.aupro(maps, masks, 0.05), **near) and "aupro_0.3" not in found
+    called = np.array(scores) >= np.median(scores)
+    assert found["image_f1"] == pytest.approx(2 * called[3:].sum() / (called.sum() + 4))
+    mean = entry["mean"]["pixel_f1"]
+    assert mean == pytest.approx(np.mean([values["pixel_f1"] for values in entry["classes"].values()]))
+    # The model's thresholds say nothing of another method.
+    other = entry["methods"]["dpam=off"]["mean"]
+    assert "aupro_0.05" in other and "pixel_f1" not in other and "image_f1" not in other
+    stored = json.loads((tmp_path / "results.json").read_text())["datasets"]["mine"]["mean"]
+    assert stored["pixel_f1"] == mean and result["settings"]["pixel_threshold"] == at
+    card = str(make_model_card(tiny_model, tmp_path / "results.json"))
+    for text in (to_markdown(result), short_table(result), (tmp_path / "report.html").read_text(), card):
+        assert all(title in text for title in ("image F1", "pixel F1 (SegF1)", "AUPRO at 0.05"))
+
+
 @pytest.mark.parametrize("suffix", ["png", "npy"])
 def test_saved_maps_are_those_that_were_judged(tiny_model, tiny_processor, dataset, tmp_path, suffix):
     evaluate_model(tiny_model, tiny_processor, dataset, output_dir=tmp_path, save_maps=suffix, **SETTINGS)
@@ -250,6 +277,7 @@ def test_bad_settings_and_data_are_refused(tiny_model, tiny_processor, dataset):
         ({"batch_size": 0}, "batch_size=0"),
         ({"map_size": "small"}, "map_size='small'"),
         ({"save_maps": "gif"}, "save_maps='gif'"),
+        ({"fpr_limits": [0.2]}, r"fpr_limits=\[0\.2\]"),
     ):
         with pytest.raises(ValueError, match=message):
             EvaluationSettings(**wrong)

@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve, roc_auc_score
 
 from anomalyclip_hf.evaluation import metrics
 from anomalyclip_hf.evaluation.metrics import UndefinedMetricWarning
@@ -253,3 +253,32 @@ def test_curves_hold_the_areas():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert set(metrics.curves_of(rank_images([0.1, 0.9], [0, 1]))) == {"roc", "pr"}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("threshold", [-5.0, 0.25, 0.7, 1.0, 1e5])
+@pytest.mark.filterwarnings("ignore:aupro_authors undefined")
+def test_f1_at_a_threshold_equals_scikit_learn(name, threshold):
+    maps, masks = case(name)
+    for at in (threshold, float(maps.ravel()[17]), float(np.nextafter(maps.ravel()[17], np.float32(np.inf)))):
+        expected = f1_score(masks.ravel(), maps.ravel().astype(np.float64) >= at)
+        assert metrics.pixel_metrics(maps, masks, threshold=at)["pixel_f1"] == pytest.approx(expected, abs=1e-12)
+        labels, scores = masks[0].ravel()[:40], maps[0].ravel()[:40]
+        expected = f1_score(labels, scores.astype(np.float64) >= at)
+        assert metrics.image_metrics(scores, labels, threshold=at)["image_f1"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_threshold_between_two_float32_scores():
+    # 0.1 is no float32: the nearest is above it, the next lower is below.
+    scores = np.array([[np.float32(0.1), np.nextafter(np.float32(0.1), np.float32(0))]])
+    assert metrics.pixel_metrics([scores], [[[1, 0]]], threshold=0.1)["pixel_f1"] == 1.0
+
+
+def test_aupro_at_several_limits():
+    maps, masks = case("continuous")
+    result = metrics.pixel_metrics(maps, masks, fpr_limits=(0.05, 0.3, 1.0))
+    assert {key for key in result if key.startswith("aupro")} == {"aupro", "aupro_authors", "aupro_0.05", "aupro_1"}
+    for key, limit in (("aupro", 0.3), ("aupro_0.05", 0.05), ("aupro_1", 1.0)):
+        assert result[key] == metrics.aupro(maps, masks, limit)
+    with pytest.raises(ValueError, match=r"fpr_limits=\[0\.2\], expected some of 0\.01, 0\.05, 0\.1, 0\.3, 1\.0"):
+        metrics.pixel_metrics(maps, masks, fpr_limits=(0.05, 0.2))

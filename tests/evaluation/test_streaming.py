@@ -43,8 +43,9 @@ def fill(maps, masks, **options):
 @pytest.mark.parametrize("kind", ["probability", "signed", "far", "tiny", "ties"])
 def test_within_1e_4_of_exact(kind):
     maps, masks = make_maps(kind)
-    exact, streamed = pixel_metrics(maps, masks), fill(maps, masks).compute()
-    for name in NAMES:
+    asked = {"fpr_limits": (0.05, 1.0), "threshold": float(np.quantile(maps, 0.9) + 0.03 * maps.std())}
+    exact, streamed = pixel_metrics(maps, masks, **asked), fill(maps, masks).compute(**asked)
+    for name in (*NAMES, "aupro_0.05", "aupro_1", "pixel_f1"):
         # Where many scores are equal, a threshold of the authors falls between scores that share a bin.
         bound = 5e-3 if (kind, name) == ("ties", "aupro_authors") else 1e-4
         assert streamed[name] == pytest.approx(exact[name], abs=bound), name
@@ -56,8 +57,9 @@ def test_within_1e_4_of_exact(kind):
 
 def test_exact_while_a_bin_holds_one_score():
     maps, masks = make_maps("far")
-    exact, streamed = pixel_metrics(maps, masks), fill(maps, masks).compute()
-    assert streamed["max_error"] == 0.0
+    asked = {"threshold": float(maps[0, 3, 4])}
+    exact, streamed = pixel_metrics(maps, masks, **asked), fill(maps, masks).compute(**asked)
+    assert streamed["max_error"] == 0.0 and streamed["pixel_f1"] == exact["pixel_f1"]
     assert streamed["pixel_auroc"] == pytest.approx(exact["pixel_auroc"], abs=1e-12)
     assert streamed["pixel_f1_max_threshold"] == exact["pixel_f1_max_threshold"]
 

@@ -8,7 +8,7 @@ import pytest
 from pycocotools.coco import COCO
 
 from anomalyclip_hf.regions_anomalyclip import mark_regions
-from anomalyclip_hf.scoring.annotations import write_coco, write_label_studio
+from anomalyclip_hf.scoring.annotations import write_coco, write_label_studio, write_submission
 
 
 @pytest.fixture
@@ -90,3 +90,11 @@ def test_memory_does_not_grow_with_the_records(write, records, tmp_path):
 
     peak(5)
     assert peak(900) < 1.2 * peak(300) + 20_000
+
+
+def test_a_submission_to_mvtec_ad2_has_only_whole_images(tmp_path):
+    record = {"path": "d/can/test_private/000.png", "map": "maps/000.png.tiff", "mask": "predicted_masks/000.png.png"}
+    for wrong in ({"mask": ""}, {"map": "maps/000.png.npy"}, {"map_size": [40, 50]}):
+        with pytest.raises(ValueError, match=r"000\.png: a map as TIFF and a mask, .*save_maps='tiff' and masks=True"):
+            write_submission([record | wrong], tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -54,6 +54,9 @@ class Settings(ResizingOptions, ProfileOptions, SourceOptions):
     )
     coco: str | None = option(None, "File for the regions as COCO JSON.", group="Regions")
     label_studio: str | None = option(None, "File for the regions as tasks of Label Studio.", group="Regions")
+    submission: str | None = option(
+        None, "Folder for maps and masks as MVTec AD 2's server takes them; implies --masks --save-maps tiff."
+    )
     device: str | None = option(None, "Such as cpu or cuda:0; an accelerator if there is one.")
     dtype: str = option("auto", f"Of the weights: {', '.join(DTYPES)}.")
     resume: bool = option(
@@ -65,7 +68,7 @@ class Settings(ResizingOptions, ProfileOptions, SourceOptions):
     overlays: str = option("all", "Heat maps of which images: all, anomalous or none.", group="Results")
     masks: bool = option(False, "Write masks too, as PNG: 255 from the threshold of pixels on.", group="Results")
     save_maps: str | None = option(
-        None, "Keep raw maps too: png16 (65535 is 1.0; png is the same) or npy.", bare="png16", group="Results"
+        None, "Keep raw maps too: png16 (65535 is 1.0; png is the same), npy or tiff.", bare="png16", group="Results"
     )
     vmin: float = option(0.0, "Map value of the first color, for the whole run.", group="Results")
     vmax: float = option(1.0, "Map value of the last color, for the whole run.", group="Results")
@@ -82,6 +85,8 @@ class Settings(ResizingOptions, ProfileOptions, SourceOptions):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.submission:
+            self.masks, self.save_maps = True, "tiff"
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype={self.dtype!r}, expected one of {', '.join(DTYPES)}")
         if bool(self.inputs or self.camera is not None) == bool(self.source):
@@ -106,7 +111,7 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
     from .. import AnomalyCLIPModel, demo_checkpoint
     from ..data import load_anomaly_dataset
     from ..data.loading import refuse_drawn
-    from ..scoring.annotations import write_coco, write_label_studio
+    from ..scoring.annotations import write_coco, write_label_studio, write_submission
     from ..scoring.prediction import predict_dataset, predict_files
     from ..scoring.video import is_video
 
@@ -150,6 +155,9 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
     for write, path in ((write_coco, settings.coco), (write_label_studio, settings.label_studio)):
         if path:
             print(f"{write(summary.read(), path)} regions written to {path}")
+    if settings.submission:
+        count = write_submission(summary.read(), settings.output_dir, settings.submission)
+        print(f"{count} maps and masks written to {settings.submission}")
     _report(summary, settings.output_dir)
     return join_states([*states, summary.exit_status])
 

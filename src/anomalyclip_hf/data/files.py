@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from PIL.TiffImagePlugin import SAMPLEFORMAT
 
-MAP_SUFFIXES = {"npy": ".npy", "png16": ".png", "png": ".png"}  # format of a map -> suffix
+MAP_SUFFIXES = {"npy": ".npy", "png16": ".png", "png": ".png", "tiff": ".tiff"}  # format of a map -> suffix
 MAP_FORMATS = tuple(MAP_SUFFIXES)
 MAX_NAME = 120  # bytes of a name made from data: file systems take 255, of which suffixes need some
 SHEET_NOTE = "contact sheet of anomalyclip_hf"  # written into its file, by which it is known from images
@@ -122,10 +123,14 @@ def check_name(name: str, what: str) -> str:
 
 
 def save_map(anomaly_map: np.ndarray, path: str | os.PathLike) -> None:
-    """Write a map in [0, 1] as 16-bit PNG (65535 is 1.0) or as float32 `.npy`, by the path's suffix."""
+    """Write a map in [0, 1] as 16-bit PNG (65535 is 1.0), float32 `.npy` or float16 TIFF, by the path's suffix."""
     with atomic_path(path) as temporary:
         if temporary.suffix == ".npy":
             np.save(temporary, anomaly_map.astype(np.float32), allow_pickle=False)
+        elif temporary.suffix == ".tiff":
+            halves = np.ascontiguousarray(anomaly_map, "<f2")
+            picture = Image.frombytes("I;16", halves.shape[::-1], halves.tobytes())
+            picture.save(temporary, compression="tiff_deflate", tiffinfo={SAMPLEFORMAT: 3})  # the bits are of floats
         else:
             levels = np.rint(np.clip(anomaly_map, 0.0, 1.0) * 65535.0).astype(np.uint16)
             Image.fromarray(levels).save(temporary)

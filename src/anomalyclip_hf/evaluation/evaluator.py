@@ -278,7 +278,7 @@ class _MapWriter:
     Args:
         folder: of the data set's maps.
         table: columns of the data set.
-        suffix: of `MAP_SUFFIXES`: "png16", "png" or "npy".
+        suffix: of `MAP_SUFFIXES`: "png16", "png", "npy" or "tiff".
     """
 
     def __init__(self, folder: Path, table: Mapping[str, list], suffix: str):

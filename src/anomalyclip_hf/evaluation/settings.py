@@ -48,7 +48,9 @@ class EvaluationSettings:
     )
     image_threshold: float | None = option(None, "Score of image F1; the model's own.", group=_GROUP)
     pixel_threshold: float | None = option(None, "Map value of pixel F1 (SegF1); the model's own.", group=_GROUP)
-    save_maps: str | None = option(None, "Keep the maps: 'png' (16 bit) or 'npy'.", bare="png", group=_GROUP)
+    save_maps: str | None = option(
+        None, "Keep the maps: 'png' (16 bit), 'npy' or 'tiff' (float16).", bare="png", group=_GROUP
+    )
     save_every: int = option(50, "Batches between two writes of records.", group=_GROUP)
     num_bins: int = 2**20  # of the counts
 

@@ -20,6 +20,7 @@ _WHERE = {
     "predict_files": "prediction",
     "write_coco": "annotations",
     "write_label_studio": "annotations",
+    "write_submission": "annotations",
     "VideoSummary": "video",
     "predict_video": "video",
 }

@@ -1,4 +1,4 @@
-"""Regions as annotations that other tools read: COCO JSON, and tasks of Label Studio.
+"""Results as other tools read them: regions as COCO JSON and as tasks of Label Studio, maps as MVTec AD 2's server.
 
 Written while the records pass by, with constant memory; a file appears when it is whole.
 """
@@ -9,12 +9,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 
-from ..data.files import atomic_path, json_line
+from ..data.files import atomic_path, json_line, safe_name
 
 CATEGORY = "anomaly"
 LOCAL_FILES = "/data/local-files/?d="  # what Label Studio serves files of its own disk under
@@ -96,6 +97,39 @@ def write_label_studio(records: Iterable[Mapping[str, Any]], path: str | os.Path
             prediction = {"model_version": "anomalyclip", "score": record["score"], "result": results}
             file.write(_entry({"data": {"image": name}, "predictions": [prediction]}, number))
         file.write("\n]\n")
+    return count
+
+
+def write_submission(
+    records: Iterable[Mapping[str, Any]], output_dir: str | os.PathLike, folder: str | os.PathLike
+) -> int:
+    """Copy maps and masks into the folders that MVTec AD 2's server takes, which hold class/split/stem of each image.
+
+    Args:
+        records: `path` (class/split/file at its end), `map` (a TIFF, as of `save_maps="tiff"`) and `mask` of each
+            image.
+        output_dir: folder of the prediction.
+        folder: gets `anomaly_images` and `anomaly_images_thresholded`; what is there of other images stays.
+
+    Returns:
+        number of images.
+
+    Raises:
+        ValueError: a record lacks its map or its mask, or they haven't the image's size.
+    """
+    count = 0
+    for record in records:
+        files = {"anomaly_images": record.get("map", ""), "anomaly_images_thresholded": record.get("mask", "")}
+        if "map_size" in record or [Path(file).suffix for file in files.values()] != [".tiff", ".png"]:
+            raise ValueError(
+                f"{record['path']}: a map as TIFF and a mask, both at the image's size, are expected; found "
+                f"{[*files.values()]}, map_size={record.get('map_size')}: predict with save_maps='tiff' and masks=True"
+            )
+        name = "/".join(map(safe_name, Path(record["path"]).with_suffix("").parts[-3:]))
+        for kind, file in files.items():
+            with atomic_path(Path(folder, kind, name + Path(file).suffix)) as temporary:
+                shutil.copyfile(Path(output_dir, file), temporary)
+        count += 1
     return count
 
 

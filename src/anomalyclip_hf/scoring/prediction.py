@@ -54,7 +54,8 @@ class PredictionSettings:
         batch_size: images per forward, 1 or more.
         num_workers: processes that decode and resize images, and threads that draw; with 0 this one does all.
         overlays: which heat maps are drawn: "all", "none", or "anomalous" for those of images above the threshold.
-        save_maps: None, "png16" (65535 is 1.0; "png" is the same) or "npy" (float32), at the image's own size.
+        save_maps: None, "png16" (65535 is 1.0; "png" is the same), "npy" (float32) or "tiff" (float16), at the image's
+            own size.
         masks: write masks, 0 and 255, at the image's own size.
         formats: "jsonl", which is always written, "parquet" and "csv".
         vmin, vmax: map values that get the first and the last color.
