@@ -391,3 +391,5 @@ def test_rows_are_checked():
     with pytest.raises(ValueError, match="label='guess' must be one of kind"):
         Variant("{stem}", label="guess")
     assert Table("labels.csv", ("{id}",)).normal_labels == ("normal",)
+    masks = [Table("labels.csv", ("{id}",), mask).mask for mask in ("{mask}", None, ("a/{mask}", "b/{mask}"))]
+    assert masks == [("{mask}",), (), ("a/{mask}", "b/{mask}")]

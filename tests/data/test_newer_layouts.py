@@ -148,6 +148,14 @@ def test_realiad(folder, size, tmp_path):
     check("realiad", tmp_path, train={1: ("mint", 0, "good", None)}, test=tests)
 
 
+def test_classes_of_realiad_that_were_not_unpacked_are_told(tmp_path):
+    texts = {name: json.dumps({"test": [realiad_entry(f"{name}_0001_OK_C1", "OK")]}) for name in ("mint", "usb")}
+    texts = {f"realiad_jsons/realiad_jsons/{name}.json": text for name, text in texts.items()}
+    write_tree(tmp_path, {"realiad_512/usb/OK/S0001/usb_0001_OK_C1.jpg": 1}, text=texts)
+    with pytest.warns(UserWarning, match=r"1 classes of the index have no folder \(.*mint\.json\)"):
+        assert summary(load_anomaly_dataset("realiad", data_dir=tmp_path)) == {1: ("usb", 0, "good", None)}
+
+
 @pytest.mark.parametrize("text", ["[1, 2]", '{"test": [3]}', "{"])
 def test_a_broken_index_of_realiad_is_named(text, tmp_path):
     write_tree(tmp_path, {"a.png": 1}, text={"realiad_jsons/realiad_jsons/mint.json": text})

@@ -5,9 +5,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from anomalyclip_hf.data import load_anomaly_dataset
 from anomalyclip_hf.data.images import ImageReadError
+from anomalyclip_hf.evaluation import evaluate_model
 from anomalyclip_hf.evaluation.metrics import aupro
 from anomalyclip_hf.evaluation.saturated import area_under_spro, read_regions
+from evaluation_tools import make_tree
 
 
 def by_force(maps, regions, limit):
@@ -99,3 +102,43 @@ def test_regions_are_read_with_their_saturation(tmp_path):
     config.write_text("[1]")
     with pytest.raises(ValueError, match="is no list of pixel_value"):
         read_regions(folder, config)
+
+
+def test_regions_keep_their_share_when_they_are_resized(tmp_path):
+    config = tmp_path / "defects_config.json"
+    config.write_text(json.dumps([{"pixel_value": 7, "saturation_threshold": 4, "relative_saturation": False}]))
+    (tmp_path / "000").mkdir()
+    for name, mask in (("0", box(0, 4, 0, 4)), ("1", box(11, 12, 13, 14))):
+        Image.fromarray(mask.astype(np.uint8) * 7).save(tmp_path / "000" / f"{name}.png")
+    (half, saturation), (tiny, own) = read_regions(tmp_path / "000", config, (6, 7))
+    assert half.shape == (6, 7) and half.sum() == 4 and saturation == 1  # a quarter of its pixels, as before
+    assert tiny.sum() == 1 and own == 1
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_evaluation_of_mvtec_loco_has_spro(tiny_model, tiny_processor, tmp_path, exact):
+    tree = make_tree(tmp_path, ("pushpins",))
+    truth = tree / "pushpins" / "ground_truth" / "scratch"
+    for mask in list(truth.iterdir()):
+        folder = truth / mask.name.removesuffix("_mask.png")
+        folder.mkdir()
+        mask.rename(folder / "000.png")
+    rule = {"pixel_value": 255, "saturation_threshold": 0.5, "relative_saturation": True}
+    config = tree / "pushpins" / "defects_config.json"
+    config.write_text(json.dumps([rule]))
+    dataset = load_anomaly_dataset("mvtec_loco", data_dir=tree)
+    settings = {"exact": exact, "map_size": "original", "show_progress": False}
+    entry = evaluate_model(
+        tiny_model, tiny_processor, dataset, output_dir=tmp_path / "out", save_maps="npy", **settings
+    )
+    found = entry["classes"]["pushpins"]
+    if not exact:
+        assert np.isnan(found["spro"]) and "--exact" in found["reasons"]["spro"]
+        return
+    maps = [np.load(file) for file in sorted((tmp_path / "out/maps").rglob("*.npy"), key=lambda file: file.name)]
+    masks = [None if row["mask"] is None else np.asarray(row["mask"]) > 0 for row in dataset]
+    regions = [[] if mask is None else [(mask, 0.5 * mask.sum())] for mask in masks]
+    assert found["spro"] == entry["mean"]["spro"] == pytest.approx(by_force(maps, regions, 0.05), abs=1e-9)
+    config.write_text("{}")
+    found = evaluate_model(tiny_model, tiny_processor, dataset, **settings)["classes"]["pushpins"]
+    assert np.isnan(found["spro"]) and "255" in found["reasons"]["spro"] and 0 <= found["aupro"] <= 1

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..images_anomalyclip import split_page
-from .file_tree import FileTree, file_key, normal_form
+from .file_tree import FileTree, examples, file_key, normal_form
 from .images import MaskRule
 from .layouts import OWN_NORMAL_KINDS, SPLITS, DatasetLayout, Table
 from .options import SourceOptions
@@ -238,7 +238,14 @@ def index_layout_table(table: Table, layout: DatasetLayout, tree: FileTree) -> I
     files = sorted(map(str, Path(tree.root).glob(table.path)))
     if not files:
         return None
-    return index_rows(
+    heads = [pattern.partition("{file}")[0] for pattern in table.image if "{file}" in pattern]
+    absent = [
+        file
+        for file in files
+        if heads and not any(os.path.isdir(os.path.join(tree.root, head, Path(file).stem)) for head in heads)
+    ]
+    files = [file for file in files if file not in absent] or files  # not all classes may have been unpacked
+    index = index_rows(
         [row for file in files for row in (_rows_of_splits(file) if file.endswith(".json") else read_rows(file))],
         table,
         tree.root,
@@ -249,6 +256,8 @@ def index_layout_table(table: Table, layout: DatasetLayout, tree: FileTree) -> I
         layout=layout,
         tree=tree,
     )
+    notes = [f"{len(absent)} classes of the index have no folder ({examples(absent)})"] if absent else []
+    return replace(index, notes=index.notes + notes)
 
 
 def _rows_of_splits(path: str) -> list[Row]:

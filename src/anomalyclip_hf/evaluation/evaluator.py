@@ -123,7 +123,7 @@ def evaluate_model(
                 processes.wait_for_everyone()
                 if processes.is_main_process:
                     found[one].read()
-                    found[one].save_metrics(judge_class(found[one], table["label"], chosen))
+                    found[one].save_metrics(judge_class(found[one], table, chosen))
         processes.wait_for_everyone()
         for records in found.values():
             records.read()

@@ -108,10 +108,10 @@ FPR_LIMITS = (0.01, 0.05, 0.1, 0.3, 1.0)  # that AUPRO may be asked for beside i
 METRICS: dict[str, Metric] = {
     "image_auroc": Metric("image AUROC", lambda ranking, limit: auroc(ranking), "roc_auc"),
     "image_ap": Metric("image AP", lambda ranking, limit: average_precision(ranking), "average_precision"),
-    "image_f1_max": Metric("image F1-max", lambda ranking, limit: best_f1(ranking)),
+    "image_f1_max": Metric("image F1-max", lambda ranking, limit: best_f1(ranking), "f1"),
     "pixel_auroc": Metric("pixel AUROC", lambda ranking, limit: auroc(ranking), "roc_auc"),
-    "pixel_ap": Metric("pixel AP", lambda ranking, limit: average_precision(ranking)),
-    "pixel_f1_max": Metric("pixel F1-max", lambda ranking, limit: best_f1(ranking)),
+    "pixel_ap": Metric("pixel AP", lambda ranking, limit: average_precision(ranking), "average_precision"),
+    "pixel_f1_max": Metric("pixel F1-max", lambda ranking, limit: best_f1(ranking), "f1"),
     "aupro": Metric("AUPRO", area_under_pro, "aupro", "pixel AUPRO"),
     "aupro_authors": Metric("AUPRO, authors' way", area_under_pro_authors),
 }
@@ -127,6 +127,7 @@ def _area_at(limit: float) -> Metric:
 # Those that are computed where they are asked for.
 METRICS |= {f"aupro_{limit:g}": _area_at(limit) for limit in FPR_LIMITS}
 METRICS |= {"image_f1": Metric("image F1", f1_at, "f1"), "pixel_f1": Metric("pixel F1 (SegF1)", f1_at, "f1")}
+METRICS["spro"] = Metric("sPRO at 0.05", lambda ranking, _: area_under_pro(ranking, 0.05))  # of saturated regions
 ASKED_METRICS = tuple(name for name in METRICS if name not in (*IMAGE_METRICS, *PIXEL_METRICS))
 
 

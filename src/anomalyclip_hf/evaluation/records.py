@@ -35,6 +35,7 @@ class ClassRecords:
 
     Attributes:
         indices, scores: positions of the scored images, and method to their scores, in the data set's order.
+        judged: positions of the images whose pixels can be judged.
         errors: position of each image that was left out to why.
     """
 
@@ -53,6 +54,7 @@ class ClassRecords:
         scored = [row for row in rows if row["error"] is None]
         self.indices: list[int] = [row["index"] for row in scored]
         self.errors: dict[int, str] = {row["index"]: row["error"] for row in rows if row["error"] is not None}
+        self.judged: list[int] = [row["index"] for row in scored if row["height"]]
         self.scores: dict[str, list[float]] = {name: [row[f"score {name}"] for row in scored] for name in self.methods}
 
     def pixels(self, method: str) -> tuple[list[np.ndarray], list[np.ndarray]] | StreamingPixelMetrics | None:

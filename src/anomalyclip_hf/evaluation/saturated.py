@@ -8,16 +8,21 @@ each region, at most its area (Bergmann et al., Beyond Dents and Scratches, IJCV
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ..data.images import ImageReadError, mask_files
 from ..images_anomalyclip import open_image
 from ..scoring.ranking import check_pair, rank_exactly, why_undefined
 from .metrics import area_under_pro, check_fpr_limit
 
+DEFECTS = "defects_config.json"
 Region = tuple[np.ndarray, float]  # (H, W) bool, and its saturation in pixels
 
 
@@ -62,13 +67,41 @@ def area_under_spro(maps: Sequence[np.ndarray], regions: Sequence[Sequence[Regio
     return area_under_pro(ranking, fpr_limit)
 
 
-def read_regions(masks: str | os.PathLike, defects: str | os.PathLike) -> list[Region]:
+def judge_saturated(maps: Sequence[np.ndarray] | None, paths: Sequence[str]) -> dict[str, Any]:
+    """sPRO of images of a class that lie as MVTec LOCO AD's do, beside masks and a `defects_config.json`.
+
+    Args:
+        maps: `(H, W)` of each image, of any size; None where they were counted in bins.
+        paths: of the images, `<class>/<split>/<kind>/<stem>`.
+
+    Returns:
+        `spro`, and `reasons` where it is NaN; nothing where there is no such file.
+    """
+    roots = [Path(path).parents[2] if len(Path(path).parts) > 3 else Path() for path in paths]
+    if not any((root / DEFECTS).is_file() for root in set(roots)):
+        return {}
+    try:
+        if maps is None:
+            raise ValueError("sPRO needs whole maps: give exact=True (--exact)")
+        regions = []
+        for root, path, anomaly_map in zip(roots, paths, maps, strict=True):
+            masks = root / "ground_truth" / Path(path).parent.name / Path(path).stem
+            regions.append(read_regions(masks, root / DEFECTS, anomaly_map.shape) if masks.is_dir() else [])
+        return {"spro": area_under_spro(maps, regions), "reasons": {}}
+    except (OSError, ValueError) as error:  # of these files alone; the other metrics stand
+        return {"spro": math.nan, "reasons": {"spro": str(error)}}
+
+
+def read_regions(
+    masks: str | os.PathLike, defects: str | os.PathLike, shape: tuple[int, ...] | None = None
+) -> list[Region]:
     """The regions of one image of MVTec LOCO AD: each mask file is one, whatever its pieces.
 
     Args:
         masks: the image's folder of masks, whose value above 0 names the kind of defect; or one mask.
         defects: `defects_config.json` of its class: for each `pixel_value`, `saturation_threshold` in pixels or, where
             `relative_saturation`, as share of the region.
+        shape: (height, width) that regions are resized to, saturations with them; the masks' own by default.
 
     Raises:
         ImageReadError: a mask that can't be read, is empty, or has a value that `defects` doesn't name.
@@ -85,13 +118,19 @@ def read_regions(masks: str | os.PathLike, defects: str | os.PathLike) -> list[R
         raise ValueError(
             f"{os.fspath(defects)} is no list of pixel_value, saturation_threshold, ...: {error}"
         ) from error
-    found = []
+    found: list[Region] = []
     for path in mask_files(os.fspath(masks)):
         values = np.asarray(open_image(path))
         named = sorted(set(np.unique(values).tolist()) - {0})
         if values.ndim != 2 or len(named) != 1 or named[0] not in limits:
             raise ImageReadError(f"{path}: values {named}, expected one channel and one value of {sorted(limits)}")
         saturation, is_relative = limits[named[0]]
-        mask = values > 0
-        found.append((mask, saturation * mask.sum() if is_relative else saturation))
+        area = np.count_nonzero(values)
+        share = saturation if is_relative else min(saturation / area, 1.0)
+        height, width = shape or values.shape
+        cover = np.asarray(
+            Image.fromarray((values > 0).astype(np.uint8) * 255).resize((width, height), Image.Resampling.BOX)
+        )
+        mask = cover >= min(128, cover.max())  # the smallest regions stay too
+        found.append((mask, share * np.count_nonzero(mask)))
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from ..configuration_anomalyclip import check_fields
 from ..data.files import MAP_FORMATS
 from ..data.options import option
 from .metrics import asked_metrics, check_fpr_limit
@@ -12,6 +13,7 @@ from .metrics import asked_metrics, check_fpr_limit
 if TYPE_CHECKING:
     from .. import AnomalyCLIPConfig
 
+THRESHOLDS = ("image_threshold", "pixel_threshold")
 EXACT_PIXELS = 2**22
 _GROUP = "Judging"
 
@@ -67,12 +69,12 @@ class EvaluationSettings:
             raise ValueError(f"save_maps={self.save_maps!r}, expected {' or '.join(map(repr, MAP_FORMATS))}")
 
         check_fpr_limit(self.fpr_limit)
+        check_fields({name: getattr(self, name) for name in THRESHOLDS})
         asked_metrics("pixel", fpr_limits=self.fpr_limits or ())
 
     def with_thresholds_of(self, config: AnomalyCLIPConfig) -> EvaluationSettings:
         """These settings, with a model's thresholds where none are given."""
-        names = ("image_threshold", "pixel_threshold")
-        return replace(self, **{name: getattr(config, name) for name in names if getattr(self, name) is None})
+        return replace(self, **{name: getattr(config, name) for name in THRESHOLDS if getattr(self, name) is None})
 
     def is_exact(self, num_images: int, input_size: int) -> bool:
         """Whether a class of so many images is judged exactly, by a model of an input size in pixels."""

@@ -10,31 +10,33 @@ from typing import Any
 from .baselines import OWN
 from .metrics import METRICS, UndefinedMetricWarning, asked_metrics, image_metrics, pixel_metrics
 from .records import ClassRecords
+from .saturated import judge_saturated
 from .settings import EvaluationSettings
 from .streaming import StreamingPixelMetrics
 
 
-def judge_class(records: ClassRecords, labels: Sequence[int | None], settings: EvaluationSettings) -> dict[str, Any]:
+def judge_class(records: ClassRecords, table: Mapping[str, list], settings: EvaluationSettings) -> dict[str, Any]:
     """Metrics of a class from its records: `metrics` by method, and `curves` of the first method."""
-    metrics = {name: judge_method(records, name, labels, settings) for name in records.methods}
+    metrics = {name: judge_method(records, name, table, settings) for name in records.methods}
     curves, *_ = (found.pop("curves") for found in metrics.values())
     return {"metrics": metrics, "curves": {kind: [axis.tolist() for axis in line] for kind, line in curves.items()}}
 
 
 def judge_method(
-    records: ClassRecords, method: str, labels: Sequence[int | None], settings: EvaluationSettings
+    records: ClassRecords, method: str, table: Mapping[str, list], settings: EvaluationSettings
 ) -> dict[str, Any]:
     """The metrics of one method on one class: a row of the tables.
 
     Args:
         records: of the class.
         method: one of its methods.
-        labels: of the whole data set; None where unknown.
+        table: `label` (None where unknown) and `path` of the whole data set.
         settings: limits of AUPRO, and the model's thresholds, which say nothing of other methods.
 
     Returns:
         keys of `METRICS` to values in [0, 1] or NaN, `reasons` for NaN, `curves` and counts.
     """
+    labels = table["label"]
     known = [(score, labels[index]) for index, score in zip(records.indices, records.scores[method], strict=True)]
     judged = [(score, label) for score, label in known if label is not None]
     pixels = records.pixels(method)
@@ -60,6 +62,9 @@ def judge_method(
     if anomalous and not pixel.get("num_anomalous_pixels"):
         reason = f"none of the {anomalous} anomalous images has a mask with an anomalous pixel"
         pixel["reasons"] = dict.fromkeys(pixel_names, reason)
+    paths = [str(table["path"][index]) for index in records.judged]
+    saturated = judge_saturated(pixels[0] if isinstance(pixels, tuple) else None, paths)
+    pixel = {**pixel, **saturated, "reasons": pixel["reasons"] | saturated.get("reasons", {})}
     result = {"curves": {}, **image, **pixel, "num_images": len(known)}
     return result | {"reasons": image["reasons"] | pixel["reasons"]}
 
