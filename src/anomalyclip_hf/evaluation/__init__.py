@@ -6,6 +6,7 @@ from .._lazy import find_export, find_moved
 
 _WHERE = {
     "BASELINES": "baselines",
+    "area_under_spro": "saturated",
     "METRICS": "metrics",
     "MethodScorer": "baselines",
     "calibrate": ".scoring.thresholds",
