@@ -58,6 +58,7 @@ FLOORS = [
     {"_lazy", "assets", "configuration_anomalyclip", "loss_anomalyclip", "images_anomalyclip"},
     {"image_processing_anomalyclip"},
     {"prompts_anomalyclip", "processing_anomalyclip"},
+    {"references_anomalyclip"},
     {"modeling_anomalyclip"},
     {"pipeline_anomalyclip", "conversion"},
     {"data"},

@@ -18,6 +18,7 @@ from transformers.utils import logging
 from .configuration_anomalyclip import check_fields
 from .image_processing_anomalyclip import AnomalyCLIPImageProcessor
 from .images_anomalyclip import ImageReadError, load_image, unreadable
+from .references_anomalyclip import References
 
 logger = logging.get_logger(__name__)
 DOWNLOAD_TIMEOUT = 30.0
@@ -43,6 +44,10 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         batch_size (`int`, defaults to 1).
         sigma (`float`, pixels at the model's input size, *optional*): smoothing; the processor's own if absent.
         image_threshold, pixel_threshold (`float` in [0, 1], *optional*): those of the model's config if absent.
+        score_rule (`str`, *optional*): `"global"`, `"max"` or `"mean"`; that of the model's config if absent.
+        references (*optional*): good images to compare with, in place of the model's own; of any
+            kind that [`~AnomalyCLIPModel.make_references`] takes. Given to `pipeline(...)`, for all calls.
+        reference_weight (`float`, 0 or more, *optional*): of the model's own map and score beside references; 0.1.
         timeout (`float`, seconds, defaults to 30): for a URL, from the request to the last byte.
         max_bytes (`int`, defaults to 100 million): largest file that a URL may lead to.
 
@@ -70,10 +75,12 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
                 )
         if len(given) == 2 and given[0] is not given[1]:
             raise ValueError("image_processor and processor are both given and differ; give one")
+        compared = {name: kwargs.pop(name) for name in ("references", "reference_weight") if name in kwargs}
         super().__init__(*args, **kwargs)
         # Found here and not by the base class, which would take CLIP's own processor for a plain CLIP checkpoint.
         is_ours = bool(given) and isinstance(given[0], AnomalyCLIPImageProcessor)
         self.image_processor: Any = given[0] if is_ours else _find_processor(self.model, *given)
+        self._forward_params |= self._sanitize_parameters(**compared)[1]
         if notice := getattr(self.model.config, "notice", None):
             logger.warning(notice)
 
@@ -93,19 +100,36 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         return super().__call__(inputs, **kwargs)
 
     def _sanitize_parameters(
-        self, sigma=None, image_threshold=None, pixel_threshold=None, timeout=None, max_bytes=None, **kwargs
+        self,
+        sigma=None,
+        image_threshold=None,
+        pixel_threshold=None,
+        timeout=None,
+        max_bytes=None,
+        score_rule=None,
+        references=None,
+        reference_weight=None,
+        **kwargs,
     ) -> tuple[dict, dict, dict]:
         if kwargs:
             raise TypeError(
                 f"unknown arguments {sorted(kwargs)}; known are sigma, image_threshold, pixel_threshold, timeout, "
-                "max_bytes"
+                "max_bytes, score_rule, references, reference_weight"
             )
+        if reference_weight is not None and references is None:
+            own = getattr(self, "_forward_params", {}).get("references") or self.model.references
+            if (references := own) is None:
+                raise ValueError(f"reference_weight={reference_weight} without references; give both")
+        if references is not None:
+            given = {"reference_weight": reference_weight, "processor": self.image_processor}
+            references = self.model.make_references(references, **given)
         _check_limits(timeout, max_bytes)
         post = {"sigma": sigma, "image_threshold": image_threshold, "pixel_threshold": pixel_threshold}
+        post["score_rule"] = score_rule
         check_fields(post)
         return (
             {key: value for key, value in (("timeout", timeout), ("max_bytes", max_bytes)) if value is not None},
-            {},
+            {} if references is None else {"references": references},
             {key: value for key, value in post.items() if value is not None},
         )
 
@@ -116,22 +140,24 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         pixel_values = self.image_processor(image, return_tensors="pt")["pixel_values"]
         return {"pixel_values": pixel_values.to(self.dtype), "target_size": torch.tensor([image.size[::-1]])}
 
-    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
+    def _forward(self, model_inputs: dict[str, Any], references: References | None = None) -> dict[str, Any]:
         target_size = model_inputs.pop("target_size")
-        outputs = self.model(**model_inputs, return_dict=True)
+        outputs = self.model(**model_inputs, references=references, return_dict=True)
         # Only what has one row per image: the base class takes batches apart row by row.
-        return {"logits": outputs.logits, "anomaly_maps": outputs.anomaly_maps, "target_size": target_size}
+        kept = ("logits", "anomaly_maps", "reference_scores")
+        return {"target_size": target_size, **{name: outputs[name] for name in kept if name in outputs}}
 
     def postprocess(
-        self, outputs: dict[str, Any], sigma=None, image_threshold=None, pixel_threshold=None
+        self, outputs: dict[str, Any], sigma=None, image_threshold=None, pixel_threshold=None, score_rule=None
     ) -> dict[str, Any]:
-        config = self.model.config
+        own = self.model.fitting_thresholds(score_rule, "reference_scores" in outputs)
         result = self.image_processor.post_process_anomaly_detection(
             outputs,
             target_sizes=outputs["target_size"],
             sigma=sigma,
-            image_threshold=config.image_threshold if image_threshold is None else image_threshold,
-            pixel_threshold=config.pixel_threshold if pixel_threshold is None else pixel_threshold,
+            image_threshold=own["image_threshold"] if image_threshold is None else image_threshold,
+            pixel_threshold=own["pixel_threshold"] if pixel_threshold is None else pixel_threshold,
+            score_rule=score_rule or self.model.config.score_rule,
         )[0]
         return {key: value.cpu().numpy() if torch.is_tensor(value) else value for key, value in result.items()}
 

@@ -41,7 +41,7 @@ HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "re
 PROMPT_FIELDS = (
     *("prompt_length", "deep_prompt_depth", "deep_prompt_length", "prompt_token_ids"),
     *("dpam_layers", "dpam_attention", "feature_layers", "temperature"),
-    *("image_size", "image_threshold", "pixel_threshold"),
+    *("image_size", "image_threshold", "pixel_threshold", "score_rule", "thresholds_for", "reference_layers"),
 )
 # Sizes that two backbones must share.
 TOWER_FIELDS = {

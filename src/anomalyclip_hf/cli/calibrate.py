@@ -50,6 +50,11 @@ class Settings(CalibrationOptions, ModelOptions, SourceOptions):
     output_dir: str | None = option(
         None, "Checkpoint to write the thresholds into, or a new folder for prompts with them.", short="o"
     )
+    references: str | None = option(
+        None, "Folder or file of references, as for predict: the thresholds are then for scores with them alone."
+    )
+    reference_weight: float | None = option(None, "As for predict.")
+    score_rule: str | None = option(None, "As for predict; the thresholds are for this rule alone.")
     split: str | None = option(None, "'train' for normal, if there is one; 'test' for others.", group="Data set")
     batch_size: int = option(8, "Images per forward.")
     num_workers: int = option(0, "Processes that decode images.")
@@ -74,6 +79,10 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
 
     model = load_model(settings).to(PartialState(cpu=settings.cpu).device)
     processor = load_processor(settings, model.config.image_size)
+    model.config.score_rule = settings.score_rule or model.config.score_rule
+    if settings.references:
+        given = {"reference_weight": settings.reference_weight, "processor": processor}
+        model.set_references(settings.references, **given)
     dataset = _load(settings, draw)
     skipped: list[str] = []
     with naming(objective="method"):
@@ -135,7 +144,8 @@ def store_thresholds(folder: str, model: AnomalyCLIPModel, processor: AnomalyCLI
     from ..scoring.thresholds import save_thresholds
 
     if Path(folder, "config.json").is_file():
-        save_thresholds(folder, model.config.image_threshold, model.config.pixel_threshold)
+        config = model.config
+        save_thresholds(folder, config.image_threshold, config.pixel_threshold, config.thresholds_for)
     else:
         model.save_prompts(folder, processor=processor)
 

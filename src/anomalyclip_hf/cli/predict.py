@@ -38,6 +38,15 @@ class Settings(SourceOptions):
     batch_size: int = option(1, "Images per forward, 1 or more.")
     num_workers: int = option(0, "Processes that decode images.")
     threshold: float | None = option(None, "Score in [0, 1] from which an image is anomalous; the model's own.")
+    references: str | None = option(
+        None, "Folder of 1 to 32 images of good parts to compare with, or a file of save_references.", group="Score"
+    )
+    reference_weight: float | None = option(
+        None, "Of the prompts' own map and score beside references; 0.1.", group="Score"
+    )
+    score_rule: str | None = option(
+        None, "Score of an image: global (of the image), max (of its map) or mean (of both).", group="Score"
+    )
     device: str | None = option(None, "Such as cpu or cuda:0; an accelerator if there is one.")
     dtype: str = option("auto", f"Of the weights: {', '.join(DTYPES)}.")
     save_maps: str | None = option(None, f"Keep raw maps too: {' or '.join(MAP_FORMATS)}.", bare="png")
@@ -79,7 +88,8 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
         images = load_anomaly_dataset(source, split=settings.split, **settings.source_options())
     # Loaded here: the pipeline would try two ways and show the tracebacks of both.
     model = AnomalyCLIPModel.from_pretrained(name, dtype=settings.dtype)
-    detector = pipeline("zero-shot-anomaly-detection", model=model, device=settings.device)
+    given = {name: getattr(settings, name) for name in ("references", "reference_weight", "score_rule")}
+    detector = pipeline("zero-shot-anomaly-detection", model=model, device=settings.device, **given)
     shared = ("batch_size", "num_workers", "threshold", "save_maps", "vmin", "vmax")
     arguments = {field: getattr(settings, field) for field in shared}
     with naming(image_threshold="threshold"):

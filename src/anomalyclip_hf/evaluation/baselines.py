@@ -201,6 +201,9 @@ class MethodScorer:
         }
         results = {}
         for name, method in self.methods.items():
+            if name == OWN and model.references is not None:
+                results[name] = model(pixel_values, return_dict=True)
+                continue
             setting = self._vision_setting(method)
             class_token, features = passes[setting]
             if method.plain_clip:
@@ -270,7 +273,9 @@ def score_methods(
     )
     found: list[tuple[dict[str, float], dict[str, np.ndarray]]] = [({}, {}) for _ in rows]
     for name, output in scorer.score(pixel_values, rows[0].class_name).items():
-        results = processor.post_process_anomaly_detection(output, target_sizes=targets, sigma=sigma)
+        results = processor.post_process_anomaly_detection(
+            output, target_sizes=targets, sigma=sigma, score_rule=scorer.model.config.score_rule
+        )
         for (scores, maps), one in zip(found, results, strict=True):
             scores[name], maps[name] = one["score"], one["anomaly_map"].cpu().numpy()
     return found

@@ -73,5 +73,7 @@ def score_rows(
 ) -> list[tuple[float, np.ndarray]]:
     """Score and map `(H, W)` float32 of each row, at the model's input size, smoothed as the processor does it."""
     pixel_values = torch.stack([row.pixel_values for row in rows]).to(model.device)
-    found = processor.post_process_anomaly_detection(model(pixel_values, return_dict=True))
+    found = processor.post_process_anomaly_detection(
+        model(pixel_values, return_dict=True), score_rule=model.config.score_rule
+    )
     return [(one["score"], one["anomaly_map"].float().cpu().numpy()) for one in found]

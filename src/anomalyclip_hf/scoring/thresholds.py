@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..configuration_anomalyclip import check_fields
+from ..configuration_anomalyclip import WITH_REFERENCES, check_fields
 from ..data.files import atomic_path
 from ..images_anomalyclip import load_image
 from .calibration import (
@@ -135,11 +135,15 @@ def calibrate(
         pixel = calibrate_from_ranking(pixels.ranking(), objective, recall, margin=margin) if has_masks else None
     for name, found in (("image_threshold", image), ("pixel_threshold", pixel)):
         setattr(model.config, name, None if found is None else min(max(found.threshold, 0.0), 1.0))
+    model.config.thresholds_for = model.config.score_rule + WITH_REFERENCES * (model.references is not None)
     return {"image": image.to_dict(), "pixel": None if pixel is None else pixel.to_dict()}
 
 
 def save_thresholds(
-    checkpoint: str | os.PathLike, image_threshold: float | None, pixel_threshold: float | None
+    checkpoint: str | os.PathLike,
+    image_threshold: float | None,
+    pixel_threshold: float | None,
+    thresholds_for: str = "global",
 ) -> None:
     """Write thresholds into the `config.json` of a checkpoint folder (prompts alone or a full one), and its card.
 
@@ -152,7 +156,8 @@ def save_thresholds(
         raise FileNotFoundError(f"{path} does not exist: give the folder of a saved checkpoint, not a repository")
     config = json.loads(path.read_text(encoding="utf-8"))
     thresholds = {"image_threshold": image_threshold, "pixel_threshold": pixel_threshold}
-    check_fields(thresholds)
+    check_fields({**thresholds, "thresholds_for": thresholds_for})
+    config |= {"score_rule": thresholds_for.removesuffix(WITH_REFERENCES), "thresholds_for": thresholds_for}
     config |= {name: None if value is None else float(value) for name, value in thresholds.items()}
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
