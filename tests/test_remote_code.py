@@ -21,9 +21,18 @@ from tiny_models import make_tiny_clip
 SOURCE = Path(anomalyclip_hf.__file__).parent
 TRAVELLING = {
     f"{name}_anomalyclip"
-    for name in ("configuration", "image_processing", "images", "loss", "modeling", "pipeline", "prompts")
+    for name in (
+        "configuration",
+        "image_processing",
+        "images",
+        "loss",
+        "modeling",
+        "pipeline",
+        "prompts",
+        "references",
+    )
 }
-MAX_BYTES = 168_000
+MAX_BYTES = 188_000
 
 PUSH = """
 import sys, torch

@@ -270,7 +270,7 @@ class ReferencesMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ig
         if isinstance(images, str | os.PathLike):
             images = _files_of(images)
         if isinstance(images, Tensor | np.ndarray) and images.ndim == 4:
-            pixels = torch.as_tensor(images)
+            pixels: Any = torch.as_tensor(images)
             batches = pixels.split(size)
         else:
             pixels = list(images) if isinstance(images, list | tuple) else [images]
@@ -284,7 +284,7 @@ class ReferencesMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ig
             if not isinstance(batch, Tensor):
                 processor = processor or self.default_processor()
                 batch = processor([load_image(one) for one in batch], return_tensors="pt")["pixel_values"]
-            states: dict[int, Tensor] = dict.fromkeys(layers)  # type: ignore[arg-type]
+            states: Any = dict.fromkeys(layers)
             self.encode_images(batch.to(self.device), kept_states=states)
             sets = describe_patches(states, layers, (batch.shape[-2] // patch, batch.shape[-1] // patch))
             parts.append(torch.stack([one.flatten(0, 1) for one in sets]))

@@ -145,7 +145,7 @@ def store_thresholds(folder: str, model: AnomalyCLIPModel, processor: AnomalyCLI
 
     if Path(folder, "config.json").is_file():
         config = model.config
-        save_thresholds(folder, config.image_threshold, config.pixel_threshold, config.thresholds_for)
+        save_thresholds(folder, config.image_threshold, config.pixel_threshold, str(config.thresholds_for))
     else:
         model.save_prompts(folder, processor=processor)
 

@@ -357,11 +357,15 @@ def _run_key(
     model = scorer.model
     judged = asdict(replace(settings, num_workers=0, save_every=1))
     facts = [judged, table, list(scorer.methods), processor.to_dict(), str(model.dtype)]
-    ignored = ("_name_or_path", "transformers_version", "image_threshold", "pixel_threshold")
+    ignored = ("_name_or_path", "transformers_version", "image_threshold", "pixel_threshold", "thresholds_for")
     facts.append({key: value for key, value in model.config.to_dict().items() if key not in ignored})
+    if model.references is not None:
+        facts.append([model.references.weight, model.references.layers])
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
     fingerprint = backbone_fingerprint(model)
     learned = [] if model.config.vision_only else [p.detach() for p in model.prompt_learner.parameters()]
+    if model.references is not None:
+        learned.append(model.references.features)
     for tensor in [*learned, *([] if fingerprint is None else [fingerprint])]:
         digest.update(tensor.cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()
