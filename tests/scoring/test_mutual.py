@@ -1,5 +1,6 @@
 """Images that judge one another: the definition on few patches, blocks, and the wish for company."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -50,3 +51,27 @@ def test_an_odd_image_stands_out_and_few_images_are_refused(tiny_model):
     assert int(values.amax(dim=1).argmax()) == 5 and values[0].max() < 0.02 < values[5].max() <= 1
     with pytest.raises(ValueError, match=r"4 images in blocks of 200.*at least 5"):
         score_mutually(features[:4])
+
+
+def test_predict_mutual_names_its_method_and_skips_what_it_cannot_read(
+    tiny_model, tiny_processor, make_image, tmp_path
+):
+    from anomalyclip_hf import ZeroShotAnomalyDetectionPipeline
+    from anomalyclip_hf.scoring.prediction import predict_files
+
+    (tmp_path / "in").mkdir()
+    for seed in range(6):
+        make_image(seed=seed % 2).save(tmp_path / "in" / f"{seed}.png")
+    make_image(seed=7).save(tmp_path / "in" / "odd.png")
+    (tmp_path / "in" / "bad.png").write_bytes(b"no image")
+    tiny_model.config.image_threshold = 0.0  # of another score: not used
+    detector = ZeroShotAnomalyDetectionPipeline(model=tiny_model, image_processor=tiny_processor, device="cpu")
+    shared = {"detector": detector, "mutual": True, "batch_size": 2, "progress": False}
+    found = predict_files([tmp_path / "in"], tmp_path / "out", save_maps="npy", **shared)
+    scores = {record["path"][-7:]: record["score"] for record in found.predictions}
+    assert len(scores) == 7 and max(scores, key=scores.__getitem__) == "odd.png"
+    assert all(record["method"] == "mutual" and "label" not in record for record in found.predictions)
+    assert np.load(tmp_path / "out" / "maps" / "odd.png.npy").shape == (40, 50)
+    assert [one["path"][-7:] for one in found.skipped] == ["bad.png"]
+    with pytest.raises(ValueError, match="3 images in blocks"):
+        predict_files([tmp_path / "in" / f"{seed}.png" for seed in range(3)], tmp_path / "few", **shared)

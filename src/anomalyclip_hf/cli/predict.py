@@ -47,6 +47,10 @@ class Settings(SourceOptions):
     score_rule: str | None = option(
         None, "Score of an image: global (of the image), max (of its map) or mean (of both).", group="Score"
     )
+    mutual: bool = option(
+        False, "Let unlabelled images judge one another: patches that few of the others know are odd.", group="Score"
+    )
+    block_size: int = option(200, "Images that judge one another, for --mutual.", group="Score")
     device: str | None = option(None, "Such as cpu or cuda:0; an accelerator if there is one.")
     dtype: str = option("auto", f"Of the weights: {', '.join(DTYPES)}.")
     save_maps: str | None = option(None, f"Keep raw maps too: {' or '.join(MAP_FORMATS)}.", bare="png")
@@ -61,6 +65,8 @@ class Settings(SourceOptions):
         super().__post_init__()
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype={self.dtype!r}, expected one of {', '.join(DTYPES)}")
+        if self.mutual and (self.references or self.score_rule):
+            raise ValueError("--mutual has a score of its own; give it without --references and --score-rule")
         if bool(self.inputs) == bool(self.source):
             raise ValueError("give files and folders, or --source: one of the two")
         if self.inputs and (given := self.source_options()):
@@ -90,7 +96,7 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
     model = AnomalyCLIPModel.from_pretrained(name, dtype=settings.dtype)
     given = {name: getattr(settings, name) for name in ("references", "reference_weight", "score_rule")}
     detector = pipeline("zero-shot-anomaly-detection", model=model, device=settings.device, **given)
-    shared = ("batch_size", "num_workers", "threshold", "save_maps", "vmin", "vmax")
+    shared = ("batch_size", "num_workers", "threshold", "save_maps", "vmin", "vmax", "mutual", "block_size")
     arguments = {field: getattr(settings, field) for field in shared}
     with naming(image_threshold="threshold"):
         if settings.source:

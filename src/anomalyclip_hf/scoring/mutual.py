@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..image_processing_anomalyclip import gaussian_smooth
 from ..references_anomalyclip import default_layers, describe_patches
 from .engine import Record, score_images
 
 if TYPE_CHECKING:
-    from .. import AnomalyCLIPModel
+    from .. import AnomalyCLIPImageProcessor, AnomalyCLIPModel
 
 SHARE = 0.3  # of the other images: those that know a patch best
 BLOCK_SIZE = 200
@@ -89,6 +90,36 @@ def score_mutually(
                 progress(done)
         found.append(least)
     return torch.cat(found)
+
+
+class MutualJudge:
+    """Describes images and makes results of what others know of them.
+
+    Args:
+        model ([`AnomalyCLIPModel`]), processor ([`AnomalyCLIPImageProcessor`]): which resizes to one size.
+        threshold (`float` in [0, 1], *optional*): score from which the label is "anomalous"; never the model's, whose
+            thresholds are for other scores.
+    """
+
+    def __init__(self, model: AnomalyCLIPModel, processor: AnomalyCLIPImageProcessor, threshold: float | None = None):
+        self.model, self.processor, self.threshold = model, processor, threshold
+        patch, size = model.config.vision_config.patch_size, processor.size
+        self.size = (size["height"], size["width"])
+        self.grid = (self.size[0] // patch, self.size[1] // patch)
+
+    def describe(self, images: list[Any]) -> Tensor:
+        """Features of images, as of [`describe_images`]."""
+        return describe_images(self.model, self.processor(images, return_tensors="pt")["pixel_values"])
+
+    def finish(self, size: tuple[int, int], values: Tensor) -> dict[str, Any]:
+        """The result of an image of a size (width, height) in pixels, as the pipeline's, and its `method`."""
+        shown = values.view(1, 1, *self.grid)
+        shown = nn.functional.interpolate(shown, size=self.size, mode="bilinear", align_corners=False)
+        shown = gaussian_smooth(shown, self.processor.sigma)
+        shown = nn.functional.interpolate(shown, size=size[::-1], mode="bilinear", align_corners=False)[0, 0]
+        score = float(values.max())
+        label = {} if self.threshold is None else {"label": "anomalous" if score >= self.threshold else "normal"}
+        return {"score": score, "anomaly_map": shown.numpy(), "method": "mutual", **label}
 
 
 def score_images_mutually(

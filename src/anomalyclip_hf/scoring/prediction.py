@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..configuration_anomalyclip import check_fields
@@ -19,6 +20,7 @@ from ..data.files import MAP_FORMATS, atomic_path, json_line, remove_leftovers, 
 from ..pipeline_anomalyclip import read_image
 from .engine import FullDisk, explain, score_images
 from .inputs import LEGEND, check_apart, find_images, relative_names, unique_name
+from .mutual import BLOCK_SIZE, MutualJudge, score_images_mutually
 from .pictures import draw_legend, overlay, resize_map
 
 if TYPE_CHECKING:
@@ -71,6 +73,8 @@ def predict_files(
     alpha: float = 0.5,
     progress: bool = True,
     num_workers: int = 0,
+    mutual: bool = False,
+    block_size: int = BLOCK_SIZE,
 ) -> PredictionSummary:
     """Score images and write `predictions.jsonl`, heat maps in `overlays/` and, if asked, raw maps in `maps/`.
 
@@ -92,6 +96,8 @@ def predict_files(
         alpha (`float` in [0, 1]): how much the map covers the image.
         progress (`bool`): show a progress bar.
         num_workers (`int`): processes that decode images; 0 decodes in this one.
+        mutual (`bool`): images judge one another (see `mutual`), within blocks of at most `block_size`; records then
+            say `"method": "mutual"`.
 
     Raises:
         ValueError: if an argument is out of range, or an input lies in the output folder.
@@ -101,6 +107,7 @@ def predict_files(
     summary = PredictionSummary(Path(output_dir), 0, found.skipped, found.left_out, found.unused)
     images = [(str(path), name) for path, name in found.files]
     settings: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "progress": progress}
+    settings |= {"mutual": mutual, "block_size": block_size}
     settings |= {"threshold": threshold, "save_maps": save_maps, "vmin": vmin, "vmax": vmax, "alpha": alpha}
     return _predict(images, [path for path, _ in found.files], detector, summary, **settings)
 
@@ -139,6 +146,8 @@ def _predict(
     vmax: float = 1.0,
     alpha: float = 0.5,
     progress: bool = True,
+    mutual: bool = False,
+    block_size: int = BLOCK_SIZE,
 ) -> PredictionSummary:
     """Score the rows of a source, whose paths and names for results are `images`."""
     if batch_size < 1:
@@ -157,7 +166,21 @@ def _predict(
 
     prepare = partial(_prepare, processor=getattr(detector, "image_processor", None))
     writer = _Writer(summary, save_maps, (vmin, vmax, alpha))
-    records = score_images(source, prepare, score, batch_size=batch_size, num_workers=num_workers)
+    loading: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers}
+    if mutual:
+        engine: Any = detector
+        judge = MutualJudge(engine.model, engine.image_processor, threshold)
+
+        def describe(pictures: list[_Picture]) -> Tensor:
+            return judge.describe([picture.scored for picture in pictures])
+
+        def finish(picture: _Picture, values: Tensor) -> dict[str, Any]:
+            return judge.finish(picture.shown.size, values)
+
+        loading |= {"device": engine.model.device, "block_size": block_size}
+        records = score_images_mutually(source, prepare, describe, finish, **loading)
+    else:
+        records = score_images(source, prepare, score, **loading)
     for record in tqdm(records, total=len(images), unit="image", disable=not progress):
         path, name = images[record.index]
         if record.error is None:
@@ -193,6 +216,8 @@ class _Writer:
             OSError: the records can't be written, or images before met a full disk too.
         """
         record = {"path": path, "score": result["score"]}
+        if "method" in result:
+            record["method"] = result["method"]
         if "label" in result:
             record["label"] = result["label"]
         record["overlay"] = f"overlays/{name}.png"
