@@ -32,7 +32,7 @@ TRAVELLING = {
         "references",
     )
 }
-MAX_BYTES = 188_000
+MAX_BYTES = 191_000
 
 PUSH = """
 import sys, torch
