@@ -65,6 +65,8 @@ class Settings(CalibrationOptions, ModelOptions, SourceOptions):
         super().__post_init__()
         if not self.source:
             raise ValueError("source is missing; give a folder of normal images, or labelled data")
+        if self.reference_weight is not None and not self.references:
+            raise ValueError(f"reference_weight={self.reference_weight} needs --references")
         check_method(self.method, self.recall, "method")
 
 
