@@ -167,21 +167,26 @@ def test_a_switch_takes_less_than_a_millisecond(model, other_prompts):
     assert sorted(times)[10] < 1e-3  # of the quick ones: the machine may be busy
 
 
-def test_references_are_handed_to_the_model(checkpoint, model, monkeypatch, tmp_path):
-    (checkpoint / "good").mkdir()
-    Image.new("RGB", (8, 8)).save(checkpoint / "good" / "1.png")
-    write_json(checkpoint, "bottle", references="good")
-    calls = []
-    monkeypatch.setattr(AnomalyCLIPModel, "set_references", lambda self, images: calls.append(images), raising=False)
+def test_references_of_a_profile_are_features_made_once(checkpoint, model, monkeypatch, tmp_path):
+    (checkpoint / "good.png").write_bytes(b"")
+    Image.new("RGB", (80, 80), (90, 40, 10)).save(checkpoint / "good.png")
+    write_json(checkpoint, "bottle", references="good.png", reference_weight=0.5)
     model.set_profile("bottle")
+    features = model.references.features
+    assert (model.references.num_images, model.references.weight) == (1, 0.5)
     model.set_profile(None)
-    assert calls == [str(checkpoint / "good"), None]
+    assert model.references is None
     model.save_profiles(tmp_path / "copy")
-    assert (tmp_path / "copy" / "profiles" / "bottle" / "references" / "1.png").is_file()
     assert json.loads((tmp_path / "copy" / "profiles" / "bottle.json").read_text()) == {
         "name": "bottle",
-        "references": "profiles/bottle/references",
+        "references": "profiles/bottle/references.safetensors",
+        "reference_weight": 0.5,
     }
+    monkeypatch.setattr(AnomalyCLIPModel, "encode_images", None)  # images are read no more
+    model.set_profile("bottle")
+    assert model.references.features is features
+    stored = read_profile("bottle", str(tmp_path / "copy"))
+    assert torch.equal(model.make_references(stored.references).features, features)
 
 
 def test_an_unknown_profile_names_the_known_ones(checkpoint, model):
