@@ -156,7 +156,7 @@ def test_stored_thresholds_serve_the_score_they_were_chosen_for(tiny_model, tiny
     detector = ZeroShotAnomalyDetectionPipeline(model=tiny_model, image_processor=tiny_processor, device="cpu")
     tiny_model.config.image_threshold = tiny_model.config.pixel_threshold = 0.5
     assert "label" in detector(good[0])
-    assert {"score", "anomaly_map", "mask"} == set(detector(good[0], score_rule="max"))
+    assert {"score", "anomaly_map", "mask", "regions"} == set(detector(good[0], score_rule="max"))
     assert {"score", "anomaly_map"} == set(detector(good[0], references=good[:1]))
     tiny_model.set_references(good[:2])
     tiny_model.config.score_rule = "max"

@@ -218,11 +218,7 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
     def settings_of_profile(self, names: Sequence[str]) -> dict[str, Any]:
         """Those of the options named that the model's profile sets; what a call gives goes before them."""
         profile = getattr(self.model, "profile", None)
-        if profile is None:
-            return {}
-        options = profile.options
-        if unknown := sorted(set(options) - set(PRE_OPTIONS + POST_OPTIONS)):
-            raise ValueError(f"profile {profile.name} sets {', '.join(unknown)}, which this pipeline doesn't know")
+        options = {} if profile is None else profile.options
         return {name: options[name] for name in names if name in options}
 
 

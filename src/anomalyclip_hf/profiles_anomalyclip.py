@@ -70,7 +70,10 @@ class Profile:
             raise ValueError(f"profile {self.name}: calibration={self.calibration!r:.100}, expected facts by name")
         for key, read in (("roi", read_roi), ("window", check_window), ("channels", check_channels)):
             if (value := getattr(self, key)) is not None:
-                setattr(self, key, read(value))
+                try:
+                    setattr(self, key, read(value))
+                except ValueError as error:
+                    raise ValueError(f"profile {self.name}: {error}") from error
 
     @property
     def options(self) -> dict[str, Any]:

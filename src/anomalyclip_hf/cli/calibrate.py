@@ -119,7 +119,9 @@ def _set_profile(model: AnomalyCLIPModel, settings: Settings) -> None:
     given |= {key: value for key in scoring if (value := getattr(settings, key)) is not None}
     if settings.prompts:
         given["prompts"] = model.get_prompts()
-    model.set_profile(replace(profile, **given))
+    profile = replace(profile, **given)
+    model.set_profile(profile)
+    settings.window, settings.channels = profile.window, profile.channels
 
 
 def choose_thresholds(

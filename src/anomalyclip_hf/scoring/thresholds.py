@@ -45,17 +45,6 @@ if TYPE_CHECKING:
 
 ImageInput: TypeAlias = str | os.PathLike | Image.Image | np.ndarray
 _RESIZING = ("resize", "tile_size", "overlap")
-_READING = ("window", "channels")  # by what made the data set
-_OPTIONS = (
-    "image_threshold",
-    "pixel_threshold",
-    "sigma",
-    "min_area",
-    "roi",
-    "score_rule",
-    *_RESIZING,
-    *_READING,
-)  # of a profile
 _EXPECTED = "a data set of load_anomaly_dataset(...), or a list of normal images (PIL images, arrays or paths)"
 
 
@@ -85,7 +74,8 @@ def calibrate(
     1.
 
     Where a profile is set on the model, they are the profile's, with what they promise; pixels outside its region of
-    interest don't count. The promise on pixels also holds with `min_area`, which only takes marked pixels away.
+    interest don't count, and a list of images is read with its `window` and `channels` (a data set, as it was loaded).
+    The promise on pixels also holds with `min_area`, which only takes marked pixels away.
 
     Args:
         model, processor: an [`AnomalyCLIPModel`] and its processor.
@@ -116,6 +106,7 @@ def calibrate(
         raise ValueError(f"the data set has {len(known)} images but none with label {' or '.join(map(str, wanted))}")
     profile = getattr(model, "profile", None)
     sigma, score_rule = (getattr(profile, name, None) for name in ("sigma", "score_rule"))
+    reading = {name: getattr(profile, name, None) for name in ("window", "channels")}
     if profile is not None:
         processor = _processor_of(profile, processor, model)
     scores: list[float] = []
@@ -125,7 +116,7 @@ def calibrate(
     pixels = PixelHistogram()
     records = score_images(
         dataset,
-        partial(_prepare, processor=processor),
+        partial(_prepare, processor=processor, reading=reading),
         partial(score_rows, model.eval(), processor, sigma=sigma, score_rule=score_rule),
         batch_size=batch_size,
         num_workers=num_workers,
@@ -181,8 +172,6 @@ def calibrate(
 
 def _processor_of(profile: Profile, processor: AnomalyCLIPProcessor, model: AnomalyCLIPModel) -> AnomalyCLIPProcessor:
     """The processor, with the way of resizing that a profile asks for."""
-    if others := sorted(set(profile.options) - set(_OPTIONS)):
-        raise ValueError(f"profile {profile.name} sets {', '.join(others)}, which calibration doesn't know")
     processor = copy.copy(processor)
     for name in _RESIZING:
         if name in profile.options:
@@ -269,10 +258,12 @@ def choose_margin(model: AnomalyCLIPModel) -> float:
     return HALF_MARGIN if computed_in_half or any(p.dtype in halves for p in model.parameters()) else MARGIN
 
 
-def _prepare(row: Mapping[str, Any] | ImageInput, processor: AnomalyCLIPProcessor) -> PreparedRow:
-    """Prepare a row of a data set, or one of a list of normal images."""
+def _prepare(
+    row: Mapping[str, Any] | ImageInput, processor: AnomalyCLIPProcessor, reading: Mapping[str, Any]
+) -> PreparedRow:
+    """Prepare a row of a data set, or one of a list of normal images, which are read here."""
     if not isinstance(row, Mapping):
-        row = {"image": load_image(row), "mask": None, "label": 0}
+        row = {"image": load_image(row, **reading), "mask": None, "label": 0}
     return prepare_row(row, processor)
 
 
