@@ -86,7 +86,7 @@ def evaluate_model(
             that can be scored.
         OSError: records can't be written, or `FullDisk` sees a full disk.
     """
-    chosen = EvaluationSettings(**settings).with_thresholds_of(model.config)
+    chosen = EvaluationSettings(**settings).with_thresholds_of(model)
     if processor.resize != "square" and chosen.map_size is None:
         chosen = replace(chosen, map_size="original")
     if output_dir is not None:
@@ -215,7 +215,7 @@ def evaluate_sources(
     processes = accelerator or _OneProcess()
     if output_dir is not None and processes.is_main_process:
         remove_leftovers(output_dir, "records", "maps")
-    chosen = EvaluationSettings(**settings).with_thresholds_of(model.config)
+    chosen = EvaluationSettings(**settings).with_thresholds_of(model)
     shared: dict[str, Any] = {"methods": methods, "tokenizer": tokenizer, "accelerator": accelerator, **asdict(chosen)}
     shared |= {"output_dir": output_dir, "resume": resume, "show_progress": show_progress}
     entries: dict[str, dict[str, Any]] = {}

@@ -11,7 +11,7 @@ from ..data.options import option
 from .metrics import asked_metrics, check_fpr_limit
 
 if TYPE_CHECKING:
-    from .. import AnomalyCLIPConfig
+    from .. import AnomalyCLIPModel
 
 THRESHOLDS = ("image_threshold", "pixel_threshold")
 EXACT_PIXELS = 2**22
@@ -72,9 +72,10 @@ class EvaluationSettings:
         check_fields({name: getattr(self, name) for name in THRESHOLDS})
         asked_metrics("pixel", fpr_limits=self.fpr_limits or ())
 
-    def with_thresholds_of(self, config: AnomalyCLIPConfig) -> EvaluationSettings:
-        """These settings, with a model's thresholds where none are given."""
-        return replace(self, **{name: getattr(config, name) for name in THRESHOLDS if getattr(self, name) is None})
+    def with_thresholds_of(self, model: AnomalyCLIPModel) -> EvaluationSettings:
+        """These settings, with the thresholds of a model where none are given, if they fit the scores it gives."""
+        own = model.fitting_thresholds()
+        return replace(self, **{name: own[name] for name in THRESHOLDS if getattr(self, name) is None})
 
     def is_exact(self, num_images: int, input_size: int) -> bool:
         """Whether a class of so many images is judged exactly, by a model of an input size in pixels."""
