@@ -65,7 +65,7 @@ def evaluate_shots(
                     judged = dataset.select([index for index in members if index not in chosen])
                     images = [row["image"] for row in dataset.select(chosen)] if chosen else None
                     classes.append(_judge(model, processor, judged, images, f"{name}, {number} references", settings))
-                drawn.append({metric: _mean([one.get(metric) for one in classes]) for metric in metrics})
+                drawn.append({metric: _mean([one.get(metric, math.nan) for one in classes]) for metric in metrics})
             row = {"dataset": name, "shots": number, "draws": len(drawn), "too_few": sorted(too_few)}
             row["mean"] = {metric: _mean([one[metric] for one in drawn]) for metric in metrics}
             row["spread"] = {metric: float(np.std([one[metric] for one in drawn])) for metric in metrics}
