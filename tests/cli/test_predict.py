@@ -469,3 +469,13 @@ def test_options_that_lack_their_threshold_say_which(script, photos, tiny_checkp
     assert script.main([*line, "--resume"]) == 0
     assert script.main([*line, "--resume", "--threshold", "0.5"]) == 2
     assert "--threshold was 1.0 and is 0.5" in capsys.readouterr().err
+
+
+def test_the_report_shows_images_without_overlays_and_goes_with_its_run(script, photos, tiny_checkpoint, tmp_path):
+    out = tmp_path / "out"
+    line = [str(photos), "--model", tiny_checkpoint, "--output_dir", str(out)]
+    assert script.main([*line, "--report", "--overlays", "none"]) == 0
+    text = (out / "report.html").read_text()
+    assert text.count("<figure") == text.count('<a href="../photos/') == 4 and "no picture" not in text
+    assert script.main([*line, "--resume", "--overlays", "none"]) == 0 and (out / "report.html").exists()
+    assert script.main(line) == 0 and not (out / "report.html").exists()  # it was of the former run

@@ -67,6 +67,9 @@ class Settings(ResizingOptions, ProfileOptions, SourceOptions):
     save_maps: str | None = option(
         None, "Keep raw maps too: png16 (65535 is 1.0; png is the same) or npy.", bare="png16", group="Results"
     )
+    report: bool = option(
+        False, "Write report.html too: pictures, worst first, and a filter by score.", group="Results"
+    )
     vmin: float = option(0.0, "Map value of the first color, for the whole run.", group="Results")
     vmax: float = option(1.0, "Map value of the last color, for the whole run.", group="Results")
     camera: str | None = option(
@@ -150,6 +153,10 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
     for write, path in ((write_coco, settings.coco), (write_label_studio, settings.label_studio)):
         if path:
             print(f"{write(summary.read(), path)} regions written to {path}")
+    if settings.report and summary.num_scored:
+        from ..evaluation.report import write_prediction_report
+
+        write_prediction_report(settings.output_dir)
     _report(summary, settings.output_dir)
     return join_states([*states, summary.exit_status])
 
