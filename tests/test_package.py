@@ -67,6 +67,7 @@ FLOORS = [
     {"regions_anomalyclip"},
     {"image_processing_anomalyclip", "profiles_anomalyclip"},
     {"prompts_anomalyclip", "processing_anomalyclip"},
+    {"references_anomalyclip"},
     {"modeling_anomalyclip"},
     {"pipeline_anomalyclip", "conversion"},
     {"data"},

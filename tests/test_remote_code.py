@@ -21,9 +21,9 @@ from tiny_models import make_tiny_clip
 
 SOURCE = Path(anomalyclip_hf.__file__).parent
 _NAMES = ("configuration", "dicom", "image_processing", "images", "loss", "modeling", "pipeline", "pixels", "profiles")
-TRAVELLING = {f"{name}_anomalyclip" for name in (*_NAMES, "prompts", "regions", "tiff", "tiling")}
+TRAVELLING = {f"{name}_anomalyclip" for name in (*_NAMES, "prompts", "references", "regions", "tiff", "tiling")}
 OPTIONAL = {"pydicom", "tifffile"}  # imported where they are needed, such that transformers does not ask for them
-MAX_BYTES = 250_000
+MAX_BYTES = 275_000
 
 PUSH = """
 import sys, torch

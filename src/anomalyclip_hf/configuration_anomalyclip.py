@@ -34,6 +34,10 @@ DEFAULT_VISION = {
 # Feature layers as fractions of the vision tower's depth: of 24 layers, [24] and [6, 12, 18, 24].
 PRESETS = {"released": (1.0,), "paper": (0.25, 0.5, 0.75, 1.0)}
 
+# How an image's score comes from P(anomalous) of the image and from its map; see the processor.
+SCORE_RULES = ("global", "max", "mean")
+WITH_REFERENCES = " with references"
+
 MAX_PARAMETERS = 20_000_000_000
 MAX_LABELS = 10_000  # of num_labels and the tables of labels, which nothing here uses
 MAX_CHARACTERS = 4096  # of a text
@@ -71,8 +75,9 @@ RULES: dict[str, Rule] = {
     "tile_size": _SIZE,
     "overlap": (0.0, 0.9),
     "min_area": range(1, 2**40),
-    "score_rule": frozenset(("global", "max", "mean")),
-    "reference_weight": (0.0, 1.0),
+    "score_rule": frozenset(SCORE_RULES),
+    "thresholds_for": frozenset(rule + more for rule in SCORE_RULES for more in ("", WITH_REFERENCES)),
+    "reference_weight": (0.0, 1000.0),
     "sigma": (0.0, 16384.0),
     "preset": frozenset(PRESETS),
     "hidden_act": frozenset(ACT2FN),
@@ -285,6 +290,12 @@ class AnomalyCLIPConfig(PreTrainedConfig):
             largest multiple below it.
         image_threshold, pixel_threshold (`float` in [0, 1], *optional*): scores from which an image or a pixel counts
             as anomalous; set by calibration.
+        score_rule (`str`, defaults to `"global"`): an image's score: `"global"` = P(anomalous) of the image (the
+            paper's), `"max"` = the highest value of its map, `"mean"` = half global, half the mean of its top 1 %.
+        thresholds_for (`str`, *optional*): the score that the thresholds were chosen for: a rule, followed by
+            `" with references"` where there were some. They are used for that score alone.
+        reference_layers (`list[int]`, *optional*): vision layers, counted from 1, on which references are compared;
+            from the middle of the tower on if absent: 4, 6, 8 of 9, 11, 16, 21 of 24.
         vision_only (`bool`, defaults to `False`): the prompts are folded into two embeddings; no text tower.
         prompts_only (`bool`, defaults to `False`): the files that this is stored with hold prompts alone.
 
@@ -297,7 +308,7 @@ class AnomalyCLIPConfig(PreTrainedConfig):
     # What `Trainer.predict` leaves out: one row per image is the logits'.
     keys_to_ignore_at_inference = [
         *("global_loss", "local_loss", "similarity_maps", "anomaly_maps", "hidden_states"),
-        *("image_embeds", "text_embeds", "patch_embeds"),
+        *("image_embeds", "text_embeds", "patch_embeds", "reference_maps", "reference_scores"),
     ]
 
     text_config: Any = None
@@ -318,6 +329,9 @@ class AnomalyCLIPConfig(PreTrainedConfig):
     image_size: Any = None
     image_threshold: float | int | None = None
     pixel_threshold: float | int | None = None
+    score_rule: str = "global"
+    thresholds_for: str | None = None
+    reference_layers: Any = None
     vision_only: bool = False
     prompts_only: bool = False
 
@@ -339,6 +353,7 @@ class AnomalyCLIPConfig(PreTrainedConfig):
             self.feature_layers = list(self.feature_layers)
         if self.image_size is None:
             self.image_size = max(518 // patch, 1) * patch
+        self.thresholds_for = self.thresholds_for or self.score_rule
         if self.prompt_token_ids is None:
             self.prompt_token_ids = self._default_prompt_token_ids()
         super().__post_init__(**{name: value for name, value in kwargs.items() if name != "preset"})
@@ -362,6 +377,10 @@ class AnomalyCLIPConfig(PreTrainedConfig):
                 given[key] = {**config_dict[key], **given[key]}
         if given.get("preset") is not None:
             given.setdefault("feature_layers", None)
+        if "score_rule" in given and "image_threshold" not in given:  # stored thresholds stay those of their rule
+            given.setdefault(
+                "thresholds_for", config_dict.get("thresholds_for") or config_dict.get("score_rule", "global")
+            )
         config_dict = {**config_dict, **given}
         check_stored(config_dict)
         wants_unused = kwargs.pop("return_unused_kwargs", False)
@@ -440,6 +459,12 @@ class AnomalyCLIPConfig(PreTrainedConfig):
             raise ValueError(f"feature_layers={layers} but the vision tower has {depth} layers; count them from 1")
         if layers != sorted(set(layers)):
             raise ValueError(f"feature_layers={layers}, expected each layer once, in rising order")
+        if (middle := self.reference_layers) is not None:
+            is_list = isinstance(middle, list | tuple) and bool(middle) and len(set(middle)) == len(middle)
+            if not is_list or any(type(layer) is not int or not 1 <= layer <= depth for layer in middle):
+                raise ValueError(
+                    f"reference_layers={middle}, expected different layers in 1..{depth}, such as the middle ones"
+                )
         if size % patch:
             near = max(size // patch, 1) * patch
             raise ValueError(f"image_size={size} but patch_size={patch}; give a multiple of {patch} such as {near}")

@@ -270,11 +270,13 @@ class AnomalyCLIPImageProcessor(PilBackend):
         min_area: int = 1,
         roi: Any = None,
         image_sizes: Sequence[tuple[int, int]] | Tensor | None = None,
+        score_rule: str | None = None,
     ) -> list[dict[str, Any]]:
         """Turn the model's output into one result per image.
 
         Args:
-            outputs ([`AnomalyCLIPOutput`]): needs `logits` (B, 2) and `anomaly_maps` (B, H, W).
+            outputs ([`AnomalyCLIPOutput`]): needs `logits` (B, 2) and `anomaly_maps` (B, H, W); where it has
+                `reference_scores` (B,), they stand in for P(anomalous) of the image.
             target_sizes (`list[tuple[int, int]]`, *optional*): height and width of each original image in pixels.
             sigma (`float`, pixels at the model's input size, *optional*): smoothing; the processor's own if absent.
             image_threshold (`float` in [0, 1], *optional*): score from which `label` is "anomalous".
@@ -284,21 +286,26 @@ class AnomalyCLIPImageProcessor(PilBackend):
                 neither mask nor regions. Map and score are those of the whole image.
             image_sizes (`list[tuple[int, int]]`, *optional*): height and width of each image in pixels, which regions
                 are measured in, where maps are to have another size than their image.
+            score_rule (`str`, *optional*): `"global"` (the default), `"max"` (of the smoothed map) or `"mean"` (half
+                global, half the mean of the map's top 1 %); the model's config says which its thresholds are for.
 
         Returns:
-            for each image `score` (float, P(anomalous)), `anomaly_map` (`Tensor` (h, w) float32 in [0, 1]), and, with
+            for each image `score` (float in [0, 1]), `anomaly_map` (`Tensor` (h, w) float32 in [0, 1]), and, with
             thresholds, `label` ("normal" or "anomalous"), `mask` (`Tensor` (h, w) bool) and `regions` (a list, see
             [`find_regions`]).
 
         Raises:
             ValueError: if logits or maps are not finite, target sizes differ in number, or a setting is out of range.
         """
-        check_fields({"image_threshold": image_threshold, "pixel_threshold": pixel_threshold, "min_area": min_area})
+        given = {"image_threshold": image_threshold, "pixel_threshold": pixel_threshold, "min_area": min_area}
+        check_fields(given | {"score_rule": score_rule})
         raw, logits = outputs["anomaly_maps"].float(), outputs["logits"].float()
         _check_finite(logits, raw)
         _check_sigma(sigma, max(raw.shape[-2:]))
         maps = gaussian_smooth(raw, self.sigma if sigma is None else sigma)
-        scores = logits.softmax(dim=-1)[:, 1].tolist()
+        by_references = outputs.get("reference_scores")
+        whole = logits.softmax(dim=-1)[:, 1] if by_references is None else by_references.float()
+        scores = _apply_rule(score_rule or "global", whole, maps).tolist()
         if target_sizes is not None and len(target_sizes) != len(scores):
             raise ValueError(f"target_sizes has {len(target_sizes)} entries for {len(scores)} images")
         results = []
@@ -318,6 +325,16 @@ class AnomalyCLIPImageProcessor(PilBackend):
                 result["mask"], result["regions"] = torch.from_numpy(found[0]).to(maps.device), found[1]
             results.append(result)
         return results
+
+
+def _apply_rule(rule: str, whole: Tensor, maps: Tensor) -> Tensor:
+    """Scores `(B,)` by a rule, from those of whole images `(B,)` and maps `(B, H, W)`; top: 1 % of pixels."""
+    if rule == "global":
+        return whole
+    pixels = maps.flatten(1).clamp(0, 1)  # smoothing can leave [0, 1] by a rounding error
+    if rule == "max":
+        return pixels.amax(dim=1)
+    return (whole + pixels.topk(max(1, pixels.shape[1] // 100), dim=1).values.mean(dim=1)) / 2
 
 
 def default_image_size(config: dict[str, Any], wanted: int = DEFAULT_SIZE) -> int:

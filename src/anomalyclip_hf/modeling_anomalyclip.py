@@ -53,6 +53,7 @@ from .prompts_anomalyclip import (
     read_prompts,
     refuse_vision_only,
 )
+from .references_anomalyclip import References, ReferencesMixin
 
 logger = logging.get_logger(__name__)
 
@@ -67,12 +68,16 @@ class AnomalyCLIPOutput(ModelOutput):
         local_loss (`Tensor` of shape `()`, with masks): 4 x (focal + both dice losses), summed over layers.
         logits (`Tensor` of shape `(B, 2)`): similarities divided by the temperature; [0] normal, [1] anomalous.
         similarity_maps (`Tensor` of shape `(B, M, 2, H, W)`, in [0, 1]): per layer, before smoothing.
-        anomaly_maps (`Tensor` of shape `(B, H, W)`, in [0, 1]): P(anomalous), mean over layers.
+        anomaly_maps (`Tensor` of shape `(B, H, W)`, in [0, 1]): P(anomalous), mean over layers; with references,
+            blended with `reference_maps`.
         image_embeds (`Tensor` of shape `(B, P)`): L2-normalised.
         text_embeds (`Tensor` of shape `(2, P)`): L2-normalised; normal, anomalous.
         patch_embeds (`Tensor` of shape `(B, M, N, P)`): L2-normalised.
         hidden_states (`tuple` of `Tensor` of shape `(B, 1 + N, d)`, with `output_hidden_states=True`): of the original
             path of the vision tower, in its dtype: what enters the first layer, and what leaves each.
+        reference_maps (`Tensor` of shape `(B, H, W)`, in [0, 1], with references): distance to them.
+        reference_scores (`Tensor` of shape `(B,)`, in [0, 1], with references): the highest distance of a patch,
+            blended with P(anomalous).
     """
 
     loss: Tensor | None = None
@@ -85,6 +90,8 @@ class AnomalyCLIPOutput(ModelOutput):
     text_embeds: Tensor | None = None
     patch_embeds: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
+    reference_maps: Tensor | None = None
+    reference_scores: Tensor | None = None
 
 
 def compute_similarity_maps(
@@ -226,6 +233,7 @@ class AnomalyCLIPVisionModel(CLIPPreTrainedModel):
         dpam_layers: int,
         dpam_attention: str = "vv",
         hidden_states: list[Tensor] | None = None,
+        kept_states: dict[int, Tensor] | None = None,
         **kwargs,
     ) -> tuple[Tensor, list[Tensor]]:
         """Run both paths.
@@ -236,23 +244,27 @@ class AnomalyCLIPVisionModel(CLIPPreTrainedModel):
             dpam_layers (`int`): the last n layers carry the refined path.
             dpam_attention (`str`): `"vv"`, `"qq"` or `"kk"`.
             hidden_states (`list`, *optional*): the states `(B, 1 + N, d)` of the original path are appended to it.
+            kept_states (`dict`, *optional*): has layers as keys, and gets what leaves them on the original path.
             **kwargs: passed on to the attention.
 
         Returns:
             class token after the last layer, without post_layernorm `(B, d)`; a list of patch features `(B, N, d)`
             after post_layernorm.
         """
-        depth = len(self.encoder.layers)
+        depth, kept = len(self.encoder.layers), {} if kept_states is None else kept_states
         states, refined, features = self.pre_layrnorm(tokens), None, []
         for number, layer in enumerate(self.encoder.layers, start=1):
             if hidden_states is not None:
                 hidden_states.append(states)
             in_dpam = number > depth - dpam_layers
             # Past the last feature layer nothing reads the refined path; in the last layer nothing but the class
-            # token of the original path is read, unless its patches are a feature or all states are wanted.
+            # token of the original path is read, unless its patches are a feature or its states are wanted.
             refine = dpam_attention if in_dpam and number <= feature_layers[-1] else None
-            class_token_only = number == depth and (in_dpam or feature_layers[-1] != depth) and hidden_states is None
+            unread = in_dpam or feature_layers[-1] != depth
+            class_token_only = number == depth and unread and hidden_states is None and depth not in kept
             states, refined = layer(states, refined, refine, class_token_only, **kwargs)
+            if number in kept:
+                kept[number] = states
             if number in feature_layers:
                 features.append(self.post_layernorm(refined if refine else states[:, 1:]))
         if hidden_states is not None:
@@ -326,7 +338,7 @@ class AnomalyCLIPPromptLearner(nn.Module):
         return embeds, self.deep_prompts
 
 
-class AnomalyCLIPPreTrainedModel(PromptsMixin, PreTrainedModel):
+class AnomalyCLIPPreTrainedModel(PromptsMixin, ReferencesMixin, PreTrainedModel):
     config: AnomalyCLIPConfig
     config_class = AnomalyCLIPConfig
     base_model_prefix = "anomalyclip"
@@ -560,13 +572,18 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
 
     @torch.no_grad()
     def encode_images(
-        self, pixel_values: Tensor, hidden_states: list[Tensor] | None = None, **kwargs
+        self,
+        pixel_values: Tensor,
+        hidden_states: list[Tensor] | None = None,
+        kept_states: dict[int, Tensor] | None = None,
+        **kwargs,
     ) -> tuple[Tensor, Tensor]:
         """Embeddings of images and of their patches; never builds a graph.
 
         Args:
             pixel_values (`Tensor` of shape `(B, 3, H, W)`, float): normalised; H and W multiples of the patch size.
             hidden_states (`list`, *optional*): the states of the vision tower's original path are appended to it.
+            kept_states (`dict`, *optional*): has layers as keys, and gets what leaves them on that path.
             **kwargs: passed on to the attention.
 
         Returns:
@@ -575,7 +592,7 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
         self._check_pixel_values(pixel_values)
         config, layers = self.config, sorted(self.config.feature_layers)
         class_token, features = self.vision_model(
-            pixel_values, layers, config.dpam_layers, config.dpam_attention, hidden_states, **kwargs
+            pixel_values, layers, config.dpam_layers, config.dpam_attention, hidden_states, kept_states, **kwargs
         )
         patches = [self.project(self.visual_projection, states) for states in features]
         return self.project(self.visual_projection, class_token), torch.stack(patches, dim=1)
@@ -600,6 +617,7 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
         text_embeds: Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        references: References | None = None,
         **kwargs,
     ) -> AnomalyCLIPOutput | tuple:
         """Score images and their pixels, with losses where labels or masks are given.
@@ -615,6 +633,7 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
             output_hidden_states (`bool`, *optional*): return the vision tower's states too; the configuration's own
                 setting if absent, as for `return_dict`.
             return_dict (`bool`, *optional*): False = a plain tuple.
+            references ([`References`], *optional*): compared with, in place of the model's own.
             **kwargs: passed on to the attention of the vision tower.
 
         Raises:
@@ -625,7 +644,9 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
         states: list[Tensor] | None = [] if wants_states and pixel_values is not None else None
         if pixel_values is not None:
             size = (pixel_values.shape[-2], pixel_values.shape[-1])
-            image_embeds, patch_embeds = self.encode_images(pixel_values, states, **kwargs)
+            references = self.references if references is None else references
+            kept: Any = None if references is None else dict.fromkeys(references.layers)
+            image_embeds, patch_embeds = self.encode_images(pixel_values, states, kept, **kwargs)
         elif image_embeds is None or patch_embeds is None:
             raise ValueError("give pixel_values, or both image_embeds and patch_embeds")
         else:
@@ -647,7 +668,17 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
             grid = (size[0] // patch, size[1] // patch)
             maps = compute_similarity_maps(patch_embeds, text_embeds, temperature, grid, size)
 
-            # 4. Losses.
+            # 4. With references: distances to them beside the prompts' probabilities.
+            anomaly_maps, distances, scores = maps[:, :, 1].mean(dim=1), None, None
+            if pixel_values is not None and references is not None:
+                distances = references.compare(kept, grid)
+                scores = references.blend(distances.flatten(1).amax(dim=1), logits.softmax(dim=-1)[:, 1])
+                distances = nn.functional.interpolate(
+                    distances[:, None], size=size, mode="bilinear", align_corners=False
+                )[:, 0]
+                anomaly_maps = references.blend(distances, anomaly_maps)
+
+            # 5. Losses.
             global_loss = local_loss = loss = None
             if labels is not None:
                 loss = global_loss = global_anomaly_loss(logits, labels.long())
@@ -662,11 +693,13 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
             local_loss=local_loss,
             logits=logits,
             similarity_maps=maps,
-            anomaly_maps=maps[:, :, 1].mean(dim=1),
+            anomaly_maps=anomaly_maps,
             image_embeds=image_embeds,
             text_embeds=text_embeds,
             patch_embeds=patch_embeds,
             hidden_states=None if states is None else tuple(states),
+            reference_maps=distances,
+            reference_scores=scores,
         )
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict is not False else output.to_tuple()

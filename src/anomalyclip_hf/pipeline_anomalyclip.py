@@ -19,6 +19,7 @@ from transformers.utils import logging
 from .configuration_anomalyclip import check_fields
 from .image_processing_anomalyclip import AnomalyCLIPImageProcessor
 from .images_anomalyclip import ImageReadError, Window, check_channels, check_window, load_image, unreadable
+from .references_anomalyclip import References
 from .regions_anomalyclip import read_roi
 from .tiling_anomalyclip import score_views
 
@@ -28,7 +29,9 @@ DOWNLOAD_BYTES = 100_000_000
 RESIZING = ("resize", "tile_size", "overlap")
 READING = ("window", "channels")
 PRE_OPTIONS = ("timeout", "max_bytes", *READING, *RESIZING)
-POST_OPTIONS = ("sigma", "image_threshold", "pixel_threshold", "min_area", "roi")
+COMPARING = ("references", "reference_weight")
+THRESHOLDS = ("image_threshold", "pixel_threshold")
+POST_OPTIONS = ("sigma", *THRESHOLDS, "min_area", "roi", "score_rule")
 URL_SAFE = "%/:=&?~#+!$,;'@()*[]"  # what has a meaning in a URL; spaces and the like are quoted
 
 
@@ -60,6 +63,10 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         window (`"percentile"` or `(low, high)`, *optional*): the 1st and 99th percentile of each image, which makes
             scores less comparable, or the stored values that become black and white; by bit depth if absent.
         channels (three `int` from 0, *optional*): those to take of images that have neither 1, 3 nor 4 channels.
+        score_rule (`str`, *optional*): `"global"`, `"max"` or `"mean"`; that of the model's config if absent.
+        references (*optional*): good images to compare with, in place of the model's own; of any
+            kind that [`~AnomalyCLIPModel.make_references`] takes. Given to `pipeline(...)`, for all calls.
+        reference_weight (`float`, 0 or more, *optional*): of the model's own map and score beside references; 0.1.
         timeout (`float`, seconds, defaults to 30): for a URL, from the request to the last byte.
         max_bytes (`int`, defaults to 100 million): largest file that a URL may lead to.
 
@@ -90,10 +97,12 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
                 )
         if len(given) == 2 and given[0] is not given[1]:
             raise ValueError("image_processor and processor are both given and differ; give one")
+        compared = {name: kwargs.pop(name) for name in ("references", "reference_weight") if name in kwargs}
         super().__init__(*args, **kwargs)
         # Found here and not by the base class, which would take CLIP's own processor for a plain CLIP checkpoint.
         is_ours = bool(given) and isinstance(given[0], AnomalyCLIPImageProcessor)
         self.image_processor: Any = given[0] if is_ours else _find_processor(self.model, *given)
+        self._forward_params |= self._sanitize_parameters(**compared)[1]
         if notice := getattr(self.model.config, "notice", None):
             logger.warning(notice)
 
@@ -113,8 +122,9 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         return super().__call__(inputs, **kwargs)
 
     def _sanitize_parameters(self, timeout=None, max_bytes=None, **options) -> tuple[dict, dict, dict]:
-        if unknown := sorted(set(options) - {*PRE_OPTIONS, *POST_OPTIONS}):
-            raise TypeError(f"unknown arguments {unknown}; known are {', '.join(POST_OPTIONS + PRE_OPTIONS)}")
+        known = (*POST_OPTIONS, *PRE_OPTIONS, *COMPARING)
+        if unknown := sorted(set(options) - set(known)):
+            raise TypeError(f"unknown arguments {unknown}; known are {', '.join(known)}")
         _check_limits(timeout, max_bytes)
         options = {key: value for key, value in options.items() if value is not None}
         if "roi" in options:
@@ -122,15 +132,18 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         for name, check in (("window", check_window), ("channels", check_channels)):
             if name in options:
                 options[name] = check(options[name])
-        check_fields({key: value for key, value in options.items() if key not in ("roi", *READING)})
+        check_fields({key: value for key, value in options.items() if key not in ("roi", "references", *READING)})
         limits = {"timeout": timeout, "max_bytes": max_bytes}
         resizing = {key: options[key] for key in RESIZING if key in options}
         pre = {key: value for key, value in limits.items() if value is not None} | resizing
         pre |= {key: options[key] for key in READING if key in options}
         post = {key: value for key, value in options.items() if key in POST_OPTIONS}
+        during = {"sigma": options["sigma"]} if "sigma" in options else {}
+        if (references := self._make_references(**{key: options.get(key) for key in COMPARING})) is not None:
+            during["references"] = references
         return (
             pre,
-            {"sigma": options["sigma"]} if "sigma" in options else {},
+            during,
             post | ({"resizing": resizing} if resizing else {}),
         )
 
@@ -143,25 +156,44 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         image = read_image(image, timeout, max_bytes, **reading)
         return prepare_image(image, self.image_processor, self.dtype, patch_size=patch_size, **options)
 
-    def _forward(self, model_inputs: dict[str, Any], sigma: float | None = None) -> dict[str, Any]:
+    def _make_references(self, references: Any, reference_weight: float | None) -> References | None:
+        """Features of the references of a call; those there are, where the weight alone is given."""
+        if reference_weight is not None and references is None:
+            own = getattr(self, "_forward_params", {}).get("references") or self.model.references
+            if (references := own) is None:
+                raise ValueError(f"reference_weight={reference_weight} without references; give both")
+        if references is None:
+            return None
+        given = {"reference_weight": reference_weight, "processor": self.image_processor}
+        return self.model.make_references(references, **given)
+
+    def _forward(
+        self, model_inputs: dict[str, Any], sigma: float | None = None, references: References | None = None
+    ) -> dict[str, Any]:
+        forward = partial(self.model, return_dict=True, references=references)
         if "view" in model_inputs:
             views = model_inputs["view"]
-            forward, is_batch = partial(self.model, return_dict=True), isinstance(views, list)
+            is_batch = isinstance(views, list)
             sigma = self.settings_of_profile(["sigma"]).get("sigma") if sigma is None else sigma
             found = score_views(forward, self.image_processor, views if is_batch else [views], sigma)
             return {name: [one[name][0] for one in found] if is_batch else found[0][name] for name in found[0]}
         target_size = model_inputs.pop("target_size")
-        outputs = self.model(**model_inputs, return_dict=True)
+        outputs = self.model(**model_inputs, references=references, return_dict=True)
         # Only what has one row per image: the base class takes batches apart row by row.
-        return {"logits": outputs.logits, "anomaly_maps": outputs.anomaly_maps, "target_size": target_size}
+        kept = ("logits", "anomaly_maps", "reference_scores")
+        return {"target_size": target_size, **{name: outputs[name] for name in kept if name in outputs}}
 
     def postprocess(
         self, outputs: dict[str, Any], resizing: Mapping[str, Any] | None = None, **options: Any
     ) -> dict[str, Any]:
-        config, of_profile = self.model.config, self.settings_of_profile(POST_OPTIONS)
-        thresholds = {"image_threshold": config.image_threshold, "pixel_threshold": config.pixel_threshold}
-        self._check_resizing(thresholds, options, resizing or {})
-        options = {**thresholds, **of_profile, **options}
+        given = [name for name in THRESHOLDS if name in options]
+        options = {"score_rule": self.model.config.score_rule, **self.settings_of_profile(POST_OPTIONS), **options}
+        if any(name not in options for name in THRESHOLDS):
+            own = self.model.fitting_thresholds(options["score_rule"], "reference_scores" in outputs)
+            options = {**own, **options}
+        self._check_resizing(
+            [name for name in THRESHOLDS if name not in given and options[name] is not None], resizing
+        )
         is_finished = "target_size" not in outputs  # by score_views
         if is_finished:
             options["sigma"] = 0
@@ -170,17 +202,14 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         )[0]
         return {key: value.cpu().numpy() if torch.is_tensor(value) else value for key, value in result.items()}
 
-    def _check_resizing(
-        self, thresholds: Mapping[str, float | None], options: Mapping[str, Any], resizing: Mapping[str, Any]
-    ) -> None:
-        """Warn where a threshold is used with another `resize` than the one that it was chosen with."""
+    def _check_resizing(self, thresholds: Sequence[str], resizing: Mapping[str, Any] | None) -> None:
+        """Warn where stored thresholds are used with another `resize` than the one that they were chosen with."""
         stored = {name: getattr(self.image_processor, name) for name in RESIZING}
-        of_profile = self.settings_of_profile((*thresholds, *RESIZING))
-        used = {**{name: value for name, value in of_profile.items() if name in RESIZING}, **resizing}
-        for name, threshold in thresholds.items():
+        of_profile = self.settings_of_profile((*THRESHOLDS, *RESIZING))
+        used = {name: of_profile[name] for name in RESIZING if name in of_profile} | dict(resizing or {})
+        for name in thresholds:
             chosen_with = {**stored, **of_profile} if name in of_profile else stored
-            differs = any(chosen_with[key] != value for key, value in used.items())
-            if differs and name not in options and (threshold is not None or name in of_profile):
+            if any(chosen_with[key] != value for key, value in used.items()):
                 logger.warning_once(
                     f"{name} was chosen with resize={chosen_with['resize']!r} and holds for that, not for {used}; "
                     f"calibrate with these, or give {name}"
@@ -189,11 +218,7 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
     def settings_of_profile(self, names: Sequence[str]) -> dict[str, Any]:
         """Those of the options named that the model's profile sets; what a call gives goes before them."""
         profile = getattr(self.model, "profile", None)
-        if profile is None:
-            return {}
-        options = profile.options
-        if unknown := sorted(set(options) - set(PRE_OPTIONS + POST_OPTIONS)):
-            raise ValueError(f"profile {profile.name} sets {', '.join(unknown)}, which this pipeline doesn't know")
+        options = {} if profile is None else profile.options
         return {name: options[name] for name in names if name in options}
 
 

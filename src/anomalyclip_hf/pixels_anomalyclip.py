@@ -43,10 +43,10 @@ def check_window(window: Any) -> Any:
     """
     if window is None or window == "percentile":
         return window
-    words = [window] if isinstance(window, str) else list(window)
-    if words == ["percentile"]:
-        return "percentile"
     try:
+        words = [window] if isinstance(window, str) else list(window)
+        if words == ["percentile"]:
+            return "percentile"
         low, high = map(float, words)
     except (TypeError, ValueError):
         low, high = 0.0, 0.0

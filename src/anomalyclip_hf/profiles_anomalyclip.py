@@ -6,13 +6,12 @@
 import json
 import os
 import re
-import shutil
 import tempfile
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi
 from PIL import Image
 from transformers.utils.hub import cached_file
 
@@ -22,7 +21,6 @@ from .regions_anomalyclip import read_roi
 
 FOLDER = "profiles"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-DOWNLOAD_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 
 
 @dataclass
@@ -35,7 +33,8 @@ class Profile:
         image_threshold, pixel_threshold (`float` in [0, 1], *optional*).
         sigma, min_area, roi, window, channels, resize, tile_size, overlap, score_rule, reference_weight (*optional*):
             options of a call of the pipeline. A region of interest is read at once.
-        references (`str`, *optional*): folder of good images.
+        references (*optional*): what `make_references` takes: a folder of good images, or a file of their features,
+            which is what is stored.
         calibration (`dict`, *optional*): how the thresholds were found, and what they promise.
 
     Raises:
@@ -65,24 +64,27 @@ class Profile:
         check_fields({key: value for key, value in vars(self).items() if key not in apart}, f"profile {self.name}: ")
         for key in ("prompts", "references"):
             value = getattr(self, key)
-            if not (value is None or isinstance(value, str | os.PathLike) or hasattr(value, "context")):
+            if not (value is None or isinstance(value, str | os.PathLike | list) or hasattr(value, "fingerprint")):
                 raise ValueError(f"profile {self.name}: {key} is a {type(value).__name__}, expected a folder")
         if not isinstance(self.calibration, dict | None):
             raise ValueError(f"profile {self.name}: calibration={self.calibration!r:.100}, expected facts by name")
         for key, read in (("roi", read_roi), ("window", check_window), ("channels", check_channels)):
             if (value := getattr(self, key)) is not None:
-                setattr(self, key, read(value))
+                try:
+                    setattr(self, key, read(value))
+                except ValueError as error:
+                    raise ValueError(f"profile {self.name}: {error}") from error
 
     @property
     def options(self) -> dict[str, Any]:
         """The options of a call that are set."""
-        apart = ("name", "prompts", "references", "calibration")
+        apart = ("name", "prompts", "references", "reference_weight", "calibration")
         return {key: value for key, value in vars(self).items() if key not in apart and value is not None}
 
     def to_dict(self) -> dict[str, Any]:
         """What is written to `profiles/<name>.json`; paths from the checkpoint's folder."""
         stored = {key: value for key, value in vars(self).items() if value is not None}
-        files = {"prompts": "", "references": "/references"}
+        files = {"prompts": "", "references": "/references.safetensors"}
         if isinstance(self.roi, Image.Image):
             files["roi"] = "/roi.png"
         return stored | {key: f"{FOLDER}/{self.name}{end}" for key, end in files.items() if key in stored}
@@ -90,12 +92,10 @@ class Profile:
     def save(self, folder: str | os.PathLike) -> None:
         """Write `profiles/<name>.json`, last and whole, and the files it names, into a checkpoint's folder.
 
-        Prompts are written by [`~AnomalyCLIPModel.save_profiles`].
+        Prompts and references are written by [`~AnomalyCLIPModel.save_profiles`].
         """
         own = Path(folder, FOLDER, self.name)
         own.parent.mkdir(parents=True, exist_ok=True)
-        if self.references is not None and os.path.realpath(self.references) != os.path.realpath(own / "references"):
-            shutil.copytree(self.references, own / "references", dirs_exist_ok=True)
         with tempfile.TemporaryDirectory(dir=own.parent, prefix=".saving-") as stage:
             if isinstance(self.roi, Image.Image):
                 self.roi.save(Path(stage, "roi.png"))
@@ -154,7 +154,7 @@ def read_profile(name: str, source: str, **hub: Any) -> Profile:
         if (value := stored.get(key)) is not None and not (key == "roi" and isinstance(value, list)):
             _check_inside(value, source, f"{where}: {key}")
             if key != "prompts" or os.path.isdir(source):
-                stored[key] = _local_path(value, source, key == "references", hub)
+                stored[key] = _local_path(value, source, hub)
     return Profile(**{**stored, "name": name})
 
 
@@ -188,15 +188,10 @@ def _check_inside(value: Any, source: str, where: str) -> None:
         raise ValueError(f"{where}={value!r:.100} leads to {real}, outside of the checkpoint")
 
 
-def _local_path(value: str, source: str, is_folder: bool, hub: dict[str, Any]) -> str:
-    inner = PurePosixPath(hub.get("subfolder") or "", value).as_posix()
-    if os.path.isdir(source):
-        path = os.path.join(source, inner)
-    elif is_folder:
-        given = {key: hub[key] for key in DOWNLOAD_ARGUMENTS if key in hub}
-        path = os.path.join(snapshot_download(source, allow_patterns=[f"{inner}/*"], **given), inner)
-    else:
+def _local_path(value: str, source: str, hub: dict[str, Any]) -> str:
+    if not os.path.isdir(source):
         return cached_file(source, value, **hub)
+    path = os.path.join(source, PurePosixPath(hub.get("subfolder") or "", value).as_posix())
     if not os.path.exists(path):
         raise FileNotFoundError(f"a profile of {source} names {value}, which isn't there")
     return path

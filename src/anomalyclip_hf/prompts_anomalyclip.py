@@ -42,7 +42,7 @@ HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "re
 PROMPT_FIELDS = (
     *("prompt_length", "deep_prompt_depth", "deep_prompt_length", "prompt_token_ids"),
     *("dpam_layers", "dpam_attention", "feature_layers", "temperature"),
-    *("image_size", "image_threshold", "pixel_threshold"),
+    *("image_size", "image_threshold", "pixel_threshold", "score_rule", "thresholds_for", "reference_layers"),
 )
 # Sizes that two backbones must share.
 TOWER_FIELDS = {
@@ -420,7 +420,7 @@ def upload(
         ConnectionError: if the Hub can't be reached. What it refuses is the Hub client's own error.
     """
     if dry_run:
-        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        files = [path for path in sorted(Path(folder).rglob("*")) if path.is_file()]
         return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
     api = HfApi(token=token)
     try:
@@ -570,11 +570,13 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
         wanted = self.get_profile(profile) if isinstance(profile, str) else profile
         prompts = None if wanted is None else self._prompts_of(wanted)
         own = self.__dict__.get("_own_prompts")
-        references = None if wanted is None else wanted.references
-        if references is not None or getattr(self.profile, "references", None) is not None:
-            if not hasattr(self, "set_references"):
-                raise ValueError(f"profile {getattr(wanted, 'name', None)}: this model takes no references")
-            self.set_references(references)
+        if wanted is not None and wanted.references is not None:
+            # Features are made once; images are not kept.
+            wanted.references = self.make_references(wanted.references, wanted.reference_weight)
+            self.__dict__.setdefault("_own_references", self.__dict__.get("references"))
+            self.__dict__["references"] = wanted.references
+        elif "_own_references" in self.__dict__:
+            self.__dict__["references"] = self.__dict__.pop("_own_references")
         if prompts is not None:
             own = own or self._copy_prompts()
             self._put(prompts)
@@ -610,6 +612,13 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
             if prompts is not None:
                 with whole_folder(Path(save_directory, FOLDER, name)) as stage:
                     write_checkpoint(stage, prompts, self.default_processor(), type(self))
+            if profile.references is not None:
+                path = Path(save_directory, FOLDER, name, "references.safetensors")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                own = self.__dict__.get("references")
+                self.set_references(profile.references)
+                self.save_references(path)
+                self.__dict__["references"] = own
             profile.save(save_directory)
 
     def _profiles_source(self) -> tuple[str | None, dict[str, Any]]:

@@ -119,7 +119,8 @@ def score_views(
         sigma (`float`, pixels at the model's input size, *optional*): smoothing; the processor's own if absent.
 
     Returns:
-        for each image `logits` `(K, 2)` and `anomaly_maps` `(K, height, width)`, float32; K = 1 without methods.
+        for each image `logits` `(K, 2)` and `anomaly_maps` `(K, height, width)`, float32, and `reference_scores`
+        `(K,)` where there are any; K = 1 without methods.
     """
     groups: dict[tuple[int, ...], list[int]] = {}
     for place, (pixel_values, _, _) in enumerate(views):
@@ -127,32 +128,47 @@ def score_views(
     results: dict[int, dict[str, Tensor]] = {}
     for places in groups.values():
         pixel_values = torch.stack([views[place][0] for place in places])
-        logits, maps = _score(forward, processor, pixel_values, [views[place][1] for place in places], sigma)
+        scores, maps = _score(forward, processor, pixel_values, [views[place][1] for place in places], sigma)
         for row, place in enumerate(places):
             own = torch.stack(maps[row :: len(places)])
-            results[place] = {"logits": logits[:, row], "anomaly_maps": own}
+            results[place] = {**{key: value[:, row] for key, value in scores.items()}, "anomaly_maps": own}
     for place, (_, _, tiles) in enumerate(views):
         if tiles is not None and tiles.boxes:
-            found = results[place]
-            found["logits"] = _add_tiles(forward, processor, tiles, found["logits"], found["anomaly_maps"], sigma)
+            blended = results[place].pop("anomaly_maps")
+            best = _add_tiles(forward, processor, tiles, results[place], blended, sigma)
+            results[place] = {**best, "anomaly_maps": blended}
     return [results[place] for place in range(len(views))]
+
+
+def score_of(output: Mapping[str, Tensor]) -> Tensor:
+    """Scores of images by the global rule: of references where there are any, else P(anomalous)."""
+    by_references = output.get("reference_scores")
+    return output["logits"].float().softmax(dim=-1)[..., 1] if by_references is None else by_references.float()
 
 
 def _score(
     forward: Callable, processor: Any, pixel_values: Tensor, sizes: list[tuple[int, int]], sigma: float | None
-) -> tuple[Tensor, list[Tensor]]:
-    """Logits `(K, B, 2)`, and the K x B smoothed maps, each at its size of `sizes`."""
+) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """Logits `(K, B, 2)` and reference scores `(K, B)`, and the K x B smoothed maps, each at its size of `sizes`."""
     output = forward(pixel_values)
-    logits, maps = output["logits"].float().reshape(-1, len(sizes), 2), output["anomaly_maps"]
-    flat = {"logits": logits.flatten(0, 1), "anomaly_maps": maps.reshape(-1, *maps.shape[-2:])}
-    found = processor.post_process_anomaly_detection(flat, target_sizes=sizes * len(logits), sigma=sigma)
-    return logits, [one["anomaly_map"] for one in found]
+    maps, scores = output["anomaly_maps"], {"logits": output["logits"].float().reshape(-1, len(sizes), 2)}
+    if output.get("reference_scores") is not None:
+        scores["reference_scores"] = output["reference_scores"].float().reshape(-1, len(sizes))
+    flat = {key: value.flatten(0, 1) for key, value in scores.items()}
+    flat["anomaly_maps"] = maps.reshape(-1, *maps.shape[-2:])
+    found = processor.post_process_anomaly_detection(flat, target_sizes=sizes * len(scores["logits"]), sigma=sigma)
+    return scores, [one["anomaly_map"] for one in found]
 
 
 def _add_tiles(
-    forward: Callable, processor: Any, tiles: ImageTiles, best: Tensor, maps: Tensor, sigma: float | None
-) -> Tensor:
-    """Blend the maps of tiles into those of the whole view `(K, H, W)`, in place; returns the highest logits."""
+    forward: Callable,
+    processor: Any,
+    tiles: ImageTiles,
+    best: Mapping[str, Tensor],
+    maps: Tensor,
+    sigma: float | None,
+) -> dict[str, Tensor]:
+    """Blend the maps of tiles into those of the whole view `(K, H, W)`, in place; returns the highest scores."""
     x0, y0, x1, y1 = tiles.boxes[0]
     width, height = x1 - x0, y1 - y0
     across = blend_weights((box[0] for box in tiles.boxes), width, maps.shape[-1])
@@ -162,15 +178,20 @@ def _add_tiles(
         boxes = tiles.boxes[first : first + TILES_PER_FORWARD]
         crops = [tiles.image.crop(box) for box in boxes]
         pixel_values = processor(crops, return_tensors="pt", **tiles.settings)["pixel_values"].to(maps.device)
-        logits, found = _score(forward, processor, pixel_values, [(height, width)] * len(boxes), sigma)
-        candidates = torch.cat([best[:, None], logits], dim=1)
-        highest = (candidates[..., 1] - candidates[..., 0]).argmax(dim=1)
-        best = candidates[torch.arange(len(best), device=best.device), highest]
+        scores, found = _score(forward, processor, pixel_values, [(height, width)] * len(boxes), sigma)
+        candidates = {key: torch.cat([best[key][:, None], value], dim=1) for key, value in scores.items()}
+        if "reference_scores" in candidates:
+            highest = candidates["reference_scores"].argmax(dim=1)
+        else:  # not of the softmax, which is 1.0 for all that are large
+            highest = (candidates["logits"][..., 1] - candidates["logits"][..., 0]).argmax(dim=1)
+        best = {
+            key: value[torch.arange(len(value), device=value.device), highest] for key, value in candidates.items()
+        }
         for number, anomaly_map in enumerate(found):
             x, y = boxes[number % len(boxes)][:2]
             weights = (down[y][:, None] * across[x] * (1 - WHOLE_SHARE)).to(maps.device)
             maps[number // len(boxes), y : y + height, x : x + width] += weights * anomaly_map
-    return best
+    return dict(best)
 
 
-__all__ = ["ImageTiles", "blend_weights", "fit_size", "score_views", "tile_boxes"]
+__all__ = ["ImageTiles", "blend_weights", "fit_size", "score_of", "score_views", "tile_boxes"]

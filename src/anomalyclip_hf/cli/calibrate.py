@@ -52,6 +52,11 @@ class Settings(CalibrationOptions, ProfileOptions, ModelOptions, ResizingOptions
     output_dir: str | None = option(
         None, "Checkpoint to write the thresholds into, or a new folder for prompts with them.", short="o"
     )
+    references: str | None = option(
+        None, "Folder or file of references, as for predict: the thresholds are then for scores with them alone."
+    )
+    reference_weight: float | None = option(None, "As for predict.")
+    score_rule: str | None = option(None, "As for predict; the thresholds are for this rule alone.")
     split: str | None = option(None, "'train' for normal, if there is one; 'test' for others.", group="Data set")
     batch_size: int = option(8, "Images per forward.")
     num_workers: int = option(0, "Processes that decode images.")
@@ -62,6 +67,8 @@ class Settings(CalibrationOptions, ProfileOptions, ModelOptions, ResizingOptions
         super().__post_init__()
         if not self.source:
             raise ValueError("source is missing; give a folder of normal images, or labelled data")
+        if self.reference_weight is not None and not self.references:
+            raise ValueError(f"reference_weight={self.reference_weight} needs --references")
         check_method(self.method, self.recall)
         if self.region_options() and not self.profile:
             raise ValueError("min_area and roi are kept in a profile; name it with profile=...")
@@ -80,6 +87,11 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
     processor = load_processor(settings, model.config)
     if settings.profile:
         _set_profile(model, settings)
+    else:
+        model.config.score_rule = settings.score_rule or model.config.score_rule
+        if settings.references:
+            given = {"reference_weight": settings.reference_weight, "processor": processor}
+            model.set_references(settings.references, **given)
     dataset = _load(settings, draw)
     skipped: list[str] = []
     found = choose_thresholds(settings, settings.method, model, processor, dataset, skipped)
@@ -103,9 +115,13 @@ def _set_profile(model: AnomalyCLIPModel, settings: Settings) -> None:
     name = str(settings.profile)
     profile = model.get_profile(name) if name in model.profile_names else Profile(name)
     given = {**settings.region_options(), **settings.resizing()}
+    scoring = ("references", "reference_weight", "score_rule", "window", "channels")
+    given |= {key: value for key in scoring if (value := getattr(settings, key)) is not None}
     if settings.prompts:
         given["prompts"] = model.get_prompts()
-    model.set_profile(replace(profile, **given))
+    profile = replace(profile, **given)
+    model.set_profile(profile)
+    settings.window, settings.channels = profile.window, profile.channels
 
 
 def choose_thresholds(
@@ -138,6 +154,7 @@ def store_thresholds(folder: str, model: AnomalyCLIPModel, processor: AnomalyCLI
     """Write a model's thresholds, or its profile, into a checkpoint; save its prompts where there is none."""
     from ..scoring.thresholds import save_thresholds
 
+    config = model.config
     if model.profile is not None:
         profile = model.profile
         if not Path(folder, "config.json").is_file():
@@ -146,7 +163,8 @@ def store_thresholds(folder: str, model: AnomalyCLIPModel, processor: AnomalyCLI
             model.set_profile(profile)
         model.save_profiles(folder, [profile.name])
     elif Path(folder, "config.json").is_file():
-        save_thresholds(folder, model.config.image_threshold, model.config.pixel_threshold, processor)
+        thresholds = (config.image_threshold, config.pixel_threshold)
+        save_thresholds(folder, *thresholds, processor, thresholds_for=str(config.thresholds_for))
     else:
         model.save_prompts(folder, processor=processor)
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from .. import AnomalyCLIPModel, AnomalyCLIPProcessor
 
+SHOTS = [0, 1, 4, 16]
 OPTIMISTIC = "thresholds were chosen on the judged images: figures at them are optimistic; give --calibration-source"
 
 
@@ -47,6 +48,10 @@ class Settings(EvaluationSettings, CalibrationOptions, ModelOptions, ResizingOpt
     ablations: list[str] | None = option(
         None, "Also judge parts: dpam=off qq kk vv, layers=6,12,18,24, layers=paper, deep_prompts=off; all if bare."
     )
+    shots: list[int] | None = option(
+        None, "Judge with so many references too, drawn from each class's own good images: 0 1 4 16 if bare."
+    )
+    draws: int = option(3, "Draws of references for each of these numbers.")
     tokenizer: str | None = option(None, "Where the backbone's tokenizer lies; beside it by default.", group="Model")
     output_dir: str = option("outputs/evaluation", "Folder for results.json, report, scores and maps.", short="o")
     resume: bool = option(False, "Go on with an interrupted run in the output folder.")
@@ -75,6 +80,10 @@ class Settings(EvaluationSettings, CalibrationOptions, ModelOptions, ResizingOpt
             check_method(self.calibrate, self.recall, "calibrate")
         elif self.recall is not None:
             raise ValueError(f"recall={self.recall} needs --calibrate recall")
+        if self.shots is not None and (self.draws < 1 or not all(0 <= one <= 32 for one in self.shots)):
+            raise ValueError(
+                f"shots={self.shots}, draws={self.draws}; expected 0 to 32 references, and 1 draw or more"
+            )
         if self.save_thresholds and not self.calibrate:
             raise ValueError("save_thresholds needs --calibrate, which chooses them")
 
@@ -124,6 +133,13 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
         thresholds=thresholds,
         **settings.judged(),
     )
+    if settings.shots is not None:
+        from ..evaluation.shots import evaluate_shots
+
+        judged = settings.judged() | {"accelerator": accelerator, "show_progress": not settings.disable_tqdm}
+        evaluate_shots(
+            model, processor, sources, result, settings.output_dir, settings.shots or SHOTS, settings.draws, **judged
+        )
     if accelerator.is_main_process:
         _report(result, settings.output_dir)
     left_out = any(entry["unreadable"] for entry in result["datasets"].values())
@@ -192,6 +208,10 @@ def _report(result: Mapping[str, Any], output_dir: str) -> None:
     from ..evaluation.results import short_table
 
     print(short_table(result))
+    if "shots" in result:
+        from ..evaluation.shots import shots_table
+
+        print("\n" + shots_table(result["shots"]))
     if warning := result.get("thresholds", {}).get("warning"):
         print(f"warning: {warning}", file=sys.stderr)
     for name, entry in result["datasets"].items():

@@ -19,7 +19,18 @@ if TYPE_CHECKING:
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 # Fields of the settings that `predict_files` takes under the same name: its own, and options of the pipeline's call.
-SHARED = ("batch_size", "num_workers", "overlays", "masks", "save_maps", "vmin", "vmax", "resume")
+SHARED = (
+    "batch_size",
+    "num_workers",
+    "overlays",
+    "masks",
+    "save_maps",
+    "vmin",
+    "vmax",
+    "resume",
+    "mutual",
+    "block_size",
+)
 READING = ("window", "channels")  # options of the call, and of a data set
 CALL_OPTIONS = ("threshold", "pixel_threshold", *READING)
 
@@ -54,6 +65,19 @@ class Settings(ResizingOptions, ProfileOptions, SourceOptions):
     )
     coco: str | None = option(None, "File for the regions as COCO JSON.", group="Regions")
     label_studio: str | None = option(None, "File for the regions as tasks of Label Studio.", group="Regions")
+    references: str | None = option(
+        None, "Folder of 1 to 32 images of good parts to compare with, or a file of save_references.", group="Score"
+    )
+    reference_weight: float | None = option(
+        None, "Of the prompts' own map and score beside references; 0.1.", group="Score"
+    )
+    score_rule: str | None = option(
+        None, "Score of an image: global (of the image), max (of its map) or mean (of both).", group="Score"
+    )
+    mutual: bool = option(
+        False, "Let unlabelled images judge one another: patches that few of the others know are odd.", group="Score"
+    )
+    block_size: int = option(200, "Images that judge one another, for --mutual.", group="Score")
     device: str | None = option(None, "Such as cpu or cuda:0; an accelerator if there is one.")
     dtype: str = option("auto", f"Of the weights: {', '.join(DTYPES)}.")
     resume: bool = option(
@@ -87,6 +111,8 @@ class Settings(ResizingOptions, ProfileOptions, SourceOptions):
         super().__post_init__()
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype={self.dtype!r}, expected one of {', '.join(DTYPES)}")
+        if self.mutual and (self.references or self.score_rule):
+            raise ValueError("--mutual has a score of its own; give it without --references and --score-rule")
         if bool(self.inputs or self.camera is not None) == bool(self.source):
             raise ValueError("give files, folders and --camera, or --source: one of the two")
         given = [name for name in self.source_options() if name not in READING]
@@ -129,7 +155,8 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
         one is not None for one in (*thresholds, model.config.pixel_threshold)
     ):
         raise ValueError("this model has no pixel threshold, so no regions; calibrate it, or give pixel_threshold=...")
-    detector = pipeline("zero-shot-anomaly-detection", model=model, device=device)
+    given = {name: getattr(settings, name) for name in ("references", "reference_weight", "score_rule")}
+    detector = pipeline("zero-shot-anomaly-detection", model=model, device=device, **given)
     arguments = {field: getattr(settings, field) for field in SHARED + CALL_OPTIONS}
     arguments |= settings.resizing() | settings.region_options()
     arguments["formats"] = [one.strip() for text in settings.format for one in text.split(",")]

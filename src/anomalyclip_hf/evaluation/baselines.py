@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..configuration_anomalyclip import PRESETS, feature_layers_of_preset
 from ..modeling_anomalyclip import compute_similarity_maps
 from ..prompts_anomalyclip import locate_base
-from ..tiling_anomalyclip import score_views
+from ..tiling_anomalyclip import score_of, score_views
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -208,6 +208,9 @@ class MethodScorer:
         }
         results = {}
         for name, (setting, layers) in self._ways.items():
+            if name == OWN and model.references is not None:
+                results[name] = model(pixel_values, return_dict=True)
+                continue
             class_token, features = passes[setting]
             if self.methods[name].plain_clip:
                 class_token = model.vision_model.post_layernorm(class_token)
@@ -258,17 +261,19 @@ def score_methods(
         for each row method to score, and method to map `(H, W)` float32.
     """
     device, class_name, names = scorer.model.device, rows[0].class_name, list(scorer.methods)
-    side = map_size if isinstance(map_size, int) else None
+    side, rule = map_size if isinstance(map_size, int) else None, scorer.model.config.score_rule
     found: list[tuple[dict[str, float], dict[str, np.ndarray]]] = [({}, {}) for _ in rows]
     if processor.resize == "square":
         targets = None if map_size is None else [(side, side) if side else row.size for row in rows]
         outputs = scorer.score(torch.stack([row.pixel_values for row in rows]).to(device), class_name)
-        results = [processor.post_process_anomaly_detection(outputs[name], targets, sigma) for name in names]
+        results = [
+            processor.post_process_anomaly_detection(outputs[name], targets, sigma, score_rule=rule) for name in names
+        ]
     else:
         views = [(row.pixel_values.to(device), row.size, row.tiles) for row in rows]
         targets = [(side, side)] * len(names) if side else None
         by_row = [
-            processor.post_process_anomaly_detection(output, targets, sigma=0)
+            processor.post_process_anomaly_detection(output, targets, sigma=0, score_rule=rule)
             for output in score_views(partial(_stacked, scorer, class_name), processor, views, sigma)
         ]
         results = list(zip(*by_row, strict=True))
@@ -281,7 +286,10 @@ def score_methods(
 def _stacked(scorer: MethodScorer, class_name: str, pixel_values: Tensor) -> dict[str, Tensor]:
     """What all methods return, one method after another in a dimension of its own."""
     outputs = list(scorer.score(pixel_values, class_name).values())
-    return {key: torch.stack([output[key] for output in outputs]) for key in outputs[0]}
+    stacked = {key: torch.stack([output[key] for output in outputs]) for key in ("logits", "anomaly_maps")}
+    if scorer.model.references is not None:
+        stacked["reference_scores"] = torch.stack([score_of(output) for output in outputs])
+    return stacked
 
 
 def sentences_of(kind: str, class_name: str) -> tuple[list[str], list[str]]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from PIL import Image
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 from ..configuration_anomalyclip import check_fields
 from ..data.files import MAP_FORMATS
@@ -21,6 +22,7 @@ from ..pipeline_anomalyclip import read_image
 from ..regions_anomalyclip import read_roi
 from .engine import Record, own_share, score_images
 from .inputs import check_apart, find_images, relative_names, unique_name
+from .mutual import BLOCK_SIZE, MutualJudge, score_images_mutually
 from .pictures import resize_map
 from .rows import PipelinePreparer, digest_model, score_prepared
 from .writing import (
@@ -61,6 +63,8 @@ class PredictionSettings:
         alpha: how much the map covers the image, in [0, 1].
         resume: go on with the run in the output folder; what was skipped there is tried again.
         progress: show a progress bar.
+        mutual: images judge one another (see `mutual`), within blocks of at most `block_size`; their records say
+            `"method": "mutual"`.
 
     Raises:
         ValueError: a field out of its range.
@@ -77,6 +81,8 @@ class PredictionSettings:
     alpha: float = 0.5
     resume: bool = False
     progress: bool = True
+    mutual: bool = False
+    block_size: int = BLOCK_SIZE
 
     def __post_init__(self):
         if self.batch_size < 1:
@@ -228,6 +234,9 @@ class _Run:
             options["image_threshold"] = options.pop("threshold")
         if "roi" in options:
             options["roi"] = read_roi(options["roi"])
+        if "references" in options:  # encoded once
+            given = {"reference_weight": options.pop("reference_weight", None)}
+            options["references"] = detector.model.make_references(options["references"], **given)
         self.options = options
         self.detector, self.output, self.accelerator = detector, output, accelerator
         self.process = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
@@ -235,6 +244,8 @@ class _Run:
         profile = getattr(model, "profile", None)
         of_profile = {} if profile is None else profile.options
         stored = {name: getattr(getattr(model, "config", None), name, None) for name in THRESHOLDS}
+        if self.settings.mutual:  # whose scores no threshold but one of this call can be for
+            stored, of_profile = dict.fromkeys(stored), {}
         thresholds = {name: value for name, value in {**stored, **of_profile, **options}.items() if name in stored}
         check_fields(thresholds)
         if self.settings.overlays == "anomalous" and thresholds["image_threshold"] is None:
@@ -243,7 +254,18 @@ class _Run:
             raise ValueError("masks=True but the model has no threshold of pixels: give pixel_threshold=...")
         # A pipeline's images are prepared in the workers; another detector is called with images.
         self.prepare = PipelinePreparer(detector, **options) if hasattr(detector, "preprocess") else None
+        if self.settings.mutual:
+            self._check_mutual()
         self.facts = {**facts, **self.settings.facts(), **of_profile, **options, **thresholds}
+        self.facts.pop("references", None)  # told with the model
+
+    def _check_mutual(self) -> None:
+        if self.prepare is None or self.prepare.keeps_size:
+            raise ValueError(
+                "mutual=True compares images of one grid of patches: it needs a pipeline, resize='square'"
+            )
+        if self.settings.resume or self.process[1] > 1:
+            raise ValueError("mutual=True judges whole blocks of images: leave out resume, and use one process")
 
     def score(
         self, source: Any, images: Sequence[tuple[str, str]] | None, skipped: Sequence[Mapping[str, str]] = ()
@@ -292,15 +314,26 @@ class _Run:
         else:
             remaining = [index for index in range(len(images)) if index not in done]
             share["indices"] = own_share(remaining, batch_size, process, num_processes)
-        records = score_images(
-            source,
-            partial(_prepare, prepare=self.prepare, keep_image=self.settings.overlays != "none", side=MAP_SIDE),
-            self._score,
-            batch_size=batch_size,
-            num_workers=self.settings.num_workers,
-            pin_memory=getattr(getattr(self.detector, "device", None), "type", "cpu") == "cuda",
-            **share,
-        )
+        share |= {"batch_size": batch_size, "num_workers": self.settings.num_workers}
+        share["pin_memory"] = getattr(getattr(self.detector, "device", None), "type", "cpu") == "cuda"
+        prepare = partial(_prepare, prepare=self.prepare, keep_image=self.settings.overlays != "none", side=MAP_SIDE)
+        if self.settings.mutual:
+            if images is None:
+                raise ValueError("mutual=True needs to know how many images there are: leave out streaming")
+            judge = MutualJudge(
+                self.detector.model, self.detector.image_processor, self.options.get("image_threshold")
+            )
+            records = score_images_mutually(
+                source,
+                prepare,
+                lambda pictures: judge.describe([one.inputs["pixel_values"] for one in pictures]),
+                lambda picture, values: judge.finish(picture.size, values),
+                device=self.detector.model.device,
+                block_size=self.settings.block_size,
+                **share,
+            )
+        else:
+            records = score_images(source, prepare, self._score, **share)
         total = None if images is None else len(images)
         with tqdm(total=total, unit="image", disable=not (self.settings.progress and process == 0)) as bar:
             bar.update(len(done))
@@ -341,9 +374,11 @@ class _Run:
 
     def _describe_model(self) -> str:
         model = getattr(self.detector, "model", None)
-        if not isinstance(model, torch.nn.Module):
+        if not isinstance(model, PreTrainedModel):
             return type(self.detector).__name__
-        return f"{model.name_or_path} {digest_model(model, self.detector.image_processor)[:16]}"
+        of_pipeline = getattr(self.detector, "_forward_params", {}).get("references")
+        references = self.options.get("references", of_pipeline)
+        return f"{model.name_or_path} {digest_model(model, self.detector.image_processor, references)[:16]}"
 
     def _wait(self) -> None:
         if self.accelerator is not None:

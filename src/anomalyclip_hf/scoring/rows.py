@@ -20,6 +20,7 @@ from ..tiling_anomalyclip import ImageTiles, score_views
 if TYPE_CHECKING:
     from .. import AnomalyCLIPModel, AnomalyCLIPProcessor
     from ..pipeline_anomalyclip import ZeroShotAnomalyDetectionPipeline
+    from ..references_anomalyclip import References
 
 
 class PreparedRow(NamedTuple):
@@ -86,19 +87,29 @@ def resizing_of(processor: AnomalyCLIPProcessor) -> dict[str, Any]:
 
 @torch.no_grad()
 def score_rows(
-    model: AnomalyCLIPModel, processor: AnomalyCLIPProcessor, rows: Sequence[PreparedRow], sigma: float | None = None
+    model: AnomalyCLIPModel,
+    processor: AnomalyCLIPProcessor,
+    rows: Sequence[PreparedRow],
+    sigma: float | None = None,
+    score_rule: str | None = None,
 ) -> list[tuple[float, np.ndarray]]:
     """Score and map `(H, W)` float32 of each row, smoothed by `sigma`, or as the processor does it.
 
-    Maps have the model's input size, or the image's own where it isn't resized to a square (see `score_views`).
+    Maps have the model's input size, or the image's own where it isn't resized to a square (see `score_views`). The
+    score's rule is the configuration's if absent.
     """
+    score_rule = score_rule or model.config.score_rule
     if processor.resize == "square":
         pixel_values = torch.stack([row.pixel_values.to(model.device, non_blocking=True) for row in rows])
-        found = processor.post_process_anomaly_detection(model(pixel_values, return_dict=True), sigma=sigma)
+        outputs = model(pixel_values, return_dict=True)
+        found = processor.post_process_anomaly_detection(outputs, sigma=sigma, score_rule=score_rule)
     else:
         views = [(row.pixel_values.to(model.device), row.size, row.tiles) for row in rows]
-        outputs = score_views(partial(model.__call__, return_dict=True), processor, views, sigma)
-        found = [processor.post_process_anomaly_detection(output, sigma=0)[0] for output in outputs]
+        views_scored = score_views(partial(model.__call__, return_dict=True), processor, views, sigma)
+        found = [
+            processor.post_process_anomaly_detection(output, sigma=0, score_rule=score_rule)[0]
+            for output in views_scored
+        ]
     return [(one["score"], one["anomaly_map"].float().cpu().numpy()) for one in found]
 
 
@@ -158,14 +169,20 @@ def score_prepared(
     ]
 
 
-def digest_model(model: Any, processor: AnomalyCLIPProcessor) -> str:
-    """Hexadecimal digest of all in a model and its processor that decides scores and maps, unlike thresholds."""
-    ignored = ("_name_or_path", "transformers_version", "image_threshold", "pixel_threshold")
+def digest_model(
+    model: AnomalyCLIPModel, processor: AnomalyCLIPProcessor, references: References | None = None
+) -> str:
+    """Hexadecimal digest of all that decides scores and maps, unlike thresholds; of the model's own references if
+    none are given."""
+    ignored = ("_name_or_path", "transformers_version", "image_threshold", "pixel_threshold", "thresholds_for")
     config = {key: value for key, value in model.config.to_dict().items() if key not in ignored}
-    facts = [config, processor.to_dict(), str(model.dtype)]
+    facts: list[Any] = [config, processor.to_dict(), str(model.dtype)]
+    learned = [] if model.config.vision_only else [p.detach() for p in model.prompt_learner.parameters()]
+    if (references := references or model.references) is not None:
+        facts.append([references.weight, references.layers])
+        learned.append(references.features)
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
     fingerprint = backbone_fingerprint(model)
-    learned = [] if model.config.vision_only else [p.detach() for p in model.prompt_learner.parameters()]
     for tensor in [*learned, *([] if fingerprint is None else [fingerprint])]:
         digest.update(tensor.cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 from transformers.utils import IMAGE_PROCESSOR_NAME
 
-from ..configuration_anomalyclip import check_fields
+from ..configuration_anomalyclip import WITH_REFERENCES, check_fields
 from ..data.files import atomic_path
 from ..images_anomalyclip import load_image
 from ..profiles_anomalyclip import Profile
@@ -45,8 +45,6 @@ if TYPE_CHECKING:
 
 ImageInput: TypeAlias = str | os.PathLike | Image.Image | np.ndarray
 _RESIZING = ("resize", "tile_size", "overlap")
-_READING = ("window", "channels")  # by what made the data set
-_OPTIONS = ("image_threshold", "pixel_threshold", "sigma", "min_area", "roi", *_RESIZING, *_READING)  # of a profile
 _EXPECTED = "a data set of load_anomaly_dataset(...), or a list of normal images (PIL images, arrays or paths)"
 
 
@@ -76,7 +74,8 @@ def calibrate(
     1.
 
     Where a profile is set on the model, they are the profile's, with what they promise; pixels outside its region of
-    interest don't count. The promise on pixels also holds with `min_area`, which only takes marked pixels away.
+    interest don't count, and a list of images is read with its `window` and `channels` (a data set, as it was loaded).
+    The promise on pixels also holds with `min_area`, which only takes marked pixels away.
 
     Args:
         model, processor: an [`AnomalyCLIPModel`] and its processor.
@@ -106,6 +105,8 @@ def calibrate(
     if not chosen:
         raise ValueError(f"the data set has {len(known)} images but none with label {' or '.join(map(str, wanted))}")
     profile = getattr(model, "profile", None)
+    sigma, score_rule = (getattr(profile, name, None) for name in ("sigma", "score_rule"))
+    reading = {name: getattr(profile, name, None) for name in ("window", "channels")}
     if profile is not None:
         processor = _processor_of(profile, processor, model)
     scores: list[float] = []
@@ -115,8 +116,8 @@ def calibrate(
     pixels = PixelHistogram()
     records = score_images(
         dataset,
-        partial(_prepare, processor=processor),
-        partial(score_rows, model.eval(), processor, sigma=getattr(profile, "sigma", None)),
+        partial(_prepare, processor=processor, reading=reading),
+        partial(score_rows, model.eval(), processor, sigma=sigma, score_rule=score_rule),
         batch_size=batch_size,
         num_workers=num_workers,
         indices=chosen,
@@ -160,6 +161,8 @@ def calibrate(
         pixel = calibrate_from_ranking(pixels.ranking(), method, recall, margin=margin) if has_masks else None
     for name, found in (("image_threshold", image), ("pixel_threshold", pixel)):
         setattr(profile or model.config, name, None if found is None else min(max(found.threshold, 0.0), 1.0))
+    if profile is None:
+        model.config.thresholds_for = model.config.score_rule + WITH_REFERENCES * (model.references is not None)
     facts = {"image": image.to_dict(), "pixel": None if pixel is None else pixel.to_dict()}
     if profile is not None:
         asked = {"method": method, "num_images": len(scores)}
@@ -169,8 +172,6 @@ def calibrate(
 
 def _processor_of(profile: Profile, processor: AnomalyCLIPProcessor, model: AnomalyCLIPModel) -> AnomalyCLIPProcessor:
     """The processor, with the way of resizing that a profile asks for."""
-    if others := sorted(set(profile.options) - set(_OPTIONS)):
-        raise ValueError(f"profile {profile.name} sets {', '.join(others)}, which calibration doesn't know")
     processor = copy.copy(processor)
     for name in _RESIZING:
         if name in profile.options:
@@ -192,6 +193,7 @@ def save_thresholds(
     image_threshold: float | None,
     pixel_threshold: float | None,
     processor: AnomalyCLIPProcessor | None = None,
+    thresholds_for: str = "global",
 ) -> None:
     """Write thresholds into the `config.json` of a checkpoint folder (prompts alone or a full one), and its card.
 
@@ -200,6 +202,7 @@ def save_thresholds(
         image_threshold, pixel_threshold: scores in [0, 1], or None.
         processor: whose `resize`, `tile_size` and `overlap` the thresholds hold for; they are written into the
             checkpoint's own processor, so that both are used together.
+        thresholds_for: the score that they were chosen for, as the configuration's field of that name.
 
     Raises:
         FileNotFoundError: there is no `config.json`.
@@ -210,7 +213,8 @@ def save_thresholds(
         raise FileNotFoundError(f"{path} does not exist: give the folder of a saved checkpoint, not a repository")
     config = json.loads(path.read_text(encoding="utf-8"))
     thresholds = {"image_threshold": image_threshold, "pixel_threshold": pixel_threshold}
-    check_fields(thresholds)
+    check_fields({**thresholds, "thresholds_for": thresholds_for})
+    config |= {"score_rule": thresholds_for.removesuffix(WITH_REFERENCES), "thresholds_for": thresholds_for}
     config |= {name: None if value is None else float(value) for name, value in thresholds.items()}
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -254,10 +258,12 @@ def choose_margin(model: AnomalyCLIPModel) -> float:
     return HALF_MARGIN if computed_in_half or any(p.dtype in halves for p in model.parameters()) else MARGIN
 
 
-def _prepare(row: Mapping[str, Any] | ImageInput, processor: AnomalyCLIPProcessor) -> PreparedRow:
-    """Prepare a row of a data set, or one of a list of normal images."""
+def _prepare(
+    row: Mapping[str, Any] | ImageInput, processor: AnomalyCLIPProcessor, reading: Mapping[str, Any]
+) -> PreparedRow:
+    """Prepare a row of a data set, or one of a list of normal images, which are read here."""
     if not isinstance(row, Mapping):
-        row = {"image": load_image(row), "mask": None, "label": 0}
+        row = {"image": load_image(row, **reading), "mask": None, "label": 0}
     return prepare_row(row, processor)
 
 

@@ -176,7 +176,7 @@ def make_record(
     path: str, image_size: tuple[int, int], result: Mapping[str, Any], files: Mapping[str, str]
 ) -> dict[str, Any]:
     """The record of an image: its path and size, what of its result is no picture, and the files of what is."""
-    told = {key: result[key] for key in ("score", "label") if key in result}
+    told = {key: result[key] for key in ("score", "method", "label") if key in result}
     record = {"path": path, **told, "width": image_size[0], "height": image_size[1]}
     if result["anomaly_map"].shape != image_size[::-1]:
         record["map_size"] = list(result["anomaly_map"].shape)

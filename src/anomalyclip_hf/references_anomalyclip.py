@@ -1,0 +1,323 @@
+"""References: a memory of a few images of good parts, which images are compared with. Nothing is trained.
+
+Features come from the original path of the vision tower at middle layers, each patch averaged over its r x r
+neighbours (AF-CLIP's way). For a patch p, M_p is the mean over layers and r of (1 - the highest cosine to a patch of
+the references) / 2: 0 for a patch of a reference, 1/2 for one that is orthogonal to all of them. With the model's own
+map P and a weight w, the anomaly map is (M + w P) / (1 + w), and the score (max M + w P(anomalous)) / (1 + w).
+"""
+
+import base64
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from .configuration_anomalyclip import WITH_REFERENCES, check_fields
+from .image_processing_anomalyclip import AnomalyCLIPImageProcessor
+from .images_anomalyclip import load_image
+from .prompts_anomalyclip import backbone_fingerprint, whole_folder
+
+logger = logging.get_logger(__name__)
+
+NEIGHBOURHOODS = (1, 3)  # r: on photographs 5 made both images and pixels worse
+MAX_IMAGES = 32
+SIMILARITIES = 2**22  # held at once
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".dcm")
+KEY = "references"
+
+
+@dataclass(frozen=True)
+class References:
+    """Features of good images.
+
+    Args:
+        features (`Tensor` of shape `(S, K, d)`, float16): unit vectors of K patches; S = layers x neighbourhoods.
+        layers (`tuple[int, ...]`): layers of the vision tower, counted from 1.
+        weight (`float`, 0 or more): of the model's own map and score beside the comparison.
+        num_images (`int`): how many images they are of.
+        fingerprint (`Tensor` of shape `(n,)`, float32, *optional*): of the backbone; None = not known.
+    """
+
+    features: Tensor
+    layers: tuple[int, ...]
+    weight: float = 0.1
+    num_images: int = 1
+    fingerprint: Tensor | None = None
+
+    def __post_init__(self):
+        check_fields({"reference_weight": self.weight})
+
+    def compare(self, states: Mapping[int, Tensor], grid: tuple[int, int]) -> Tensor:
+        """How far the patches of images are from those of the references.
+
+        Args:
+            states (`dict`): layer to its states `(B, 1 + N, d)`, the class token first.
+            grid (`tuple[int, int]`): rows and columns of the patches, N = rows x columns.
+
+        Returns:
+            `Tensor` of shape `(B, rows, columns)`, float32, in [0, 1].
+        """
+        sets = describe_patches(states, self.layers, grid)
+        found = [distance_to(own, bank.to(own.device)) for own, bank in zip(sets, self.features, strict=True)]
+        return torch.stack(found).mean(dim=0).unflatten(1, grid)
+
+    def blend(self, distances: Tensor, own: Tensor) -> Tensor:
+        """Distances and the model's own values of the same shape, in [0, 1], as one."""
+        return (distances + self.weight * own) / (1 + self.weight)
+
+
+def describe_patches(
+    states: Mapping[int, Tensor], layers: Sequence[int], grid: tuple[int, int], neighbourhoods=NEIGHBOURHOODS
+) -> list[Tensor]:
+    """Unit vectors of patches, one set for each layer and neighbourhood.
+
+    Args:
+        states, grid: as of [`References.compare`].
+        layers: which of them, in this order.
+        neighbourhoods: sides r of the squares of patches, odd, that are averaged over the patches that exist.
+
+    Returns:
+        for each layer and r a `Tensor` of shape `(B, N, d)`, float32.
+    """
+    sets = []
+    for layer in layers:
+        maps = states[layer][:, 1:].float().transpose(1, 2).unflatten(2, grid)
+        for r in neighbourhoods:
+            mean = maps if r == 1 else nn.functional.avg_pool2d(maps, r, 1, r // 2, count_include_pad=False)
+            sets.append(nn.functional.normalize(mean.flatten(2).transpose(1, 2), dim=-1))
+    return sets
+
+
+def distance_to(features: Tensor, bank: Tensor) -> Tensor:
+    """(1 - the highest cosine to a vector of the bank) / 2, with few similarities held at once.
+
+    Args:
+        features (`Tensor` of shape `(..., d)`, float32): unit vectors.
+        bank (`Tensor` of shape `(K, d)`, float): vectors that are of unit length but for rounding.
+    """
+    rows = features.flatten(0, -2)
+    best = rows.new_full((len(rows),), -1.0)
+    for part in bank.split(max(256, SIMILARITIES // len(rows))):
+        similar = rows @ nn.functional.normalize(part.float(), dim=-1).T
+        best = torch.maximum(best, similar.amax(dim=1))
+    return ((1 - best) / 2).clamp(0, 1).view(features.shape[:-1])
+
+
+def choose_patches(features: Tensor, limit: int) -> Tensor:
+    """Of each set the patches that leave no other far away: greedy k-center, from the one farthest from the mean.
+
+    Args:
+        features (`Tensor` of shape `(S, K, d)`, float): unit vectors.
+        limit (`int`, 1 or more): patches kept of each set.
+    """
+    if features.shape[1] <= limit:
+        return features
+    kept = []
+    for bank in features.float():
+        similar = bank @ nn.functional.normalize(bank.mean(dim=0), dim=0)
+        chosen = [int(similar.argmin())]
+        similar = bank @ bank[chosen[0]]
+        while len(chosen) < limit:
+            chosen.append(int(similar.argmin()))
+            similar = torch.maximum(similar, bank @ bank[chosen[-1]])
+        kept.append(bank[chosen])
+    return torch.stack(kept).to(features.dtype)
+
+
+def save_references(references: References, path: str | os.PathLike) -> None:
+    """Write references as a safetensors file, whole or not at all."""
+    facts = {"layers": references.layers, "weight": references.weight, "num_images": references.num_images}
+    metadata = {"format": "pt", KEY: json.dumps(facts)}
+    if references.fingerprint is not None:
+        metadata["backbone"] = base64.b64encode(references.fingerprint.numpy().astype("<f4").tobytes()).decode()
+    with whole_folder(Path(path).parent) as stage:
+        content = save({"features": references.features.cpu().contiguous()}, metadata)
+        (stage / Path(path).name).write_bytes(content)
+
+
+def read_references(path: str | os.PathLike) -> References:
+    """Read what [`save_references`] wrote.
+
+    Raises:
+        ValueError: if it is damaged, or holds other things.
+    """
+    try:
+        with safe_open(os.fspath(path), framework="pt") as stored:
+            metadata = stored.metadata() or {}
+            facts = json.loads(metadata[KEY])
+            features = stored.get_tensor("features")
+            layers = tuple(int(layer) for layer in facts["layers"])
+            weight, count = float(facts["weight"]), int(facts["num_images"])
+        fingerprint = None
+        if "backbone" in metadata:
+            fingerprint = torch.from_numpy(np.frombuffer(base64.b64decode(metadata["backbone"]), "<f4").copy())
+        sound = features.ndim == 3 and features.is_floating_point() and features.numel() and features.isfinite().all()
+        if not sound or len(features) != len(layers) * len(NEIGHBOURHOODS):
+            raise ValueError(f"its features are {features.dtype} of shape {tuple(features.shape)}")
+        return References(features.half(), layers, weight, count, fingerprint)
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} holds no references of this version, or is damaged ({error}); make it anew with "
+            "model.set_references(images) and model.save_references(path)"
+        ) from error
+
+
+def default_layers(depth: int) -> list[int]:
+    """Three layers from the middle of a vision tower on, without the last: 4, 6, 8 of 9, and 11, 16, 21 of 24."""
+    return sorted({max(1, min(round(depth * part / 9), depth - 1)) for part in (4, 6, 8)})
+
+
+class ReferencesMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignore[misc]
+    """What a model can do with references."""
+
+    references: References | None = None
+
+    def set_references(self, images, **settings: Any) -> None:
+        """Compare all images from now on with images of good parts.
+
+        Maps and scores are then a blend (see the module), while `logits` and embeddings stay what they were.
+
+        Args:
+            images: as of [`~AnomalyCLIPModel.make_references`]; None = no references any more.
+            **settings: `reference_weight`, `max_patches`, `processor`, `batch_size`, as there.
+        """
+        self.references = None if images is None else self.make_references(images, **settings)
+
+    @torch.no_grad()
+    def make_references(
+        self,
+        images: Any,
+        reference_weight: float | None = None,
+        max_patches: int | None = None,
+        processor: AnomalyCLIPImageProcessor | None = None,
+        batch_size: int = 8,
+    ) -> References:
+        """Features of 1 to 32 images of good parts.
+
+        Args:
+            images: a list of paths, PIL images or arrays, a folder of images, a `.safetensors` file of
+                [`~AnomalyCLIPModel.save_references`], `pixel_values` `(B, 3, H, W)`, or [`References`].
+            reference_weight (`float`, 0 or more, *optional*): of the model's own map and score; 0.1, or as stored.
+            max_patches (`int`, 1 or more, *optional*): patches kept, chosen by greedy k-center; all if absent.
+            processor ([`AnomalyCLIPImageProcessor`], *optional*): prepares images; the model's own if absent.
+            batch_size (`int`): images per forward.
+
+        Raises:
+            ValueError: if there are no images or too many, one can't be read, a setting is out of range, or stored
+                features are of another backbone.
+        """
+        if max_patches is not None and not (type(max_patches) is int and max_patches >= 1):
+            raise ValueError(f"max_patches={max_patches!r}, expected 1 or more patches, or None for all")
+        check_fields({"reference_weight": reference_weight})
+        if isinstance(images, str | os.PathLike) and str(images).endswith(".safetensors"):
+            images = read_references(images)
+        if isinstance(images, References):
+            self._check_references(images)
+            found = images
+        else:
+            found = self._read_references(images, processor, batch_size)
+        if max_patches is not None:
+            found = replace(found, features=choose_patches(found.features, max_patches))
+        found = replace(found, features=found.features.to(self.device))
+        return found if reference_weight is None else replace(found, weight=float(reference_weight))
+
+    def fitting_thresholds(self, score_rule: str | None = None, with_references: bool | None = None) -> dict:
+        """The thresholds of the configuration where they were chosen for the scores and maps that are now given.
+
+        Args:
+            score_rule (`str`, *optional*): the configuration's own if absent.
+            with_references (`bool`, *optional*): whether images are compared with some; as the model does if absent.
+
+        Returns:
+            `image_threshold` and `pixel_threshold`; None, with a warning once, where one is for another score.
+        """
+        config = self.config
+        compared = self.references is not None if with_references is None else with_references
+        score = (score_rule or config.score_rule) + WITH_REFERENCES * compared
+        known = config.thresholds_for.endswith(WITH_REFERENCES) == compared
+        found = {"image_threshold": config.image_threshold if score == config.thresholds_for else None}
+        found["pixel_threshold"] = config.pixel_threshold if known else None
+        if lost := [name for name, value in found.items() if value is None and getattr(config, name) is not None]:
+            logger.warning_once(
+                f"{' and '.join(lost)} of the configuration were chosen for the score {config.thresholds_for!r}, not "
+                f"for {score!r}: they are not used. Calibrate anew, or give thresholds yourself"
+            )
+        return found
+
+    def save_references(self, path: str | os.PathLike) -> None:
+        """Write the references as one `.safetensors` file, which [`~AnomalyCLIPModel.set_references`] takes.
+
+        Raises:
+            ValueError: if there are none, or the file is named otherwise.
+        """
+        if self.references is None:
+            raise ValueError("this model has no references; set_references(images) sets them")
+        if not str(path).endswith(".safetensors"):
+            raise ValueError(f"references are saved as {str(path)!r}, expected a name that ends in .safetensors")
+        save_references(self.references, path)
+
+    def _read_references(self, images: Any, processor: AnomalyCLIPImageProcessor | None, size: int) -> References:
+        if isinstance(images, str | os.PathLike):
+            images = _files_of(images)
+        if isinstance(images, Tensor | np.ndarray) and images.ndim == 4:
+            pixels: Any = torch.as_tensor(images)
+            batches = pixels.split(size)
+        else:
+            pixels = list(images) if isinstance(images, list | tuple) else [images]
+            batches = [pixels[start : start + size] for start in range(0, len(pixels), size)]
+        if not 1 <= len(pixels) <= MAX_IMAGES:
+            raise ValueError(f"{len(pixels)} references, expected 1 to {MAX_IMAGES} images of good parts")
+        layers = tuple(sorted(self.config.reference_layers or default_layers(len(self.vision_model.encoder.layers))))
+        patch = self.config.vision_config.patch_size
+        parts: list[Tensor] = []
+        for batch in batches:
+            if not isinstance(batch, Tensor):
+                processor = processor or self.default_processor()
+                batch = processor([load_image(one) for one in batch], return_tensors="pt")["pixel_values"]
+            states: Any = dict.fromkeys(layers)
+            self.encode_images(batch.to(self.device), kept_states=states)
+            sets = describe_patches(states, layers, (batch.shape[-2] // patch, batch.shape[-1] // patch))
+            parts.append(torch.stack([one.flatten(0, 1) for one in sets]))
+        features = torch.cat(parts, dim=1)
+        if not bool(features.isfinite().all()):
+            raise ValueError("features of the references are not finite; check the checkpoint and the images")
+        return References(features.half(), layers, num_images=len(pixels), fingerprint=backbone_fingerprint(self))
+
+    def _check_references(self, references: References) -> None:
+        vision = self.config.vision_config
+        here, there = backbone_fingerprint(self), references.fingerprint
+        same = references.features.shape[-1] == vision.hidden_size and all(
+            1 <= layer <= vision.num_hidden_layers for layer in references.layers
+        )
+        if same and here is not None and there is not None:
+            # Text towers are left out of vision-only models, so that only what both have can be compared.
+            shorter = min(len(here), len(there))
+            same = torch.allclose(here[-shorter:], there[-shorter:], rtol=2**-7, atol=1e-6)
+        elif same:
+            logger.warning("whether these references are of this backbone can't be told: one has no fingerprint")
+        if not same:
+            name = self.config.base_model_name_or_path or self.name_or_path
+            raise ValueError(f"these references are features of another backbone than {name!r}; make them anew")
+
+
+def _files_of(place: str | os.PathLike) -> list[Path]:
+    """Image files of a folder, by name; or the one file."""
+    path = Path(place)
+    if not path.is_dir():
+        return [path]
+    if files := sorted(one for one in path.rglob("*") if one.suffix.lower() in SUFFIXES and one.is_file()):
+        return files
+    raise ValueError(f"the folder {path} holds no image files, expected 1 to {MAX_IMAGES} images of good parts")
+
+
+__all__ = ["References", "ReferencesMixin"]

@@ -1,0 +1,232 @@
+"""Unlabelled batches: images of one kind judge one another, and patches that few other images know are odd (MuSc).
+
+Transductive: a score depends on the images scored with it, so it is reported under its own name and never mixed with
+scores of single images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..image_processing_anomalyclip import gaussian_smooth
+from ..references_anomalyclip import default_layers, describe_patches
+from .engine import Record, score_images
+
+if TYPE_CHECKING:
+    from .. import AnomalyCLIPImageProcessor, AnomalyCLIPModel
+
+SHARE = 0.3  # of the other images: those that know a patch best
+BLOCK_SIZE = 200
+MIN_IMAGES = 5
+SIMILARITIES = 2**22  # held at once
+
+
+@torch.no_grad()
+def describe_images(model: AnomalyCLIPModel, pixel_values: Tensor) -> Tensor:
+    """Unit vectors of the patches of images, one set for each layer and neighbourhood.
+
+    Args:
+        model ([`AnomalyCLIPModel`]): its `reference_layers`, or the middle ones, on the original path.
+        pixel_values (`Tensor` of shape `(B, 3, H, W)`, float).
+
+    Returns:
+        `Tensor` of shape `(B, S, N, d)`, float16, on the CPU; states are layer-normed over the whole grid of patches.
+    """
+    layers = model.config.reference_layers or default_layers(model.config.vision_config.num_hidden_layers)
+    states: Any = dict.fromkeys(layers)
+    model.encode_images(pixel_values.to(model.device), kept_states=states)
+    for layer, found in states.items():
+        patches = found[:, 1:].float()
+        patches = nn.functional.layer_norm(patches, patches.shape[1:])
+        states[layer] = torch.cat([found[:, :1].float(), patches], dim=1)
+    patch = model.config.vision_config.patch_size
+    grid = (pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch)
+    return torch.stack(describe_patches(states, layers, grid), dim=1).half().cpu()
+
+
+@torch.no_grad()
+def score_mutually(
+    features: Tensor,
+    device: torch.device | str = "cpu",
+    block_size: int = BLOCK_SIZE,
+    progress: Callable[[int], Any] | None = None,
+) -> Tensor:
+    """How few of the other images know each patch.
+
+    For a patch p, a(p, j) is the least distance to a patch of image j; its value is the mean of the smallest 30 % of
+    a(p, j) over the other images of its block, and the mean over sets. The image's score is the highest value.
+
+    Args:
+        features (`Tensor` of shape `(N, S, P, d)`, float): of [`describe_images`], N >= 5.
+        device: where similarities are computed; few are held at once.
+        block_size (`int`, 5 or more): images judge one another within blocks of about equal size, at most this.
+        progress (callable, *optional*): called with the number of images that are done.
+
+    Returns:
+        `Tensor` of shape `(N, P)`, float32, in [0, 1]: distances of unit vectors, halved.
+
+    Raises:
+        ValueError: if there are too few images, or the blocks are too small.
+    """
+    count, sets, patches, _ = features.shape
+    _refuse_few(count, block_size)
+    found = []
+    for block in blocks_of(count, block_size):
+        own = features[block.start : block.stop]
+        least = torch.zeros(len(own), patches)
+        kept = max(1, int(SHARE * (len(own) - 1)))
+        for part in range(sets):
+            distances = _least_distances(own[:, part].to(device))
+            least += distances.topk(kept, dim=1, largest=False).values.mean(dim=1) / sets
+            if progress is not None:
+                done = len(own) * (part + 1) // sets - len(own) * part // sets
+                progress(done)
+        found.append(least)
+    return torch.cat(found)
+
+
+class MutualJudge:
+    """Describes images and makes results of what others know of them.
+
+    Args:
+        model ([`AnomalyCLIPModel`]), processor ([`AnomalyCLIPImageProcessor`]): which resizes to one size.
+        threshold (`float` in [0, 1], *optional*): score from which the label is "anomalous"; never the model's, whose
+            thresholds are for other scores.
+    """
+
+    def __init__(self, model: AnomalyCLIPModel, processor: AnomalyCLIPImageProcessor, threshold: float | None = None):
+        self.model, self.processor, self.threshold = model, processor, threshold
+        patch, size = model.config.vision_config.patch_size, processor.size
+        self.size = (size["height"], size["width"])
+        self.grid = (self.size[0] // patch, self.size[1] // patch)
+
+    def describe(self, pixel_values: list[Tensor]) -> Tensor:
+        """Features of prepared images `(1, 3, H, W)`, as of [`describe_images`]."""
+        return describe_images(self.model, torch.cat(pixel_values))
+
+    def finish(self, size: tuple[int, int], values: Tensor) -> dict[str, Any]:
+        """The result of an image of a size (width, height) in pixels, as the pipeline's, and its `method`."""
+        shown = values.view(1, 1, *self.grid)
+        shown = nn.functional.interpolate(shown, size=self.size, mode="bilinear", align_corners=False)
+        shown = gaussian_smooth(shown, self.processor.sigma)
+        shown = nn.functional.interpolate(shown, size=size[::-1], mode="bilinear", align_corners=False)[0, 0]
+        score = float(values.max())
+        label = {} if self.threshold is None else {"label": "anomalous" if score >= self.threshold else "normal"}
+        return {"score": score, "anomaly_map": shown.numpy(), "method": "mutual", **label}
+
+
+def score_images_mutually(
+    source: Any,
+    prepare: Callable[[Any], Any],
+    describe: Callable[[list[Any]], Tensor],
+    finish: Callable[[Any, Tensor], Any],
+    *,
+    device: torch.device | str = "cpu",
+    block_size: int = BLOCK_SIZE,
+    indices: Sequence[int] | None = None,
+    **loading: Any,
+) -> Iterator[Record]:
+    """Score images against one another, block by block; a drop-in for [`score_images`], which reads them, twice.
+
+    Args:
+        source, prepare, indices, **loading: as of [`score_images`].
+        describe: features `(B, S, P, d)` of prepared rows, as [`describe_images`] gives them; all grids are equal.
+        finish: the result of a prepared row, from it and the values `(P,)` of its patches.
+        device, block_size: as of [`score_mutually`].
+
+    Yields:
+        [`Record`] of each position, in order.
+
+    Raises:
+        ValueError: if there are too few images, or blocks are too small.
+    """
+    indices = list(range(len(source)) if indices is None else indices)
+    _refuse_few(len(indices), block_size)
+    rows, ready = _Numbered(source), partial(_prepare_numbered, prepare=prepare)
+    for block in blocks_of(len(indices), block_size):
+        positions = [indices[place] for place in block]
+        features: dict[int, Tensor] = {}
+        failed: dict[int, Record] = {}
+
+        def learn(items: list[tuple[int, Any]], kept: dict[int, Tensor] = features) -> list[None]:
+            kept.update(zip([one for one, _ in items], describe([item for _, item in items]), strict=True))
+            return [None] * len(items)
+
+        for record in score_images(rows, ready, learn, indices=positions, **loading):
+            if record.error is not None:
+                failed[record.index] = record
+        try:
+            _refuse_few(len(features), block_size)
+            values = dict(zip(features, score_mutually(torch.stack([*features.values()]), device), strict=True))
+        except ValueError as error:
+            failed |= {index: Record(index, error=str(error)) for index in features}
+            values = {}
+        features.clear()
+
+        def look_up(items: list[tuple[int, Any]], found: dict[int, Tensor] = values) -> list[Any]:
+            return [finish(item, found[index]) for index, item in items]
+
+        scored = score_images(rows, ready, look_up, indices=[one for one in positions if one in values], **loading)
+        for position in positions:
+            record = failed[position] if position in failed else next(scored)
+            yield record if record.item is None else record._replace(item=record.item[1])
+
+
+def _refuse_few(count: int, block_size: int) -> None:
+    if count < MIN_IMAGES or block_size < MIN_IMAGES:
+        raise ValueError(
+            f"{count} images in blocks of {block_size}: each is judged by the {SHARE:.0%} of the others that know it "
+            f"best, so at least {MIN_IMAGES} are needed in a block"
+        )
+
+
+def blocks_of(count: int, block_size: int) -> list[range]:
+    """The fewest ranges of at most `block_size`, of sizes that differ by one at most."""
+    number = -(-count // block_size)
+    edges = [count * one // number for one in range(number + 1)]
+    return [range(start, stop) for start, stop in pairwise(edges)]
+
+
+def _least_distances(features: Tensor) -> Tensor:
+    """For each image, other image and patch of the first the least distance, halved: `(N, N, P)`; inf to itself.
+
+    Each pair of images is multiplied once: rows of their similarities serve one of them, columns the other.
+    """
+    count, patches, _ = features.shape
+    nearest = torch.full((count, count, patches), -torch.inf)
+    step = max(1, SIMILARITIES // patches**2)
+    for index in range(count - 1):
+        own = _unit(features[index])
+        for start in range(index + 1, count, step):
+            others = _unit(features[start : start + step])
+            similar = others @ own.T  # (n, patches of others, own patches)
+            nearest[index, start : start + step] = similar.amax(dim=1).cpu()
+            nearest[start : start + step, index] = similar.amax(dim=2).cpu()
+    return (2 - 2 * nearest.clamp(max=1)).sqrt_().div_(2)
+
+
+def _unit(features: Tensor) -> Tensor:
+    return nn.functional.normalize(features.float(), dim=-1)  # after the rounding to float16
+
+
+class _Numbered:
+    """Rows of a source with their positions."""
+
+    def __init__(self, source: Any):
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[int, Any]:
+        return index, self.source[index]
+
+
+def _prepare_numbered(row: tuple[int, Any], prepare: Callable[[Any], Any]) -> tuple[int, Any]:
+    return row[0], prepare(row[1])
