@@ -461,6 +461,8 @@ def test_options_that_lack_their_threshold_say_which(script, photos, tiny_checkp
         (["--overlays", "anomalous"], "--overlays anomalous but the model has no threshold: give --threshold"),
         (["--masks"], "--masks but the model has no threshold of pixels: give --pixel-threshold"),
         (["--format", "xlsx"], "--format xlsx, expected some of jsonl, parquet, csv"),
+        (["--tile-size", "64"], "--tile-size 64 with --resize square; only --resize tile has tiles"),
+        (["--roi", "[[0, 0], [1,"], "--roi [[0, 0], [1, is neither a path nor a polygon"),
     ):
         assert script.main([*line, *options]) == 2
         assert told in capsys.readouterr().err

@@ -13,7 +13,6 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import typer
 import yaml
-from rich.markup import escape
 
 from .running import run_until_interrupted
 
@@ -135,16 +134,17 @@ def _is_option(word: str) -> bool:
 
 def _parameter(field: dataclasses.Field, kind: Any) -> inspect.Parameter:
     facts = field.metadata
+    text = re.sub(r"\[(?=[a-z#/@])", r"\\[", facts["help"])  # or else Typer takes "[x, y]" for a style
     factory = field.default_factory
     default = field.default if factory is dataclasses.MISSING else factory()
     if facts.get("argument"):
-        info: Any = typer.Argument(help=escape(facts["help"]), show_default=False, metavar=field.name.upper())
+        info: Any = typer.Argument(help=text, show_default=False, metavar=field.name.upper())
     else:
         flag = field.name.replace("_", "-")
         names = [f"--{flag}/--no-{flag}" if kind is bool and default is not False else f"--{flag}"]
         names += [f"-{facts['short']}"] if "short" in facts else []
         shown = default is not None and default is not False and default != []
-        info = typer.Option(*names, help=escape(facts["help"]), rich_help_panel=facts.get("group"), show_default=shown)
+        info = typer.Option(*names, help=text, rich_help_panel=facts.get("group"), show_default=shown)
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind | None, info]
     )

@@ -322,8 +322,8 @@ class _Run:
             share["indices"] = own_share(remaining, batch_size, process, num_processes)
         share |= {"batch_size": batch_size, "num_workers": self.settings.num_workers}
         share["pin_memory"] = getattr(getattr(self.detector, "device", None), "type", "cpu") == "cuda"
-        how = {"reading": self.reading, "keep_image": self.settings.overlays != "none", "side": MAP_SIDE}
-        prepare = partial(_prepare, prepare=self.prepare, **how)
+        keep_image = self.settings.overlays != "none"
+        prepare = partial(_prepare, prepare=self.prepare, reading=self.reading, keep_image=keep_image, side=MAP_SIDE)
         if self.settings.mutual:
             if images is None:
                 raise ValueError("mutual=True needs to know how many images there are: leave out streaming")
