@@ -210,7 +210,7 @@ class AnomalyCLIPImageProcessor(PilBackend):
             raise ValueError("images is empty, expected at least one image")
         settings = {k: kwargs[k] if kwargs.get(k) is not None else getattr(self, k) for k in self._valid_kwargs_names}
         settings = self._standardize_kwargs(**settings)
-        _check_tiling(kwargs, settings["resize"])
+        check_tiling(kwargs, settings["resize"])
         pil = [to_pil_image(image, f"images[{i}]") for i, image in enumerate(images)]
         _check_sizes(settings, pil)
         given, settings = settings, _fitted(settings, pil[0].size)
@@ -427,7 +427,7 @@ def _check_sizes(settings: dict, images: list[Image.Image]) -> None:
         raise ValueError(f"{why}, but images of {shown} pixels can't be one batch; give them one by one")
 
 
-def _check_tiling(given: dict[str, Any], resize: str) -> None:
+def check_tiling(given: dict[str, Any], resize: str) -> None:
     """Refuse settings of tiles, given for one call, where there are no tiles."""
     for name in ("tile_size", "overlap"):
         if given.get(name) is not None and resize != "tile":

@@ -82,3 +82,28 @@ def test_the_command_lists_its_subcommands(capsys):
     assert main(["nonsense"]) == 2
     assert main([]) in (0, 2) and main(["predict", "--help"]) == 0
     assert "--output-dir" in capsys.readouterr().out
+
+
+def test_help_shows_brackets_zeros_and_whole_paragraphs(capsys, monkeypatch):
+    @dataclass
+    class Region:
+        """Find parts in
+        images.
+
+        One way is this, and
+        another one is that.
+        """
+
+        roi: str | None = option(None, "A path or '[[x, y], ...]'.")
+        vmin: float = option(0.0, "Lowest.")
+        exact: bool = option(False, "Exactly.")
+
+    monkeypatch.setenv("COLUMNS", "100")
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(make_command(Region, lambda settings: 0))
+    with pytest.raises(SystemExit):
+        app(["--help"])
+    text = capsys.readouterr().out
+    assert "A path or '[[x, y], ...]'." in text and "Lowest. [default: 0.0]" in text
+    assert "Find parts in images." in text and "One way is this, and another one is that." in text
+    assert "default: False" not in text

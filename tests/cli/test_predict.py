@@ -462,6 +462,8 @@ def test_options_that_lack_their_threshold_say_which(script, photos, tiny_checkp
         (["--overlays", "anomalous"], "--overlays anomalous but the model has no threshold: give --threshold"),
         (["--masks"], "--masks but the model has no threshold of pixels: give --pixel-threshold"),
         (["--format", "xlsx"], "--format xlsx, expected some of jsonl, parquet, csv"),
+        (["--tile-size", "64"], "--tile-size 64 with --resize square; only --resize tile has tiles"),
+        (["--roi", "[[0, 0], [1,"], "--roi [[0, 0], [1, is neither a path nor a polygon"),
     ):
         assert script.main([*line, *options]) == 2
         assert told in capsys.readouterr().err
@@ -494,3 +496,13 @@ def test_a_submission_to_mvtec_ad2(tiny_checkpoint, tmp_path, make_image, capsys
         assert found.dtype == np.float16 and found.shape == Image.open(path).size[::-1]
         assert np.abs(found.astype(np.float32) - np.asarray(result["anomaly_map"])).max() < 5e-4
         assert mask.dtype == np.uint8 and (mask == 255 * (np.asarray(result["mask"]) > 0)).all()
+
+
+def test_the_report_shows_images_without_overlays_and_goes_with_its_run(script, photos, tiny_checkpoint, tmp_path):
+    out = tmp_path / "out"
+    line = [str(photos), "--model", tiny_checkpoint, "--output_dir", str(out)]
+    assert script.main([*line, "--report", "--overlays", "none"]) == 0
+    text = (out / "report.html").read_text()
+    assert text.count("<figure") == text.count('<a href="../photos/') == 4 and "no picture" not in text
+    assert script.main([*line, "--resume", "--overlays", "none"]) == 0 and (out / "report.html").exists()
+    assert script.main(line) == 0 and not (out / "report.html").exists()  # it was of the former run

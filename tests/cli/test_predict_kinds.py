@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -11,8 +12,13 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
+from transformers import pipeline
 
+from anomalyclip_hf import AnomalyCLIPModel
 from anomalyclip_hf.cli import run_command
+from anomalyclip_hf.data import load_anomaly_dataset
+from anomalyclip_hf.profiles_anomalyclip import Profile
+from anomalyclip_hf.scoring import predict_dataset
 
 
 def records(path):
@@ -89,3 +95,55 @@ def test_ctrl_c_leaves_a_whole_video_and_whole_records(tiny_checkpoint, tmp_path
         assert sum(1 for _ in file.decode(video=0)) - len(frames) in (0, 1)
     assert Image.open(written.with_name("timeline.png")).size == (1200, 384)
     assert not list(written.parent.glob(".*"))
+
+
+def test_an_image_is_read_as_its_profile_says_wherever_it_comes_from(tiny_checkpoint, tmp_path):
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    for index in range(2):
+        tifffile.imwrite(folder / f"{index}.tif", rng.integers(700, 3000, (60, 50)).astype(np.uint16))
+    model = AnomalyCLIPModel.from_pretrained(tiny_checkpoint)
+    model.set_profile(Profile("deep", window=(800, 1800), sigma=2.0, pixel_threshold=0.3, min_area=7))
+    shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    model.save_profiles(tmp_path / "model", ["deep"])
+    detector = pipeline("zero-shot-anomaly-detection", model=model)
+    wanted = {str(path): detector(str(path)) for path in sorted(folder.iterdir())}
+
+    def check(out):
+        found = {one["path"]: one for one in records(out / "predictions.jsonl")}
+        assert list(found) == list(wanted)
+        for path, one in found.items():
+            assert one["score"] == pytest.approx(wanted[path]["score"], abs=1e-6)
+            assert [region["area"] for region in one["regions"]] == [
+                region["area"] for region in wanted[path]["regions"]
+            ]
+
+    shared = ["--model", str(tmp_path / "model"), "--profile", "deep", "--device", "cpu"]
+    assert run_command("predict", [str(folder), *shared, "-o", str(tmp_path / "a")]) == 0
+    assert run_command("predict", ["--source", str(folder), *shared, "-o", str(tmp_path / "b")]) == 0
+    check(tmp_path / "a")
+    check(tmp_path / "b")
+    model.set_profile(None)
+    dataset = load_anomaly_dataset(str(folder), window=(800, 1800))
+    options = {"sigma": 2.0, "pixel_threshold": 0.3, "min_area": 7}
+    predict_dataset(dataset, tmp_path / "c", detector, **options)
+    check(tmp_path / "c")
+    predict_dataset(dataset.to_iterable_dataset(), tmp_path / "d", detector, **options)
+    check(tmp_path / "d")
+    with pytest.raises(ValueError, match="window was"):  # a run is gone on with the same reading alone
+        predict_dataset(load_anomaly_dataset(str(folder)), tmp_path / "c", detector, resume=True, **options)
+
+
+def test_options_reach_videos_and_those_of_images_alone_are_refused(tiny_checkpoint, tmp_path, capsys):
+    line = [str(clip(tmp_path / "c.mp4", number=2)), "--model", tiny_checkpoint, "-o", str(tmp_path / "out")]
+    line += ["--device", "cpu"]
+    assert run_command("predict", [*line, "--report", "--coco", str(tmp_path / "c.json")]) == 2
+    assert "--coco, --report: only for images" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    roi = [[0, 0], [16, 0], [16, 8], [0, 8]]
+    assert run_command("predict", [*line, "--pixel-threshold", "0", "--roi", json.dumps(roi)]) == 0
+    for one in records(tmp_path / "out" / "c.mp4" / "predictions.jsonl"):
+        assert (one["width"], one["height"]) == (64, 64)
+        assert [(region["box"], region["area"]) for region in one["regions"]] == [([0, 0, 16, 8], 128)]
+    assert run_command("predict", [*line, "--pixel-threshold", "2"]) == 2
+    assert "--pixel-threshold 2.0, expected" in capsys.readouterr().err

@@ -1,4 +1,5 @@
 import html.parser
+import json
 import math
 import re
 import subprocess
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomalyclip_hf.evaluation import metrics, plots
+from anomalyclip_hf.evaluation import metrics, plots, report
 from anomalyclip_hf.evaluation.report import write_report
 from anomalyclip_hf.evaluation.tables import percent
 from anomalyclip_hf.evaluation.visualization import Sample
@@ -24,13 +25,13 @@ class Checker(html.parser.HTMLParser):
         self.open, self.rows, self.sources, self.texts = [], [], [], []
 
     def handle_starttag(self, tag, attributes):
-        if tag not in ("img", "meta"):
+        if tag not in ("br", "img", "input", "meta"):
             self.open.append(tag)
         if tag == "tr":
             self.rows.append([])
         self.sources += [value for name, value in attributes if name in ("src", "href")]
         if tag == "img":
-            assert dict(attributes).get("alt")
+            assert dict(attributes).get("alt") or "dialog" in self.open
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -143,3 +144,62 @@ def test_metrics_load_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def write_prediction(out, scores, skipped=()):
+    """Results of a prediction in which every second image has an overlay, and whose threshold is 0.5."""
+    (out / "overlays" / "été").mkdir(parents=True)
+    Image.new("RGB", (300, 150), "red").save(out.parent / "plain.png")
+    records = []
+    for number, score in enumerate(scores):
+        record = {"path": str(out.parent / "plain.png"), "score": score, "regions": [{}] * (number % 3)}
+        record["label"] = "anomalous" if score >= 0.5 else "normal"
+        if number % 2 == 0:
+            record |= {"path": f"/in/<b> #{number}.png", "overlay": f"overlays/été/a #{number}.png"}
+            Image.new("RGB", (40, 30)).save(out / record["overlay"])
+        records.append(record)
+    for name, entries in (("predictions", records), ("skipped", skipped)):
+        (out / f"{name}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in entries))
+    facts = {"image_threshold": 0.5, "vmin": 0.0, "vmax": 0.75, "window": None}
+    (out / "predict_settings.json").write_text(json.dumps(facts))
+
+
+def test_a_prediction_is_shown_worst_first_with_its_share_by_score(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "NUM_WORST", 3)
+    monkeypatch.setattr(report, "NUM_OTHERS", 2)
+    monkeypatch.setattr(report, "NUM_SKIPPED", 1)
+    skipped = [{"path": f"{name}<i>.png", "error": "no image"} for name in "xyz"]
+    scores = [0.1, 0.7, 0.9, 0.3, 0.5, 0.2, 0.05]
+    write_prediction(tmp_path / "out", scores, skipped)
+    report.write_prediction_report(tmp_path / "out")
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    checker = Checker()
+    checker.feed(text)
+    assert checker.open == []
+    shown = [float(one) for one in re.findall(r'data-score="([^"]*)"', text)]
+    assert shown[:3] == [0.9, 0.7, 0.5] and len(shown) == 5
+    assert set(shown[3:]) < {0.1, 0.3, 0.2, 0.05} and shown[3] > shown[4]
+    links = [one for one in checker.sources if not one.startswith("data:image/")]
+    assert links[:3] == ["overlays/%C3%A9t%C3%A9/a%20%232.png", "../plain.png", "overlays/%C3%A9t%C3%A9/a%20%234.png"]
+    assert not re.search(r"https?://", re.sub(r'"data:[^"]*"', "", text))
+    assert "<b> #" not in text and "<i>" not in text  # escaped
+    assert 'width="224" height="112"' in text
+    cells = {row[0]: row[1] for row in checker.rows if len(row) == 2}
+    assert cells["images scored"] == "7" and cells["anomalous (0.5 or more)"] == "3 (42.9%)"
+    assert cells["regions"] == "6" and cells["inputs skipped"] == "3" and cells["vmax"] == "0.75"
+    assert "and 2 more, all in" in text and "1 region<" in text
+    steps, at_least = (json.loads(re.search(rf"{name} = (\[.*?\])", text)[1]) for name in ("steps", "atLeast"))
+    assert (steps[0], steps[-1], at_least[0], at_least[-1]) == (0.05, 0.9, 7, 1)
+    assert at_least == [sum(score >= step for score in scores) for step in steps]
+    assert at_least[steps.index(0.5)] == 3
+
+
+def test_a_prediction_of_one_score_and_of_pictures_that_are_gone(tmp_path):
+    write_prediction(tmp_path / "out", [0.25, 0.25])
+    (tmp_path / "out" / "overlays" / "été" / "a #0.png").write_text("damaged")
+    report.write_prediction_report(tmp_path / "out")
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert text.count("no picture") == 1 and "All images, worst first" in text and "picked by chance" not in text
+    (tmp_path / "out" / "predictions.jsonl").write_text("")
+    with pytest.raises(ValueError, match="no scored image"):
+        report.write_prediction_report(tmp_path / "out")

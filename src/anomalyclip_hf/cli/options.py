@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import re
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,7 +36,8 @@ def make_command(settings: type, run: Callable[[Any], int]) -> Callable[..., Non
         given = {k: [word for word in v if word != ""] if isinstance(v, list) else v for k, v in values.items()}
         raise typer.Exit(run_until_interrupted(lambda _: run(settings(**given)), options=list(fields)))
 
-    command.__doc__ = inspect.cleandoc(settings.__doc__ or "")
+    # Lines of a paragraph are joined: a terminal may be narrower than a docstring.
+    command.__doc__ = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(settings.__doc__ or ""))
     parameters = [_parameter(field, kind) for field, kind in fields.values()]
     config = typer.Option(
         callback=_read_config(list(fields)),
@@ -132,16 +134,17 @@ def _is_option(word: str) -> bool:
 
 def _parameter(field: dataclasses.Field, kind: Any) -> inspect.Parameter:
     facts = field.metadata
+    text = re.sub(r"\[(?=[a-z#/@])", r"\\[", facts["help"])  # or else Typer takes "[x, y]" for a style
     factory = field.default_factory
     default = field.default if factory is dataclasses.MISSING else factory()
     if facts.get("argument"):
-        info: Any = typer.Argument(help=facts["help"], show_default=False, metavar=field.name.upper())
+        info: Any = typer.Argument(help=text, show_default=False, metavar=field.name.upper())
     else:
         flag = field.name.replace("_", "-")
         names = [f"--{flag}/--no-{flag}" if kind is bool and default is not False else f"--{flag}"]
         names += [f"-{facts['short']}"] if "short" in facts else []
-        shown = default not in (None, False, [])
-        info = typer.Option(*names, help=facts["help"], rich_help_panel=facts.get("group"), show_default=shown)
+        shown = default is not None and default is not False and default != []
+        info = typer.Option(*names, help=text, rich_help_panel=facts.get("group"), show_default=shown)
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind | None, info]
     )

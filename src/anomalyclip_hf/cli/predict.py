@@ -32,6 +32,8 @@ SHARED = (
     "block_size",
 )
 READING = ("window", "channels")  # options of the call, and of a data set
+# Fields that say nothing of videos.
+OF_IMAGES = (*READING, "coco", "label_studio", "report", "masks", "save_maps", "resume", "mutual")
 CALL_OPTIONS = ("threshold", "pixel_threshold", *READING)
 
 
@@ -42,7 +44,7 @@ class Settings(ResizingOptions, ProfileOptions, SourceOptions):
     anomalyclip predict part.png photos/ --model MODEL --output-dir results
 
     Of videos among the files, and of --camera, each frame has a record; a folder of the video's name holds them, a
-    timeline and the video with heat maps.
+    timeline and the video with heat maps. --coco, --report, --format and the like are of images.
 
     Masks (in folders masks, ground_truth, ..., or 1_mask.png beside 1.png) and results of this package in the folders
     given are left out; files that are named are always scored. What can't be used is listed in skipped.jsonl. Exit
@@ -50,6 +52,7 @@ class Settings(ResizingOptions, ProfileOptions, SourceOptions):
     (what was finished is kept in predictions-*.jsonl; --resume goes on, another run into the same folder replaces it).
 
     Several processes, on one machine or many with a common disk, share the images:
+
     accelerate launch --num_processes 16 --num_machines 2 --machine_rank RANK --main_process_ip HOST
     --main_process_port 29500 -m anomalyclip_hf predict photos/ --model MODEL --output-dir results
     """
@@ -93,6 +96,9 @@ class Settings(ResizingOptions, ProfileOptions, SourceOptions):
     masks: bool = option(False, "Write masks too, as PNG: 255 from the threshold of pixels on.", group="Results")
     save_maps: str | None = option(
         None, "Keep raw maps too: png16 (65535 is 1.0; png is the same), npy or tiff.", bare="png16", group="Results"
+    )
+    report: bool = option(
+        False, "Write report.html too: pictures, worst first, and a filter by score.", group="Results"
     )
     vmin: float = option(0.0, "Map value of the first color, for the whole run.", group="Results")
     vmax: float = option(1.0, "Map value of the last color, for the whole run.", group="Results")
@@ -141,6 +147,12 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
     from ..scoring.prediction import predict_dataset, predict_files
     from ..scoring.video import is_video
 
+    videos = [one for one in settings.inputs or [] if is_video(one) and not os.path.isdir(one)]
+    images_given = [one for one in settings.inputs or [] if one not in videos]
+    unused = [] if settings.source or images_given else [name for name in OF_IMAGES if getattr(settings, name)]
+    if unused:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
+        raise ValueError(f"{names}: only for images, and there is none; videos have records, a timeline and a video")
     name = demo_checkpoint() if settings.model == "demo" else settings.model
     state = PartialState(cpu=settings.device == "cpu")
     if settings.source:
@@ -162,12 +174,11 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
     arguments = {field: getattr(settings, field) for field in SHARED + CALL_OPTIONS}
     arguments |= settings.resizing() | settings.region_options()
     arguments["formats"] = [one.strip() for text in settings.format for one in text.split(",")]
-    videos = [one for one in settings.inputs or [] if is_video(one) and not os.path.isdir(one)]
-    images_given = [one for one in settings.inputs or [] if one not in videos]
     states = []
     if (videos or settings.camera is not None) and state.is_main_process:
         given = {name: getattr(settings, name) for name in ("batch_size", "vmin", "vmax", "every", "smooth")}
-        given["image_threshold"] = settings.threshold
+        given |= settings.resizing() | settings.region_options()
+        given |= {"image_threshold": settings.threshold, "pixel_threshold": settings.pixel_threshold}
         with naming(image_threshold="threshold"):
             states = [predict_videos(videos, settings.camera, settings.output_dir, detector, **given)]
     if not (settings.source or images_given):
@@ -185,6 +196,10 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
     if settings.submission:
         count = write_submission(summary.read(), settings.output_dir, settings.submission)
         print(f"{count} maps and masks written to {settings.submission}")
+    if settings.report and summary.num_scored:
+        from ..evaluation.report import write_prediction_report
+
+        write_prediction_report(settings.output_dir)
     _report(summary, settings.output_dir)
     return join_states([*states, summary.exit_status])
 

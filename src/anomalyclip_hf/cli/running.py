@@ -103,7 +103,9 @@ def name_options(message: str, names: Collection[str], others: Mapping[str, str]
             return name if dashed and not quoted else match.group()
         if key:
             return f"{name} '{{\"{key}\": {_as_json(value)}}}'"
-        bare = re.sub(r"^[(\[]|[)\]]$|(?<!\w)['\"]|['\"](?!\w)", "", value).replace(",", "").strip()
+        is_text = value[0] in "'\""
+        bare = value[1:-1] if is_text else re.sub(r"^[(\[]|[)\]]$|(?<!\w)['\"]|['\"](?!\w)", "", value)
+        bare = bare if is_text else bare.replace(",", "").strip()
         return name if bare in ("", "True") else f"{name} {bare}"
 
     known = "|".join(map(re.escape, sorted({*names, *others}, key=len, reverse=True)))

@@ -26,7 +26,7 @@ def predict_videos(
         exit status: 0 every frame was scored, 1 something was skipped, 2 nothing was scored.
     """
     from ..scoring.inputs import unique_name
-    from ..scoring.video import predict_video
+    from ..scoring.video import VideoError, predict_video
 
     taken: set[str] = set()
     states = []
@@ -37,7 +37,7 @@ def predict_videos(
         name = unique_name("camera" if source == camera else Path(source).name, taken)
         try:
             summary = predict_video(source, Path(output_dir, name), detector, camera=is_camera, **settings)
-        except ValueError as error:
+        except VideoError as error:
             print(f"skipped {one_line(source)}: {one_line(error)}", file=sys.stderr)
             states.append(2)
             continue

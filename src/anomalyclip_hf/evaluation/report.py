@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import base64
+import heapq
 import io
+import json
+import math
 import os
+import random
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
 
-from ..data.files import atomic_path
-from ..scoring.pictures import colorize
+from ..data.files import atomic_path, one_line
+from ..images_anomalyclip import load_image
+from ..scoring.inputs import relative_names
+from ..scoring.pictures import colorize, to_rgb
+from ..scoring.writing import SETTINGS, SKIPPED, read_records
 from .metrics import Curve, thin
 from .plots import plot_curves, plot_metric_curves, plot_score_histograms
 from .tables import class_table, method_table, reasons_of
@@ -21,6 +30,10 @@ from .visualization import COLUMNS, Sample, caption, picture_row
 
 TEMPLATE = Path(__file__).parent.parent / "assets" / "report.html"
 MAX_POINTS = 120  # of a curve
+NUM_WORST, NUM_OTHERS, NUM_SKIPPED = 200, 50, 50  # pictures, and lines, of a prediction's report: a few megabytes
+THUMBNAIL = 224  # pixels of their longer side
+STEPS = 100  # of the filter by score
+SHOWN_BY_BROWSERS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 
 
 def write_report(
@@ -47,8 +60,6 @@ def write_report(
     Raises:
         ValueError: `result` has no data set.
     """
-    import jinja2
-
     if not result.get("datasets"):
         raise ValueError(f"result has no entry in 'datasets' (its keys: {sorted(result)}): give an evaluator's result")
     columns = COLUMNS if pixel_threshold is not None else COLUMNS[:-1]
@@ -60,17 +71,146 @@ def write_report(
         for heading, chosen in (samples or {}).items()
     }
     facts = {**result.get("model", {}), **result.get("settings", {}), **result.get("versions", {})}
-    bar = colorize(np.linspace(0.0, 1.0, 256)[None].repeat(2, 0))
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    _write_page(
+        path,
         title=title,
-        settings={name: f"{fact:.6g}" if isinstance(fact, float) else fact for name, fact in facts.items()},
+        facts=facts,
+        vmin=vmin,
+        vmax=vmax,
         datasets=[_section(name, entry) for name, entry in result["datasets"].items()],
         columns=columns,
         groups=groups,
-        scale={"vmin": f"{vmin:.3g}", "vmax": f"{vmax:.3g}", "bar": _inline(bar, "png")},
         threshold=None if pixel_threshold is None else f"{pixel_threshold:.3g}",
         training=_draw(plot_curves, history) if history else None,
+    )
+
+
+def write_prediction_report(output_dir: str | os.PathLike, title: str = "Anomalies found") -> None:
+    """Write `report.html` of a prediction that has ended: pictures with the highest scores first, a filter by score.
+
+    It holds small pictures of the `NUM_WORST` highest scores and of `NUM_OTHERS` others, picked by chance; a click
+    opens the overlay, or the image where there is none. Records are read one by one, so that memory does not grow.
+
+    Args:
+        output_dir: of `predict_files` or `predict_dataset`.
+        title: heading of the page.
+
+    Raises:
+        ValueError: nothing was scored.
+        OSError: there are no results of a prediction.
+    """
+    output = Path(output_dir)
+    facts = json.loads((output / SETTINGS).read_text(encoding="utf-8"))
+    counts, low, high = Counter[str](), math.inf, -math.inf
+    for record in read_records(output):
+        counts.update(["images scored", str(record.get("label"))], regions=len(record.get("regions", ())))
+        low, high = min(low, record["score"]), max(high, record["score"])
+    if not counts:
+        raise ValueError(f"{output} holds no scored image to report")
+    threshold = facts.get("image_threshold")
+    steps = np.linspace(low, high, STEPS + 1).tolist() if low < high else [low]
+    if threshold is not None and low < threshold < high:
+        steps = sorted({*steps, threshold})
+    num_of_step, worst, others = _sort_out(output, steps)
+    skipped = [f"{one_line(one['path'])}: {one_line(one['error'])}" for one in _first_skipped(output, counts)]
+    summary: dict[str, int | str] = {"images scored": counts["images scored"]}
+    if threshold is not None:
+        share = f"{counts['anomalous']:,} ({counts['anomalous'] / counts['images scored']:.1%})"
+        summary[f"anomalous ({threshold:.4g} or more)"] = share
+    summary |= {name: counts[name] for name in ("regions", "inputs skipped") if counts[name]}
+    reading = {name: facts[name] for name in ("window", "channels") if facts.get(name) is not None}
+    names = iter(relative_names([one["path"] for one in (*worst, *others)]))
+    drawn = [[_card(output, one, next(names), reading) for one in cards] for cards in (worst, others)]
+    highest = math.log1p(max(num_of_step))
+    _write_page(
+        output / "report.html",
+        title=title,
+        facts=facts,
+        vmin=facts.get("vmin", 0.0),
+        vmax=facts.get("vmax", 1.0),
+        gallery={
+            "summary": {name: f"{one:,}" if isinstance(one, int) else one for name, one in summary.items()},
+            "steps": steps,
+            "at_least": np.cumsum(num_of_step[::-1])[::-1].tolist(),
+            "bars": [round(100 * math.log1p(one) / highest, 1) for one in num_of_step],
+            "threshold": steps.index(threshold) if threshold in steps else None,
+            "groups": dict(zip(_headings(counts["images scored"], len(worst), len(others)), drawn, strict=True)),
+            "skipped": skipped,
+            "num_skipped": counts["inputs skipped"],
+        },
+    )
+
+
+def _first_skipped(output: Path, counts: Counter[str]) -> list[dict[str, Any]]:
+    """The first `NUM_SKIPPED` inputs that were not scored; all are counted."""
+    first: list[dict[str, Any]] = []
+    if (output / SKIPPED).is_file():
+        for entry in read_records(output, SKIPPED):
+            counts["inputs skipped"] += 1
+            first += [entry] if len(first) < NUM_SKIPPED else []
+    return first
+
+
+def _sort_out(output: Path, steps: list[float]) -> tuple[list[int], list[dict], list[dict]]:
+    """How many records score from each step up to the next; the `NUM_WORST` highest, and some others, by score."""
+    num_of_step, chance = [0] * len(steps), random.Random(0)
+    worst: list[tuple[float, int, dict]] = []
+    others: list[tuple[float, int, dict]] = []
+    num_others = 0
+    for number, record in enumerate(read_records(output)):
+        num_of_step[int(np.searchsorted(steps, record["score"], side="right")) - 1] += 1
+        kept = {**record, "regions": len(record["regions"]) if "regions" in record else None}
+        one = (record["score"], -number, kept)
+        if len(worst) < NUM_WORST:
+            heapq.heappush(worst, one)
+            continue
+        one, num_others = heapq.heappushpop(worst, one), num_others + 1
+        if len(others) < NUM_OTHERS:
+            others.append(one)
+        elif (place := chance.randrange(num_others)) < NUM_OTHERS:
+            others[place] = one
+    by_score = ([record for _, _, record in sorted(group, reverse=True)] for group in (worst, others))
+    return num_of_step, next(by_score), next(by_score)
+
+
+def _headings(num_scored: int, num_worst: int, num_others: int) -> tuple[str, str]:
+    first = "All images, worst first" if num_worst == num_scored else f"The {num_worst} highest scores, worst first"
+    return first, f"{num_others} of the other {num_scored - num_worst:,}, picked by chance"
+
+
+def _card(output: Path, record: Mapping[str, Any], name: str, reading: Mapping[str, Any]) -> dict[str, Any]:
+    """What the template shows of a record: a small picture of its overlay, or of the image itself, and where it is."""
+    path = str(record["path"])
+    file, options = (output / record["overlay"], {}) if "overlay" in record else (Path(path), reading)
+    try:
+        picture = to_rgb(load_image(file, **options))
+        picture.thumbnail((THUMBNAIL, THUMBNAIL))
+        source: str | None = _inline(picture)
+    except Exception:  # it has gone, or lies on another machine
+        source = None
+    link = os.path.relpath(file, output).replace(os.sep, "/") if source else ""
+    return {
+        "name": one_line(name),
+        "path": one_line(path),
+        "score": record["score"],
+        "label": record.get("label"),
+        "regions": record["regions"],
+        "source": source,
+        "size": picture.size if source else None,
+        "link": quote(os.fsencode(link)) if link.lower().endswith(SHOWN_BY_BROWSERS) else None,
+    }
+
+
+def _write_page(path: str | os.PathLike, facts: Mapping[str, Any], vmin: float, vmax: float, **parts: Any) -> None:
+    """Fill the template."""
+    import jinja2
+
+    bar = colorize(np.linspace(0.0, 1.0, 256)[None].repeat(2, 0))
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        settings={name: f"{fact:.6g}" if isinstance(fact, float) else fact for name, fact in facts.items()},
+        scale={"vmin": f"{vmin:.3g}", "vmax": f"{vmax:.3g}", "bar": _inline(bar, "png")},
+        **parts,
     )
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="backslashreplace")

@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 
 from ..configuration_anomalyclip import check_fields
 from ..data.files import MAP_FORMATS
-from ..pipeline_anomalyclip import read_image
+from ..data.images import read_image as read_cell
+from ..pipeline_anomalyclip import READING, read_image
 from ..regions_anomalyclip import read_roi
 from .engine import Record, own_share, score_images
 from .inputs import check_apart, find_images, relative_names, unique_name
@@ -197,18 +198,22 @@ def predict_dataset(
 
     Args:
         dataset (`datasets.Dataset` or `datasets.IterableDataset`): from `load_anomaly_dataset`; its masks are not
-            read. Of a stream, each process reads all rows and decodes its own.
+            read. The window and channels that it was loaded with hold where neither the call nor a profile gives
+            some. Of a stream, each process reads all rows and decodes its own.
         output_dir, detector, accelerator, **settings: as in [`predict_files`].
 
     Raises:
         ValueError: if an argument is out of range, or an image lies in the output folder.
     """
-    run = _Run(detector, Path(output_dir), settings, accelerator, {})
-    rows = dataset.select_columns(["image", "path"])
-    if not hasattr(dataset, "__len__"):
-        import datasets
+    import datasets
 
-        return run.score(rows.cast_column("image", datasets.Image(decode=False)), None)
+    run = _Run(detector, Path(output_dir), settings, accelerator, {})
+    loaded_with = {name: getattr((dataset.features or {}).get("image"), name, None) for name in READING}
+    run.reading = {name: value for name, value in loaded_with.items() if value is not None} | run.reading
+    run.facts |= run.reading
+    rows = dataset.select_columns(["image", "path"]).cast_column("image", datasets.Image(decode=False))
+    if not hasattr(dataset, "__len__"):
+        return run.score(rows, None)
     taken: set[str] = set()
     paths = [str(path) for path in dataset["path"]]
     check_apart([Path(path) for path in paths if os.path.exists(path)], output_dir)
@@ -255,6 +260,7 @@ class _Run:
             raise ValueError("masks=True but the model has no threshold of pixels: give pixel_threshold=...")
         # A pipeline's images are prepared in the workers; another detector is called with images.
         self.prepare = PipelinePreparer(detector, **options) if hasattr(detector, "preprocess") else None
+        self.reading: dict[str, Any] = {} if self.prepare is None else self.prepare.reading
         if self.settings.mutual:
             self._check_mutual()
         self.facts = {**facts, **self.settings.facts(), **of_profile, **options, **thresholds}
@@ -317,7 +323,8 @@ class _Run:
             share["indices"] = own_share(remaining, batch_size, process, num_processes)
         share |= {"batch_size": batch_size, "num_workers": self.settings.num_workers}
         share["pin_memory"] = getattr(getattr(self.detector, "device", None), "type", "cpu") == "cuda"
-        prepare = partial(_prepare, prepare=self.prepare, keep_image=self.settings.overlays != "none", side=MAP_SIDE)
+        keep_image = self.settings.overlays != "none"
+        prepare = partial(_prepare, prepare=self.prepare, reading=self.reading, keep_image=keep_image, side=MAP_SIDE)
         if self.settings.mutual:
             if images is None:
                 raise ValueError("mutual=True needs to know how many images there are: leave out streaming")
@@ -402,7 +409,9 @@ class _Picture(NamedTuple):
     image: Image.Image | None
 
 
-def _prepare(row: Any, prepare: PipelinePreparer | None, keep_image: bool, side: int) -> _Picture:
+def _prepare(
+    row: Any, prepare: PipelinePreparer | None, reading: Mapping[str, Any], keep_image: bool, side: int
+) -> _Picture:
     """Read a file, or a row of a data set, and reduce a very large image, so that memory is bounded.
 
     The score stays what it is: the model gets the image at its input size, by the processor's own filter. The map is
@@ -410,8 +419,7 @@ def _prepare(row: Any, prepare: PipelinePreparer | None, keep_image: bool, side:
     """
     if isinstance(row, str) and os.path.exists(row) and not os.path.isfile(row):  # opening a pipe would wait for ever
         raise ValueError("it is no regular file")
-    reading = {} if prepare is None else prepare.reading
-    image = read_image(Path(row) if isinstance(row, str) else row["image"], **reading)
+    image = read_image(Path(row), **reading) if isinstance(row, str) else read_cell(row["image"], **reading)
     shown = image
     if max(image.size) > side:
         scale = side / max(image.size)

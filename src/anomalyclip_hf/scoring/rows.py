@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from ..data.images import fit_mask
+from ..image_processing_anomalyclip import check_tiling
 from ..pipeline_anomalyclip import PRE_OPTIONS, READING, RESIZING, prepare_image, read_image
 from ..prompts_anomalyclip import backbone_fingerprint
 from ..tiling_anomalyclip import ImageTiles, score_views
@@ -127,6 +128,8 @@ class PipelinePreparer:
         given |= detector._sanitize_parameters(**options)[0]
         self.reading = {name: given.pop(name) for name in READING if name in given}
         self.resizing = {name: given[name] for name in RESIZING if name in given}
+        # Here, or else each image would be skipped for it.
+        check_tiling(self.resizing, self.resizing.get("resize", self.processor.resize))
         self.resizing["patch_size"] = detector.model.config.vision_config.patch_size
 
     @property

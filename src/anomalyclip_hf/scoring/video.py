@@ -21,17 +21,23 @@ from PIL import Image, ImageDraw
 
 from ..configuration_anomalyclip import check_fields
 from ..data.files import atomic_path, json_line
+from ..regions_anomalyclip import read_roi
 from .engine import explain, score_images
 from .pictures import colorize, overlay
+from .writing import PREDICTIONS, SKIPPED, make_record
 
 VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"),
     *(".wmv", ".mts", ".m2ts", ".flv", ".ogv", ".3gp"),
 )
-PREDICTIONS, SKIPPED, TIMELINE, ANNOTATED = "predictions.jsonl", "skipped.jsonl", "timeline.png", "annotated.mp4"
+TIMELINE, ANNOTATED = "timeline.png", "annotated.mp4"
 CODECS = ("libx264", "libopenh264", "mpeg4")  # the first that the wheel of PyAV can write
 POINTS = 10_000  # of the timeline: beyond, neighbours are merged into the higher score
 CLOCK = Fraction(1, 1000)  # seconds: unit of time of the video that is written
+
+
+class VideoError(ValueError):
+    """A video, or a camera, that can't be read or written."""
 
 
 class Frame(NamedTuple):
@@ -77,7 +83,7 @@ class VideoReader:
         error: why there may be frames missing at the end; None where all were read.
 
     Raises:
-        ValueError: PyAV is not installed, the file can't be opened, or it has no video stream.
+        VideoError: (a `ValueError`) PyAV is not installed, the file can't be opened, or it has no video stream.
     """
 
     def __init__(self, source: str | os.PathLike, camera: bool = False, every: int = 1):
@@ -90,14 +96,14 @@ class VideoReader:
         if camera:
             target = f"/dev/video{target}" if target.isdigit() else target
         elif "://" not in target and not os.path.isfile(target):
-            raise ValueError(f"cannot read video {target}: no such file")
+            raise VideoError(f"cannot read video {target}: no such file")
         try:
             self._container = self._av.open(target, format=form)
         except (self._av.FFmpegError, OSError) as error:
-            raise ValueError(f"cannot read video {target}: {_reason(error)}") from error
+            raise VideoError(f"cannot read video {target}: {_reason(error)}") from error
         if not self._container.streams.video:
             self._container.close()
-            raise ValueError(f"cannot read video {target}: it has no video stream")
+            raise VideoError(f"cannot read video {target}: it has no video stream")
         self._stream = self._container.streams.video[0]
         self._stream.thread_type = "AUTO"
         self.rate = Fraction(self._stream.average_rate or 25)
@@ -137,7 +143,7 @@ class VideoWriter:
         self._av = _import_av()
         self.size = (size[0] // 2 * 2, size[1] // 2 * 2)
         if min(self.size) == 0:
-            raise ValueError(f"frames of {size[0]}x{size[1]} pixels can't be written as a video")
+            raise VideoError(f"frames of {size[0]}x{size[1]} pixels can't be written as a video")
         self._container = self._av.open(os.fspath(path), "w", format="mp4")
         self._stream: Any = self._container.add_stream(_pick_codec(self._av), rate=rate.limit_denominator(1000))
         self._stream.width, self._stream.height = self.size
@@ -235,10 +241,11 @@ def predict_video(
 ) -> VideoSummary:
     """Score the frames of a video or a camera.
 
-    Writes `predictions.jsonl` (path, frame, time in seconds from the first frame, score, smoothed, label), frame by
-    frame; `skipped.jsonl`; and, at the end, `timeline.png` and `annotated.mp4`. Ctrl-C and SIGTERM end it as the end
-    of the video does: the files are finished, then the interruption goes on. A video that is cut off keeps what was
-    decoded, and says so in `skipped.jsonl`. Results of an earlier run in the same folder are replaced.
+    Writes `predictions.jsonl`, frame by frame: frame, time in seconds from the first frame, smoothed score, and what
+    the record of an image has; `skipped.jsonl`; and, at the end, `timeline.png` and `annotated.mp4`. Ctrl-C and
+    SIGTERM end it as the end of the video does: the files are finished, then the interruption goes on. A video that is
+    cut off keeps what was decoded, and says so in `skipped.jsonl`. Results of an earlier run in the same folder are
+    replaced.
 
     Args:
         source: path, address (rtsp://...), or, with `camera`, number or device of a camera.
@@ -255,18 +262,23 @@ def predict_video(
         **options: of the detector's call, such as `image_threshold` or `sigma`.
 
     Raises:
-        ValueError: an argument is out of range; the source can't be opened or has no video stream or no frame.
+        VideoError: (a `ValueError`) the source can't be opened or has no video stream or no frame.
+        ValueError: an argument is out of range.
         OSError: the results can't be written.
     """
     options = {name: value for name, value in options.items() if value is not None}
     threshold = options.get("image_threshold")
-    check_fields({"image_threshold": threshold})
+    if "roi" in options:
+        options["roi"] = read_roi(options["roi"])
+    check_fields({name: value for name, value in options.items() if name != "roi"})
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}, expected 1 or more")
     if seconds is not None and not seconds > 0:
         raise ValueError(f"seconds={seconds}, expected more than 0")
     if threshold is None:
-        threshold = getattr(getattr(getattr(detector, "model", None), "config", None), "image_threshold", None)
+        model = getattr(detector, "model", None)
+        chosen = getattr(getattr(model, "profile", None), "image_threshold", None)
+        threshold = getattr(getattr(model, "config", None), "image_threshold", None) if chosen is None else chosen
     timeline = Timeline(smooth)
     reader = VideoReader(source, camera, every)
     summary = VideoSummary(Path(output_dir))
@@ -288,7 +300,7 @@ def predict_video(
     finally:
         reader.close()
     if not summary.num_scored and not summary.skipped:
-        raise ValueError(f"cannot read video {reader.name}: it holds no frame")
+        raise VideoError(f"cannot read video {reader.name}: it holds no frame")
     return summary
 
 
@@ -327,10 +339,8 @@ class _Results:
             self.skip(path, str(error))
             return
         smoothed = self.timeline.add(frame.time, result["score"])
-        record = {"path": path, "frame": frame.number, "time": round(frame.time, 6), "score": result["score"]}
-        record["smoothed"] = smoothed
-        if "label" in result:
-            record["label"] = result["label"]
+        record = {"path": path, "frame": frame.number, "time": round(frame.time, 6), "smoothed": smoothed}
+        record |= make_record(path, frame.image.size, result, {})
         if self.annotate:
             drawn = overlay(frame.image, result["anomaly_map"], *self.look)
             self._video_of(frame.image.size).write(draw_bar(drawn, smoothed, frame.time, self.threshold), frame.time)
@@ -403,7 +413,7 @@ def _import_av() -> Any:
     try:
         import av
     except ImportError as error:
-        raise ValueError("videos and cameras are read by PyAV: pip install 'anomalyclip_hf[video]'") from error
+        raise VideoError("videos and cameras are read by PyAV: pip install 'anomalyclip_hf[video]'") from error
     return av
 
 
@@ -413,7 +423,7 @@ def _pick_codec(av: Any) -> str:
             return av.codec.Codec(name, "w").name
         except Exception:  # of another kind in each version
             continue
-    raise ValueError(f"this PyAV writes none of {', '.join(CODECS)}; install its wheel: pip install av")
+    raise VideoError(f"this PyAV writes none of {', '.join(CODECS)}; install its wheel: pip install av")
 
 
 def _reason(error: Exception) -> str:

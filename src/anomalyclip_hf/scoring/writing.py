@@ -209,6 +209,8 @@ def begin_run(output: Path, facts: Mapping[str, Any], listing: Iterable[tuple[st
             _remove_files(output, entry)
     _remove([*_files(output, PREDICTIONS), *_files(output, SKIPPED)])
     _remove(output / f"predictions.{table}" for table in TABLES)
+    if (output / SETTINGS).is_file():  # or else the report is another command's
+        _remove([output / "report.html"])
     with atomic_path(output / SETTINGS) as temporary:
         temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
