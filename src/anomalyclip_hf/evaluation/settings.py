@@ -38,6 +38,7 @@ class EvaluationSettings:
         group=_GROUP,
     )
     fpr_limit: float = option(0.3, "Highest false-positive rate of AUPRO.", group=_GROUP)
+    draws: int = option(3, "Draws of references, for each number of them.", group=_GROUP)
     save_maps: str | None = option(None, "Keep the maps: 'png' (16 bit) or 'npy'.", bare="png", group=_GROUP)
     save_every: int = option(50, "Batches between two writes of records.", group=_GROUP)
     num_bins: int = 2**20  # of the counts
@@ -45,7 +46,7 @@ class EvaluationSettings:
     def __post_init__(self):
         if isinstance(self.map_size, str) and self.map_size.isdecimal():
             self.map_size = int(self.map_size)
-        for name in ("batch_size", "save_every"):
+        for name in ("batch_size", "save_every", "draws"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}, expected 1 or more")
         size = self.map_size
