@@ -134,7 +134,8 @@ class RecordWriter:
     def add(self, record: Record) -> None:
         """Add an image: its result are method to score and method to map `(H, W)`, of the methods that judge it; its
         item has the `mask`."""
-        scores, maps = record.result or ({}, {})
+        none: tuple[dict[str, float], dict[str, np.ndarray]] = {}, {}
+        scores, maps = record.result or none
         mask = record.item.mask if maps else None
         height, width = (None, None) if mask is None else mask.shape
         row = {"index": record.index, "error": record.error, "height": height, "width": width}
