@@ -253,30 +253,34 @@ class MethodScorer:
         model, config = self.model, self.model.config
         size = (pixel_values.shape[-2], pixel_values.shape[-1])
         grid = (size[0] // config.vision_config.patch_size, size[1] // config.vision_config.patch_size)
-        compared = {name: found for name in self.scoring if (found := self.references_of(name)) is not None}
+        compared = {name: bank for name in self.scoring if (bank := self.references_of(name)) is not None}
         states: dict = dict.fromkeys(layer for one in compared.values() for layer in one.layers)
         passes = {
             setting: model.vision_model(pixel_values, layers, *setting, kept_states=states)
             for setting, layers in self._passes.items()
         }
-        results = {}
+        results, alone = {}, {}
         for name in self.scoring:
-            setting, layers = self._ways[name]
-            class_token, features = passes[setting]
-            if self.methods[name].plain_clip:
-                class_token = model.vision_model.post_layernorm(class_token)
-            chosen = [features[self._passes[setting].index(layer)] for layer in layers]
-            texts = self.text_embeds(name, class_name)
-            with torch.autocast(device_type=pixel_values.device.type, enabled=False):
-                image_embeds = model.project(model.visual_projection, class_token)
-                patch_embeds = torch.stack([model.project(model.visual_projection, one) for one in chosen], dim=1)
-                maps = compute_similarity_maps(patch_embeds, texts, config.temperature, grid, size)
-                logits = image_embeds @ texts.T / config.temperature
-                found = {"logits": logits, "anomaly_maps": maps[:, :, 1].mean(dim=1)}
-                if name in compared:
-                    own = found["anomaly_maps"], logits.softmax(dim=-1)[:, 1]
-                    _, found["anomaly_maps"], found["reference_scores"] = compared[name].judge(states, grid, *own)
-            results[name] = found
+            method, (setting, layers) = self.methods[name], self._ways[name]
+            prompted = replace(method, title="", score_rule=None, references=0, draw=0)
+            if prompted not in alone:
+                class_token, features = passes[setting]
+                if method.plain_clip:
+                    class_token = model.vision_model.post_layernorm(class_token)
+                chosen = [features[self._passes[setting].index(layer)] for layer in layers]
+                texts = self.text_embeds(name, class_name)
+                with torch.autocast(device_type=pixel_values.device.type, enabled=False):
+                    image_embeds = model.project(model.visual_projection, class_token)
+                    patch_embeds = torch.stack([model.project(model.visual_projection, one) for one in chosen], dim=1)
+                    maps = compute_similarity_maps(patch_embeds, texts, config.temperature, grid, size)
+                    logits = image_embeds @ texts.T / config.temperature
+                alone[prompted] = logits, maps[:, :, 1].mean(dim=1)
+            logits, anomaly_maps = alone[prompted]
+            results[name] = {"logits": logits, "anomaly_maps": anomaly_maps}
+            if name in compared:
+                own = logits.softmax(dim=-1)[:, 1]
+                _, blended, scores = compared[name].judge(states, grid, anomaly_maps, own)
+                results[name] |= {"anomaly_maps": blended, "reference_scores": scores}
         return results
 
     @torch.no_grad()
