@@ -159,7 +159,7 @@ def test_ablations_of_the_command_line(tiny_model):
 def test_unknown_methods_are_named(tiny_model, name):
     with pytest.raises(ValueError, match=name):
         resolve_methods(["anomalyclip", name], tiny_model)
-    with pytest.raises(ValueError, match="the first method is mutual"):
+    with pytest.raises(ValueError, match="mutual can't be the first"):
         resolve_methods(["mutual", "anomalyclip"], tiny_model)
     with pytest.raises(ValueError, match="each once"):
         resolve_methods(["clip", "clip"], tiny_model)

@@ -126,3 +126,18 @@ def test_images_of_any_size_are_judged_by_all_but_mutual(tiny_model, tiny_proces
     assert "spread" not in found["methods"]["references=2"] and highest["score=max"] != highest["anomalyclip"]
     with pytest.raises(ValueError, match="resize='square'"):
         evaluate_model(tiny_model, tiny_processor, dataset, methods=["anomalyclip", "mutual"], **SHARED)
+
+
+def test_tiles_stand_beside_squares_at_the_size_of_the_judged_maps(tiny_model, tiny_processor, dataset):
+    tiny_processor.tile_size = 30
+    methods = ["anomalyclip", "resize=tile", "resize=fit"]
+    found = evaluate_model(tiny_model, tiny_processor, dataset, methods=methods, **SHARED)
+    assert tiny_processor.resize == "square"
+    assert [one["title"] for one in found["methods"].values()] == ["AnomalyCLIP", "tiles", "ratio of sides kept"]
+    for resize in ("tile", "fit"):
+        tiny_processor.resize, tiny_processor.patch_size = resize, 7
+        alone = evaluate_model(tiny_model, tiny_processor, dataset, map_size=42, **SHARED)
+        expected = alone["scores"]["scores"]["anomalyclip"]
+        assert found["scores"]["scores"][f"resize={resize}"] == pytest.approx(expected, abs=1e-6)
+        tiled = found["methods"][f"resize={resize}"]["classes"]["part"]
+        assert tiled["num_judged_maps"] == alone["classes"]["part"]["num_judged_maps"] == 3

@@ -47,8 +47,8 @@ class Settings(EvaluationSettings, CalibrationOptions, ModelOptions, ResizingOpt
     baselines: bool = option(False, "Also judge CLIP without learning: clip, clip_ac, prompt_ensemble.")
     methods: list[str] | None = option(
         None,
-        "Also judge these, in the same table: score=max mean, references=1 4 16, mutual (all if bare), baselines or "
-        "one of them, ablations or one of them.",
+        "Also judge these, in the same table: score=max mean, references=1 4 16, mutual (all if bare), resize=tile, "
+        "baselines or one of them, ablations or one of them.",
     )
     ablations: list[str] | None = option(
         None, "Also judge parts: dpam=off qq kk vv, layers=6,12,18,24, layers=paper, deep_prompts=off; all if bare."

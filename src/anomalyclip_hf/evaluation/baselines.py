@@ -4,7 +4,7 @@ learning, and ablations.
 Every way has a name: `anomalyclip` is the model as it is, `BASELINES` are CLIP with sentences, and an ablation is
 `setting=value`: `dpam=off`, `dpam=qq`, `layers=6,12,18,24`, `layers=paper`, `deep_prompts=off`. So are scores by
 another rule, `score=max`, and comparisons with good images drawn from the judged class, `references=4` (see `shots`).
-With `mutual` the images of a class judge one another (see `scoring.mutual`).
+With `mutual` the images of a class judge one another (see `scoring.mutual`), with `resize=tile` they are cut.
 
 The baselines `clip` and `clip_ac` are the rows CLIP and CLIP-AC of the paper's tables 1 and 2, `prompt_ensemble` puts
 state words into templates, without windows. They use CLIP as it is (no refined path, last layer, class token after the
@@ -13,7 +13,8 @@ final layer norm) and name the class in their sentences.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -56,6 +57,7 @@ class Method:
         references: so many good images of the class itself are compared with, and not judged.
         draw: number of this draw of them, from 0.
         mutual: the images of a class judge one another.
+        resize: "fit" or "tile", where images aren't resized to squares.
     """
 
     title: str
@@ -68,6 +70,12 @@ class Method:
     references: int = 0
     draw: int = 0
     mutual: bool = False
+    resize: str | None = None
+
+    @property
+    def in_batches(self) -> bool:
+        """Whether square images are scored with nothing but themselves."""
+        return not (self.mutual or self.references or self.resize)
 
 
 BASELINES: dict[str, Method] = {
@@ -108,8 +116,8 @@ def resolve_methods(names: Sequence[str], model: AnomalyCLIPModel) -> dict[str, 
         raise ValueError(f"methods={list(names)}, expected at least one, each once")
     known = {OWN: Method("AnomalyCLIP"), MUTUAL: Method("mutual, transductive", mutual=True), **BASELINES}
     methods = {name: known[name] if name in known else _setting(name, model) for name in names}
-    if (first := methods[names[0]]).mutual or first.references:
-        raise ValueError(f"the first method is {names[0]}, expected one that needs no other images, such as {OWN}")
+    if not methods[names[0]].in_batches:
+        raise ValueError(f"{names[0]} can't be the first of the methods, which is the result proper; begin with {OWN}")
     words = [name for name, method in methods.items() if method.sentences or not method.deep_prompts]
     if words and model.config.vision_only:
         raise ValueError(f"{', '.join(words)} need the text tower but this model is vision-only; load the full one")
@@ -125,6 +133,8 @@ def _setting(name: str, model: AnomalyCLIPModel) -> Method:
         return Method(f"score {value}", score_rule=value)
     if setting == "references" and value.isdecimal() and 1 <= int(value) <= MAX_IMAGES:
         return Method(f"{value} reference{'s' * (int(value) > 1)}, not judged", references=int(value))
+    if setting == "resize" and value in ("fit", "tile"):
+        return Method("tiles" if value == "tile" else "ratio of sides kept", resize=value)
     if setting == "deep_prompts" and value == "off":
         return Method("without deep prompts", deep_prompts=False)
     if setting == "layers" and value:
@@ -141,7 +151,8 @@ def _setting(name: str, model: AnomalyCLIPModel) -> Method:
         return Method(f"{title} {', '.join(map(str, layers))}", layers=tuple(layers))
     raise ValueError(
         f"{name!r} is no method: expected {OWN}, {', '.join(BASELINES)}, {MUTUAL}, score={'|'.join(SCORE_RULES)}, "
-        f"references=<1 to {MAX_IMAGES}>, dpam={'|'.join(DPAM_CHOICES)}, layers=<numbers or preset>, deep_prompts=off"
+        f"references=<1 to {MAX_IMAGES}>, resize=fit|tile, dpam={'|'.join(DPAM_CHOICES)}, layers=<numbers or preset>, "
+        "deep_prompts=off"
     )
 
 
@@ -230,8 +241,7 @@ class MethodScorer:
     @property
     def scoring(self) -> list[str]:
         """The methods that score batches of the class that is scored."""
-        methods = self.methods.items()
-        return [name for name, one in methods if not (one.mutual or (one.references and name not in self.references))]
+        return [name for name, one in self.methods.items() if one.in_batches or name in self.references]
 
     def references_of(self, name: str) -> References | None:
         """What a method compares images with: the class's own, or those that the model has."""
@@ -300,12 +310,23 @@ class MethodScorer:
         return self._texts[key]
 
 
+def other_processors(scorer: MethodScorer, processor: AnomalyCLIPProcessor) -> dict[str, AnomalyCLIPProcessor]:
+    """Of the methods with a `resize` of their own, by name."""
+    found = {}
+    for name, method in scorer.methods.items():
+        if method.resize:
+            found[name] = copy(processor)
+            found[name].resize, found[name].patch_size = method.resize, scorer.model.config.vision_config.patch_size
+    return found
+
+
 def score_methods(
     scorer: MethodScorer,
     processor: AnomalyCLIPProcessor,
     rows: Sequence[PreparedRow],
     sigma: float | None = None,
     map_size: int | str | None = None,
+    others: Mapping[str, AnomalyCLIPProcessor] | None = None,
 ) -> list[tuple[dict[str, float], dict[str, np.ndarray]]]:
     """Score prepared rows of one class by several methods.
 
@@ -315,6 +336,7 @@ def score_methods(
         sigma: smoothing in pixels at the model's input size; the processor's own where None.
         map_size: of the maps: None is the model's input, or the image's own where it isn't resized to a square;
             "original" the image's own, a number so many pixels square.
+        others: of [`other_processors`], whose views the rows have.
 
     Returns:
         for each row method to score, and method to map `(H, W)` float32.
@@ -343,6 +365,12 @@ def score_methods(
         ]
     for name, of_rows in zip(names, results, strict=True):
         for (scores, maps), one in zip(found, of_rows, strict=True):
+            scores[name], maps[name] = one["score"], one["anomaly_map"].cpu().numpy()
+    for name, other in (others or {}).items():
+        views = [(pixels.to(device), size, tiles) for pixels, size, tiles in (row.views[name] for row in rows)]
+        outputs = score_views(partial(scorer.model.__call__, return_dict=True), other, views, sigma)
+        for (scores, maps), output in zip(found, outputs, strict=True):
+            (one,) = finish(output, [next(iter(maps.values())).shape], sigma=0, score_rule=rule)
             scores[name], maps[name] = one["score"], one["anomaly_map"].cpu().numpy()
     return found
 

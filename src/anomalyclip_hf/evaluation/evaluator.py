@@ -27,7 +27,7 @@ from ..data.files import MAP_SUFFIXES, check_name, remove_leftovers, safe_name, 
 from ..scoring.engine import FullDisk, Record, explain, own_share, score_images
 from ..scoring.mutual import MutualJudge, judge_blocks
 from ..scoring.rows import PreparedRow, digest_model, prepare_row, resizing_of
-from .baselines import MUTUAL, OWN, MethodScorer, score_methods
+from .baselines import MUTUAL, OWN, MethodScorer, other_processors, score_methods
 from .published import add_paper
 from .records import ClassRecords, RecordWriter, class_folder, open_folder
 from .results import describe_model, versions, write_results
@@ -100,8 +100,8 @@ def evaluate_model(
     processes = accelerator or _OneProcess()
     model = model.to(accelerator.device if accelerator else model.device).eval()
     scorer = MethodScorer(model, methods, tokenizer, chosen.draws)
-    if MUTUAL in methods and processor.resize != "square":
-        raise ValueError(f"{MUTUAL} compares images of one grid of patches: it needs resize='square'")
+    if processor.resize != "square" and (bad := [n for n, one in scorer.methods.items() if one.mutual or one.resize]):
+        raise ValueError(f"{', '.join(bad)} can't be judged beside images that aren't squares: leave resize='square'")
     maps = None
     if chosen.save_maps and output_dir is not None:
         maps = _MapWriter(Path(output_dir, "maps", name), table, chosen.save_maps)
@@ -186,6 +186,7 @@ def score_class(
     remaining = [index for index in indices if index not in done]
     if not remaining:
         return
+    others = other_processors(scorer, processor)
     prepare = partial(prepare_row, processor=processor, map_size=settings.map_size)
     loading: dict[str, Any] = {"batch_size": settings.batch_size, "num_workers": settings.num_workers}
     scorer.references, drawn = draw_references(scorer.model, processor, dataset, good, scorer.methods)
@@ -197,8 +198,8 @@ def score_class(
         known = {index: values for _, found, _ in blocks for index, values in found.items()}
     for record in score_images(
         dataset,
-        prepare,
-        partial(score_methods, scorer, processor, sigma=settings.sigma, map_size=settings.map_size),
+        partial(prepare, others=others),
+        partial(score_methods, scorer, processor, sigma=settings.sigma, map_size=settings.map_size, others=others),
         indices=own_share(remaining, settings.batch_size, processes.process_index, processes.num_processes),
         pin_memory=scorer.model.device.type == "cuda",
         **loading,
