@@ -77,8 +77,8 @@ def judge(prompts: Path, num_images: int):
     results = {}
     for name, dataset in sets.items():
         print(f"judging on {name} ({len(dataset)} images)", flush=True)
-        methods = ["anomalyclip", "references=1"] if name.startswith("photographs") else ["anomalyclip"]
-        results[name] = evaluate_model(model, processor, dataset, name=name, batch_size=16, methods=methods)
+        methods = ["anomalyclip", "references=4"] if name.startswith("photographs") else ["anomalyclip"]
+        results[name] = evaluate_model(model, processor, dataset, name=name, batch_size=16, methods=methods, draws=1)
     return model, processor, sets, results
 
 
@@ -93,7 +93,7 @@ def print_table(sets: dict, runs: list[dict]) -> None:
                 values = [100 * results[name]["methods"][method]["mean"][metric] for results in runs]
                 spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
                 cells.append(f"{f'{statistics.mean(values):.1f}{spread}':>12}")
-            title = name if method == "anomalyclip" else "  with 1 reference"
+            title = name if method == "anomalyclip" else "  with 4 references"
             print(f"{title:24} {len(dataset):6} {' '.join(cells)}")
 
 

@@ -368,8 +368,8 @@ def score_methods(
             scores[name], maps[name] = one["score"], one["anomaly_map"].cpu().numpy()
     for name, other in (others or {}).items():
         views = [(pixels.to(device), size, tiles) for pixels, size, tiles in (row.views[name] for row in rows)]
-        outputs = score_views(partial(scorer.model.__call__, return_dict=True), other, views, sigma)
-        for (scores, maps), output in zip(found, outputs, strict=True):
+        viewed = score_views(partial(scorer.model.__call__, return_dict=True), other, views, sigma)
+        for (scores, maps), output in zip(found, viewed, strict=True):
             (one,) = finish(output, [next(iter(maps.values())).shape], sigma=0, score_rule=rule)
             scores[name], maps[name] = one["score"], one["anomaly_map"].cpu().numpy()
     return found
