@@ -9,7 +9,7 @@ export TOKENIZERS_PARALLELISM ?= false
 .PHONY: help demo test quality format clean
 
 help:
-	@echo "make demo     learn prompts for the embedded model, judge them, draw heat maps (about 3 minutes)"
+	@echo "make demo     photographs with one reference; learn prompts, judge them, draw heat maps (about 3 minutes)"
 	@echo "make test     run the tests"
 	@echo "make quality  lint and type-check"
 	@echo "make format   let ruff rewrite the code"

@@ -1,4 +1,4 @@
-"""Learn prompts for the embedded model on drawn data, judge them, and draw heat maps: about two minutes on two cores.
+"""Compare photographs with a good one; learn prompts on drawings, judge them, draw maps: two minutes on two cores.
 
     python scripts/demo.py --output_dir outputs/demo
 
@@ -20,6 +20,36 @@ from draw import draw  # the drawings that the demo is judged on
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL = ROOT / "tests" / "fixtures" / "photos"  # small photographs, with their licences beside them
+
+
+def show_reference(path: Path) -> None:
+    """Draw photographs of two broken cookies and a good one: truth, map of the model alone, map with one reference."""
+    from transformers import pipeline
+
+    from anomalyclip_hf import load_anomaly_dataset
+    from anomalyclip_hf.data.contact_sheet import SheetRow, contact_sheet
+    from anomalyclip_hf.evaluation.visualization import Sample, fit_scale, picture_row
+
+    photographs = load_anomaly_dataset(str(REAL / "cookies"))
+    labels = photographs["label"]
+    reference = photographs[labels.index(0)]["image"]
+    shown = [photographs[place] for place in (labels.index(1), labels.index(1) + 1, len(labels) - 1)]
+    detector = pipeline("zero-shot-anomaly-detection")
+    images = [row["image"] for row in shown]
+    runs = [detector(images), detector(images, references=[reference])]
+    first = picture_row(Sample(reference, runs[0][0]["anomaly_map"]))[0]
+    scales = [fit_scale((found["anomaly_map"] for found in results), lower=0.5) for results in runs]
+    rows = []
+    for row, *pair in zip(shown, *runs, strict=True):
+        pictures = [
+            picture_row(Sample(row["image"], found["anomaly_map"], row["mask"], row["label"]), 192, *scale)
+            for found, scale in zip(pair, scales, strict=True)
+        ]
+        scores = [f"score {found['score']:.2f}" for found in pair]
+        name = f"{row['defect_type']}: {Path(row['path']).name}"
+        rows.append(SheetRow([first, *pictures[0][:3], pictures[1][2]], name, ["", "", "", *scores]))
+    columns = ("reference: a good one", "image", "truth", "zero-shot", "with the reference")
+    contact_sheet(rows, path, columns=columns, title="Embedded model on photographs: maps of a column share a scale")
 
 
 def learn_prompts(output_dir: Path, num_images: int, epochs: int, seed: int) -> int:
@@ -47,7 +77,8 @@ def judge(prompts: Path, num_images: int):
     results = {}
     for name, dataset in sets.items():
         print(f"judging on {name} ({len(dataset)} images)", flush=True)
-        results[name] = evaluate_model(model, processor, dataset, name=name, batch_size=16)
+        methods = ["anomalyclip", "references=4"] if name.startswith("photographs") else ["anomalyclip"]
+        results[name] = evaluate_model(model, processor, dataset, name=name, batch_size=16, methods=methods, draws=1)
     return model, processor, sets, results
 
 
@@ -56,12 +87,14 @@ def print_table(sets: dict, runs: list[dict]) -> None:
     metrics = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO"}
     print(f"\n{'':24} {'images':>6} " + " ".join(f"{title:>12}" for title in metrics.values()))
     for name, dataset in sets.items():
-        cells = []
-        for metric in metrics:
-            values = [100 * results[name]["mean"][metric] for results in runs]
-            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-            cells.append(f"{f'{statistics.mean(values):.1f}{spread}':>12}")
-        print(f"{name:24} {len(dataset):6} {' '.join(cells)}")
+        for method in runs[0][name]["methods"]:
+            cells = []
+            for metric in metrics:
+                values = [100 * results[name]["methods"][method]["mean"][metric] for results in runs]
+                spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+                cells.append(f"{f'{statistics.mean(values):.1f}{spread}':>12}")
+            title = name if method == "anomalyclip" else "  with 4 references"
+            print(f"{title:24} {len(dataset):6} {' '.join(cells)}")
 
 
 def choose_samples(detector, name: str, dataset, count: int) -> list:
@@ -112,6 +145,8 @@ def show(argv: list[str] | None) -> int:
 
     start = time.perf_counter()
     print("The embedded model is a small stand-in made from drawings: for trying things out, not for production.")
+    show_reference(args.output_dir / "photograph_with_reference.png")
+    print(f"photographs with one reference: {args.output_dir / 'photograph_with_reference.png'}", flush=True)
     print(f"learning prompts on {args.train_images} drawings of classes that are not judged", flush=True)
     runs = []
     for seed in args.seeds:

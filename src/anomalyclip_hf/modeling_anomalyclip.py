@@ -671,12 +671,8 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
             # 4. With references: distances to them beside the prompts' probabilities.
             anomaly_maps, distances, scores = maps[:, :, 1].mean(dim=1), None, None
             if pixel_values is not None and references is not None:
-                distances = references.compare(kept, grid)
-                scores = references.blend(distances.flatten(1).amax(dim=1), logits.softmax(dim=-1)[:, 1])
-                distances = nn.functional.interpolate(
-                    distances[:, None], size=size, mode="bilinear", align_corners=False
-                )[:, 0]
-                anomaly_maps = references.blend(distances, anomaly_maps)
+                own = logits.softmax(dim=-1)[:, 1]
+                distances, anomaly_maps, scores = references.judge(kept, grid, anomaly_maps, own)
 
             # 5. Losses.
             global_loss = local_loss = loss = None

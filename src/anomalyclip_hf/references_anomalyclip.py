@@ -75,6 +75,26 @@ class References:
         """Distances and the model's own values of the same shape, in [0, 1], as one."""
         return (distances + self.weight * own) / (1 + self.weight)
 
+    def judge(
+        self, states: Mapping[int, Tensor], grid: tuple[int, int], maps: Tensor, scores: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Compare images, and blend with what the model makes of them.
+
+        Args:
+            states, grid: as of [`References.compare`].
+            maps (`Tensor` of shape `(B, H, W)`, in [0, 1]): of the model.
+            scores (`Tensor` of shape `(B,)`, in [0, 1]): of the model.
+
+        Returns:
+            distances and blended maps `(B, H, W)`, blended scores `(B,)`, in [0, 1].
+        """
+        distances = self.compare(states, grid)
+        scores = self.blend(distances.flatten(1).amax(dim=1), scores)
+        distances = nn.functional.interpolate(
+            distances[:, None], size=maps.shape[-2:], mode="bilinear", align_corners=False
+        )[:, 0]
+        return distances, self.blend(distances, maps), scores
+
 
 def describe_patches(
     states: Mapping[int, Tensor], layers: Sequence[int], grid: tuple[int, int], neighbourhoods=NEIGHBOURHOODS

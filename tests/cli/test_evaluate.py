@@ -27,11 +27,13 @@ def test_one_command_judges_everything(tiny_checkpoint, tmp_path, capsys):
     line = ["--model", tiny_checkpoint, "--sources", f"mvtec={tree}", f"mine={tree}", "synthetic", "--cpu"]
     line += ["--output_dir", str(out), "--disable_tqdm", "--tokenizer", str(words), "--source_options", "{}"]
     line += ["--class_names", "bottle", "--baselines", "--ablations", "dpam=off", "qq", "layers=2,4"]
+    line += ["--shots", "0", "1", "--draws", "2", "--methods", "score=max", "mean", "mutual"]
     assert main([word for word in line if word != "synthetic"]) == 0
     printed = capsys.readouterr().out
     rows = [row.split("|")[1:3] for row in printed.splitlines() if row.startswith("|")]
     methods = ["AnomalyCLIP", "CLIP, two plain prompts", "CLIP-AC, templates", "CLIP, state words x templates"]
-    methods += ["without DPAM", "DPAM q-q", "layers 2, 4"]
+    methods += ["without DPAM", "DPAM q-q", "layers 2, 4", "1 reference, not judged, 2 draws"]
+    methods += ["score max", "score mean", "mutual, transductive"]
     assert [cell.strip() for name, cell in rows if name.strip() == "mine"] == methods
     assert "paper (trained on visa)" in printed and str(out) in printed
     names = {"results.json", "results.md", "scores.parquet", "report.html", "samples.png", "records"}
@@ -152,6 +154,8 @@ def test_sources_of_the_command_line(tmp_path):
         (["--model", "demo", "--source", "x", "--calibrate", "recall"], "--recall None"),
         (["--model", "demo", "--source", "x", "--calibrate", "best"], "--calibrate best"),
         (["--model", "demo", "--source", "x", "--save_thresholds", "d"], "needs --calibrate"),
+        (["--model", "demo", "--source", "x", "--shots", "33"], "0 to 32 references"),
+        (["--model", "demo", "--source", "x", "--draws", "0"], "--draws 0, expected 1 or more"),
     ],
 )
 def test_contradictions_are_one_line(line, message, capsys):

@@ -9,7 +9,7 @@ from anomalyclip_hf.evaluation.baselines import (
     all_ablations,
     encode_sentences,
     load_tokenizer,
-    parse_ablations,
+    parse_methods,
     resolve_methods,
     sentences_of,
 )
@@ -128,18 +128,39 @@ def test_sentences_name_the_class():
 
 
 def test_ablations_of_the_command_line(tiny_model):
-    parsed = parse_ablations(["dpam=off", "qq", "kk", "layers=1,3", "layers=paper", "deep_prompts=off"], tiny_model)
+    parsed = parse_methods(["dpam=off", "qq", "kk", "layers=1,3", "layers=paper", "deep_prompts=off"], tiny_model)
     assert parsed == ["dpam=off", "dpam=qq", "dpam=kk", "layers=1,3", "layers=paper", "deep_prompts=off"]
-    assert parse_ablations(["off,vv"], tiny_model) == ["dpam=off", "dpam=vv"]
+    assert parse_methods(["off,vv"], tiny_model) == ["dpam=off", "dpam=vv"]
     everything = ["dpam=off", "dpam=qq", "dpam=kk", "layers=released", "layers=paper", "deep_prompts=off"]
-    assert parse_ablations([], tiny_model) == all_ablations(tiny_model) == everything
+    assert parse_methods(["ablations"], tiny_model) == all_ablations(tiny_model) == everything
+    line = ["anomalyclip", "score=max", "mean", "references=1,4", "16", "mutual", "baselines", "clip"]
+    names = ["anomalyclip", "score=max", "score=mean", "references=1", "references=4", "references=16", "mutual"]
+    assert parse_methods(line, tiny_model) == [*names, *BASELINES]
+    assert parse_methods(["anomalyclip", "helps"], tiny_model) == names
+    assert resolve_methods(names, tiny_model)["references=16"].title == "16 references, not judged"
     assert resolve_methods(["layers=3,1"], tiny_model)["layers=3,1"].layers == (1, 3)
 
 
-@pytest.mark.parametrize("name", ["dpam=xx", "layers=9", "layers=a", "deep_prompts=on", "clipp", "layers=", "dpam"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "dpam=xx",
+        "layers=9",
+        "layers=a",
+        "score=min",
+        "references=0",
+        "references=33",
+        "deep_prompts=on",
+        "clipp",
+        "layers=",
+        "dpam",
+    ],
+)
 def test_unknown_methods_are_named(tiny_model, name):
     with pytest.raises(ValueError, match=name):
         resolve_methods(["anomalyclip", name], tiny_model)
+    with pytest.raises(ValueError, match="mutual can't be the first"):
+        resolve_methods(["mutual", "anomalyclip"], tiny_model)
     with pytest.raises(ValueError, match="each once"):
         resolve_methods(["clip", "clip"], tiny_model)
 

@@ -45,13 +45,17 @@ class Settings(EvaluationSettings, CalibrationOptions, ModelOptions, ResizingOpt
         None, "JSON with more options of sources, or of drawing.", group="Data set"
     )
     baselines: bool = option(False, "Also judge CLIP without learning: clip, clip_ac, prompt_ensemble.")
+    methods: list[str] | None = option(
+        None,
+        "Also judge these, in the same table: score=max mean, references=1 4 16, mutual (all if bare), resize=tile, "
+        "baselines or one of them, ablations or one of them.",
+    )
     ablations: list[str] | None = option(
         None, "Also judge parts: dpam=off qq kk vv, layers=6,12,18,24, layers=paper, deep_prompts=off; all if bare."
     )
     shots: list[int] | None = option(
         None, "Judge with so many references too, drawn from each class's own good images: 0 1 4 16 if bare."
     )
-    draws: int = option(3, "Draws of references for each of these numbers.")
     tokenizer: str | None = option(None, "Where the backbone's tokenizer lies; beside it by default.", group="Model")
     output_dir: str = option("outputs/evaluation", "Folder for results.json, report, scores and maps.", short="o")
     resume: bool = option(False, "Go on with an interrupted run in the output folder.")
@@ -80,10 +84,8 @@ class Settings(EvaluationSettings, CalibrationOptions, ModelOptions, ResizingOpt
             check_method(self.calibrate, self.recall, "calibrate")
         elif self.recall is not None:
             raise ValueError(f"recall={self.recall} needs --calibrate recall")
-        if self.shots is not None and (self.draws < 1 or not all(0 <= one <= 32 for one in self.shots)):
-            raise ValueError(
-                f"shots={self.shots}, draws={self.draws}; expected 0 to 32 references, and 1 draw or more"
-            )
+        if self.shots is not None and not all(0 <= one <= 32 for one in self.shots):
+            raise ValueError(f"shots={self.shots}; expected 0 to 32 references")
         if self.save_thresholds and not self.calibrate:
             raise ValueError("save_thresholds needs --calibrate, which chooses them")
 
@@ -106,16 +108,21 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
     from accelerate import Accelerator
     from transformers import AutoTokenizer
 
-    from ..evaluation.baselines import BASELINES, OWN, parse_ablations
+    from ..evaluation.baselines import OWN, parse_methods
     from ..evaluation.evaluator import evaluate_sources
 
     accelerator = Accelerator(cpu=settings.cpu)
     model = load_model(settings).to(accelerator.device)
     processor = load_processor(settings, model.config)
     sources = _load_sources(settings, draw)
-    methods = [OWN, *(BASELINES if settings.baselines else ())]
+    words = [OWN, *(["baselines"] if settings.baselines else [])]
     if settings.ablations is not None:
-        methods += parse_ablations(settings.ablations, model)
+        words += settings.ablations or ["ablations"]
+    if settings.shots is not None:
+        words += [f"references={number}" for number in settings.shots or SHOTS if number]
+    if settings.methods is not None:
+        words += settings.methods or ["helps"]
+    methods = parse_methods(words, model)
     thresholds = _choose_thresholds(settings, model, processor, sources, draw) if settings.calibrate else None
     if settings.save_thresholds and accelerator.is_main_process:
         store_thresholds(settings.save_thresholds, model, processor)
@@ -133,13 +140,6 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
         thresholds=thresholds,
         **settings.judged(),
     )
-    if settings.shots is not None:
-        from ..evaluation.shots import evaluate_shots
-
-        judged = settings.judged() | {"accelerator": accelerator, "show_progress": not settings.disable_tqdm}
-        evaluate_shots(
-            model, processor, sources, result, settings.output_dir, settings.shots or SHOTS, settings.draws, **judged
-        )
     if accelerator.is_main_process:
         _report(result, settings.output_dir)
     left_out = any(entry["unreadable"] for entry in result["datasets"].values())
@@ -208,10 +208,6 @@ def _report(result: Mapping[str, Any], output_dir: str) -> None:
     from ..evaluation.results import short_table
 
     print(short_table(result))
-    if "shots" in result:
-        from ..evaluation.shots import shots_table
-
-        print("\n" + shots_table(result["shots"]))
     if warning := result.get("thresholds", {}).get("warning"):
         print(f"warning: {warning}", file=sys.stderr)
     for name, entry in result["datasets"].items():

@@ -1,7 +1,10 @@
-"""What can be judged in one run on one backbone: the learned prompts, baselines without learning, and ablations.
+"""What can be judged in one run on one backbone: the learned prompts, what they can be helped by, baselines without
+learning, and ablations.
 
 Every way has a name: `anomalyclip` is the model as it is, `BASELINES` are CLIP with sentences, and an ablation is
-`setting=value`: `dpam=off`, `dpam=qq`, `layers=6,12,18,24`, `layers=paper`, `deep_prompts=off`.
+`setting=value`: `dpam=off`, `dpam=qq`, `layers=6,12,18,24`, `layers=paper`, `deep_prompts=off`. So are scores by
+another rule, `score=max`, and comparisons with good images drawn from the judged class, `references=4` (see `shots`).
+With `mutual` the images of a class judge one another (see `scoring.mutual`), with `resize=tile` they are cut.
 
 The baselines `clip` and `clip_ac` are the rows CLIP and CLIP-AC of the paper's tables 1 and 2, `prompt_ensemble` puts
 state words into templates, without windows. They use CLIP as it is (no refined path, last layer, class token after the
@@ -10,8 +13,9 @@ final layer norm) and name the class in their sentences.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,18 +23,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..configuration_anomalyclip import PRESETS, feature_layers_of_preset
+from ..configuration_anomalyclip import PRESETS, SCORE_RULES, feature_layers_of_preset
 from ..modeling_anomalyclip import compute_similarity_maps
 from ..prompts_anomalyclip import locate_base
+from ..references_anomalyclip import MAX_IMAGES
 from ..tiling_anomalyclip import score_of, score_views
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from .. import AnomalyCLIPModel, AnomalyCLIPProcessor
+    from ..references_anomalyclip import References
     from ..scoring.rows import PreparedRow
 
 OWN = "anomalyclip"
+MUTUAL = "mutual"
+HELPS = ("score=max", "score=mean", "references=1", "references=4", "references=16", MUTUAL)
 DPAM_CHOICES = ("off", "vv", "qq", "kk")
 
 
@@ -45,6 +53,11 @@ class Method:
         layers: feature layers counted from 1, or None for the model's own.
         deep_prompts: False leaves the learned deep prompts out.
         plain_clip: True takes CLIP as it is, see above.
+        score_rule: one of `SCORE_RULES`, or None for the configuration's.
+        references: so many good images of the class itself are compared with, and not judged.
+        draw: number of this draw of them, from 0.
+        mutual: the images of a class judge one another.
+        resize: "fit" or "tile", where images aren't resized to squares.
     """
 
     title: str
@@ -53,6 +66,16 @@ class Method:
     layers: tuple[int, ...] | None = None
     deep_prompts: bool = True
     plain_clip: bool = False
+    score_rule: str | None = None
+    references: int = 0
+    draw: int = 0
+    mutual: bool = False
+    resize: str | None = None
+
+    @property
+    def in_batches(self) -> bool:
+        """Whether square images are scored with nothing but themselves."""
+        return not (self.mutual or self.references or self.resize)
 
 
 BASELINES: dict[str, Method] = {
@@ -82,27 +105,36 @@ def resolve_methods(names: Sequence[str], model: AnomalyCLIPModel) -> dict[str, 
     """Turn names into methods, in their order.
 
     Args:
-        names: `"anomalyclip"`, keys of `BASELINES`, and ablations such as `"dpam=off"` or `"layers=6,12"`.
+        names: `"anomalyclip"`, `"mutual"`, keys of `BASELINES`, and settings such as `"dpam=off"`, `"layers=6,12"`,
+            `"score=max"` or `"references=4"`.
         model ([`AnomalyCLIPModel`]): whose depth says what the presets mean.
 
     Raises:
-        ValueError: a name that is unknown, given twice, or beyond this model.
+        ValueError: a name that is unknown, given twice, or beyond this model; the first needs other images.
     """
     if not names or len(set(names)) < len(names):
         raise ValueError(f"methods={list(names)}, expected at least one, each once")
-    known = {OWN: Method("AnomalyCLIP"), **BASELINES}
-    methods = {name: known[name] if name in known else _ablation(name, model) for name in names}
+    known = {OWN: Method("AnomalyCLIP"), MUTUAL: Method("mutual, transductive", mutual=True), **BASELINES}
+    methods = {name: known[name] if name in known else _setting(name, model) for name in names}
+    if not methods[names[0]].in_batches:
+        raise ValueError(f"{names[0]} can't be the first of the methods, which is the result proper; begin with {OWN}")
     words = [name for name, method in methods.items() if method.sentences or not method.deep_prompts]
     if words and model.config.vision_only:
         raise ValueError(f"{', '.join(words)} need the text tower but this model is vision-only; load the full one")
     return methods
 
 
-def _ablation(name: str, model: AnomalyCLIPModel) -> Method:
+def _setting(name: str, model: AnomalyCLIPModel) -> Method:
     setting, _, value = name.partition("=")
     depth = model.config.vision_config.num_hidden_layers
     if setting == "dpam" and value in DPAM_CHOICES:
         return Method("without DPAM" if value == "off" else f"DPAM {value[0]}-{value[1]}", dpam=value)
+    if setting == "score" and value in SCORE_RULES:
+        return Method(f"score {value}", score_rule=value)
+    if setting == "references" and value.isdecimal() and 1 <= int(value) <= MAX_IMAGES:
+        return Method(f"{value} reference{'s' * (int(value) > 1)}, not judged", references=int(value))
+    if setting == "resize" and value in ("fit", "tile"):
+        return Method("tiles" if value == "tile" else "ratio of sides kept", resize=value)
     if setting == "deep_prompts" and value == "off":
         return Method("without deep prompts", deep_prompts=False)
     if setting == "layers" and value:
@@ -118,8 +150,9 @@ def _ablation(name: str, model: AnomalyCLIPModel) -> Method:
         title = "layer" if len(layers) == 1 else "layers"
         return Method(f"{title} {', '.join(map(str, layers))}", layers=tuple(layers))
     raise ValueError(
-        f"{name!r} is no method: expected {OWN}, {', '.join(BASELINES)}, dpam={'|'.join(DPAM_CHOICES)}, "
-        "layers=<numbers or preset> or deep_prompts=off"
+        f"{name!r} is no method: expected {OWN}, {', '.join(BASELINES)}, {MUTUAL}, score={'|'.join(SCORE_RULES)}, "
+        f"references=<1 to {MAX_IMAGES}>, resize=fit|tile, dpam={'|'.join(DPAM_CHOICES)}, layers=<numbers or preset>, "
+        "deep_prompts=off"
     )
 
 
@@ -139,16 +172,20 @@ def all_ablations(model: AnomalyCLIPModel) -> list[str]:
     return names
 
 
-def parse_ablations(tokens: Sequence[str], model: AnomalyCLIPModel) -> list[str]:
-    """Read ablations of a command line: `dpam=off qq kk layers=6,12` is four; nothing means [`all_ablations`].
+def parse_methods(tokens: Sequence[str], model: AnomalyCLIPModel) -> list[str]:
+    """Read methods of a command line, each once: `score=max mean clip references=1,4 layers=6,12` is six.
 
-    A word without `=` belongs to the setting before it, or to `dpam`.
+    `"baselines"`, `"ablations"` and `"helps"` stand for `BASELINES`, [`all_ablations`] and `HELPS`. Another word
+    without `=` belongs to the setting before it, or to `dpam`.
     """
-    if not tokens:
-        return all_ablations(model)
-    names, setting = [], "dpam"
+    names: list[str] = []
+    groups = {"baselines": list(BASELINES), "ablations": all_ablations(model), "helps": list(HELPS)}
+    setting = "dpam"
     for token in tokens:
         before, equals, value = token.partition("=")
+        if token in groups or token in (OWN, MUTUAL, *BASELINES):
+            names += groups.get(token, [token])
+            continue
         setting = before if equals else setting
         values = value if equals else token
         names += [f"{setting}={values}"] if setting == "layers" else [f"{setting}={one}" for one in values.split(",")]
@@ -162,6 +199,12 @@ class MethodScorer:
         model ([`AnomalyCLIPModel`]): on its device, in eval mode.
         names: as in [`resolve_methods`].
         tokenizer: of the backbone, for baselines; looked for beside the model where absent.
+        draws: of references, each a method of its own.
+
+    Attributes:
+        reported: name to title and to the methods whose mean is reported.
+        methods: what is scored, by name.
+        references: of the class that is scored, by method; those without any are passed over.
 
     Raises:
         ValueError: an unknown method, one that this model can't do, or no tokenizer where one is needed.
@@ -172,9 +215,16 @@ class MethodScorer:
         model: AnomalyCLIPModel,
         names: Sequence[str] = (OWN,),
         tokenizer: PreTrainedTokenizerBase | None = None,
+        draws: int = 1,
     ):
         self.model = model
-        self.methods = resolve_methods(names, model)
+        self.reported: dict[str, tuple[str, list[str]]] = {}
+        self.methods: dict[str, Method] = {}
+        for name, method in resolve_methods(names, model).items():
+            several = [f"{name}, draw {number + 1}" for number in range(draws)] if method.references else [name]
+            self.reported[name] = method.title, several
+            self.methods |= {one: replace(method, draw=number) for number, one in enumerate(several)}
+        self.references: dict[str, References] = {}
         needs_words = any(method.sentences for method in self.methods.values())
         self.tokenizer = (tokenizer or load_tokenizer(model)) if needs_words else None
         self._texts: dict[tuple, Tensor] = {}
@@ -188,6 +238,16 @@ class MethodScorer:
             self._ways[name] = setting, sorted(method.layers or own)
             self._passes[setting] = sorted({*self._passes.get(setting, []), *self._ways[name][1]})
 
+    @property
+    def scoring(self) -> list[str]:
+        """The methods that score batches of the class that is scored."""
+        return [name for name, one in self.methods.items() if one.in_batches or name in self.references]
+
+    def references_of(self, name: str) -> References | None:
+        """What a method compares images with: the class's own, or those that the model has."""
+        method = self.methods[name]
+        return self.references.get(name) or (self.model.references if name == OWN or method.score_rule else None)
+
     @torch.no_grad()
     def score(self, pixel_values: Tensor, class_name: str = "object") -> dict[str, dict[str, Tensor]]:
         """Score a batch of one class.
@@ -197,31 +257,40 @@ class MethodScorer:
             class_name (`str`): what baselines call the object.
 
         Returns:
-            for each method `logits` `(B, 2)` and `anomaly_maps` `(B, H, W)` in [0, 1], before smoothing, as
-            [`AnomalyCLIPModel`] returns them.
+            for each method `logits` `(B, 2)` and `anomaly_maps` `(B, H, W)` in [0, 1], before smoothing, and with
+            references `reference_scores` `(B,)`, as [`AnomalyCLIPModel`] returns them.
         """
         model, config = self.model, self.model.config
         size = (pixel_values.shape[-2], pixel_values.shape[-1])
         grid = (size[0] // config.vision_config.patch_size, size[1] // config.vision_config.patch_size)
+        compared = {name: bank for name in self.scoring if (bank := self.references_of(name)) is not None}
+        states: dict = dict.fromkeys(layer for one in compared.values() for layer in one.layers)
         passes = {
-            setting: model.vision_model(pixel_values, layers, *setting) for setting, layers in self._passes.items()
+            setting: model.vision_model(pixel_values, layers, *setting, kept_states=states)
+            for setting, layers in self._passes.items()
         }
-        results = {}
-        for name, (setting, layers) in self._ways.items():
-            if name == OWN and model.references is not None:
-                results[name] = model(pixel_values, return_dict=True)
-                continue
-            class_token, features = passes[setting]
-            if self.methods[name].plain_clip:
-                class_token = model.vision_model.post_layernorm(class_token)
-            chosen = [features[self._passes[setting].index(layer)] for layer in layers]
-            texts = self.text_embeds(name, class_name)
-            with torch.autocast(device_type=pixel_values.device.type, enabled=False):
-                image_embeds = model.project(model.visual_projection, class_token)
-                patch_embeds = torch.stack([model.project(model.visual_projection, one) for one in chosen], dim=1)
-                maps = compute_similarity_maps(patch_embeds, texts, config.temperature, grid, size)
-                logits = image_embeds @ texts.T / config.temperature
-            results[name] = {"logits": logits, "anomaly_maps": maps[:, :, 1].mean(dim=1)}
+        results, alone = {}, {}
+        for name in self.scoring:
+            method, (setting, layers) = self.methods[name], self._ways[name]
+            prompted = replace(method, title="", score_rule=None, references=0, draw=0)
+            if prompted not in alone:
+                class_token, features = passes[setting]
+                if method.plain_clip:
+                    class_token = model.vision_model.post_layernorm(class_token)
+                chosen = [features[self._passes[setting].index(layer)] for layer in layers]
+                texts = self.text_embeds(name, class_name)
+                with torch.autocast(device_type=pixel_values.device.type, enabled=False):
+                    image_embeds = model.project(model.visual_projection, class_token)
+                    patch_embeds = torch.stack([model.project(model.visual_projection, one) for one in chosen], dim=1)
+                    maps = compute_similarity_maps(patch_embeds, texts, config.temperature, grid, size)
+                    logits = image_embeds @ texts.T / config.temperature
+                alone[prompted] = logits, maps[:, :, 1].mean(dim=1)
+            logits, anomaly_maps = alone[prompted]
+            results[name] = {"logits": logits, "anomaly_maps": anomaly_maps}
+            if name in compared:
+                own = logits.softmax(dim=-1)[:, 1]
+                _, blended, scores = compared[name].judge(states, grid, anomaly_maps, own)
+                results[name] |= {"anomaly_maps": blended, "reference_scores": scores}
         return results
 
     @torch.no_grad()
@@ -241,12 +310,23 @@ class MethodScorer:
         return self._texts[key]
 
 
+def other_processors(scorer: MethodScorer, processor: AnomalyCLIPProcessor) -> dict[str, AnomalyCLIPProcessor]:
+    """Of the methods with a `resize` of their own, by name."""
+    found = {}
+    for name, method in scorer.methods.items():
+        if method.resize:
+            found[name] = copy(processor)
+            found[name].resize, found[name].patch_size = method.resize, scorer.model.config.vision_config.patch_size
+    return found
+
+
 def score_methods(
     scorer: MethodScorer,
     processor: AnomalyCLIPProcessor,
     rows: Sequence[PreparedRow],
     sigma: float | None = None,
     map_size: int | str | None = None,
+    others: Mapping[str, AnomalyCLIPProcessor] | None = None,
 ) -> list[tuple[dict[str, float], dict[str, np.ndarray]]]:
     """Score prepared rows of one class by several methods.
 
@@ -256,29 +336,41 @@ def score_methods(
         sigma: smoothing in pixels at the model's input size; the processor's own where None.
         map_size: of the maps: None is the model's input, or the image's own where it isn't resized to a square;
             "original" the image's own, a number so many pixels square.
+        others: of [`other_processors`], whose views the rows have.
 
     Returns:
         for each row method to score, and method to map `(H, W)` float32.
     """
-    device, class_name, names = scorer.model.device, rows[0].class_name, list(scorer.methods)
+    device, class_name, names = scorer.model.device, rows[0].class_name, scorer.scoring
     side, rule = map_size if isinstance(map_size, int) else None, scorer.model.config.score_rule
+    rules = [scorer.methods[name].score_rule or rule for name in names]
     found: list[tuple[dict[str, float], dict[str, np.ndarray]]] = [({}, {}) for _ in rows]
+    finish = processor.post_process_anomaly_detection
     if processor.resize == "square":
         targets = None if map_size is None else [(side, side) if side else row.size for row in rows]
         outputs = scorer.score(torch.stack([row.pixel_values for row in rows]).to(device), class_name)
         results = [
-            processor.post_process_anomaly_detection(outputs[name], targets, sigma, score_rule=rule) for name in names
+            finish(outputs[name], targets, sigma, score_rule=rule) for name, rule in zip(names, rules, strict=True)
         ]
     else:
         views = [(row.pixel_values.to(device), row.size, row.tiles) for row in rows]
-        targets = [(side, side)] * len(names) if side else None
-        by_row = [
-            processor.post_process_anomaly_detection(output, targets, sigma=0, score_rule=rule)
-            for output in score_views(partial(_stacked, scorer, class_name), processor, views, sigma)
+        targets = [(side, side)] if side else None
+        by_row = score_views(partial(_stacked, scorer, class_name), processor, views, sigma)
+        results = [
+            [
+                finish({key: value[[place]] for key, value in row.items()}, targets, sigma=0, score_rule=rule)[0]
+                for row in by_row
+            ]
+            for place, rule in enumerate(rules)
         ]
-        results = list(zip(*by_row, strict=True))
     for name, of_rows in zip(names, results, strict=True):
         for (scores, maps), one in zip(found, of_rows, strict=True):
+            scores[name], maps[name] = one["score"], one["anomaly_map"].cpu().numpy()
+    for name, other in (others or {}).items():
+        views = [(pixels.to(device), size, tiles) for pixels, size, tiles in (row.views[name] for row in rows)]
+        viewed = score_views(partial(scorer.model.__call__, return_dict=True), other, views, sigma)
+        for (scores, maps), output in zip(found, viewed, strict=True):
+            (one,) = finish(output, [next(iter(maps.values())).shape], sigma=0, score_rule=rule)
             scores[name], maps[name] = one["score"], one["anomaly_map"].cpu().numpy()
     return found
 
@@ -287,7 +379,7 @@ def _stacked(scorer: MethodScorer, class_name: str, pixel_values: Tensor) -> dic
     """What all methods return, one method after another in a dimension of its own."""
     outputs = list(scorer.score(pixel_values, class_name).values())
     stacked = {key: torch.stack([output[key] for output in outputs]) for key in ("logits", "anomaly_maps")}
-    if scorer.model.references is not None:
+    if any("reference_scores" in output for output in outputs):
         stacked["reference_scores"] = torch.stack([score_of(output) for output in outputs])
     return stacked
 

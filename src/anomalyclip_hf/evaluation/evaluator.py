@@ -25,18 +25,21 @@ from tqdm.auto import tqdm
 
 from ..data.files import MAP_SUFFIXES, check_name, remove_leftovers, safe_name, save_map
 from ..scoring.engine import FullDisk, Record, explain, own_share, score_images
-from ..scoring.rows import digest_model, prepare_row, resizing_of
-from .baselines import OWN, MethodScorer, score_methods
+from ..scoring.mutual import MutualJudge, judge_blocks
+from ..scoring.rows import PreparedRow, digest_model, prepare_row, resizing_of
+from .baselines import MUTUAL, OWN, MethodScorer, other_processors, score_methods
 from .published import add_paper
 from .records import ClassRecords, RecordWriter, class_folder, open_folder
 from .results import describe_model, versions, write_results
 from .samples import make_samples
 from .settings import EXACT_PIXELS, EvaluationSettings
+from .shots import draw_references
 from .summary import add_rates, judge_class, summarize_classes
 
 if TYPE_CHECKING:
     import datasets
     from accelerate import Accelerator
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
     from .. import AnomalyCLIPModel, AnomalyCLIPProcessor
@@ -95,7 +98,10 @@ def evaluate_model(
     if chosen.save_maps and output_dir is None:
         raise ValueError(f"save_maps={chosen.save_maps!r} needs output_dir, the folder that maps are written to")
     processes = accelerator or _OneProcess()
-    scorer = MethodScorer(model.to(accelerator.device if accelerator else model.device).eval(), methods, tokenizer)
+    model = model.to(accelerator.device if accelerator else model.device).eval()
+    scorer = MethodScorer(model, methods, tokenizer, chosen.draws)
+    if processor.resize != "square" and (bad := [n for n, one in scorer.methods.items() if one.mutual or one.resize]):
+        raise ValueError(f"{', '.join(bad)} can't be judged beside images that aren't squares: leave resize='square'")
     maps = None
     if chosen.save_maps and output_dir is not None:
         maps = _MapWriter(Path(output_dir, "maps", name), table, chosen.save_maps)
@@ -119,7 +125,8 @@ def evaluate_model(
                     maps.write(record)
 
             for one in unfinished:
-                score_class(dataset, classes[one], found[one], scorer, processor, chosen, processes, note)
+                good = [index for index in classes[one] if table["label"][index] == 0]
+                score_class(dataset, classes[one], good, found[one], scorer, processor, chosen, processes, note)
                 processes.wait_for_everyone()
                 if processes.is_main_process:
                     found[one].read()
@@ -132,7 +139,14 @@ def evaluate_model(
     if not any(records.indices for records in found.values()):
         errors = [error for records in found.values() for error in records.errors.values()]
         raise ValueError(f"{name}: none of its {len(dataset)} images can be scored; the first: {errors[0]}")
-    summary = summarize_classes(found, judged, table, {key: method.title for key, method in scorer.methods.items()})
+    summary = summarize_classes(found, judged, table, scorer.reported)
+    if any(method.references for method in scorer.methods.values()):
+        summary["notes"].append(
+            f"references: good images of each class itself, drawn {chosen.draws} times and not judged then; ± is the "
+            "standard deviation over draws"
+        )
+    if MUTUAL in methods:
+        summary["notes"].append(f"{MUTUAL}: images of a class judge one another, so these are no zero-shot figures")
     if maps is not None and (failed := _gather(maps.failed, processes)):
         summary["unsaved_maps"] = failed
     return summary
@@ -141,6 +155,7 @@ def evaluate_model(
 def score_class(
     dataset: datasets.Dataset,
     indices: Sequence[int],
+    good: Sequence[int],
     records: ClassRecords,
     scorer: MethodScorer,
     processor: AnomalyCLIPProcessor,
@@ -153,6 +168,7 @@ def score_class(
     Args:
         dataset: of `evaluate_model`.
         indices: positions of the class's images in it.
+        good: of its normal ones, which references are drawn from.
         records: of the class.
         scorer, processor, settings: of the run.
         processes: which share the images.
@@ -168,15 +184,34 @@ def score_class(
     )
     done = {*records.indices, *records.errors}
     remaining = [index for index in indices if index not in done]
+    if not remaining:
+        return
+    others = other_processors(scorer, processor)
+    prepare = partial(prepare_row, processor=processor, map_size=settings.map_size)
+    loading: dict[str, Any] = {"batch_size": settings.batch_size, "num_workers": settings.num_workers}
+    scorer.references, drawn = draw_references(scorer.model, processor, dataset, good, scorer.methods)
+    judge, known = MutualJudge(scorer.model, processor, sigma=settings.sigma), {}
+    if MUTUAL in scorer.methods:  # of whole blocks, in each process
+        blocks = judge_blocks(
+            dataset, prepare, partial(_describe, judge), indices=indices, device=scorer.model.device, **loading
+        )
+        known = {index: values for _, found, _ in blocks for index, values in found.items()}
     for record in score_images(
         dataset,
-        partial(prepare_row, processor=processor, map_size=settings.map_size),
-        partial(score_methods, scorer, processor, sigma=settings.sigma, map_size=settings.map_size),
-        batch_size=settings.batch_size,
-        num_workers=settings.num_workers,
+        partial(prepare, others=others),
+        partial(score_methods, scorer, processor, sigma=settings.sigma, map_size=settings.map_size, others=others),
         indices=own_share(remaining, settings.batch_size, processes.process_index, processes.num_processes),
         pin_memory=scorer.model.device.type == "cuda",
+        **loading,
     ):
+        if record.error is None:
+            scores, maps = record.result
+            for name in [name for name, chosen in drawn.items() if record.index in chosen]:
+                del scores[name], maps[name]
+            if record.index in known:
+                size = next(iter(maps.values())).shape[::-1]
+                found = judge.finish(size, known[record.index])
+                scores[MUTUAL], maps[MUTUAL] = found["score"], found["anomaly_map"]
         writer.add(record)
         note(record)
     writer.flush()
@@ -243,6 +278,10 @@ def evaluate_sources(
             result["not_drawn"] = not_drawn
     processes.wait_for_everyone()
     return result
+
+
+def _describe(judge: MutualJudge, rows: Sequence[PreparedRow]) -> Tensor:
+    return judge.describe([row.pixel_values[None] for row in rows])
 
 
 def _read_columns(dataset: datasets.Dataset) -> dict[str, list]:

@@ -34,8 +34,8 @@ class ClassRecords:
         methods: their names, in order.
 
     Attributes:
-        indices, scores: positions of the scored images, and method to their scores, in the data set's order.
-        judged: positions of the images whose pixels can be judged.
+        indices, scores: positions of the scored images, and method to their scores, in the data set's order;
+            None where a method does not judge an image.
         errors: position of each image that was left out to why.
     """
 
@@ -54,8 +54,15 @@ class ClassRecords:
         scored = [row for row in rows if row["error"] is None]
         self.indices: list[int] = [row["index"] for row in scored]
         self.errors: dict[int, str] = {row["index"]: row["error"] for row in rows if row["error"] is not None}
-        self.judged: list[int] = [row["index"] for row in scored if row["height"]]
-        self.scores: dict[str, list[float]] = {name: [row[f"score {name}"] for row in scored] for name in self.methods}
+        self._has_truth = [bool(row["height"]) for row in scored]
+        self.scores: dict[str, list[float | None]] = {
+            name: [row[f"score {name}"] for row in scored] for name in self.methods
+        }
+
+    def judged(self, method: str) -> list[int]:
+        """Positions of the images whose pixels a method is judged by, in the order of [`pixels`]."""
+        rows = zip(self.indices, self._has_truth, self.scores[method], strict=True)
+        return [index for index, has_truth, score in rows if has_truth and score is not None]
 
     def pixels(self, method: str) -> tuple[list[np.ndarray], list[np.ndarray]] | StreamingPixelMetrics | None:
         """Maps and masks `(H, W)` of the images whose truth is known, or their counts; None where there are none."""
@@ -75,7 +82,8 @@ class ClassRecords:
                     if row["height"]:
                         shape = row["height"], row["width"]
                         start, end = end, end + shape[0] * shape[1]
-                        whole[row["index"]] = maps[start:end].reshape(shape), masks[start:end].reshape(shape)
+                        if row[f"score {method}"] is not None:
+                            whole[row["index"]] = maps[start:end].reshape(shape), masks[start:end].reshape(shape)
         if not whole:
             return counted
         ordered = [whole[index] for index in sorted(whole)]
@@ -130,19 +138,23 @@ class RecordWriter:
         )
 
     def add(self, record: Record) -> None:
-        """Add an image: its result are method to score and method to map `(H, W)`, its item has the `mask`."""
-        nothing: tuple[dict[str, float | None], dict[str, np.ndarray]] = dict.fromkeys(self.methods), {}
-        scores, maps = record.result or nothing
+        """Add an image: its result are method to score and method to map `(H, W)`, of the methods that judge it; its
+        item has the `mask`."""
+        none: tuple[dict[str, float], dict[str, np.ndarray]] = {}, {}
+        scores, maps = record.result or none
         mask = record.item.mask if maps else None
         height, width = (None, None) if mask is None else mask.shape
         row = {"index": record.index, "error": record.error, "height": height, "width": width}
-        self._rows.append(row | {f"score {name}": scores[name] for name in self.methods})
+        self._rows.append(row | {f"score {name}": scores.get(name) for name in self.methods})
         if mask is not None and self.exact:
-            self._maps.append(np.stack([maps[name].ravel() for name in self.methods]).astype(np.float32, copy=False))
+            nothing = np.zeros(mask.shape, np.float32)
+            stacked = np.stack([maps.get(name, nothing).ravel() for name in self.methods])
+            self._maps.append(stacked.astype(np.float32, copy=False))
             self._masks.append(mask.ravel())
         elif mask is not None:
             for name, counts in zip(self.methods, self._counts, strict=True):
-                counts.update([maps[name]], [mask])
+                if name in maps:
+                    counts.update([maps[name]], [mask])
         if len(self._rows) >= self.shard_size or sum(one.size for one in self._maps) >= MAX_BUFFER:
             self.flush()
 

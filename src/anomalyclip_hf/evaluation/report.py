@@ -237,6 +237,7 @@ def _section(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
         "name": name,
         "classes": class_table(entry),
         "methods": method_table({name: entry}),
+        "notes": entry.get("notes", []),
         "reasons": reasons_of(entry),
         "plots": plots,
     }

@@ -50,6 +50,7 @@ class EvaluationSettings:
     )
     image_threshold: float | None = option(None, "Score of image F1; the model's own.", group=_GROUP)
     pixel_threshold: float | None = option(None, "Map value of pixel F1 (SegF1); the model's own.", group=_GROUP)
+    draws: int = option(3, "Draws of references, for each number of them.", group=_GROUP)
     save_maps: str | None = option(
         None, "Keep the maps: 'png' (16 bit), 'npy' or 'tiff' (float16).", bare="png", group=_GROUP
     )
@@ -59,7 +60,7 @@ class EvaluationSettings:
     def __post_init__(self):
         if isinstance(self.map_size, str) and self.map_size.isdecimal():
             self.map_size = int(self.map_size)
-        for name in ("batch_size", "save_every"):
+        for name in ("batch_size", "save_every", "draws"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}, expected 1 or more")
         size = self.map_size

@@ -7,12 +7,16 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from .baselines import OWN
 from .metrics import METRICS, UndefinedMetricWarning, asked_metrics, image_metrics, pixel_metrics
 from .records import ClassRecords
 from .saturated import judge_saturated
 from .settings import EvaluationSettings
 from .streaming import StreamingPixelMetrics
+
+TOO_FEW = "the class has too few images for this method"
 
 
 def judge_class(records: ClassRecords, table: Mapping[str, list], settings: EvaluationSettings) -> dict[str, Any]:
@@ -36,8 +40,8 @@ def judge_method(
     Returns:
         keys of `METRICS` to values in [0, 1] or NaN, `reasons` for NaN, `curves` and counts.
     """
-    labels = table["label"]
-    known = [(score, labels[index]) for index, score in zip(records.indices, records.scores[method], strict=True)]
+    scores = zip(records.indices, records.scores[method], strict=True)
+    known = [(score, table["label"][index]) for index, score in scores if score is not None]
     judged = [(score, label) for score, label in known if label is not None]
     pixels = records.pixels(method)
     at_image, at_pixel = (settings.image_threshold, settings.pixel_threshold) if method == OWN else (None, None)
@@ -49,7 +53,8 @@ def judge_method(
         if judged:
             image = image_metrics(*zip(*judged, strict=True), threshold=at_image)
         else:
-            image = _undefined(image_names, "no image has a label" if known else "no image could be read")
+            why = TOO_FEW if records.indices else "no image could be read"
+            image = _undefined(image_names, "no image has a label" if known else why)
         if pixels is None:
             pixel = _undefined(pixel_names, "no image has a mask") | {"num_judged_maps": 0}
         elif isinstance(pixels, StreamingPixelMetrics):
@@ -62,7 +67,7 @@ def judge_method(
     if anomalous and not pixel.get("num_anomalous_pixels"):
         reason = f"none of the {anomalous} anomalous images has a mask with an anomalous pixel"
         pixel["reasons"] = dict.fromkeys(pixel_names, reason)
-    paths = [str(table["path"][index]) for index in records.judged]
+    paths = [str(table["path"][index]) for index in records.judged(method)]
     saturated = judge_saturated(pixels[0] if isinstance(pixels, tuple) else None, paths)
     pixel = {**pixel, **saturated, "reasons": pixel["reasons"] | saturated.get("reasons", {})}
     result = {"curves": {}, **image, **pixel, "num_images": len(known)}
@@ -77,7 +82,7 @@ def summarize_classes(
     records: Mapping[str, ClassRecords],
     judged: Mapping[str, Mapping[str, Any]],
     table: Mapping[str, list],
-    titles: Mapping[str, str],
+    reported: Mapping[str, tuple[str, Sequence[str]]],
 ) -> dict[str, Any]:
     """The result of a data set.
 
@@ -85,21 +90,35 @@ def summarize_classes(
         records: of each class.
         judged: what [`judge_class`] made of them.
         table: columns of the whole data set but the pictures, `label` None where it is unknown.
-        titles: method to its title.
+        reported: as of [`MethodScorer`].
 
     Returns:
         what `evaluate_model` returns.
     """
     methods: dict[str, dict[str, Any]] = {}
-    for name, title in titles.items():
-        classes = {class_name: found["metrics"][name] for class_name, found in judged.items()}
+    for name, (title, draws) in reported.items():
+        drawn = [{one: found["metrics"][draw] for one, found in judged.items()} for draw in draws]
+        classes = drawn[0]
+        if len(drawn) > 1:
+            title = f"{title}, {len(drawn)} draws"
+            classes = {
+                one: values | mean_over_classes({str(place): draw[one] for place, draw in enumerate(drawn)})[0]
+                for one, values in classes.items()
+            }
         mean, counts = mean_over_classes(classes)
         methods[name] = {"title": title, "mean": mean, "mean_num_classes": counts, "classes": classes}
+        if len(drawn) > 1:
+            means = [mean_over_classes(one)[0] for one in drawn]
+            methods[name]["spread"] = {metric: float(np.std([one[metric] for one in means])) for metric in mean}
     first = {key: value for key, value in next(iter(methods.values())).items() if key != "title"}
     order = [index for one in records.values() for index in one.indices]
     scores: dict[str, Any] = {key: [values[index] for index in order] for key, values in table.items()}
     scores["index"] = order
-    scores["scores"] = {name: [score for one in records.values() for score in one.scores[name]] for name in methods}
+    scores["scores"] = {
+        name: [score for one in records.values() for score in one.scores[name]]
+        for _, several in reported.values()
+        for name in several
+    }
     labels, num_images = scores["label"], len(table["label"])
     errors = [(index, error) for one in records.values() for index, error in one.errors.items()]
     # Every normal image's pixels are judged, and those of anomalous ones that have a mask.
@@ -109,6 +128,9 @@ def summarize_classes(
         for metric, count in first["mean_num_classes"].items()
         if 0 < count < len(judged)
     ]
+    for one in methods.values():
+        few = [name for name, values in one["classes"].items() if TOO_FEW in values["reasons"].values()]
+        notes += [f"{one['title']}: too few images of {', '.join(few)}"] if few else []
     if errors:
         shown = "; ".join(error for _, error in errors[:5]) + ("; ..." if len(errors) > 5 else "")
         notes.append(f"{len(errors)} of {num_images} images could not be read and are left out: {shown}")

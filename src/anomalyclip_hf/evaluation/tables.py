@@ -50,7 +50,8 @@ def percent(value: float | None, sign: str = "") -> str:
 
 
 def method_table(entries: Mapping[str, Mapping[str, Any]], metrics: Sequence[str] | None = None) -> Table:
-    """A row for each data set and method: means over classes, the paper's below ours, and the difference.
+    """A row for each data set and method: means over classes, the paper's below ours, and the difference; ± is the
+    standard deviation over draws of references.
 
     Args:
         entries: name of each data set to its result.
@@ -61,7 +62,10 @@ def method_table(entries: Mapping[str, Mapping[str, Any]], metrics: Sequence[str
     rows = [["data set", "method", *(METRICS[metric].title for metric in shown)]]
     for name, entry in entries.items():
         for method in entry.get("methods", {}).values():
-            rows.append([name, method["title"], *_cells(method["mean"], shown)])
+            cells, spread = _cells(method["mean"], shown), method.get("spread")
+            if spread:
+                cells = [f"{one} ± {other}" for one, other in zip(cells, _cells(spread, shown), strict=True)]
+            rows.append([name, method["title"], *cells])
         if paper := entry.get("paper"):
             rows.append([name, f"paper (trained on {paper['trained_on']})", *_cells(paper["mean"], shown)])
             if paper["difference"]:

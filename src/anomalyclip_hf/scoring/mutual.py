@@ -98,10 +98,18 @@ class MutualJudge:
         model ([`AnomalyCLIPModel`]), processor ([`AnomalyCLIPImageProcessor`]): which resizes to one size.
         threshold (`float` in [0, 1], *optional*): score from which the label is "anomalous"; never the model's, whose
             thresholds are for other scores.
+        sigma (`float`, pixels at the model's input size, *optional*): smoothing; the processor's own if absent.
     """
 
-    def __init__(self, model: AnomalyCLIPModel, processor: AnomalyCLIPImageProcessor, threshold: float | None = None):
+    def __init__(
+        self,
+        model: AnomalyCLIPModel,
+        processor: AnomalyCLIPImageProcessor,
+        threshold: float | None = None,
+        sigma: float | None = None,
+    ):
         self.model, self.processor, self.threshold = model, processor, threshold
+        self.sigma = processor.sigma if sigma is None else sigma
         patch, size = model.config.vision_config.patch_size, processor.size
         self.size = (size["height"], size["width"])
         self.grid = (self.size[0] // patch, self.size[1] // patch)
@@ -114,7 +122,7 @@ class MutualJudge:
         """The result of an image of a size (width, height) in pixels, as the pipeline's, and its `method`."""
         shown = values.view(1, 1, *self.grid)
         shown = nn.functional.interpolate(shown, size=self.size, mode="bilinear", align_corners=False)
-        shown = gaussian_smooth(shown, self.processor.sigma)
+        shown = gaussian_smooth(shown, self.sigma)
         shown = nn.functional.interpolate(shown, size=size[::-1], mode="bilinear", align_corners=False)[0, 0]
         score = float(values.max())
         label = {} if self.threshold is None else {"label": "anomalous" if score >= self.threshold else "normal"}
@@ -149,6 +157,38 @@ def score_images_mutually(
     indices = list(range(len(source)) if indices is None else indices)
     _refuse_few(len(indices), block_size)
     rows, ready = _Numbered(source), partial(_prepare_numbered, prepare=prepare)
+    for positions, values, failed in judge_blocks(
+        source, prepare, describe, device=device, block_size=block_size, indices=indices, **loading
+    ):
+
+        def look_up(items: list[tuple[int, Any]], found: dict[int, Tensor] = values) -> list[Any]:
+            return [finish(item, found[index]) for index, item in items]
+
+        scored = score_images(rows, ready, look_up, indices=[one for one in positions if one in values], **loading)
+        for position in positions:
+            record = failed[position] if position in failed else next(scored)
+            yield record if record.item is None else record._replace(item=record.item[1])
+
+
+def judge_blocks(
+    source: Any,
+    prepare: Callable[[Any], Any],
+    describe: Callable[[list[Any]], Tensor],
+    *,
+    indices: Sequence[int],
+    device: torch.device | str = "cpu",
+    block_size: int = BLOCK_SIZE,
+    **loading: Any,
+) -> Iterator[tuple[list[int], dict[int, Tensor], dict[int, Record]]]:
+    """What the images of each block know of one another.
+
+    Args:
+        source, prepare, describe, indices, device, block_size, **loading: as of [`score_images_mutually`].
+
+    Yields:
+        positions of a block; position to the values `(P,)` of its patches; position to the record of what has none.
+    """
+    rows, ready = _Numbered(source), partial(_prepare_numbered, prepare=prepare)
     for block in blocks_of(len(indices), block_size):
         positions = [indices[place] for place in block]
         features: dict[int, Tensor] = {}
@@ -168,14 +208,7 @@ def score_images_mutually(
             failed |= {index: Record(index, error=str(error)) for index in features}
             values = {}
         features.clear()
-
-        def look_up(items: list[tuple[int, Any]], found: dict[int, Tensor] = values) -> list[Any]:
-            return [finish(item, found[index]) for index, item in items]
-
-        scored = score_images(rows, ready, look_up, indices=[one for one in positions if one in values], **loading)
-        for position in positions:
-            record = failed[position] if position in failed else next(scored)
-            yield record if record.item is None else record._replace(item=record.item[1])
+        yield positions, values, failed
 
 
 def _refuse_few(count: int, block_size: int) -> None:

@@ -16,7 +16,7 @@ from ..data.images import fit_mask
 from ..image_processing_anomalyclip import check_tiling
 from ..pipeline_anomalyclip import PRE_OPTIONS, READING, RESIZING, prepare_image, read_image
 from ..prompts_anomalyclip import backbone_fingerprint
-from ..tiling_anomalyclip import ImageTiles, score_views
+from ..tiling_anomalyclip import ImageTiles, View, score_views
 
 if TYPE_CHECKING:
     from .. import AnomalyCLIPModel, AnomalyCLIPProcessor
@@ -35,6 +35,7 @@ class PreparedRow(NamedTuple):
             unknown.
         class_name: what baselines call the object.
         tiles: of the image, where the processor makes them.
+        views: the same image as other processors prepare it, by method.
     """
 
     pixel_values: torch.Tensor
@@ -43,10 +44,14 @@ class PreparedRow(NamedTuple):
     mask: np.ndarray | None
     class_name: str = "object"
     tiles: ImageTiles | None = None
+    views: Mapping[str, View] = {}
 
 
 def prepare_row(
-    row: Mapping[str, Any], processor: AnomalyCLIPProcessor, map_size: int | str | None = None
+    row: Mapping[str, Any],
+    processor: AnomalyCLIPProcessor,
+    map_size: int | str | None = None,
+    others: Mapping[str, AnomalyCLIPProcessor] | None = None,
 ) -> PreparedRow:
     """Prepare a row of `load_anomaly_dataset`.
 
@@ -55,6 +60,7 @@ def prepare_row(
         processor: of the model.
         map_size: size that pixels are judged at: None is the model's input, or the image's own where it isn't resized
             to a square; "original" the image's own, a number so many pixels square.
+        others: which prepare `views`.
 
     Raises:
         ImageReadError: the mask does not fit the image.
@@ -77,7 +83,11 @@ def prepare_row(
             mask = mask.resize((map_size, map_size), resample=Image.Resampling.BILINEAR)
         truth = np.asarray(mask) > 127.5
     name, tiles = str(row.get("class_name") or "object"), inputs.get("tiles", [None])[0]
-    return PreparedRow(inputs["pixel_values"][0], size, label, truth, name, tiles)
+    views = {}
+    for way, other in (others or {}).items():
+        seen = other(image, return_tensors="pt")
+        views[way] = seen["pixel_values"][0], size, seen.get("tiles", [None])[0]
+    return PreparedRow(inputs["pixel_values"][0], size, label, truth, name, tiles, views)
 
 
 def resizing_of(processor: AnomalyCLIPProcessor) -> dict[str, Any]:
