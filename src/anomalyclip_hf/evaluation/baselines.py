@@ -92,6 +92,8 @@ def resolve_methods(names: Sequence[str], model: AnomalyCLIPModel) -> dict[str, 
         raise ValueError(f"methods={list(names)}, expected at least one, each once")
     known = {OWN: Method("AnomalyCLIP"), **BASELINES}
     methods = {name: known[name] if name in known else _ablation(name, model) for name in names}
+    if list(names) != [OWN] and not hasattr(model, "vision_model"):
+        raise ValueError(f"methods={list(names)}: an exported model can be judged as it is alone")
     words = [name for name, method in methods.items() if method.sentences or not method.deep_prompts]
     if words and model.config.vision_only:
         raise ValueError(f"{', '.join(words)} need the text tower but this model is vision-only; load the full one")
@@ -201,6 +203,9 @@ class MethodScorer:
             [`AnomalyCLIPModel`] returns them.
         """
         model, config = self.model, self.model.config
+        if not hasattr(model, "vision_model"):  # an exported one
+            output = model(pixel_values, return_dict=True)
+            return {OWN: {"logits": output.logits, "anomaly_maps": output.anomaly_maps}}
         size = (pixel_values.shape[-2], pixel_values.shape[-1])
         grid = (size[0] // config.vision_config.patch_size, size[1] // config.vision_config.patch_size)
         passes = {

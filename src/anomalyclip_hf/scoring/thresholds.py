@@ -249,6 +249,8 @@ def _with_thresholds(card: str, image_threshold: float | None, pixel_threshold: 
 
 def choose_margin(model: AnomalyCLIPModel) -> float:
     """How far thresholds keep from scores, as a difference of logits: by the model's least precise weights."""
+    if not getattr(model, "is_exact", True):  # exported, in bfloat16 or int8
+        return HALF_MARGIN
     halves = (torch.bfloat16, torch.float16)
     computed_in_half = torch.is_autocast_enabled(model.device.type)
     return HALF_MARGIN if computed_in_half or any(p.dtype in halves for p in model.parameters()) else MARGIN
