@@ -125,7 +125,7 @@ def export_model(
             half = precision == "bfloat16"
             program = _trace(_scorer(copy.deepcopy(vision).bfloat16(), sigma) if half else scorer, format)
             if precision == "int8":
-                program = _quantize(program, format, processor, calibration_images or [])
+                program = _quantize(program, processor, calibration_images or [])
             _save(program, format, stage / PROGRAMS[format])
         digests = {path.name: _sha256(path) for path in sorted(stage.iterdir())}
         np.save(stage / TEXT_EMBEDS, vision.get_prompt_embeds().numpy(), allow_pickle=False)
@@ -215,17 +215,13 @@ def _trace(scorer: AnomalyCLIPModel, format: str) -> Any:
     return getattr(library, exporter)().export(scorer, {INPUT: pixel_values}, settings).program
 
 
-def _quantize(program: Any, format: str, processor: AnomalyCLIPProcessor, images: Sequence[Any]) -> Any:
+def _quantize(program: Any, processor: AnomalyCLIPProcessor, images: Sequence[Any]) -> Any:
     """The program with weights and activations of 8 bits, where calibration images show their ranges."""
     import nncf
 
     def prepare(image: Any) -> dict[str, np.ndarray]:
         return {INPUT: processor([read_image(image)], return_tensors="np")[INPUT]}
 
-    if format == "onnx":
-        import onnx_ir
-
-        program = onnx_ir.to_proto(program)
     return nncf.quantize(
         program,
         nncf.Dataset(images, prepare),
@@ -237,11 +233,6 @@ def _quantize(program: Any, format: str, processor: AnomalyCLIPProcessor, images
 
 def _save(program: Any, format: str, path: Path) -> None:
     module, exporter, *_ = _EXPORTERS[format]
-    if type(program).__module__.partition(".")[0] == "onnx":  # quantised
-        import onnx
-
-        onnx.save_model(program, path, save_as_external_data=True, location=f"{path.name}.data")
-        return
     getattr(importlib.import_module(f"transformers.exporters.{module}"), exporter).save_program(program, path)
 
 
