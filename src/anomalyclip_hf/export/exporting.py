@@ -175,10 +175,10 @@ def _check(
         raise ValueError("calibration_images is empty, expected about 100 images like those to come")
     if tolerance is not None and not tolerance > 0:
         raise ValueError(f"tolerance={tolerance!r}, expected a difference above 0")
-    side, size = model.config.image_size, processor.size
-    if processor.resize != "square" or (size.height, size.width) != (side, side):
+    side, size = model.config.image_size, dict(processor.size)
+    if processor.resize != "square" or (size.get("height"), size.get("width")) != (side, side):
         raise ValueError(
-            f"resize={processor.resize!r}, size={size.height}x{size.width}: a graph takes squares of the model's "
+            f"resize={processor.resize!r}, size={size}: a graph takes squares of the model's "
             f"image_size={side} alone; give a processor with resize='square' and that size"
         )
     *_, packages = _EXPORTERS[format]
@@ -195,12 +195,13 @@ def _scorer(vision: AnomalyCLIPModel, sigma: float) -> AnomalyCLIPModel:
     smoothing = torch.from_numpy(smoothing_matrix(side, float(sigma))) if sigma else None
 
     def forward(pixel_values: Tensor, return_dict: bool | None = None) -> AnomalyCLIPOutput:
-        output = AnomalyCLIPModel.forward(scorer, pixel_values, return_dict=True)
-        maps = output.anomaly_maps if smoothing is None else smoothing @ output.anomaly_maps @ smoothing.T
-        return AnomalyCLIPOutput(logits=output.logits, anomaly_maps=maps)
+        output: Any = AnomalyCLIPModel.forward(scorer, pixel_values, return_dict=True)
+        maps = output[OUTPUTS[1]]
+        maps = maps if smoothing is None else smoothing @ maps @ smoothing.T
+        return AnomalyCLIPOutput(logits=output[OUTPUTS[0]], anomaly_maps=maps)
 
     scorer = copy.copy(vision)
-    scorer.forward = forward  # type: ignore[method-assign]
+    scorer.__dict__["forward"] = forward
     return scorer
 
 
@@ -240,7 +241,7 @@ def _describe(
     processor: AnomalyCLIPProcessor, format: str, precision: str, digests: dict[str, str], made_with: dict[str, str]
 ) -> dict[str, Any]:
     """What a program needs to know that runs the graph without this package."""
-    height, width = processor.size.height, processor.size.width
+    height, width = (dict(processor.size)[side] for side in ("height", "width"))
     return {
         "format": format,
         "precision": precision,

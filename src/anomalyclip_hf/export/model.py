@@ -41,7 +41,7 @@ class ExportedModel(AnomalyCLIPPreTrainedModel):
         number = int("".join(self.facts["files"].values())[:6], 16) / 2**24
         self.graph = nn.Parameter(torch.tensor([[number]]), requires_grad=False)
         self.name_or_path = os.fspath(folder)
-        self._processor_source = (os.path.abspath(folder), {})
+        self._processor_source: tuple[str, dict[str, Any]] = (os.path.abspath(folder), {})
         self.eval()
 
     @property

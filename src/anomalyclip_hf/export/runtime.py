@@ -49,7 +49,7 @@ class AnomalyCLIPExported:
         self.thresholds = {name: config.get(name) for name in ("image_threshold", "pixel_threshold")}
         check_options(self.thresholds)
         names = ("sigma", "resample", "rescale_factor", "image_mean", "image_std", "do_rescale", "do_normalize")
-        self.processor = {name: processor.get(name) for name in names}
+        self.processor: dict[str, Any] = {name: processor.get(name) for name in names}
         check_options(self.processor)
         if missing := [name for name, value in self.processor.items() if value is None]:
             raise ValueError(f"preprocessor_config.json lacks {', '.join(missing)}: export the model again")
@@ -160,7 +160,7 @@ class AnomalyCLIPExported:
         """
         if not (np.isfinite(logits).all() and np.isfinite(anomaly_map).all()):
             raise ValueError(f"the output is not finite (logits {logits.tolist()}): export the model again")
-        sigma = float(self.processor["sigma"] if sigma is None else sigma)
+        sigma = float(self.processor["sigma"]) if sigma is None else float(sigma)
         if sigma:
             down, across = (smoothing_matrix(side, sigma) for side in anomaly_map.shape)
             anomaly_map = down @ anomaly_map @ across.T
