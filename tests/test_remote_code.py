@@ -20,10 +20,11 @@ from hub_server import TOKEN, LocalHub
 from tiny_models import make_tiny_clip
 
 SOURCE = Path(anomalyclip_hf.__file__).parent
-_NAMES = ("configuration", "dicom", "image_processing", "images", "loss", "modeling", "pipeline", "pixels", "profiles")
-TRAVELLING = {f"{name}_anomalyclip" for name in (*_NAMES, "prompts", "references", "regions", "tiff", "tiling")}
+_NAMES = ("addresses", "configuration", "dicom", "image_processing", "images", "loss", "modeling", "options")
+_MORE = ("pipeline", "pixels", "profiles", "prompts", "references", "regions", "tiff", "tiling")
+TRAVELLING = {f"{name}_anomalyclip" for name in _NAMES + _MORE}
 OPTIONAL = {"pydicom", "tifffile"}  # imported where they are needed, such that transformers does not ask for them
-MAX_BYTES = 275_000
+MAX_BYTES = 285_000
 
 PUSH = """
 import sys, torch

@@ -1,19 +1,20 @@
 """Configuration of AnomalyCLIP."""
 
 import os
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from difflib import get_close_matches
 from functools import wraps
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
+
+from .options_anomalyclip import OPTION_RULES, SCORE_RULES, SIDE, SIZE, WITH_REFERENCES, Rule, expected, follows
 
 # Word ids in CLIP's own vocabulary: <|startoftext|>, "x", "object", ".", "damaged", <|endoftext|>.
 CLIP_VOCAB_SIZE = 49408
@@ -34,51 +35,30 @@ DEFAULT_VISION = {
 # Feature layers as fractions of the vision tower's depth: of 24 layers, [24] and [6, 12, 18, 24].
 PRESETS = {"released": (1.0,), "paper": (0.25, 0.5, 0.75, 1.0)}
 
-# How an image's score comes from P(anomalous) of the image and from its map; see the processor.
-SCORE_RULES = ("global", "max", "mean")
-WITH_REFERENCES = " with references"
-
 MAX_PARAMETERS = 20_000_000_000
 MAX_LABELS = 10_000  # of num_labels and the tables of labels, which nothing here uses
 MAX_CHARACTERS = 4096  # of a text
 
-# What a field may hold, in one of these forms: a range of whole numbers; a pair of numbers, from .. to; a set of
-# values; a type; the number of values that each have to lie in such a pair; None = the field is refused.
-Rule = range | tuple[float, float] | frozenset | type | list | None
-
 _DTYPES = ("float32", "float16", "bfloat16", "float64")
-_SCORE, _SIDE, _SIZE = (0.0, 1.0), range(1, 16385), range(1, 65537)
 
 # What fields of a configuration, of a tower or of an image processor may hold beyond what their types say. What is
 # outside is a mistake or an attack, and is refused before memory is taken.
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(("hidden_size", "image_size", "patch_size", "projection_dim"), _SIDE),
-    **dict.fromkeys(("intermediate_size", "max_position_embeddings", "prompt_length"), _SIZE),
+    **OPTION_RULES,
+    **dict.fromkeys(("hidden_size", "image_size", "patch_size", "projection_dim"), SIDE),
+    **dict.fromkeys(("intermediate_size", "max_position_embeddings", "prompt_length"), SIZE),
     **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "deep_prompt_depth"), range(1, 257)),
     **dict.fromkeys(("deep_prompt_length", "chunk_size_feed_forward"), range(65537)),
     "dpam_layers": range(257),
     "vocab_size": range(1, 1_000_001),
     "num_channels": range(1, 65),
     "num_labels": range(MAX_LABELS + 1),
-    "resample": range(6),
     "layer_norm_eps": (1e-12, 1.0),
     "temperature": (1e-6, 1e6),
     "logit_scale_init_value": (-1000.0, 1000.0),
     **dict.fromkeys(("initializer_range", "initializer_factor"), (0.0, 1000.0)),
     "attention_dropout": (0.0, 0.999),
-    **dict.fromkeys(("image_threshold", "pixel_threshold"), _SCORE),
-    # Wide enough for values in [0, 1] and in 0 .. 255, too narrow for numbers that overflow.
-    "image_mean": [(-1000.0, 1000.0)] * 3,
-    "image_std": [(1e-3, 1000.0)] * 3,
-    "rescale_factor": (1e-6, 256.0),
-    "resize": frozenset(("square", "fit", "tile")),
-    "tile_size": _SIZE,
-    "overlap": (0.0, 0.9),
-    "min_area": range(1, 2**40),
-    "score_rule": frozenset(SCORE_RULES),
     "thresholds_for": frozenset(rule + more for rule in SCORE_RULES for more in ("", WITH_REFERENCES)),
-    "reference_weight": (0.0, 1000.0),
-    "sigma": (0.0, 16384.0),
     "preset": frozenset(PRESETS),
     "hidden_act": frozenset(ACT2FN),
     **dict.fromkeys(
@@ -91,43 +71,12 @@ RULES: dict[str, Rule] = {
     ),
     **dict.fromkeys(("tie_word_embeddings", "use_cache", "use_bfloat16", "gradient_checkpointing"), bool),
     **dict.fromkeys(("return_dict", "output_hidden_states", "output_attentions", "is_encoder_decoder"), bool),
-    **dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "default_to_square"), bool),
     **dict.fromkeys(("notice", "tokenizer_class", "loss_type", "transformers_version", "_commit_hash"), str),
     "architectures": list,
     **dict.fromkeys(("auto_map", "text_config_dict", "vision_config_dict"), dict),
     **dict.fromkeys(("per_layer_config", "layer_types", "mlp_layer_types", "problem_type"), None),
     **dict.fromkeys(("transformers_weights", "rope_scaling", "rope_parameters"), None),
 }
-
-
-def _follows(value: Any, rule: Rule) -> bool:
-    if isinstance(rule, range):
-        return type(value) is int and value in rule
-    if isinstance(rule, tuple):
-        is_number = isinstance(value, int | float | np.floating) and not isinstance(value, bool)
-        return is_number and bool(rule[0] <= value <= rule[1])
-    if isinstance(rule, list):
-        values = value if isinstance(value, list | tuple) else [value] * len(rule)
-        return len(values) == len(rule) and all(map(_follows, values, rule))
-    if isinstance(rule, frozenset):
-        return isinstance(value, Hashable) and value in rule
-    return rule is not None and isinstance(value, rule)
-
-
-def _expected(rule: Rule) -> str:
-    if isinstance(rule, range):
-        return f"a whole number in {rule.start}..{rule.stop - 1}"
-    if rule == _SCORE:
-        return "a score in [0, 1] or None"
-    if isinstance(rule, tuple):
-        return f"a number in {rule[0]:g}..{rule[1]:g}"
-    if isinstance(rule, list):
-        return f"{_expected(rule[0])}, or {len(rule)} of them"
-    if isinstance(rule, frozenset):
-        return f"one of {sorted(map(str, rule))}"
-    if rule is bool:
-        return "true or false"
-    return f"a {rule.__name__}" if rule else "no such field, no configuration of this model has it; remove it"
 
 
 def _is_table_of_labels(value: Any) -> bool:
@@ -153,8 +102,8 @@ def _problem_of(name: str, value: Any) -> str | None:
     if "attn_implementation" in name or "experts_implementation" in name:
         rule = RULES["attn_implementation"]
         values = [one for one in value.values() if one is not None] if isinstance(value, dict) else [value]
-        return None if all(_follows(one, rule) for one in values) else _expected(rule)
-    return _expected(RULES[name]) if name in RULES and not _follows(value, RULES[name]) else None
+        return None if all(follows(one, rule) for one in values) else expected(rule)
+    return expected(RULES[name]) if name in RULES and not follows(value, RULES[name]) else None
 
 
 def feature_layers_of_preset(preset: str, num_hidden_layers: int) -> list[int]:

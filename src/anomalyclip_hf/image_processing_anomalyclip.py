@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file
 
 from .configuration_anomalyclip import LOADING_FIELDS, AnomalyCLIPConfig, check_fields, missing_folder_named
 from .images_anomalyclip import binary_mask, to_pil_image
+from .pixels_anomalyclip import normalized_pixels, smoothing_matrix
 from .regions_anomalyclip import mark_regions
 from .tiling_anomalyclip import ImageTiles, fit_size, tile_boxes
 
@@ -51,21 +51,6 @@ class AnomalyCLIPImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-a
     patch_size: int | None
 
 
-@lru_cache(maxsize=32)
-def _smoothing_matrix(size: int, sigma: float) -> Tensor:
-    """Gaussian smoothing along one axis as a matrix `(size, size)`, as scipy does it (reflect, truncate 4)."""
-    radius = int(4.0 * sigma + 0.5)
-    offsets = np.arange(-radius, radius + 1)
-    weights = np.exp(-0.5 * (offsets / sigma) ** 2)
-    weights /= weights.sum()
-    matrix = np.zeros((size, size))
-    rows = np.repeat(np.arange(size), len(offsets))
-    columns = (np.arange(size)[:, None] + offsets[None]).ravel() % (2 * size)
-    columns = np.where(columns >= size, 2 * size - 1 - columns, columns)
-    np.add.at(matrix, (rows, columns), np.tile(weights, size))
-    return torch.from_numpy(matrix).float()
-
-
 def gaussian_smooth(maps: Tensor, sigma: float) -> Tensor:
     """Smooth maps as `scipy.ndimage.gaussian_filter(map, sigma)` does.
 
@@ -78,8 +63,8 @@ def gaussian_smooth(maps: Tensor, sigma: float) -> Tensor:
     if sigma == 0:
         return maps
     height, width = maps.shape[-2:]
-    down = _smoothing_matrix(height, float(sigma)).to(maps.device)
-    across = _smoothing_matrix(width, float(sigma)).to(maps.device)
+    down = torch.from_numpy(smoothing_matrix(height, float(sigma))).to(maps.device)
+    across = torch.from_numpy(smoothing_matrix(width, float(sigma))).to(maps.device)
     with torch.autocast(device_type=maps.device.type, enabled=False):
         return down @ maps.float() @ across.T
 
@@ -237,14 +222,13 @@ class AnomalyCLIPImageProcessor(PilBackend):
         return features
 
     def _prepare_image(self, image: Image.Image, settings: dict) -> np.ndarray:
-        image = _resized_rgb(image, settings) if settings["do_resize"] else image.convert("RGB")
-        array = np.asarray(image).astype(np.float32)
-        if settings["do_rescale"]:
-            array *= np.float32(settings["rescale_factor"])
-        if settings["do_normalize"]:
-            array -= np.asarray(settings["image_mean"], dtype=np.float32)
-            array /= np.asarray(settings["image_std"], dtype=np.float32)
-        return np.ascontiguousarray(np.moveaxis(array, -1, 0))
+        return normalized_pixels(
+            image,
+            (settings["size"].width, settings["size"].height) if settings["do_resize"] else None,
+            settings["resample"],
+            settings["rescale_factor"] if settings["do_rescale"] else None,
+            (settings["image_mean"], settings["image_std"]) if settings["do_normalize"] else None,
+        )
 
     def _prepare_mask(self, mask, image_size: tuple[int, int], index: int, settings: dict) -> np.ndarray:
         size = settings["size"]
@@ -454,16 +438,6 @@ def _cut(image: Image.Image, settings: dict, given: dict[str, Any]) -> ImageTile
     width, height = fit_size((x1 - x0, y1 - y0), side, settings["patch_size"])
     others = {name: value for name, value in given.items() if name not in ("tile_size", "overlap")}
     return ImageTiles(image, boxes, {**others, "resize": "square", "size": {"height": height, "width": width}})
-
-
-def _resized_rgb(image: Image.Image, settings: dict) -> Image.Image:
-    """As `image.convert("RGB").resize(...)` to the bit, without a copy of four bytes a pixel where the mode allows."""
-    size, resample = (settings["size"].width, settings["size"].height), settings["resample"]
-    if image.mode in ("L", "1", "LA"):
-        return image.convert("L").resize(size, resample=resample).convert("RGB")
-    if image.mode == "RGBA":
-        return Image.merge("RGB", [image.getchannel(name).resize(size, resample=resample) for name in "RGB"])
-    return (image if image.mode == "RGB" else image.convert("RGB")).resize(size, resample=resample)
 
 
 def _as_list(value) -> list:

@@ -201,7 +201,7 @@ class AnomalyCLIPVisionEmbeddings(CLIPVisionEmbeddings):
         weight = self.patch_embedding.weight
         patches = self.patch_embedding(pixel_values.to(weight.dtype))
         grid = patches.shape[-2:]
-        tokens = torch.cat([self.class_embedding.expand(len(patches), 1, -1), patches.flatten(2).mT], dim=1)
+        tokens = torch.cat([self.class_embedding.expand(patches.shape[0], 1, -1), patches.flatten(2).mT], dim=1)
         # Called, not read: offloaded weights are there only while their own module runs.
         positions = self.position_embedding(self.position_ids)[0]
         return tokens + resize_positions(positions, (grid[0], grid[1]))
@@ -652,7 +652,7 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
         else:
             side = self.config.image_size
             size = (masks.shape[-2], masks.shape[-1]) if masks is not None else (side, side)
-        self._check_targets(len(image_embeds), size, labels, masks)
+        self._check_targets(image_embeds.shape[0], size, labels, masks)
 
         # 2. Text embeddings of the two prompts.
         if text_embeds is None:

@@ -1,14 +1,10 @@
 """Pipeline: one call from an image to a score and a heat map."""
 
 import os
-import threading
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from numbers import Real
 from types import GeneratorType
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -16,23 +12,21 @@ from PIL import Image
 from transformers.pipelines import Pipeline
 from transformers.utils import logging
 
+from .addresses_anomalyclip import DOWNLOAD_BYTES, DOWNLOAD_TIMEOUT, check_limits, read_image
 from .configuration_anomalyclip import check_fields
 from .image_processing_anomalyclip import AnomalyCLIPImageProcessor
-from .images_anomalyclip import ImageReadError, Window, check_channels, check_window, load_image, unreadable
+from .images_anomalyclip import check_channels, check_window
 from .references_anomalyclip import References
 from .regions_anomalyclip import read_roi
 from .tiling_anomalyclip import score_views
 
 logger = logging.get_logger(__name__)
-DOWNLOAD_TIMEOUT = 30.0
-DOWNLOAD_BYTES = 100_000_000
 RESIZING = ("resize", "tile_size", "overlap")
 READING = ("window", "channels")
 PRE_OPTIONS = ("timeout", "max_bytes", *READING, *RESIZING)
 COMPARING = ("references", "reference_weight")
 THRESHOLDS = ("image_threshold", "pixel_threshold")
 POST_OPTIONS = ("sigma", *THRESHOLDS, "min_area", "roi", "score_rule")
-URL_SAFE = "%/:=&?~#+!$,;'@()*[]"  # what has a meaning in a URL; spaces and the like are quoted
 
 
 class ZeroShotAnomalyDetectionPipeline(Pipeline):
@@ -125,7 +119,7 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         known = (*POST_OPTIONS, *PRE_OPTIONS, *COMPARING)
         if unknown := sorted(set(options) - set(known)):
             raise TypeError(f"unknown arguments {unknown}; known are {', '.join(known)}")
-        _check_limits(timeout, max_bytes)
+        check_limits(timeout, max_bytes)
         options = {key: value for key, value in options.items() if value is not None}
         if "roi" in options:
             options["roi"] = read_roi(options["roi"])
@@ -238,71 +232,6 @@ def prepare_image(
     inputs = processor(image, return_tensors="pt", **resizing)
     # As one object: a batch then is a list of them, which need not have one size.
     return {"view": (inputs["pixel_values"][0].to(dtype), image.size[::-1], inputs.get("tiles", [None])[0])}
-
-
-def read_image(
-    image: Any,
-    timeout: float | None = DOWNLOAD_TIMEOUT,
-    max_bytes: int = DOWNLOAD_BYTES,
-    window: Window = None,
-    channels: Sequence[int] | None = None,
-) -> Image.Image:
-    """Read an image of any kind as an upright 8-bit PIL image.
-
-    Args:
-        image (`str`, `os.PathLike`, binary file, `bytes`, `{"bytes", "path"}`, `PIL.Image.Image`, `np.ndarray` or
-            `torch.Tensor`): a `str` is a path, an address (`http://`, `https://`) or a `data:` URL.
-        timeout (`float`, seconds, defaults to 30): for an address, from the request to the last byte.
-        max_bytes (`int`, defaults to 100 million): largest file that an address may lead to.
-        window, channels (*optional*): as of `images_anomalyclip.load_image`; a window is applied once, however often
-            an image is read.
-
-    Raises:
-        ImageReadError: (a `ValueError`) if it is missing, empty, too large, too slow or no image; names it.
-        ValueError: if a limit is no possible one.
-        TypeError: if it is nothing that could be an image.
-    """
-    timeout = DOWNLOAD_TIMEOUT if timeout is None else timeout
-    _check_limits(timeout, max_bytes)
-    if isinstance(image, str) and image[:8].lower().startswith(("http://", "https://", "data:")):
-        try:
-            content = _fetch(image, timeout, max_bytes)
-        except Exception as error:  # of the address, the network, the server's answer
-            raise unreadable(image, error) from error
-        return load_image({"bytes": content, "path": image}, window, channels)
-    return load_image(image, window, channels)
-
-
-def _check_limits(timeout: float | None, max_bytes: int | None) -> None:
-    if timeout is not None and not (isinstance(timeout, Real) and timeout > 0):
-        raise ValueError(f"timeout={timeout!r}, expected seconds above 0")
-    if max_bytes is not None and not (type(max_bytes) is int and max_bytes > 0):
-        raise ValueError(f"max_bytes={max_bytes!r}, expected a whole number of bytes above 0")
-
-
-def _fetch(url: str, timeout: float, max_bytes: int) -> bytes:
-    """Content of a URL; in a thread, since a server that sends a byte now and then keeps a socket's time limit."""
-    found: list[bytes | Exception] = []
-
-    def work() -> None:
-        try:
-            address = url if url[:5].lower() == "data:" else quote(url, safe=URL_SAFE)
-            with urllib.request.urlopen(address, timeout=timeout) as response:
-                found.append(response.read(max_bytes + 1))
-        except Exception as error:
-            found.append(error)
-
-    thread = threading.Thread(target=work, name="anomalyclip-download", daemon=True)
-    thread.start()
-    thread.join(min(timeout, threading.TIMEOUT_MAX))
-    result = found[0] if found else TimeoutError()
-    if isinstance(result, TimeoutError):
-        raise TimeoutError(f"not received within {timeout:g} s (timeout=... sets the limit)") from result
-    if isinstance(result, Exception):
-        raise result
-    if len(result) > max_bytes:
-        raise ImageReadError(f"it is larger than {max_bytes:,} bytes (max_bytes=... sets the limit)")
-    return result
 
 
 def _is_file(inputs: Any) -> bool:

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .configuration_anomalyclip import WITH_REFERENCES, check_fields
+from .configuration_anomalyclip import check_fields
 from .image_processing_anomalyclip import AnomalyCLIPImageProcessor
 from .images_anomalyclip import load_image
+from .options_anomalyclip import WITH_REFERENCES
 from .prompts_anomalyclip import backbone_fingerprint, whole_folder
 
 logger = logging.get_logger(__name__)

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .configuration_anomalyclip import check_fields
 from .images_anomalyclip import binary_mask, describe_source, fit_mask, open_image
+from .options_anomalyclip import check_options
 
 Roi = Image.Image | list[list[float]]
 
@@ -54,7 +54,7 @@ def mark_regions(
     `image_size` is (W, H) of the image in pixels where the map is of another size: `min_area`, `roi` and what is
     returned of regions are in pixels of the image, the mask is as large as the map.
     """
-    check_fields({"pixel_threshold": pixel_threshold, "min_area": min_area})
+    check_options({"pixel_threshold": pixel_threshold, "min_area": min_area})
     if anomaly_map.ndim != 2 or not anomaly_map.size or not np.isfinite(anomaly_map).all():
         raise ValueError(f"anomaly_map has shape {anomaly_map.shape}, expected (H, W) of finite values")
     size = anomaly_map.shape[::-1]

@@ -14,6 +14,7 @@ COMMANDS = {
     "calibrate": "Choose the thresholds of a model from images like those to come.",
     "train": "Learn the two prompts on labelled images; the backbone stays as it is.",
     "inspect": "Report what a data set holds and what is wrong with it, or export it as a datasets repository.",
+    "export": "Write a model for ONNX Runtime, OpenVINO or torch.export, and a certificate of what that changed.",
     "push": "Share a model on the Hub: the prompts alone, everything, or the vision-only form.",
     "convert": "Convert a checkpoint of the authors' program (epoch_N.pth) to prompts of this package.",
 }

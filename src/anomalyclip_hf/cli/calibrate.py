@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.files import one_line
 from ..data.options import ProfileOptions, ResizingOptions, SourceOptions, option
+from ..export.engines import is_exported
 from ..scoring.calibration import METHODS, check_method
 from .loading import ModelOptions, load_model, load_processor, load_source, options_of_source
 
@@ -155,6 +156,8 @@ def store_thresholds(folder: str, model: AnomalyCLIPModel, processor: AnomalyCLI
     from ..scoring.thresholds import save_thresholds
 
     config = model.config
+    if not Path(folder, "config.json").is_file() and is_exported(model.name_or_path):
+        raise ValueError(f"output_dir={folder!r} has no model to keep thresholds of; give {model.name_or_path}")
     if model.profile is not None:
         profile = model.profile
         if not Path(folder, "config.json").is_file():

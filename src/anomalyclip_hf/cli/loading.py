@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.files import check_name
 from ..data.options import ResizingOptions, SourceOptions, option, parse_options, refuse_unknown
+from ..export.engines import is_exported
 
 if TYPE_CHECKING:
     import datasets
@@ -51,6 +52,9 @@ def load_model(command: CheckpointOptions) -> AnomalyCLIPModel:
     from ..configuration_anomalyclip import feature_layers_of_preset
 
     names = ("revision", "preset", "image_size", "dtype")
+    if is_exported(_checkpoint(command)):
+        given = [name for name in (*names, "prompts") if getattr(command, name, None) is not None]
+        return load_exported(_checkpoint(command), given)
     overrides = {name: value for name in names if (value := getattr(command, name)) is not None}
     model = AnomalyCLIPModel.from_pretrained(_checkpoint(command), **overrides)
     if prompts := getattr(command, "prompts", None):
@@ -62,6 +66,24 @@ def load_model(command: CheckpointOptions) -> AnomalyCLIPModel:
             depth = model.config.vision_config.num_hidden_layers
             model.config.feature_layers = feature_layers_of_preset(command.preset, depth)
     return model
+
+
+def load_exported(folder: str, given: Sequence[str] = ()) -> AnomalyCLIPModel:
+    """A folder that `anomalyclip export` wrote, which takes a model's place.
+
+    Args:
+        folder: that was exported.
+        given: names of options that would change the model.
+
+    Raises:
+        ValueError: an option was given that an exported model has no use for.
+    """
+    from ..export import ExportedModel
+
+    if given:
+        shown = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ValueError(f"{folder} is an exported model, whose graph is fixed: leave out {shown}, or export again")
+    return ExportedModel(folder)  # type: ignore[return-value]
 
 
 def load_processor(command: CheckpointOptions, config: AnomalyCLIPConfig) -> AnomalyCLIPProcessor:

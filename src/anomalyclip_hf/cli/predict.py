@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from ..data.file_tree import examples
 from ..data.files import one_line
 from ..data.options import ProfileOptions, ResizingOptions, SourceOptions, option
+from ..export.engines import is_exported
+from .loading import load_exported
 from .running import naming
 from .video import join_states, predict_videos
 
@@ -160,7 +162,10 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
         given = {**settings.source_options(), "streaming": settings.streaming}
         images = load_anomaly_dataset(source, split=settings.split, **given)
     # Loaded here: the pipeline would try two ways and show the tracebacks of both.
-    model = AnomalyCLIPModel.from_pretrained(name, dtype=settings.dtype)
+    if is_exported(name):
+        model = load_exported(name, [] if settings.dtype == "auto" else ["dtype"])
+    else:
+        model = AnomalyCLIPModel.from_pretrained(name, dtype=settings.dtype)
     device = state.device if settings.device is None and state.num_processes > 1 else settings.device
     if settings.profile:
         model.set_profile(settings.profile)

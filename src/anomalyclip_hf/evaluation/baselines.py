@@ -23,8 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..configuration_anomalyclip import PRESETS, SCORE_RULES, feature_layers_of_preset
+from ..configuration_anomalyclip import PRESETS, feature_layers_of_preset
 from ..modeling_anomalyclip import compute_similarity_maps
+from ..options_anomalyclip import SCORE_RULES
 from ..prompts_anomalyclip import locate_base
 from ..references_anomalyclip import MAX_IMAGES
 from ..tiling_anomalyclip import score_of, score_views
@@ -116,6 +117,8 @@ def resolve_methods(names: Sequence[str], model: AnomalyCLIPModel) -> dict[str, 
         raise ValueError(f"methods={list(names)}, expected at least one, each once")
     known = {OWN: Method("AnomalyCLIP"), MUTUAL: Method("mutual, transductive", mutual=True), **BASELINES}
     methods = {name: known[name] if name in known else _setting(name, model) for name in names}
+    if list(names) != [OWN] and not hasattr(model, "vision_model"):
+        raise ValueError(f"methods={list(names)}: an exported model can be judged as it is alone")
     if not methods[names[0]].in_batches:
         raise ValueError(f"{names[0]} can't be the first of the methods, which is the result proper; begin with {OWN}")
     words = [name for name, method in methods.items() if method.sentences or not method.deep_prompts]
@@ -261,6 +264,9 @@ class MethodScorer:
             references `reference_scores` `(B,)`, as [`AnomalyCLIPModel`] returns them.
         """
         model, config = self.model, self.model.config
+        if not hasattr(model, "vision_model"):  # an exported one
+            output = model(pixel_values, return_dict=True)
+            return {OWN: {"logits": output.logits, "anomaly_maps": output.anomaly_maps}}
         size = (pixel_values.shape[-2], pixel_values.shape[-1])
         grid = (size[0] // config.vision_config.patch_size, size[1] // config.vision_config.patch_size)
         compared = {name: bank for name in self.scoring if (bank := self.references_of(name)) is not None}

@@ -18,9 +18,10 @@ from PIL import Image
 from tqdm.auto import tqdm
 from transformers.utils import IMAGE_PROCESSOR_NAME
 
-from ..configuration_anomalyclip import WITH_REFERENCES, check_fields
+from ..configuration_anomalyclip import check_fields
 from ..data.files import atomic_path
 from ..images_anomalyclip import load_image
+from ..options_anomalyclip import WITH_REFERENCES
 from ..profiles_anomalyclip import Profile
 from ..regions_anomalyclip import fit_roi
 from .calibration import (
@@ -253,6 +254,8 @@ def _with_thresholds(card: str, image_threshold: float | None, pixel_threshold: 
 
 def choose_margin(model: AnomalyCLIPModel) -> float:
     """How far thresholds keep from scores, as a difference of logits: by the model's least precise weights."""
+    if not getattr(model, "is_exact", True):  # exported, in bfloat16 or int8
+        return HALF_MARGIN
     halves = (torch.bfloat16, torch.float16)
     computed_in_half = torch.is_autocast_enabled(model.device.type)
     return HALF_MARGIN if computed_in_half or any(p.dtype in halves for p in model.parameters()) else MARGIN

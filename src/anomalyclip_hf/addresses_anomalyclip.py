@@ -1,0 +1,89 @@
+"""Images by their address: what a pipeline is called with becomes an upright 8-bit image.
+
+Importing this needs numpy and PIL only.
+"""
+
+import threading
+import urllib.request
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+from urllib.parse import quote
+
+from PIL import Image
+
+from .images_anomalyclip import ImageReadError, Window, load_image, unreadable
+
+DOWNLOAD_TIMEOUT = 30.0
+DOWNLOAD_BYTES = 100_000_000
+URL_SAFE = "%/:=&?~#+!$,;'@()*[]"  # what has a meaning in a URL; spaces and the like are quoted
+
+
+def read_image(
+    image: Any,
+    timeout: float | None = DOWNLOAD_TIMEOUT,
+    max_bytes: int = DOWNLOAD_BYTES,
+    window: Window = None,
+    channels: Sequence[int] | None = None,
+) -> Image.Image:
+    """Read an image of any kind as an upright 8-bit PIL image.
+
+    Args:
+        image (`str`, `os.PathLike`, binary file, `bytes`, `{"bytes", "path"}`, `PIL.Image.Image`, `np.ndarray` or
+            `torch.Tensor`): a `str` is a path, an address (`http://`, `https://`) or a `data:` URL.
+        timeout (`float`, seconds, defaults to 30): for an address, from the request to the last byte.
+        max_bytes (`int`, defaults to 100 million): largest file that an address may lead to.
+        window, channels (*optional*): as of `images_anomalyclip.load_image`; a window is applied once, however often
+            an image is read.
+
+    Raises:
+        ImageReadError: (a `ValueError`) if it is missing, empty, too large, too slow or no image; names it.
+        ValueError: if a limit is no possible one.
+        TypeError: if it is nothing that could be an image.
+    """
+    timeout = DOWNLOAD_TIMEOUT if timeout is None else timeout
+    check_limits(timeout, max_bytes)
+    if isinstance(image, str) and image[:8].lower().startswith(("http://", "https://", "data:")):
+        try:
+            content = _fetch(image, timeout, max_bytes)
+        except Exception as error:  # of the address, the network, the server's answer
+            raise unreadable(image, error) from error
+        return load_image({"bytes": content, "path": image}, window, channels)
+    return load_image(image, window, channels)
+
+
+def check_limits(timeout: float | None, max_bytes: int | None) -> None:
+    """Refuse seconds and bytes that are no limits; None is left to the defaults.
+
+    Raises:
+        ValueError: naming the one.
+    """
+    if timeout is not None and not (isinstance(timeout, Real) and timeout > 0):
+        raise ValueError(f"timeout={timeout!r}, expected seconds above 0")
+    if max_bytes is not None and not (type(max_bytes) is int and max_bytes > 0):
+        raise ValueError(f"max_bytes={max_bytes!r}, expected a whole number of bytes above 0")
+
+
+def _fetch(url: str, timeout: float, max_bytes: int) -> bytes:
+    """Content of a URL; in a thread, since a server that sends a byte now and then keeps a socket's time limit."""
+    found: list[bytes | Exception] = []
+
+    def work() -> None:
+        try:
+            address = url if url[:5].lower() == "data:" else quote(url, safe=URL_SAFE)
+            with urllib.request.urlopen(address, timeout=timeout) as response:
+                found.append(response.read(max_bytes + 1))
+        except Exception as error:
+            found.append(error)
+
+    thread = threading.Thread(target=work, name="anomalyclip-download", daemon=True)
+    thread.start()
+    thread.join(min(timeout, threading.TIMEOUT_MAX))
+    result = found[0] if found else TimeoutError()
+    if isinstance(result, TimeoutError):
+        raise TimeoutError(f"not received within {timeout:g} s (timeout=... sets the limit)") from result
+    if isinstance(result, Exception):
+        raise result
+    if len(result) > max_bytes:
+        raise ImageReadError(f"it is larger than {max_bytes:,} bytes (max_bytes=... sets the limit)")
+    return result

@@ -1,0 +1,214 @@
+"""An exported model that is called like the pipeline, with numpy, PIL and its engine alone.
+
+Importing this imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..addresses_anomalyclip import check_limits, read_image
+from ..images_anomalyclip import check_channels, check_window
+from ..options_anomalyclip import WITH_REFERENCES, check_options
+from ..pixels_anomalyclip import normalized_pixels, resized_map, smoothing_matrix
+from ..regions_anomalyclip import fit_roi, mark_regions, read_roi
+from .engines import Engine, load_engine, read_facts, read_json
+
+READING = ("timeout", "max_bytes", "window", "channels")
+JUDGING = ("sigma", "image_threshold", "pixel_threshold", "min_area", "roi", "score_rule")
+
+
+class AnomalyCLIPExported:
+    r"""Finds anomalies as [`ZeroShotAnomalyDetectionPipeline`] does, with what `anomalyclip export` wrote.
+
+    ```python
+    >>> from anomalyclip_hf import AnomalyCLIPExported
+
+    >>> detector = AnomalyCLIPExported.from_pretrained("exported")
+    >>> result = detector("photo.jpg", pixel_threshold=0.5)
+    >>> result["score"], result["anomaly_map"].shape
+    ```
+
+    Args:
+        engine: of [`load_engine`].
+        config (`dict`): contents of config.json; its thresholds are used where a call gives none.
+        processor (`dict`): contents of preprocessor_config.json.
+
+    Raises:
+        ValueError: a setting out of its range, or images that are not resized to a square.
+    """
+
+    def __init__(self, engine: Engine, config: Mapping[str, Any], processor: Mapping[str, Any]):
+        self.engine = engine
+        self.score_rule = config.get("score_rule") or "global"
+        self.thresholds_for = config.get("thresholds_for") or self.score_rule
+        self.thresholds = {name: config.get(name) for name in ("image_threshold", "pixel_threshold")}
+        check_options({**self.thresholds, "score_rule": self.score_rule})
+        names = ("sigma", "resample", "rescale_factor", "image_mean", "image_std", "do_rescale", "do_normalize")
+        self.processor: dict[str, Any] = {name: processor.get(name) for name in names}
+        check_options(self.processor)
+        if missing := [name for name, value in self.processor.items() if value is None]:
+            raise ValueError(f"preprocessor_config.json lacks {', '.join(missing)}: export the model again")
+        if (resize := processor.get("resize", "square")) != "square":
+            raise ValueError(f"resize={resize!r}: an exported model takes squares alone")
+        self.size = (int(processor["size"]["width"]), int(processor["size"]["height"]))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike, num_threads: int | None = None) -> AnomalyCLIPExported:
+        """Load a folder that `anomalyclip export` wrote.
+
+        Args:
+            folder (`str` or `os.PathLike`).
+            num_threads (`int`, *optional*): of the engine; its own choice if absent.
+
+        Raises:
+            OSError: there is no exported model.
+            ImportError: its engine isn't installed.
+            ValueError: it is damaged.
+        """
+        engine = load_engine(folder, read_facts(folder), num_threads)
+        return cls(engine, read_json(folder, "config.json"), read_json(folder, "preprocessor_config.json"))
+
+    def __call__(self, inputs: Any, batch_size: int = 1, **options: Any) -> Any:
+        """Score images.
+
+        Args:
+            inputs: a path, URL, open binary file, the bytes of a file, PIL image or array; a list or an iterator of
+                them, or an array of several, `(B, H, W, C)` or `(B, C, H, W)`.
+            batch_size (`int`, defaults to 1).
+            **options: sigma, image_threshold, pixel_threshold, min_area, roi, score_rule, window, channels, timeout and
+                max_bytes as of the pipeline.
+
+        Returns:
+            a `dict` for one image, a list of them, or an iterator for an iterator: `score` (float, P(anomalous)),
+            `anomaly_map` (float32 array (h, w) in [0, 1], at the image's own size) and, where thresholds are set,
+            `label`, `mask` (bool array) and, with scikit-image, `regions`.
+
+        Raises:
+            ValueError: an image can't be read, or an option is out of its range.
+            TypeError: there is no such option.
+        """
+        if inputs is None:
+            raise ValueError("inputs is None, expected a path, URL, PIL image or array, or a list of them")
+        if not (type(batch_size) is int and batch_size > 0):
+            raise ValueError(f"batch_size={batch_size!r}, expected a whole number above 0")
+        reading, judging = self._sort_options(options)
+        if isinstance(inputs, Iterator) and not callable(getattr(inputs, "read", None)):
+            return self._stream(inputs, batch_size, reading, judging)
+        if isinstance(inputs, list | tuple) or getattr(inputs, "ndim", 0) == 4:
+            return list(self._stream(inputs, batch_size, reading, judging))
+        return next(self._stream([inputs], 1, reading, judging))
+
+    def _sort_options(self, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Options of reading and of judging, checked."""
+        if options.get("resize", "square") != "square":
+            raise ValueError(f"resize={options['resize']!r}: an exported model takes squares alone")
+        given = {name: value for name, value in options.items() if value is not None and name != "resize"}
+        if unknown := sorted(set(given) - {*READING, *JUDGING}):
+            raise TypeError(f"unknown arguments {unknown}; known are {', '.join(JUDGING + READING)}")
+        check_limits(given.get("timeout"), given.get("max_bytes"))
+        for name, check in (("window", check_window), ("channels", check_channels), ("roi", read_roi)):
+            if name in given:
+                given[name] = check(given[name])
+        judging = {"score_rule": self.score_rule, **{name: given[name] for name in JUDGING if name in given}}
+        judging = {**self._fitting_thresholds(judging["score_rule"]), **judging}
+        check_options({name: value for name, value in judging.items() if name != "roi"})
+        if judging.get("sigma", 0) > (most := max(*self.size, 64)):
+            raise ValueError(f"sigma={judging['sigma']!r}, expected 0 to {most} pixels, the input's own side")
+        return {name: given[name] for name in READING if name in given}, judging
+
+    def _fitting_thresholds(self, score_rule: str) -> dict[str, Any]:
+        """The stored thresholds that were chosen for this score; a warning where one wasn't."""
+        with_references = self.thresholds_for.endswith(WITH_REFERENCES)
+        fits = {"image_threshold": self.thresholds_for == score_rule, "pixel_threshold": not with_references}
+        if lost := [name for name, value in self.thresholds.items() if value is not None and not fits[name]]:
+            warnings.warn(
+                f"{' and '.join(lost)} were chosen for the score {self.thresholds_for!r}, not for {score_rule!r}: "
+                "they are not used. Calibrate anew, or give thresholds yourself",
+                stacklevel=4,
+            )
+        return {name: value if fits[name] else None for name, value in self.thresholds.items()}
+
+    def _stream(
+        self, images: Iterable[Any], batch_size: int, reading: Mapping[str, Any], judging: Mapping[str, Any]
+    ) -> Iterator[dict[str, Any]]:
+        images = iter(images)
+        while batch := [read_image(image, **reading) for image in islice(images, batch_size)]:
+            logits, maps = self.engine(np.stack([self.prepare(image) for image in batch]))
+            for image, image_logits, anomaly_map in zip(batch, logits, maps, strict=True):
+                yield self.judge(image_logits, anomaly_map, image.size, **judging)
+
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        """What the graph takes of an upright 8-bit image: `(3, S, S)` float32."""
+        settings = self.processor
+        return normalized_pixels(
+            image,
+            self.size,
+            settings["resample"],
+            settings["rescale_factor"] if settings["do_rescale"] else None,
+            (settings["image_mean"], settings["image_std"]) if settings["do_normalize"] else None,
+        )
+
+    def judge(
+        self,
+        logits: np.ndarray,
+        anomaly_map: np.ndarray,
+        image_size: tuple[int, int],
+        sigma: float | None = None,
+        image_threshold: float | None = None,
+        pixel_threshold: float | None = None,
+        min_area: int = 1,
+        roi: Any = None,
+        score_rule: str = "global",
+    ) -> dict[str, Any]:
+        """The result of one image.
+
+        Args:
+            logits `(2,)` and anomaly_map `(S, S)`: what the graph gave, float32.
+            image_size: width and height of the image in pixels.
+            others: as of a call.
+        """
+        if not (np.isfinite(logits).all() and np.isfinite(anomaly_map).all()):
+            raise ValueError(f"the output is not finite (logits {logits.tolist()}): export the model again")
+        sigma = float(self.processor["sigma"]) if sigma is None else float(sigma)
+        if sigma:
+            down, across = (smoothing_matrix(side, sigma) for side in anomaly_map.shape)
+            anomaly_map = down @ anomaly_map @ across.T
+        score = float(1 / (1 + np.exp(np.float64(logits[0]) - np.float64(logits[1]))))
+        if score_rule != "global":
+            pixels = np.sort(anomaly_map.ravel().clip(0, 1))[::-1]
+            highest = float(pixels[: max(1, len(pixels) // 100)].mean())
+            score = float(pixels[0]) if score_rule == "max" else (score + highest) / 2
+        anomaly_map = resized_map(anomaly_map, image_size[::-1])
+        result: dict[str, Any] = {"score": score, "anomaly_map": anomaly_map}
+        if image_threshold is not None:
+            result["label"] = "anomalous" if score >= image_threshold else "normal"
+        if pixel_threshold is not None:
+            result |= _mark(anomaly_map, pixel_threshold, min_area, roi)
+        return result
+
+
+def _mark(anomaly_map: np.ndarray, pixel_threshold: float, min_area: int, roi: Any) -> dict[str, Any]:
+    """Mask and regions; without scikit-image the mask alone, where all regions count."""
+    try:
+        mask, regions = mark_regions(anomaly_map, pixel_threshold, min_area, roi)
+    except ImportError:
+        if min_area > 1:
+            raise
+        mask = anomaly_map >= pixel_threshold
+        return {"mask": mask if roi is None else mask & fit_roi(roi, _size_of(anomaly_map))}
+    return {"mask": mask, "regions": regions}
+
+
+def _size_of(anomaly_map: np.ndarray) -> tuple[int, int]:
+    return anomaly_map.shape[1], anomaly_map.shape[0]
+
+
+__all__ = ["AnomalyCLIPExported"]
