@@ -34,6 +34,9 @@ DEFAULT_VISION = {
 # Feature layers as fractions of the vision tower's depth: of 24 layers, [24] and [6, 12, 18, 24].
 PRESETS = {"released": (1.0,), "paper": (0.25, 0.5, 0.75, 1.0)}
 
+# "text": learned words, read by the text tower; "free": learned vectors in place of what it would give.
+PROMPT_TYPES = ("text", "free")
+
 # How an image's score comes from P(anomalous) of the image and from its map; see the processor.
 SCORE_RULES = ("global", "max", "mean")
 WITH_REFERENCES = " with references"
@@ -75,6 +78,7 @@ RULES: dict[str, Rule] = {
     "tile_size": _SIZE,
     "overlap": (0.0, 0.9),
     "min_area": range(1, 2**40),
+    "prompt_type": frozenset(PROMPT_TYPES),
     "score_rule": frozenset(SCORE_RULES),
     "thresholds_for": frozenset(rule + more for rule in SCORE_RULES for more in ("", WITH_REFERENCES)),
     "reference_weight": (0.0, 1000.0),
@@ -273,6 +277,8 @@ class AnomalyCLIPConfig(PreTrainedConfig):
             the two towers, as in `CLIPConfig`; ViT-L/14@336 if absent.
         projection_dim (`int`, defaults to 768): width P of the shared embedding space.
         base_model_name_or_path, base_model_revision (`str`, *optional*): the CLIP checkpoint of the backbone.
+        prompt_type (`str`, defaults to `"text"`): `"free"` = two learned vectors of width P for the image, and two for
+            the patches of each feature layer, in place of what a text tower would give; no text tower is loaded.
         prompt_length (`int`, defaults to 12): learned words E of each prompt (section 3.2 of the paper).
         deep_prompt_depth (`int`, *optional*): text layers with learned tokens, counting layer 1, whose tokens are the
             prompt itself: `depth - 1` sets; 1 = none. 9 of 12 layers, scaled to other depths (section 3.3).
@@ -318,6 +324,7 @@ class AnomalyCLIPConfig(PreTrainedConfig):
     initializer_factor: float | int = 1.0
     base_model_name_or_path: str | None = None
     base_model_revision: str | None = None
+    prompt_type: str = "text"
     prompt_length: int = 12
     deep_prompt_depth: Any = None
     deep_prompt_length: int = 4
@@ -381,10 +388,16 @@ class AnomalyCLIPConfig(PreTrainedConfig):
             given.setdefault(
                 "thresholds_for", config_dict.get("thresholds_for") or config_dict.get("score_rule", "global")
             )
-        config_dict = {**config_dict, **given}
+        stored, config_dict = config_dict, {**config_dict, **given}
         check_stored(config_dict)
         wants_unused = kwargs.pop("return_unused_kwargs", False)
         config, unused = super().from_dict(config_dict, return_unused_kwargs=True, **kwargs)
+        layers = stored.get("feature_layers") if stored.get("prompt_type") == "free" else None
+        if layers not in (None, config.feature_layers) and "prompt_type" not in given:
+            raise ValueError(
+                f"feature_layers={config.feature_layers}, but these free prompts were learned on {layers}: each layer "
+                "has vectors of its own. Learn them anew on other layers"
+            )
         if wants_unused:
             return config, unused
         unknown = sorted(set(unused) - LOADING_FIELDS)
@@ -435,6 +448,22 @@ class AnomalyCLIPConfig(PreTrainedConfig):
         return [row.index(eos) if eos != 2 and eos in row else row.index(max(row)) for row in self.prompt_token_ids]
 
     @property
+    def reads_text(self) -> bool:
+        """Whether the prompts are read by a text tower."""
+        return self.prompt_type == "text" and not self.vision_only
+
+    @property
+    def prompt_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names of the learned tensors of `prompt_learner`, and their shapes."""
+        if self.prompt_type == "free":
+            return {
+                "image_vectors": (2, self.projection_dim),
+                "patch_vectors": (len(self.feature_layers), 2, self.projection_dim),
+            }
+        width, sets = self.text_config.hidden_size, (self.deep_prompt_depth or 1) - 1
+        return {"context": (2, self.prompt_length, width), "deep_prompts": (sets, self.deep_prompt_length, width)}
+
+    @property
     def grid_size(self) -> tuple[int, int]:
         """Patch grid (rows, columns) at `image_size`."""
         side = self.image_size // self.vision_config.patch_size
@@ -473,6 +502,8 @@ class AnomalyCLIPConfig(PreTrainedConfig):
         """Check the fields that speak of prompts and of the text tower."""
         text, ids = self.text_config, self.prompt_token_ids
         depth, positions, words = text.num_hidden_layers, text.max_position_embeddings, text.vocab_size
+        if self.vision_only and self.prompt_type == "free":
+            raise ValueError("vision_only=True and prompt_type='free': free prompts are not folded; give one of them")
         if self.deep_prompt_depth > depth:
             raise ValueError(
                 f"deep_prompt_depth={self.deep_prompt_depth} but the text tower has {depth} layers; give 1..{depth}"

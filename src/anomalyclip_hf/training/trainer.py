@@ -447,9 +447,9 @@ def make_accelerator(args: PromptTrainingArguments) -> Accelerator:
 
 
 def draw_fresh_prompts(model: AnomalyCLIPModel, seed: int) -> None:
-    """Put new prompts into a model, N(0, 0.02), drawn from the seed alone (section 3.2)."""
+    """Put new prompts into a model, N(0, 0.02), drawn from the seed alone (section 3.2); free ones likewise."""
     generator = torch.Generator().manual_seed(seed)
-    for parameter in (model.prompt_learner.context, model.prompt_learner.deep_prompts):
+    for parameter in model.prompt_learner.parameters():
         parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
 
 
