@@ -2,8 +2,8 @@
 
     python scripts/benchmark_prompts.py --photographs tests/fixtures/photos/cookies tests/fixtures/photos/pcb
 
-For the embedded model, or --model, it prints image AUROC, pixel AUROC and AUPRO as means over seeds, with their standard
-deviation, and what the folded prompts of the checkpoint give untrained. Features are computed once, for all runs.
+For the embedded model, or --model, it prints image AUROC, pixel AUROC and AUPRO as means over seeds with their
+standard deviation, and what the folded prompts of the checkpoint give untrained. Features are kept for all runs.
 """
 
 import argparse
@@ -15,6 +15,8 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import torch
 from accelerate import Accelerator
 
 import anomalyclip_hf
@@ -34,21 +36,13 @@ KINDS = {"text": ("text", "fresh"), "free": ("free", "fresh"), "free-from-text":
 
 def judge(model, processor, samples, cache, accelerator) -> list[float]:
     """The metrics in percent of a model on kept features, mean over classes."""
-    parts = [range(start, min(start + 16, len(samples))) for start in range(0, len(samples), 16)]
-    names = [[samples.class_names[index] for index in part] for part in parts]
-    batches = (
-        (own, {**cache.read(part), "labels": samples.labels[list(part)]})
-        for own, part in zip(names, parts, strict=True)
-    )
-    found = validate(model, processor, _tensors(batches), accelerator)
+    batches = []
+    for start in range(0, len(samples), 16):
+        part = np.arange(start, min(start + 16, len(samples)))
+        labels = torch.from_numpy(samples.labels[part])
+        batches.append(([samples.class_names[row] for row in part], {**cache.read(part), "labels": labels}))
+    found = validate(model, processor, batches, accelerator)
     return [100 * found[metric] for metric in METRICS]
-
-
-def _tensors(batches):
-    import torch
-
-    for names, batch in batches:
-        yield names, {**batch, "labels": torch.as_tensor(batch["labels"])}
 
 
 def main() -> None:

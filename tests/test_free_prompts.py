@@ -131,6 +131,18 @@ def test_a_clip_gets_fresh_ones_and_its_text_tower_is_not_loaded(tiny_clip_dir, 
     assert model.get_input_embeddings() is model.vision_model.embeddings.patch_embedding
 
 
+def test_folded_ones_can_not_be_trained_until_they_are_free_again(free, pixels, tmp_path):
+    expected = results(free, pixels)
+    free.to_vision_only().save_pretrained(tmp_path)
+    folded = AnomalyCLIPModel.from_pretrained(tmp_path)
+    assert folded.folded_text_embeds.shape == (3, 2, 16) and close(results(folded, pixels), expected)
+    with pytest.raises(ValueError, match="its prompts are folded and can't be trained"):
+        folded(pixels, labels=torch.tensor([0, 1]))
+    again = folded.to_free_prompts()
+    assert close(results(again, pixels), expected)
+    assert again(pixels, labels=torch.tensor([0, 1])).loss.requires_grad
+
+
 def test_swapped_with_text_prompts_on_a_model_with_a_text_tower(tiny_model, free, pixels, tmp_path):
     of_text, of_free = results(tiny_model, pixels), results(free, pixels)
     free.save_prompts(tmp_path / "free")
@@ -155,16 +167,12 @@ def test_refused(tiny_model, free, pixels, tmp_path):
     tiny_model.save_prompts(tmp_path / "text")
     with pytest.raises(ValueError, match=r"read by a text tower, and this model \(prompt_type='free'\) has none"):
         free.load_prompts(tmp_path / "text")
-    with pytest.raises(ValueError, match="there is nothing to fold"):
-        free.to_vision_only()
     make_tiny_clip(seed=4).save_pretrained(tmp_path / "other")
     fields = {"image_size": 42, "feature_layers": [2, 4]}
     for kind in ("text", "free"):
         other = AnomalyCLIPModel.from_pretrained(tmp_path / "other", prompt_type=kind, **fields)
         with pytest.raises(ValueError, match=r"backbone '.*tiny_clip.*', but this one is '.*other'.*weights differ"):
             other.load_prompts(free.get_prompts())
-    with pytest.raises(ValueError, match="vision_only=True and prompt_type='free'"):
-        AnomalyCLIPConfig(vision_only=True, prompt_type="free")
     with pytest.raises(ValueError, match="prompt_type='words', expected one of"):
         AnomalyCLIPConfig(prompt_type="words")
 
@@ -178,5 +186,5 @@ def test_damaged_files_are_named(free, tmp_path):
         AnomalyCLIPModel.from_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "prompt_type": "text"}))
-    with pytest.raises(ValueError, match="lacks prompt_learner.context"):
+    with pytest.raises(ValueError, match=r"lacks prompt_learner\.context"):
         AnomalyCLIPModel.from_pretrained(tmp_path)

@@ -302,7 +302,7 @@ class AnomalyCLIPConfig(PreTrainedConfig):
             `" with references"` where there were some. They are used for that score alone.
         reference_layers (`list[int]`, *optional*): vision layers, counted from 1, on which references are compared;
             from the middle of the tower on if absent: 4, 6, 8 of 9, 11, 16, 21 of 24.
-        vision_only (`bool`, defaults to `False`): the prompts are folded into two embeddings; no text tower.
+        vision_only (`bool`, defaults to `False`): the prompts are folded into embeddings; no text tower.
         prompts_only (`bool`, defaults to `False`): the files that this is stored with hold prompts alone.
 
     Raises:
@@ -502,8 +502,6 @@ class AnomalyCLIPConfig(PreTrainedConfig):
         """Check the fields that speak of prompts and of the text tower."""
         text, ids = self.text_config, self.prompt_token_ids
         depth, positions, words = text.num_hidden_layers, text.max_position_embeddings, text.vocab_size
-        if self.vision_only and self.prompt_type == "free":
-            raise ValueError("vision_only=True and prompt_type='free': free prompts are not folded; give one of them")
         if self.deep_prompt_depth > depth:
             raise ValueError(
                 f"deep_prompt_depth={self.deep_prompt_depth} but the text tower has {depth} layers; give 1..{depth}"

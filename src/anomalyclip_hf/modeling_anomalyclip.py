@@ -403,7 +403,8 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
         self.vision_model = AnomalyCLIPVisionModel._from_config(vision, dtype=dtype)
         self.visual_projection = nn.Linear(vision.hidden_size, config.projection_dim, bias=False)
         if config.vision_only:
-            self.folded_text_embeds = nn.Buffer(torch.zeros(2, config.projection_dim, dtype=torch.float32))
+            sets = (1 + len(config.feature_layers),) if config.prompt_type == "free" else ()
+            self.folded_text_embeds = nn.Buffer(torch.zeros(*sets, 2, config.projection_dim, dtype=torch.float32))
         if config.reads_text:
             self.text_model = AnomalyCLIPTextModel._from_config(text, dtype=dtype)
             self.text_projection = nn.Linear(text.hidden_size, config.projection_dim, bias=False)

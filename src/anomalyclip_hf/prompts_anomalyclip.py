@@ -708,14 +708,12 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
 
     @torch.no_grad()
     def to_vision_only(self):
-        """A copy with the prompts folded into two text embeddings and no text tower; it can't be trained.
+        """A copy with the prompts folded into their embeddings and no text tower; it can't be trained.
 
         Returns:
             [`AnomalyCLIPModel`] that gives the same results; save and load it as any other.
         """
         refuse_vision_only(self.config, "there is nothing to fold")
-        if self.config.prompt_type == "free":
-            raise ValueError("these free prompts need no text tower, so that there is nothing to fold; save the model")
         return self._without_text_tower({"folded_text_embeds": self.get_prompt_embeds()}, vision_only=True)
 
     @torch.no_grad()

@@ -96,7 +96,7 @@ def resolve_methods(names: Sequence[str], model: AnomalyCLIPModel) -> dict[str, 
     config = model.config
     if words and (not hasattr(model, "text_model") or (config.prompt_type == "free" and "deep_prompts=off" in words)):
         kind = "vision-only" if config.vision_only else f"one of prompt_type={config.prompt_type!r}"
-        raise ValueError(f"{', '.join(words)} need the text tower but this model is {kind}; load the full one")
+        raise ValueError(f"{', '.join(words)} need the text tower but this model is {kind}; load one that has it")
     if config.prompt_type == "free" and (others := [name for name, method in methods.items() if method.layers]):
         raise ValueError(
             f"{', '.join(others)}: free prompts have vectors for the layers {config.feature_layers} alone"
