@@ -55,12 +55,13 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--train_images", type=int, default=800)
     parser.add_argument("--test_images", type=int, default=400)
+    parser.add_argument("--split", choices=("test", "validation"), default="test", help="of the held-out drawings")
     parser.add_argument("--photographs", nargs="*", default=[], help="folders of good, defect and masks")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/prompts-benchmark"))
     args = parser.parse_args()
 
     train = draw("train", num_images=args.train_images, size=128, seed=7, difficulty=0.5)
-    sets = {"drawings": draw("test", num_images=args.test_images)}
+    sets = {"drawings": draw(args.split, num_images=args.test_images, size=128, difficulty=0.5)}
     sets |= {Path(folder).name: load_anomaly_dataset(folder) for folder in args.photographs}
     processor = AnomalyCLIPProcessor.from_pretrained(args.model)
     accelerator, judged = Accelerator(cpu=True), {name: TrainingSamples(rows, name) for name, rows in sets.items()}
