@@ -57,6 +57,8 @@ def test_folded_text_prompts_give_the_same_results(tiny_model, pixels, tmp_path,
     assert shapes(free) == {"image_vectors": (2, 16), "patch_vectors": (2, 2, 16)}
     assert close(results(free, pixels), results(tiny_model, pixels), 1e-6)
     assert free.config.image_threshold == 0.25
+    lengths = torch.cat([value.norm(dim=-1).flatten() for value in free.prompt_learner.parameters()])
+    assert close(lengths, torch.full((6,), 0.8))  # 0.2 x the root of 16, the expected length of a fresh one
     trainable = {name for name, parameter in free.named_parameters() if parameter.requires_grad}
     assert trainable == {"prompt_learner.image_vectors", "prompt_learner.patch_vectors"}
 
@@ -127,7 +129,7 @@ def test_a_clip_gets_fresh_ones_and_its_text_tower_is_not_loaded(tiny_clip_dir, 
     model = AnomalyCLIPModel.from_pretrained(tiny_clip_dir, prompt_type="free", image_size=42, feature_layers=[2, 4])
     assert not has_text(model) and shapes(model) == {"image_vectors": (2, 16), "patch_vectors": (2, 2, 16)}
     values = torch.cat([value.detach().flatten() for value in model.prompt_learner.parameters()])
-    assert 0.01 < values.std() < 0.03 and torch.isfinite(results(model, pixels)).all()
+    assert 0.1 < values.std() < 0.3 and torch.isfinite(results(model, pixels)).all()
     assert model.get_input_embeddings() is model.vision_model.embeddings.patch_embedding
 
 

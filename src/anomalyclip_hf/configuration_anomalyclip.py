@@ -35,7 +35,9 @@ DEFAULT_VISION = {
 PRESETS = {"released": (1.0,), "paper": (0.25, 0.5, 0.75, 1.0)}
 
 # "text": learned words, read by the text tower; "free": learned vectors in place of what it would give.
-PROMPT_TYPES = ("text", "free")
+# Fresh ones are drawn with these standard deviations. Free vectors are normalised when used, so that their length sets
+# how far a step of the optimizer turns them: this one suits the authors' learning rate (scripts/benchmark_prompts.py).
+PROMPT_STD = {"text": 0.02, "free": 0.2}
 
 # How an image's score comes from P(anomalous) of the image and from its map; see the processor.
 SCORE_RULES = ("global", "max", "mean")
@@ -78,7 +80,7 @@ RULES: dict[str, Rule] = {
     "tile_size": _SIZE,
     "overlap": (0.0, 0.9),
     "min_area": range(1, 2**40),
-    "prompt_type": frozenset(PROMPT_TYPES),
+    "prompt_type": frozenset(PROMPT_STD),
     "score_rule": frozenset(SCORE_RULES),
     "thresholds_for": frozenset(rule + more for rule in SCORE_RULES for more in ("", WITH_REFERENCES)),
     "reference_weight": (0.0, 1000.0),

@@ -33,6 +33,7 @@ from .configuration_anomalyclip import (
     CLIP_VOCAB_SIZE,
     CONFIG_FIELDS,
     OUTPUT_FIELDS,
+    PROMPT_STD,
     WRONG_VALUE,
     AnomalyCLIPConfig,
     check_stored,
@@ -374,7 +375,7 @@ class AnomalyCLIPPreTrainedModel(PromptsMixin, ReferencesMixin, PreTrainedModel)
     def _init_weights(self, module):
         if isinstance(module, AnomalyCLIPPromptLearner):
             for parameter in module.parameters():
-                init.normal_(parameter, std=0.02)
+                init.normal_(parameter, std=PROMPT_STD[self.config.prompt_type])
         elif isinstance(module, AnomalyCLIPModel):
             factor = self.config.initializer_factor
             for name, tower in (("visual_projection", "vision_config"), ("text_projection", "text_config")):

@@ -27,7 +27,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
-from .configuration_anomalyclip import AnomalyCLIPConfig
+from .configuration_anomalyclip import PROMPT_STD, AnomalyCLIPConfig
 from .image_processing_anomalyclip import AnomalyCLIPImageProcessor
 from .profiles_anomalyclip import FOLDER, Profile, profile_names, read_profile
 
@@ -720,7 +720,8 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
     def to_free_prompts(self):
         """A copy with free prompts that gives the same results, and can be trained from there; it has no text tower.
 
-        Its vectors are the embeddings of the prompts, learned or folded, repeated for each feature layer.
+        Its vectors are the embeddings of the prompts, learned or folded, repeated for each feature layer, and as long
+        as fresh ones are.
 
         Returns:
             [`AnomalyCLIPModel`] with `prompt_type="free"`.
@@ -728,6 +729,7 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
         embeds = self.get_prompt_embeds()
         if embeds.ndim == 2:
             embeds = embeds.expand(1 + len(self.config.feature_layers), -1, -1)
+        embeds = embeds * (PROMPT_STD["free"] * embeds.shape[-1] ** 0.5)
         learned = {"prompt_learner.image_vectors": embeds[0], "prompt_learner.patch_vectors": embeds[1:]}
         return self._without_text_tower(learned, prompt_type="free", vision_only=False)
 
