@@ -35,6 +35,12 @@ DEFAULT_VISION = {
 # Feature layers as fractions of the vision tower's depth: of 24 layers, [24] and [6, 12, 18, 24].
 PRESETS = {"released": (1.0,), "paper": (0.25, 0.5, 0.75, 1.0)}
 
+
+# "text": learned words, read by the text tower; "free": learned vectors in place of what it would give.
+# Fresh ones are drawn with these standard deviations. Free vectors are normalised when used, so that their length sets
+# how far a step of the optimizer turns them: this one suits the authors' learning rate (scripts/benchmark_prompts.py).
+PROMPT_STD = {"text": 0.02, "free": 0.2}
+
 MAX_PARAMETERS = 20_000_000_000
 MAX_LABELS = 10_000  # of num_labels and the tables of labels, which nothing here uses
 MAX_CHARACTERS = 4096  # of a text
@@ -58,6 +64,7 @@ RULES: dict[str, Rule] = {
     "logit_scale_init_value": (-1000.0, 1000.0),
     **dict.fromkeys(("initializer_range", "initializer_factor"), (0.0, 1000.0)),
     "attention_dropout": (0.0, 0.999),
+    "prompt_type": frozenset(PROMPT_STD),
     "thresholds_for": frozenset(rule + more for rule in SCORE_RULES for more in ("", WITH_REFERENCES)),
     "preset": frozenset(PRESETS),
     "hidden_act": frozenset(ACT2FN),
@@ -222,6 +229,8 @@ class AnomalyCLIPConfig(PreTrainedConfig):
             the two towers, as in `CLIPConfig`; ViT-L/14@336 if absent.
         projection_dim (`int`, defaults to 768): width P of the shared embedding space.
         base_model_name_or_path, base_model_revision (`str`, *optional*): the CLIP checkpoint of the backbone.
+        prompt_type (`str`, defaults to `"text"`): `"free"` = two learned vectors of width P for the image, and two for
+            the patches of each feature layer, in place of what a text tower would give; no text tower is loaded.
         prompt_length (`int`, defaults to 12): learned words E of each prompt (section 3.2 of the paper).
         deep_prompt_depth (`int`, *optional*): text layers with learned tokens, counting layer 1, whose tokens are the
             prompt itself: `depth - 1` sets; 1 = none. 9 of 12 layers, scaled to other depths (section 3.3).
@@ -245,7 +254,7 @@ class AnomalyCLIPConfig(PreTrainedConfig):
             `" with references"` where there were some. They are used for that score alone.
         reference_layers (`list[int]`, *optional*): vision layers, counted from 1, on which references are compared;
             from the middle of the tower on if absent: 4, 6, 8 of 9, 11, 16, 21 of 24.
-        vision_only (`bool`, defaults to `False`): the prompts are folded into two embeddings; no text tower.
+        vision_only (`bool`, defaults to `False`): the prompts are folded into embeddings; no text tower.
         prompts_only (`bool`, defaults to `False`): the files that this is stored with hold prompts alone.
 
     Raises:
@@ -267,6 +276,7 @@ class AnomalyCLIPConfig(PreTrainedConfig):
     initializer_factor: float | int = 1.0
     base_model_name_or_path: str | None = None
     base_model_revision: str | None = None
+    prompt_type: str = "text"
     prompt_length: int = 12
     deep_prompt_depth: Any = None
     deep_prompt_length: int = 4
@@ -330,10 +340,16 @@ class AnomalyCLIPConfig(PreTrainedConfig):
             given.setdefault(
                 "thresholds_for", config_dict.get("thresholds_for") or config_dict.get("score_rule", "global")
             )
-        config_dict = {**config_dict, **given}
+        stored, config_dict = config_dict, {**config_dict, **given}
         check_stored(config_dict)
         wants_unused = kwargs.pop("return_unused_kwargs", False)
         config, unused = super().from_dict(config_dict, return_unused_kwargs=True, **kwargs)
+        layers = stored.get("feature_layers") if stored.get("prompt_type") == "free" else None
+        if layers not in (None, config.feature_layers) and "prompt_type" not in given:
+            raise ValueError(
+                f"feature_layers={config.feature_layers}, but these free prompts were learned on {layers}: each layer "
+                "has vectors of its own. Learn them anew on other layers"
+            )
         if wants_unused:
             return config, unused
         unknown = sorted(set(unused) - LOADING_FIELDS)
@@ -382,6 +398,22 @@ class AnomalyCLIPConfig(PreTrainedConfig):
         eos = self.text_config.eos_token_id
         # OpenAI's configs say eos_token_id=2; the end-of-text token is then the highest id, as in CLIPModel.
         return [row.index(eos) if eos != 2 and eos in row else row.index(max(row)) for row in self.prompt_token_ids]
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the prompts are read by a text tower."""
+        return self.prompt_type == "text" and not self.vision_only
+
+    @property
+    def prompt_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names of the learned tensors of `prompt_learner`, and their shapes."""
+        if self.prompt_type == "free":
+            return {
+                "image_vectors": (2, self.projection_dim),
+                "patch_vectors": (len(self.feature_layers), 2, self.projection_dim),
+            }
+        width, sets = self.text_config.hidden_size, (self.deep_prompt_depth or 1) - 1
+        return {"context": (2, self.prompt_length, width), "deep_prompts": (sets, self.deep_prompt_length, width)}
 
     @property
     def grid_size(self) -> tuple[int, int]:

@@ -296,6 +296,7 @@ def _make_config(path, prompts: AuthorsPrompts, base: str, base_config, settings
             f"{text.num_hidden_layers}; give the base model that they were learned on"
         )
     fields = {
+        "prompt_type": "text",
         "prompt_length": length,
         "deep_prompt_depth": sets + 1,
         "deep_prompt_length": tokens,

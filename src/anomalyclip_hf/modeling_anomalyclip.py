@@ -33,6 +33,7 @@ from .configuration_anomalyclip import (
     CLIP_VOCAB_SIZE,
     CONFIG_FIELDS,
     OUTPUT_FIELDS,
+    PROMPT_STD,
     WRONG_VALUE,
     AnomalyCLIPConfig,
     check_stored,
@@ -71,7 +72,8 @@ class AnomalyCLIPOutput(ModelOutput):
         anomaly_maps (`Tensor` of shape `(B, H, W)`, in [0, 1]): P(anomalous), mean over layers; with references,
             blended with `reference_maps`.
         image_embeds (`Tensor` of shape `(B, P)`): L2-normalised.
-        text_embeds (`Tensor` of shape `(2, P)`): L2-normalised; normal, anomalous.
+        text_embeds (`Tensor` of shape `(2, P)`): L2-normalised; normal, anomalous. Those of the logits: free prompts
+            have others for the maps.
         patch_embeds (`Tensor` of shape `(B, M, N, P)`): L2-normalised.
         hidden_states (`tuple` of `Tensor` of shape `(B, 1 + N, d)`, with `output_hidden_states=True`): of the original
             path of the vision tower, in its dtype: what enters the first layer, and what leaves each.
@@ -101,7 +103,7 @@ def compute_similarity_maps(
 
     Args:
         patch_embeds (`Tensor` of shape `(B, M, N, P)`, float32): L2-normalised, patches row by row.
-        text_embeds (`Tensor` of shape `(2, P)`, float32): L2-normalised.
+        text_embeds (`Tensor` of shape `(2, P)`, or `(M, 2, P)` for each layer, float32): L2-normalised.
         temperature (`float`, above 0).
         grid_size (`tuple[int, int]`): rows and columns of the patch grid, N = rows x columns.
         size (`tuple[int, int]`): height and width of the maps in pixels.
@@ -112,10 +114,18 @@ def compute_similarity_maps(
     batch, layers, patches, _ = patch_embeds.shape
     if grid_size[0] * grid_size[1] != patches:
         raise ValueError(f"patch_embeds has {patches} patches but grid_size={tuple(grid_size)} asks for their product")
-    similarity = (patch_embeds @ text_embeds.T / temperature).softmax(dim=-1)
+    if text_embeds.ndim == 3 and len(text_embeds) != layers:
+        raise ValueError(f"text_embeds are of {len(text_embeds)} feature layers but patch_embeds of {layers}")
+    similarity = (patch_embeds @ text_embeds.mT / temperature).softmax(dim=-1)
     maps = similarity.transpose(-1, -2).reshape(batch * layers, 2, *grid_size)
     maps = nn.functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)
     return maps.view(batch, layers, 2, *size)
+
+
+def split_prompt_embeds(embeds: Tensor) -> tuple[Tensor, Tensor]:
+    """What [`~AnomalyCLIPModel.get_prompt_embeds`] returned: that for the logits `(2, P)`, and that for the maps
+    `(2, P)` or, of free prompts, `(M, 2, P)`."""
+    return (embeds[0], embeds[1:]) if embeds.ndim == 3 else (embeds, embeds)
 
 
 class AnomalyCLIPAttention(CLIPAttention):
@@ -304,18 +314,22 @@ class AnomalyCLIPTextModel(CLIPTextModel):
 
 
 class AnomalyCLIPPromptLearner(nn.Module):
-    """The learned words of both prompts and the deep prompts: all that is trained, float32 always (section 3.2).
+    """All that is trained, float32 always: the learned words of both prompts and the deep prompts (section 3.2), or
+    the vectors of free prompts.
 
     Args:
-        config ([`AnomalyCLIPConfig`]): gives `prompt_length`, `deep_prompt_depth` and `deep_prompt_length`.
+        config ([`AnomalyCLIPConfig`]): gives names and shapes, by its `prompt_shapes`.
     """
+
+    context: nn.Parameter
+    deep_prompts: nn.Parameter
+    image_vectors: nn.Parameter
+    patch_vectors: nn.Parameter
 
     def __init__(self, config: AnomalyCLIPConfig):
         super().__init__()
-        width = config.text_config.hidden_size
-        sets = (config.deep_prompt_depth or 1) - 1
-        self.context = nn.Parameter(torch.empty(2, config.prompt_length, width, dtype=torch.float32))
-        self.deep_prompts = nn.Parameter(torch.empty(sets, config.deep_prompt_length, width, dtype=torch.float32))
+        for name, shape in config.prompt_shapes.items():
+            self.register_parameter(name, nn.Parameter(torch.empty(shape, dtype=torch.float32)))
 
     def _apply(self, fn, recurse=True):
         """Follow moves to other devices, but stay float32 when the backbone is cast."""
@@ -337,6 +351,10 @@ class AnomalyCLIPPromptLearner(nn.Module):
         embeds = torch.cat([token_embeds[:, :1], context, token_embeds[:, 1 + context.shape[1] :]], dim=1)
         return embeds, self.deep_prompts
 
+    def free_embeds(self) -> Tensor:
+        """The vectors of free prompts, L2-normalised: `(1 + M, 2, P)`; first the image's, then each layer's."""
+        return nn.functional.normalize(torch.cat([self.image_vectors[None], self.patch_vectors]), dim=-1)
+
 
 class AnomalyCLIPPreTrainedModel(PromptsMixin, ReferencesMixin, PreTrainedModel):
     config: AnomalyCLIPConfig
@@ -356,8 +374,8 @@ class AnomalyCLIPPreTrainedModel(PromptsMixin, ReferencesMixin, PreTrainedModel)
     @torch.no_grad()
     def _init_weights(self, module):
         if isinstance(module, AnomalyCLIPPromptLearner):
-            init.normal_(module.context, std=0.02)
-            init.normal_(module.deep_prompts, std=0.02)
+            for parameter in module.parameters():
+                init.normal_(parameter, std=PROMPT_STD[self.config.prompt_type])
         elif isinstance(module, AnomalyCLIPModel):
             factor = self.config.initializer_factor
             for name, tower in (("visual_projection", "vision_config"), ("text_projection", "text_config")):
@@ -374,7 +392,8 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
         config ([`AnomalyCLIPConfig`]).
 
     The backbone's parameters carry `CLIPModel`'s names and are frozen; `prompt_learner.context` (2, E, d) and
-    `prompt_learner.deep_prompts` (depth - 1, T, d) are learned.
+    `prompt_learner.deep_prompts` (depth - 1, T, d) are learned; or, with `prompt_type="free"`,
+    `prompt_learner.image_vectors` (2, P) and `prompt_learner.patch_vectors` (M, 2, P), M = feature layers.
     """
 
     def __init__(self, config: AnomalyCLIPConfig):
@@ -385,11 +404,15 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
         self.vision_model = AnomalyCLIPVisionModel._from_config(vision, dtype=dtype)
         self.visual_projection = nn.Linear(vision.hidden_size, config.projection_dim, bias=False)
         if config.vision_only:
-            self.folded_text_embeds = nn.Buffer(torch.zeros(2, config.projection_dim, dtype=torch.float32))
-        else:
+            sets = (1 + len(config.feature_layers),) if config.prompt_type == "free" else ()
+            self.folded_text_embeds = nn.Buffer(torch.zeros(*sets, 2, config.projection_dim, dtype=torch.float32))
+        if config.reads_text:
             self.text_model = AnomalyCLIPTextModel._from_config(text, dtype=dtype)
             self.text_projection = nn.Linear(text.hidden_size, config.projection_dim, bias=False)
             self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
+        else:
+            self._keys_to_ignore_on_load_unexpected = {"^text_model.", "^text_projection.", "^logit_scale"}
+        if not config.vision_only:
             self.prompt_learner = AnomalyCLIPPromptLearner(config)
         self._text_cache: tuple | None = None
         self.post_init()
@@ -399,8 +422,10 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
         r"""Load a model from a CLIP checkpoint (fresh prompts), a full AnomalyCLIP checkpoint or prompts alone.
 
-        Prompts alone bring the name and revision of their base model, which is loaded first. On a machine without an
-        accelerator, half precision that its CPU has no instructions for is loaded as float32, with a warning.
+        Prompts alone bring the name and revision of their base model, which is loaded first. With
+        `prompt_type="free"`, the text prompts of an AnomalyCLIP are folded by [`~AnomalyCLIPModel.to_free_prompts`],
+        and those of a CLIP, whose text tower is not loaded, are drawn. On a machine without an accelerator, half
+        precision that its CPU has no instructions for is loaded as float32, with a warning.
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`): folder or Hub repository.
@@ -423,12 +448,20 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
         if kwargs.pop("use_safetensors", True) is False:
             raise ValueError("use_safetensors=False: pickled weights can run code and are never loaded; convert them")
         raw = _read_config(name, hub)
+        stored, pinned = raw.get("prompt_type", "text"), kwargs.pop("_pinned", False)
+        wanted = fields.get("prompt_type") or (stored if config is None else config.prompt_type)
+        if wanted != stored and raw.get("model_type") == "anomalyclip" and not pinned:
+            if wanted == "text":
+                raise ValueError(f"{name} has free prompts, of which no text prompts can be made; load its base model")
+            fields["prompt_type"] = stored
+            found = cls.from_pretrained(name, *model_args, config=config, **fields, **kwargs)
+            return (found[0].to_free_prompts(), found[1]) if isinstance(found, tuple) else found.to_free_prompts()
         if config is not None and fields:
             config = AnomalyCLIPConfig.from_dict(config.to_dict(), **fields)
         if raw.get("prompts_only"):
             return cls._from_prompts(name, raw, config, fields, hub, *model_args, **kwargs)
         config = config or resolve_config(raw, name, hub, fields)
-        wants_info, pinned = kwargs.pop("output_loading_info", False), kwargs.pop("_pinned", False)
+        wants_info = kwargs.pop("output_loading_info", False)
         if kwargs.get("variant") is None:
             kwargs["revision"] = _revision_of_weights(name, hub, pinned) or "main"
         try:
@@ -441,7 +474,7 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
             ) from error
         except ImportError as error:
             raise ValueError(f"{name} can't be loaded without another package: {error}") from error
-        _check_weights(model, name, info, fresh=raw.get("model_type") == "clip")
+        _check_weights(model, name, info, fresh=raw.get("model_type") == "clip" or pinned)
         model._hold_prompts()
         model.freeze_backbone()
         _use_float32_if_emulated(model)
@@ -482,11 +515,13 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
                 f"{name} holds prompts alone, and their base model {base!r} (revision {revision}) can't be loaded; "
                 f"give base_model_name_or_path=... if it lies elsewhere. {error}"
             ) from error
-        if base_raw.get("prompts_only") or base_raw.get("vision_only"):
+        is_free = prompts.config.prompt_type == "free"
+        lacks_text = base_raw.get("prompt_type") == "free" and not is_free
+        if base_raw.get("prompts_only") or base_raw.get("vision_only") or lacks_text:
             raise ValueError(f"{name} names {base!r} as its base model, but that has no complete backbone")
         check_same_sizes(prompts.config, resolve_config(base_raw, base, base_hub, {"prompt_token_ids": None}), name)
-        is_clip = base_raw.get("model_type") == "clip"
-        settings = {key: getattr(prompts.config, key) for key in PROMPT_FIELDS} if is_clip else {}
+        takes_prompts = is_free or base_raw.get("model_type") == "clip"
+        settings = {key: getattr(prompts.config, key) for key in PROMPT_FIELDS} if takes_prompts else {}
         with _no_load_report():  # it would call the prompts random, which they are for a moment only
             model, info = cls.from_pretrained(
                 base, *model_args, output_loading_info=True, _pinned=True, **base_hub, **settings, **kwargs
@@ -510,8 +545,8 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
         return self
 
     def get_input_embeddings(self) -> nn.Module:
-        """The table of words, or the patch embedding of a vision-only model; asked for by quantisation."""
-        if self.config.vision_only:
+        """The table of words, or the patch embedding where there is no text tower; asked for by quantisation."""
+        if not hasattr(self, "text_model"):
             return self.vision_model.embeddings.patch_embedding
         return self.text_model.embeddings.token_embedding
 
@@ -527,10 +562,13 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
         nothing: give it `text_embeds`, made once outside.
 
         Returns:
-            `Tensor` of shape `(2, P)`, float32, L2-normalised.
+            `Tensor` of shape `(2, P)`, float32, L2-normalised; of free prompts `(1 + M, 2, P)`: first those that
+            images are compared with, then those for the patches of each feature layer.
         """
         if self.config.vision_only:
             return self.folded_text_embeds.to(torch.float32, copy=True)
+        if self.config.prompt_type == "free":
+            return self.prompt_learner.free_embeds()
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self.encode_prompts()
         learner, weights = self.prompt_learner, (*self.text_model.parameters(), self.text_projection.weight)
@@ -629,7 +667,8 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
                 that has no mask: it takes no part in the local loss (a normal one is given an empty mask).
             image_embeds, patch_embeds (`Tensor` of shape `(B, P)` and `(B, M, N, P)`, *optional*): kept features
                 of [`~AnomalyCLIPModel.encode_images`] instead of pixel_values.
-            text_embeds (`Tensor` of shape `(2, P)`, *optional*): kept text embeddings; the text tower isn't run.
+            text_embeds (`Tensor` of shape `(2, P)`, or `(1 + M, 2, P)` of free prompts, *optional*): kept ones of
+                [`~AnomalyCLIPModel.get_prompt_embeds`]; the text tower isn't run.
             output_hidden_states (`bool`, *optional*): return the vision tower's states too; the configuration's own
                 setting if absent, as for `return_dict`.
             return_dict (`bool`, *optional*): False = a plain tuple.
@@ -657,16 +696,21 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
         # 2. Text embeddings of the two prompts.
         if text_embeds is None:
             text_embeds = self.get_prompt_embeds()
+        elif text_embeds.ndim != 3 and self.config.prompt_type == "free":
+            raise ValueError(
+                f"text_embeds has shape {tuple(text_embeds.shape)}, but free prompts have others for the layers' "
+                "maps than for the image: give what get_prompt_embeds() returns"
+            )
 
         # 3. Similarities, in float32 also under autocast.
         with torch.autocast(device_type=image_embeds.device.type, enabled=False):
             image_embeds, patch_embeds = image_embeds.float(), patch_embeds.float()
-            text_embeds = text_embeds.to(image_embeds.device, torch.float32)
+            text_embeds, patch_prompts = split_prompt_embeds(text_embeds.to(image_embeds.device, torch.float32))
             labels = None if labels is None else labels.to(image_embeds.device)
             temperature, patch = self.config.temperature, self.config.vision_config.patch_size
             logits = image_embeds @ text_embeds.T / temperature
             grid = (size[0] // patch, size[1] // patch)
-            maps = compute_similarity_maps(patch_embeds, text_embeds, temperature, grid, size)
+            maps = compute_similarity_maps(patch_embeds, patch_prompts, temperature, grid, size)
 
             # 4. With references: distances to them beside the prompts' probabilities.
             anomaly_maps, distances, scores = maps[:, :, 1].mean(dim=1), None, None
@@ -758,7 +802,8 @@ def resolve_config(raw: dict[str, Any], name: str, hub: dict[str, Any], fields: 
         "base_model_name_or_path": portable_base_name(name),
         "base_model_revision": commit_of(name, hub),
     }
-    if clip.text_config.vocab_size != CLIP_VOCAB_SIZE and "prompt_token_ids" not in fields:
+    has_own_words = clip.text_config.vocab_size != CLIP_VOCAB_SIZE and fields.get("prompt_type") != "free"
+    if has_own_words and "prompt_token_ids" not in fields:
         known["prompt_token_ids"] = _prompt_ids_of_tokenizer(name, hub, fields.get("prompt_length", 12))
     return AnomalyCLIPConfig(**{**known, **fields})
 
@@ -850,7 +895,7 @@ def _check_weights(model: PreTrainedModel, name: str, info: dict[str, Any], fres
 def _depth_of(model: PreTrainedModel, key: str) -> str:
     """The field that says how many layers there are, in brackets; empty if the weight is of no layer of the model."""
     tower, _, layer = key.partition("_model.encoder.layers.")
-    config = getattr(model.config, f"{tower}_config", None)
+    config = getattr(model.config, f"{tower}_config", None) if hasattr(model, f"{tower}_model") else None
     return f" ({tower}_config.num_hidden_layers={config.num_hidden_layers})" if layer and config else ""
 
 

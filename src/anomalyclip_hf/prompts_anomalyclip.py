@@ -27,7 +27,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
-from .configuration_anomalyclip import AnomalyCLIPConfig
+from .configuration_anomalyclip import PROMPT_STD, AnomalyCLIPConfig
 from .image_processing_anomalyclip import AnomalyCLIPImageProcessor
 from .profiles_anomalyclip import FOLDER, Profile, profile_names, read_profile
 
@@ -36,11 +36,10 @@ logger = logging.get_logger(__name__)
 PROMPTS_NAME = "prompts.safetensors"
 WEIGHTS_NAME, WEIGHTS_INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
 WEIGHTS_PATTERNS = ("model.safetensors*", "model-*-of-*.safetensors", PROMPTS_NAME)
-PROMPT_KEYS = ("context", "deep_prompts")
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 # Configuration that goes with prompts when they move to another copy of their backbone.
 PROMPT_FIELDS = (
-    *("prompt_length", "deep_prompt_depth", "deep_prompt_length", "prompt_token_ids"),
+    *("prompt_type", "prompt_length", "deep_prompt_depth", "deep_prompt_length", "prompt_token_ids"),
     *("dpam_layers", "dpam_attention", "feature_layers", "temperature"),
     *("image_size", "image_threshold", "pixel_threshold", "score_rule", "thresholds_for", "reference_layers"),
 )
@@ -72,18 +71,30 @@ class PromptSet:
     """Learned prompts with what they need to be used again.
 
     Args:
-        context (`Tensor` of shape `(2, E, d)`, float32): learned words; [0] normal, [1] anomalous.
-        deep_prompts (`Tensor` of shape `(depth - 1, T, d)`, float32).
+        context (`Tensor` of shape `(2, E, d)`, float32): learned words; [0] normal, [1] anomalous. None if free.
+        deep_prompts (`Tensor` of shape `(depth - 1, T, d)`, float32). None if free.
         config ([`AnomalyCLIPConfig`]): what they were learned with, the sizes of the backbone included.
         fingerprint (`Tensor` of shape `(n,)`, float32, *optional*): of the backbone; None = not known.
         source (`str`): where they came from, for messages.
+        image_vectors, patch_vectors (`Tensor` of shape `(2, P)` and `(M, 2, P)`, float32): of free prompts.
     """
 
-    context: Tensor
-    deep_prompts: Tensor
+    context: Tensor | None
+    deep_prompts: Tensor | None
     config: AnomalyCLIPConfig
     fingerprint: Tensor | None = None
     source: str = "memory"
+    image_vectors: Tensor | None = None
+    patch_vectors: Tensor | None = None
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The learned tensors by their names in `prompt_learner`."""
+        return {key: getattr(self, key) for key in self.config.prompt_shapes}
+
+
+def _prompt_set(learned: dict[str, Any], config: AnomalyCLIPConfig, **facts: Any) -> PromptSet:
+    return PromptSet(**{"context": None, "deep_prompts": None, **learned}, config=config, **facts)
 
 
 # The backbone that prompts belong to
@@ -160,6 +171,14 @@ def backbone_fingerprint(model: nn.Module) -> Tensor | None:
     return torch.stack([sample.to(samples[0].device) for sample in samples]).cpu()
 
 
+def same_fingerprints(one: Tensor, other: Tensor) -> bool:
+    """Whether two results of [`backbone_fingerprint`] agree within the rounding of half precision, in what both have:
+    text towers come first, and may have been left out of one."""
+    shorter = max(1, min(len(one), len(other)))
+    ends = one[-shorter:], other[-shorter:]
+    return ends[0].shape == ends[1].shape and torch.allclose(*ends, rtol=2**-7, atol=1e-6)
+
+
 def check_same_sizes(prompts: AnomalyCLIPConfig, base: AnomalyCLIPConfig, source: str) -> None:
     """Raise a ValueError that names both backbones and the sizes in which they differ."""
     pairs = [("projection_dim", prompts.projection_dim, base.projection_dim)]
@@ -180,6 +199,11 @@ def check_same_backbone(prompts: PromptSet, model: PreTrainedModel) -> None:
     """
     config: Any = model.config
     refuse_vision_only(config, "it has no text tower to put prompts on")
+    if prompts.config.reads_text and not hasattr(model, "text_model"):
+        raise ValueError(
+            f"the prompts of {prompts.source} are read by a text tower, and this model (prompt_type='free') has none; "
+            "load AnomalyCLIPModel.from_pretrained(<the prompts>), and make free ones of them by to_free_prompts()"
+        )
     check_same_sizes(prompts.config, config, prompts.source)
     here, there = backbone_fingerprint(model), prompts.fingerprint
     if there is None or here is None:
@@ -189,7 +213,7 @@ def check_same_backbone(prompts: PromptSet, model: PreTrainedModel) -> None:
             f"the prompts of {prompts.source} {why}: whether this model's weights are those they were learned on "
             "isn't known. On others their scores mean nothing; check the base model, and save the prompts anew"
         )
-    elif here.shape != there.shape or not torch.allclose(here, there, rtol=2**-7, atol=1e-6):
+    elif not same_fingerprints(here, there):
         raise ValueError(_wrong_backbone(prompts.config, config, prompts.source) + "the weights differ")
 
 
@@ -228,8 +252,8 @@ def read_prompts(source: str | os.PathLike, config: AnomalyCLIPConfig | None = N
     file = PROMPTS_NAME
     if not config.prompts_only:
         files = read_index(find_weights(name, hub))
-        file = files.get("prompt_learner.context", WEIGHTS_NAME)
-    where, wanted = f"{file} of {name}", {f"prompt_learner.{key}" for key in PROMPT_KEYS}
+        file = files.get(f"prompt_learner.{min(config.prompt_shapes)}", WEIGHTS_NAME)
+    where, wanted = f"{file} of {name}", {f"prompt_learner.{key}" for key in config.prompt_shapes}
     try:
         with safe_open(cached_file(name, file, **hub), framework="pt") as stored:
             keys, metadata = set(stored.keys()), stored.metadata() or {}
@@ -242,20 +266,20 @@ def read_prompts(source: str | os.PathLike, config: AnomalyCLIPConfig | None = N
         raise ValueError(f"{where} lacks {', '.join(missing)}; it holds {sorted(keys)[:4]}")
     if config.prompts_only and keys != wanted:
         raise ValueError(f"{where} holds {sorted(keys - wanted)[:4]}, expected {sorted(wanted)} alone")
-    width, sets = config.text_config.hidden_size, config.deep_prompt_depth - 1
-    shapes = {"context": (2, config.prompt_length, width), "deep_prompts": (sets, config.deep_prompt_length, width)}
-    for key, shape in shapes.items():
+    is_free = config.prompt_type == "free"
+    fields = ["projection_dim", "feature_layers"] if is_free else [*PROMPT_FIELDS[1:4]]
+    for key, shape in config.prompt_shapes.items():
         value = tensors[f"prompt_learner.{key}"]
         if tuple(value.shape) != shape or not value.is_floating_point():
             raise ValueError(
                 f"{where}: prompt_learner.{key} has shape {tuple(value.shape)} and dtype {value.dtype}, but the "
-                f"configuration says {shape} and float32 (prompt_length={config.prompt_length}, "
-                f"deep_prompt_depth={config.deep_prompt_depth}, deep_prompt_length={config.deep_prompt_length})"
+                f"configuration says {shape} and float32 "
+                f"({', '.join(f'{field}={getattr(config, field)}' for field in fields)})"
             )
         if not torch.isfinite(value).all():
             raise ValueError(f"{where}: prompt_learner.{key} has values that are not finite; fetch it again")
-    learned = {key: tensors[f"prompt_learner.{key}"].float() for key in PROMPT_KEYS}
-    return PromptSet(**learned, config=config, fingerprint=fingerprint, source=name)
+    learned = {key: tensors[f"prompt_learner.{key}"].float() for key in config.prompt_shapes}
+    return _prompt_set(learned, config, fingerprint=fingerprint, source=name)
 
 
 def prompts_config(raw: dict[str, Any], name: str, **overrides: Any) -> AnomalyCLIPConfig:
@@ -302,7 +326,7 @@ def read_index(path: str | None) -> dict[str, str]:
 def write_prompts(prompts: PromptSet, path: str | os.PathLike) -> None:
     """Write the two tensors and the backbone's fingerprint; the same prompts make the same bytes."""
     tensors = {
-        f"prompt_learner.{key}": getattr(prompts, key).detach().cpu().float().contiguous() for key in PROMPT_KEYS
+        f"prompt_learner.{key}": value.detach().cpu().float().contiguous() for key, value in prompts.tensors.items()
     }
     metadata = None  # of two entries or more, safetensors would write the order at random
     if prompts.fingerprint is not None:
@@ -461,8 +485,11 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
         config = copy.deepcopy(self.config)
         named = self._base_of_prompts(base_model_name_or_path, base_model_revision)
         config.base_model_name_or_path, config.base_model_revision = named
-        learned = {key: getattr(self.prompt_learner, key).detach().clone() for key in PROMPT_KEYS}
-        return PromptSet(**learned, config=config, fingerprint=backbone_fingerprint(self))
+        return _prompt_set(self._learned(), config, fingerprint=backbone_fingerprint(self))
+
+    def _learned(self) -> dict[str, Tensor]:
+        """Copies of the learned tensors by their names in `prompt_learner`."""
+        return {key: value.detach().clone() for key, value in self.prompt_learner.named_parameters()}
 
     def _base_of_prompts(self, name=None, revision=None) -> tuple[str | None, str | None]:
         """Name and revision of the backbone, as they are written beside prompts; those given come first."""
@@ -643,9 +670,8 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
     def _copy_prompts(self) -> PromptSet:
         """The prompts that are on the backbone, to be put back on this one."""
         self._hold_prompts()
-        learned = {key: getattr(self.prompt_learner, key).detach().clone() for key in PROMPT_KEYS}
         source = getattr(self, "prompts_source", "memory")
-        return PromptSet(**learned, config=copy.copy(self.config), source=source)
+        return _prompt_set(self._learned(), copy.copy(self.config), source=source)
 
     @torch.no_grad()
     def _hold_prompts(self) -> None:
@@ -654,13 +680,12 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
         if learner is None or not any(parameter.is_meta for parameter in learner.parameters()):
             return
         stored = getattr(getattr(learner, "_hf_hook", None), "weights_map", None) or {}
-        for key in PROMPT_KEYS:
-            old = getattr(learner, key)
+        for key, old in list(learner.named_parameters()):
             setattr(learner, key, nn.Parameter(torch.empty(old.shape), requires_grad=old.requires_grad))
         self._init_weights(learner)  # what no file held is drawn afresh, as it is without offloading
-        for key in PROMPT_KEYS:
+        for key, value in learner.named_parameters():
             with suppress(KeyError):
-                getattr(learner, key).copy_(stored[key])
+                value.copy_(stored[key])
         importlib.import_module("accelerate.hooks").remove_hook_from_module(learner)
 
     @torch.no_grad()
@@ -668,32 +693,56 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
         self.prompts_source = prompts.source  # for records of what was judged
         self.__dict__.pop("_own_prompts", None)  # unless a profile put them, these are the model's own now
         self._hold_prompts()
-        for key in PROMPT_KEYS:
-            old, new = getattr(self.prompt_learner, key), getattr(prompts, key)
-            if old.shape == new.shape:
-                old.copy_(new)
+        olds = dict(self.prompt_learner.named_parameters())
+        like = next(iter(olds.values()))
+        for key in olds.keys() - prompts.tensors.keys():  # of another type of prompts
+            delattr(self.prompt_learner, key)
+        for key, new in prompts.tensors.items():
+            if key in olds and olds[key].shape == new.shape:
+                olds[key].copy_(new)
             else:
-                new = new.to(device=old.device, dtype=torch.float32, copy=True)
-                setattr(self.prompt_learner, key, nn.Parameter(new, requires_grad=old.requires_grad))
+                new = new.to(device=like.device, dtype=torch.float32, copy=True)
+                self.prompt_learner.register_parameter(key, nn.Parameter(new, requires_grad=like.requires_grad))
         for field in PROMPT_FIELDS:
             if getattr(self.config, field) != (value := getattr(prompts.config, field)):
                 setattr(self.config, field, copy.deepcopy(value))
 
     @torch.no_grad()
     def to_vision_only(self):
-        """A copy with the prompts folded into two text embeddings and no text tower; it can't be trained.
+        """A copy with the prompts folded into their embeddings and no text tower; it can't be trained.
 
         Returns:
             [`AnomalyCLIPModel`] that gives the same results; save and load it as any other.
         """
         refuse_vision_only(self.config, "there is nothing to fold")
+        return self._without_text_tower({"folded_text_embeds": self.get_prompt_embeds()}, vision_only=True)
+
+    @torch.no_grad()
+    def to_free_prompts(self):
+        """A copy with free prompts that gives the same results, and can be trained from there; it has no text tower.
+
+        Its vectors are the embeddings of the prompts, learned or folded, repeated for each feature layer, and as long
+        as fresh ones are.
+
+        Returns:
+            [`AnomalyCLIPModel`] with `prompt_type="free"`.
+        """
+        embeds = self.get_prompt_embeds()
+        if embeds.ndim == 2:
+            embeds = embeds.expand(1 + len(self.config.feature_layers), -1, -1)
+        embeds = embeds * (PROMPT_STD["free"] * embeds.shape[-1] ** 0.5)
+        learned = {"prompt_learner.image_vectors": embeds[0], "prompt_learner.patch_vectors": embeds[1:]}
+        return self._without_text_tower(learned, prompt_type="free", vision_only=False)
+
+    def _without_text_tower(self, learned: dict[str, Tensor], **fields: Any):
+        """A copy with other fields of the configuration and other learned tensors, which need no text tower."""
         if any(parameter.is_meta for parameter in self.parameters()):
             raise ValueError("some weights are offloaded, so no copy can be made; load the model without device_map")
-        config = AnomalyCLIPConfig.from_dict({**self.config.to_dict(), "vision_only": True})
+        config = AnomalyCLIPConfig.from_dict({**self.config.to_dict(), **fields})
         model = type(self)._from_config(config, attn_implementation=self.config._attn_implementation)
         model = model.to(device=self.device, dtype=self.dtype)
         weights = {key: value for key, value in self.state_dict().items() if key in model.state_dict()}
-        model.load_state_dict({**weights, "folded_text_embeds": self.get_prompt_embeds()})
+        model.load_state_dict({**weights, **learned})
         for source in ("_loaded_from", "_processor_source"):
             if hasattr(self, source):
                 setattr(model, source, getattr(self, source))
@@ -732,7 +781,9 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
         tags=None,
         repo_id=None,
     ) -> None:
-        """Save the prompts alone: 172 KB for ViT-L, loadable by `from_pretrained` of model, processor and pipeline.
+        """Save the prompts alone, loadable by `from_pretrained` of model, processor and pipeline.
+
+        Those for ViT-L take 172 KB; free ones 6 KB, and 6 KB for each feature layer.
 
         Args:
             save_directory (`str` or `os.PathLike`): folder, made if absent; each file appears complete or not at all.

@@ -26,7 +26,7 @@ from .configuration_anomalyclip import check_fields
 from .image_processing_anomalyclip import AnomalyCLIPImageProcessor
 from .images_anomalyclip import load_image
 from .options_anomalyclip import WITH_REFERENCES
-from .prompts_anomalyclip import backbone_fingerprint, whole_folder
+from .prompts_anomalyclip import backbone_fingerprint, same_fingerprints, whole_folder
 
 logger = logging.get_logger(__name__)
 
@@ -321,9 +321,7 @@ class ReferencesMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ig
             1 <= layer <= vision.num_hidden_layers for layer in references.layers
         )
         if same and here is not None and there is not None:
-            # Text towers are left out of vision-only models, so that only what both have can be compared.
-            shorter = min(len(here), len(there))
-            same = torch.allclose(here[-shorter:], there[-shorter:], rtol=2**-7, atol=1e-6)
+            same = same_fingerprints(here, there)
         elif same:
             logger.warning("whether these references are of this backbone can't be told: one has no fingerprint")
         if not same:

@@ -13,7 +13,7 @@ from anomalyclip_hf.evaluation.baselines import (
     resolve_methods,
     sentences_of,
 )
-from tiny_models import make_tiny_clip
+from tiny_models import make_tiny_clip, randomize
 from word_tokenizer import make_tokenizer
 
 
@@ -184,6 +184,28 @@ def test_vision_only_models_have_no_baselines(tiny_model, tokenizer, pixels):
     found = MethodScorer(folded, ["anomalyclip", "dpam=off"]).score(pixels)
     torch.testing.assert_close(found["anomalyclip"]["anomaly_maps"], expected)
     assert "deep_prompts=off" not in all_ablations(folded)
+
+
+def test_free_prompts_are_judged_on_their_own_layers_and_without_words(tiny_model, tokenizer, pixels):
+    free = tiny_model.to_free_prompts()
+    randomize(free.prompt_learner, seed=3)
+    with torch.no_grad():
+        expected = free(pixels)
+    found = MethodScorer(free, ["anomalyclip", "dpam=off"]).score(pixels)["anomalyclip"]
+    torch.testing.assert_close(found["logits"], expected.logits)
+    torch.testing.assert_close(found["anomaly_maps"], expected.anomaly_maps)
+    with pytest.raises(ValueError, match="clip need the text tower but this model is one of prompt_type='free'"):
+        MethodScorer(free, ["clip"], tokenizer)
+    with pytest.raises(ValueError, match=r"layers=4: free prompts have vectors for the layers \[2, 4\] alone"):
+        MethodScorer(free, ["layers=4"])
+    assert all(name.startswith("dpam=") for name in all_ablations(free))
+    tiny_model.load_prompts(free.get_prompts())  # which leaves the text tower
+    assert MethodScorer(tiny_model, ["clip"], tokenizer).score(pixels, "bottle")["clip"]["logits"].shape == (
+        len(pixels),
+        2,
+    )
+    with pytest.raises(ValueError, match="deep_prompts=off need the text tower"):
+        MethodScorer(tiny_model, ["deep_prompts=off"])
 
 
 def test_bfloat16_models_are_scored_close_to_float32(tiny_model, tokenizer, pixels):

@@ -27,8 +27,8 @@ def _undrawn(request, monkeypatch):
 def run(tiny_model, tiny_processor, dataset, make_args):
     """Function `(**fields of PromptTrainingArguments)` -> result and the trained copy of the tiny model."""
 
-    def go(data=None, validation=None, **fields):
-        model = copy.deepcopy(tiny_model)
+    def go(data=None, validation=None, model=None, **fields):
+        model = copy.deepcopy(model or tiny_model)
         result = train_prompts(
             model, tiny_processor, dataset if data is None else data, make_args(**fields), validation
         )
@@ -180,6 +180,22 @@ def test_a_run_cut_off_goes_on_bit_for_bit(run, tmp_path, monkeypatch, stop):
     result, model = run(save_steps=2, balanced=True, resume=True)
     assert torch.equal(prompts(model), prompts(expected))
     assert losses(result).tolist() == losses(whole).tolist()
+
+
+def test_free_prompts_learn_and_go_on_bit_for_bit(run, tiny_model, validation_dataset, tmp_path):
+    free = tiny_model.to_free_prompts()
+    whole, expected = run(model=free, validation=validation_dataset, output_dir=str(tmp_path / "whole"), epochs=3)
+    run(model=free, validation=validation_dataset, epochs=3, max_steps=4)
+    with pytest.raises(ValueError, match="prompt_type was 'free' and is 'text'"):
+        run(validation=validation_dataset, epochs=3, resume=True)
+    result, model = run(model=free, validation=validation_dataset, epochs=3, resume=True)
+    assert torch.equal(prompts(model), prompts(expected)) and not torch.equal(prompts(model), prompts(free))
+    assert losses(result).tolist() == losses(whole).tolist()
+    assert whole.history[-1]["loss"] < whole.history[0]["loss"]
+    stored = load_file(result.output_dir / "prompts.safetensors")
+    assert torch.equal(stored["prompt_learner.image_vectors"], model.prompt_learner.image_vectors)
+    fresh = [prompts(run(model=free, initial_prompts="fresh", seed=1, overwrite=True)[1]) for _ in range(2)]
+    assert torch.equal(*fresh)
 
 
 def test_max_steps_can_be_extended(run, tmp_path):

@@ -46,7 +46,7 @@ def load_model(command: CheckpointOptions) -> AnomalyCLIPModel:
     """The model of a command, with what its options override.
 
     Args:
-        command: [`CheckpointOptions`], or [`ModelOptions`] with prompts.
+        command: [`CheckpointOptions`], [`ModelOptions`] with prompts, or one with a `prompt_type`.
     """
     from .. import AnomalyCLIPModel
     from ..configuration_anomalyclip import feature_layers_of_preset
@@ -56,6 +56,7 @@ def load_model(command: CheckpointOptions) -> AnomalyCLIPModel:
         given = [name for name in (*names, "prompts") if getattr(command, name, None) is not None]
         return load_exported(_checkpoint(command), given)
     overrides = {name: value for name in names if (value := getattr(command, name)) is not None}
+    overrides |= {"prompt_type": kind} if (kind := getattr(command, "prompt_type", None)) else {}
     model = AnomalyCLIPModel.from_pretrained(_checkpoint(command), **overrides)
     if prompts := getattr(command, "prompts", None):
         model.load_prompts(prompts)
@@ -63,6 +64,8 @@ def load_model(command: CheckpointOptions) -> AnomalyCLIPModel:
         if command.image_size is not None:
             model.config.image_size = command.image_size
         if command.preset is not None:
+            if model.config.prompt_type == "free":
+                raise ValueError(f"preset={command.preset!r}, but free prompts belong to the layers they learned on")
             depth = model.config.vision_config.num_hidden_layers
             model.config.feature_layers = feature_layers_of_preset(command.preset, depth)
     return model

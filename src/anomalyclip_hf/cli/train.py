@@ -31,6 +31,11 @@ class Settings(PromptTrainingArguments, CheckpointOptions, SourceOptions):
     ones are quick. Exit status: 0 done, 2 nothing learned, 130 and 143 interrupted and terminated: --resume goes on.
     """
 
+    prompt_type: str | None = option(
+        None,
+        "'text': words; 'free': vectors in place of what the text tower would give. As the checkpoint's by default.",
+        group="Model",
+    )
     push_to_hub: str | None = option(None, "Hub repository that the learned prompts are sent to, when done.")
     source: str = option(
         None, "Training data: a data set's name, folder, table, repository, or 'synthetic'.", group="Data set"

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ..configuration_anomalyclip import PRESETS, feature_layers_of_preset
-from ..modeling_anomalyclip import compute_similarity_maps
+from ..modeling_anomalyclip import compute_similarity_maps, split_prompt_embeds
 from ..options_anomalyclip import SCORE_RULES
 from ..prompts_anomalyclip import locate_base
 from ..references_anomalyclip import MAX_IMAGES
@@ -122,8 +122,14 @@ def resolve_methods(names: Sequence[str], model: AnomalyCLIPModel) -> dict[str, 
     if not methods[names[0]].in_batches:
         raise ValueError(f"{names[0]} can't be the first of the methods, which is the result proper; begin with {OWN}")
     words = [name for name, method in methods.items() if method.sentences or not method.deep_prompts]
-    if words and model.config.vision_only:
-        raise ValueError(f"{', '.join(words)} need the text tower but this model is vision-only; load the full one")
+    config = model.config
+    if words and (not hasattr(model, "text_model") or (config.prompt_type == "free" and "deep_prompts=off" in words)):
+        kind = "vision-only" if config.vision_only else f"one of prompt_type={config.prompt_type!r}"
+        raise ValueError(f"{', '.join(words)} need the text tower but this model is {kind}; load one that has it")
+    if config.prompt_type == "free" and (others := [name for name, method in methods.items() if method.layers]):
+        raise ValueError(
+            f"{', '.join(others)}: free prompts have vectors for the layers {config.feature_layers} alone"
+        )
     return methods
 
 
@@ -165,6 +171,8 @@ def all_ablations(model: AnomalyCLIPModel) -> list[str]:
     own = config.dpam_attention if config.dpam_layers else "off"
     names = [f"dpam={choice}" for choice in DPAM_CHOICES if choice != own and config.dpam_layers]
     depth = config.vision_config.num_hidden_layers
+    if config.prompt_type == "free":
+        return names  # which have no deep prompts, and vectors of their own for each layer
     names += [
         f"layers={preset}"
         for preset in PRESETS
@@ -288,8 +296,9 @@ class MethodScorer:
                 with torch.autocast(device_type=pixel_values.device.type, enabled=False):
                     image_embeds = model.project(model.visual_projection, class_token)
                     patch_embeds = torch.stack([model.project(model.visual_projection, one) for one in chosen], dim=1)
-                    maps = compute_similarity_maps(patch_embeds, texts, config.temperature, grid, size)
-                    logits = image_embeds @ texts.T / config.temperature
+                    of_image, of_patches = split_prompt_embeds(texts)
+                    maps = compute_similarity_maps(patch_embeds, of_patches, config.temperature, grid, size)
+                    logits = image_embeds @ of_image.T / config.temperature
                 alone[prompted] = logits, maps[:, :, 1].mean(dim=1)
             logits, anomaly_maps = alone[prompted]
             results[name] = {"logits": logits, "anomaly_maps": anomaly_maps}
@@ -301,7 +310,8 @@ class MethodScorer:
 
     @torch.no_grad()
     def text_embeds(self, name: str, class_name: str = "object") -> Tensor:
-        """Normal and anomalous text embedding `(2, P)` of a method, float32, L2-normalised; made once per class."""
+        """Normal and anomalous text embedding `(2, P)` of a method, or free prompts `(1 + M, 2, P)`; float32,
+        L2-normalised, made once per class."""
         method, model = self.methods[name], self.model
         key = (method.sentences, method.deep_prompts, class_name if method.sentences else None)
         if key not in self._texts:

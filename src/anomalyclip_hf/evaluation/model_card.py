@@ -116,9 +116,10 @@ def make_model_card(
 
 
 def prompts_checksum(model: AnomalyCLIPModel) -> str:
-    """SHA-256 of the learned values (float32, little endian): words, then deep prompts; folded embeddings if none."""
+    """SHA-256 of the learned values (float32, little endian): words, then deep prompts; free prompts' vectors
+    of the image, then of the layers; folded embeddings if none."""
     learner = getattr(model, "prompt_learner", None)
-    tensors = [model.folded_text_embeds] if learner is None else [learner.context, learner.deep_prompts]
+    tensors = [model.folded_text_embeds] if learner is None else learner.parameters()
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(tensor.detach().cpu().float().contiguous().numpy().astype("<f4").tobytes())
@@ -135,7 +136,9 @@ def _facts(model: AnomalyCLIPModel, base: str | None, prompts_file: str | os.Pat
     facts["feature layers"] = f"{config.feature_layers} of {config.vision_config.num_hidden_layers}"
     facts["refined layers (DPAM)"] = f"the last {config.dpam_layers}, {config.dpam_attention} attention"
     facts["prompts"] = (
-        f"{config.prompt_length} learned words each; deep prompts of {config.deep_prompt_length} tokens in "
+        f"text-free: two vectors of width {config.projection_dim} for the image and for each feature layer"
+        if config.prompt_type == "free"
+        else f"{config.prompt_length} learned words each; deep prompts of {config.deep_prompt_length} tokens in "
         f"{config.deep_prompt_depth - 1} text layers"
     )
     if prompts_file is not None:

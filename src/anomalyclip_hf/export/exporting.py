@@ -174,8 +174,8 @@ def _check(
         )
     if precision == "int8" and dataset is None and tolerance is None:
         raise ValueError(
-            "int8 is written only where its cost is known: give dataset=..., labelled images of which half a point may be "
-            "lost, or tolerance=..., the largest difference that you accept"
+            "int8 is written only where its cost is known: give dataset=..., labelled images on which half a point "
+            "may be lost, or tolerance=..., the largest difference that you accept"
         )
     if calibration_images is not None and not len(calibration_images):
         raise ValueError("calibration_images is empty, expected about 100 images like those to come")

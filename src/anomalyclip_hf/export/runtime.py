@@ -83,8 +83,8 @@ class AnomalyCLIPExported:
             inputs: a path, URL, open binary file, the bytes of a file, PIL image or array; a list or an iterator of
                 them, or an array of several, `(B, H, W, C)` or `(B, C, H, W)`.
             batch_size (`int`, defaults to 1).
-            **options: sigma, image_threshold, pixel_threshold, min_area, roi, score_rule, window, channels, timeout and
-                max_bytes as of the pipeline.
+            **options: sigma, image_threshold, pixel_threshold, min_area, roi, score_rule, window, channels, timeout
+                and max_bytes as of the pipeline.
 
         Returns:
             a `dict` for one image, a list of them, or an iterator for an iterator: `score` (float, P(anomalous)),

@@ -40,7 +40,7 @@ FIXED = (
     "initial_prompts balanced synthetic_anomalies no_cache cache_dtype metric"
 )
 FIXED_CONFIG = (
-    "image_size temperature feature_layers dpam_layers dpam_attention prompt_length deep_prompt_depth "
+    "prompt_type image_size temperature feature_layers dpam_layers dpam_attention prompt_length deep_prompt_depth "
     "deep_prompt_length prompt_token_ids base_model_revision"
 )
 

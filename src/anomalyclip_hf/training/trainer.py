@@ -25,6 +25,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from ..configuration_anomalyclip import PROMPT_STD
 from ..data.files import atomic_path, remove_leftovers
 from ..evaluation.model_card import prompts_checksum
 from .arguments import PromptTrainingArguments
@@ -447,10 +448,10 @@ def make_accelerator(args: PromptTrainingArguments) -> Accelerator:
 
 
 def draw_fresh_prompts(model: AnomalyCLIPModel, seed: int) -> None:
-    """Put new prompts into a model, N(0, 0.02), drawn from the seed alone (section 3.2)."""
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in (model.prompt_learner.context, model.prompt_learner.deep_prompts):
-        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
+    """Put new prompts into a model, N(0, 0.02), drawn from the seed alone (section 3.2); N(0, 0.2) for free ones."""
+    generator, std = torch.Generator().manual_seed(seed), PROMPT_STD[model.config.prompt_type]
+    for parameter in model.prompt_learner.parameters():
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * std)
 
 
 def epoch_order(labels: np.ndarray, seed: int, epoch: int, balanced: bool = False) -> np.ndarray:
