@@ -24,9 +24,8 @@ def test_colors_follow_the_given_scale_not_the_image():
     assert np.array_equal(halved, ends[3])
 
 
-@pytest.mark.parametrize("colormap", ["inferno", "viridis", "cividis"])
-def test_color_maps_grow_lighter_all_along(colormap):
-    colors = np.asarray(visualization.colorize(np.linspace(0, 1, 256)[None], colormap=colormap))[0].astype(float)
+def test_the_color_map_grows_lighter_all_along():
+    colors = np.asarray(visualization.colorize(np.linspace(0, 1, 256)[None]))[0].astype(float)
     luminance = colors @ [0.2126, 0.7152, 0.0722]
     assert np.all(np.diff(luminance) > -0.6) and luminance[-1] - luminance[0] > 150
 
@@ -116,7 +115,6 @@ def test_bad_input_is_refused(tmp_path):
     for call, message in [
         (lambda: visualization.colorize(np.zeros((2, 2)), 1.0, 1.0), "vmin=1.0, vmax=1.0"),
         (lambda: visualization.colorize(np.full((2, 2), np.nan)), "NaN"),
-        (lambda: visualization.colorize(np.zeros((2, 2)), colormap="rainbows"), "colormap='rainbows'"),
         (lambda: visualization.overlay(gray(), np.zeros((2, 2, 2))), r"\(2, 2, 2\)"),
         (lambda: visualization.overlay(gray(), np.zeros((2, 2)), alpha=2), "alpha=2"),
         (lambda: visualization.contact_sheet([], tmp_path / "a.png"), "rows is empty"),

@@ -77,7 +77,6 @@ def contact_sheet(
     vmax: float = 1.0,
     pixel_threshold: float | None = None,
     cell_size: int = 192,
-    colormap: str = "inferno",
     title: str = "",
 ) -> None:
     """Write a sheet with a row per image: image, truth outline, map, overlay and, with a threshold, predicted mask.
@@ -85,7 +84,7 @@ def contact_sheet(
     Args:
         rows: samples, one scale for all.
         path: file to write, in any format of Pillow by its suffix.
-        vmin, vmax, colormap: the scale of the run, shown as a color bar.
+        vmin, vmax: the scale of the run, shown as a color bar.
         pixel_threshold: map values from here on are predicted anomalous; None leaves that column out.
         cell_size: side of a picture in pixels, 64 or more.
         title: heading.
@@ -95,10 +94,9 @@ def contact_sheet(
     """
     names = COLUMNS if pixel_threshold is not None else COLUMNS[:-1]
     strips = [
-        SheetRow(picture_row(sample, cell_size, vmin, vmax, pixel_threshold, colormap), caption(sample))
-        for sample in rows
+        SheetRow(picture_row(sample, cell_size, vmin, vmax, pixel_threshold), caption(sample)) for sample in rows
     ]
-    footer = _color_bar(sheet_width(len(names), cell_size) - 2 * GAP, vmin, vmax, colormap, pixel_threshold)
+    footer = _color_bar(sheet_width(len(names), cell_size) - 2 * GAP, vmin, vmax, pixel_threshold)
     write_sheet(strips, path, columns=names, cell_size=cell_size, title=title, footer=footer)
 
 
@@ -108,7 +106,6 @@ def picture_row(
     vmin: float = 0.0,
     vmax: float = 1.0,
     pixel_threshold: float | None = None,
-    colormap: str = "inferno",
 ) -> list[Image.Image]:
     """Draw the `COLUMNS` of one sample, fitted into `size` pixels: the last only where a threshold is given."""
     image = to_rgb(sample.image)
@@ -123,8 +120,8 @@ def picture_row(
     pictures = [
         image,
         truth,
-        colorize(anomaly_map, vmin, vmax, colormap),
-        overlay(image, anomaly_map, vmin, vmax, colormap=colormap),
+        colorize(anomaly_map, vmin, vmax),
+        overlay(image, anomaly_map, vmin, vmax),
     ]
     if pixel_threshold is not None:
         pictures.append(Image.fromarray((anomaly_map >= pixel_threshold).astype(np.uint8) * 255))
@@ -177,11 +174,11 @@ def _tag(cell: Image.Image, text: str) -> None:
     draw.text((6, 5), text, fill=PAPER, font=font(12))
 
 
-def _color_bar(width: int, vmin: float, vmax: float, colormap: str, threshold: float | None) -> Image.Image:
+def _color_bar(width: int, vmin: float, vmax: float, threshold: float | None) -> Image.Image:
     """The scale of a sheet, with the threshold marked on it."""
     footer = Image.new("RGB", (width, 32), PAPER)
     draw = ImageDraw.Draw(footer)
-    footer.paste(colorize(np.linspace(vmin, vmax, width)[None].repeat(10, 0), vmin, vmax, colormap), (0, 3))
+    footer.paste(colorize(np.linspace(vmin, vmax, width)[None].repeat(10, 0), vmin, vmax), (0, 3))
     draw.text((0, 16), f"{vmin:.3g}", fill=MUTED, font=font(12))
     draw.text((width, 16), f"{vmax:.3g}", fill=MUTED, font=font(12), anchor="ra")
     note = "anomaly map, one scale for all images"
