@@ -24,7 +24,7 @@ from ..scoring.inputs import relative_names
 from ..scoring.pictures import colorize, to_rgb
 from ..scoring.writing import SETTINGS, SKIPPED, read_records
 from .metrics import Curve, thin
-from .plots import plot_curves, plot_metric_curves, plot_score_histograms
+from .plots import plot_metric_curves, plot_score_histograms
 from .tables import class_table, method_table, reasons_of
 from .visualization import COLUMNS, Sample, caption, picture_row
 
@@ -40,7 +40,6 @@ def write_report(
     result: Mapping[str, Any],
     path: str | os.PathLike,
     samples: Mapping[str, Sequence[Sample]] | None = None,
-    history: Sequence[Mapping[str, Any]] | None = None,
     vmin: float = 0.0,
     vmax: float = 1.0,
     pixel_threshold: float | None = None,
@@ -52,7 +51,6 @@ def write_report(
         result: of `evaluate_sources`; the `classes` of each of its `datasets` will do, what is missing is left out.
         path: HTML file to write.
         samples: heading to samples, such as `{"Worst misses": [...], "Worst false alarms": [...]}`.
-        history: of a training, drawn as curves (see `plots.plot_curves`).
         vmin, vmax: one scale for all maps.
         pixel_threshold: adds the predicted masks.
         title: heading of the page.
@@ -81,7 +79,6 @@ def write_report(
         columns=columns,
         groups=groups,
         threshold=None if pixel_threshold is None else f"{pixel_threshold:.3g}",
-        training=_draw(plot_curves, history) if history else None,
     )
 
 
