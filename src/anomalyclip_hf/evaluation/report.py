@@ -75,14 +75,14 @@ def write_report(
         facts=facts,
         vmin=vmin,
         vmax=vmax,
-        datasets=[_section(name, entry) for name, entry in result["datasets"].items()],
+        datasets=[_section(name, entry, facts.get("fpr_limit", 0.3)) for name, entry in result["datasets"].items()],
         columns=columns,
         groups=groups,
         threshold=None if pixel_threshold is None else f"{pixel_threshold:.3g}",
     )
 
 
-def write_prediction_report(output_dir: str | os.PathLike, title: str = "Anomalies found") -> None:
+def write_prediction_report(output_dir: str | os.PathLike) -> None:
     """Write `report.html` of a prediction that has ended: pictures with the highest scores first, a filter by score.
 
     It holds small pictures of the `NUM_WORST` highest scores and of `NUM_OTHERS` others, picked by chance; a click
@@ -90,7 +90,6 @@ def write_prediction_report(output_dir: str | os.PathLike, title: str = "Anomali
 
     Args:
         output_dir: of `predict_files` or `predict_dataset`.
-        title: heading of the page.
 
     Raises:
         ValueError: nothing was scored.
@@ -121,7 +120,7 @@ def write_prediction_report(output_dir: str | os.PathLike, title: str = "Anomali
     highest = math.log1p(max(num_of_step))
     _write_page(
         output / "report.html",
-        title=title,
+        title="Anomalies found",
         facts=facts,
         vmin=facts.get("vmin", 0.0),
         vmax=facts.get("vmax", 1.0),
@@ -213,7 +212,7 @@ def _write_page(path: str | os.PathLike, facts: Mapping[str, Any], vmin: float, 
         temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
-def _section(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+def _section(name: str, entry: Mapping[str, Any], fpr_limit: float) -> dict[str, Any]:
     """What the template shows of a data set."""
     plots = {}
     if scores := entry.get("scores"):
@@ -229,7 +228,7 @@ def _section(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
         for one, kinds in (entry.get("curves") or {}).items()
     }
     if any(curves.values()):
-        plots["Curves over all pixels"] = _draw(plot_metric_curves, curves)
+        plots["Curves over all pixels"] = _draw(plot_metric_curves, curves, fpr_limit=fpr_limit)
     return {
         "name": name,
         "classes": class_table(entry),

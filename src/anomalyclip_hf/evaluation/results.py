@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .visualization import Sample
 
 MAX_ROWS = 24  # of samples.png
+TITLE = "AnomalyCLIP evaluation"
 SHORT_METRICS = ("image_auroc", "image_ap", "pixel_auroc", "aupro")
 PACKAGES = ("anomalyclip_hf", "torch", "transformers", "datasets", "accelerate", "numpy", "scipy", "pillow")
 MODEL_FIELDS = (
@@ -109,8 +110,6 @@ def write_results(
     output_dir: str | os.PathLike,
     samples: Mapping[str, Sequence[Sample]] | None = None,
     *,
-    title: str = "AnomalyCLIP evaluation",
-    scale: tuple[float, float] | None = None,
     pixel_threshold: float | None = None,
     not_drawn: list[str] | None = None,
 ) -> dict[str, Path]:
@@ -120,8 +119,6 @@ def write_results(
         result: of `evaluate_sources`.
         output_dir: folder, made if absent.
         samples: pictures of the report, by heading.
-        title: of the report.
-        scale: ends of the one color scale of all maps; fitted to those shown where None.
         pixel_threshold: adds predicted masks to the pictures.
         not_drawn: gets the name of a report or sheet that fails, and why; None raises instead.
 
@@ -135,9 +132,8 @@ def write_results(
             temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     write_scores(result, paths["scores.parquet"])
     shown = [sample for group in (samples or {}).values() for sample in group]
-    if scale is None:
-        scale = fit_scale(sample.anomaly_map for sample in shown) if shown else (0.0, 1.0)
-    drawing: dict[str, Any] = {"vmin": scale[0], "vmax": scale[1], "pixel_threshold": pixel_threshold, "title": title}
+    vmin, vmax = fit_scale(sample.anomaly_map for sample in shown) if shown else (0.0, 1.0)
+    drawing: dict[str, Any] = {"vmin": vmin, "vmax": vmax, "pixel_threshold": pixel_threshold, "title": TITLE}
     drawings: dict[str, Callable[..., None]] = {"report.html": partial(write_report, result, samples=samples)}
     if shown:
         drawings["samples.png"] = partial(contact_sheet, shown[:MAX_ROWS])

@@ -16,6 +16,7 @@ from ..data.files import one_line
 from ..scoring.pictures import colorize, overlay, resize_map, to_rgb
 from ..scoring.ranking import Array, Values, to_numpy
 
+SCALE = (0.01, 0.999)  # quantiles of a run's pixels that get the first and the last color
 MAX_SHOWN = 1024  # pixels: pictures of a report are all kept until it is written
 Labels: TypeAlias = "Sequence[int | None] | Array"
 COLUMNS = ("image", "truth", "map", "overlay", "predicted mask")
@@ -42,14 +43,12 @@ class Sample:
     title: str = ""
 
 
-def fit_scale(maps: Iterable[Array], lower: float = 0.01, upper: float = 0.999) -> tuple[float, float]:
-    """Find `vmin` and `vmax` for a whole run: quantiles over (a regular sample of) the pixels of all its maps.
+def fit_scale(maps: Iterable[Array]) -> tuple[float, float]:
+    """Find `vmin` and `vmax` of a whole run: the quantiles `SCALE` of (a regular sample of) the pixels of all maps.
 
     Raises:
-        ValueError: no map, NaN or infinite values, quantiles out of order.
+        ValueError: no map, NaN or infinite values.
     """
-    if not 0.0 <= lower < upper <= 1.0:
-        raise ValueError(f"lower={lower}, upper={upper} but 0 <= lower < upper <= 1 is expected")
     values = [pixels[:: max(1, pixels.size // 4096)] for pixels in (to_numpy(one).ravel() for one in maps)]
     if not values:
         raise ValueError("no map given: a scale is fitted over the maps of a run")
@@ -58,7 +57,7 @@ def fit_scale(maps: Iterable[Array], lower: float = 0.01, upper: float = 0.999) 
         raise ValueError(
             "maps have NaN or infinite values but finite ones are expected: check the images and the model"
         )
-    vmin, vmax = (float(value) for value in np.quantile(pixels, [lower, upper]))
+    vmin, vmax = (float(value) for value in np.quantile(pixels, SCALE))
     return (vmin, vmax) if vmax > vmin else (vmin, vmin + 1e-6)
 
 
