@@ -41,18 +41,6 @@ def test_overlay_blends_by_alpha_at_the_size_of_the_image():
     assert np.array_equal(np.asarray(visualization.overlay(image, np.ones((20, 30)), alpha=0.0)), np.asarray(image))
 
 
-def test_outline_runs_around_the_mask():
-    mask = np.zeros((20, 30))
-    mask[5:10, 6:12] = 255
-    shown = np.asarray(visualization.draw_outline(gray(), mask, color=(1, 2, 3), width=1))
-    border = (shown == (1, 2, 3)).all(axis=2)
-    expected = np.zeros((20, 30), bool)
-    expected[4:11, 5:13] = True
-    expected[5:10, 6:12] = False
-    assert np.array_equal(border, expected)
-    assert shown[7, 8].tolist() == [100, 100, 100] and shown[3, 4].tolist() == [33, 33, 33]
-
-
 def test_fit_scale_is_one_for_the_run():
     maps = [np.linspace(0.0, 0.2, 500).reshape(20, 25), np.linspace(0.2, 1.0, 500).reshape(20, 25)]
     vmin, vmax = visualization.fit_scale(maps)

@@ -61,14 +61,6 @@ def fit_scale(maps: Iterable[Array]) -> tuple[float, float]:
     return (vmin, vmax) if vmax > vmin else (vmin, vmin + 1e-6)
 
 
-def draw_outline(
-    image: Image.Image, mask: Array | Image.Image, color: tuple[int, int, int] = OUTLINE, width: int = 2
-) -> Image.Image:
-    """Draw the border of a mask on an image (nearest resize where sizes differ), with a dark rim to stand out."""
-    marked = Image.fromarray(resize_mask(mask, image.size).astype(np.uint8) * 255)
-    return outline_mask(to_rgb(image), marked, color, width)
-
-
 def contact_sheet(
     rows: Sequence[Sample],
     path: str | os.PathLike,
@@ -112,7 +104,8 @@ def picture_row(
     image = image.resize(shown, Image.Resampling.LANCZOS)
     anomaly_map = resize_map(sample.anomaly_map, shown)
     if sample.mask is not None:
-        truth = draw_outline(image, resize_mask(sample.mask, shown))
+        mask = Image.fromarray(resize_mask(sample.mask, shown).astype(np.uint8) * 255)
+        truth = outline_mask(image, mask)
     else:
         truth = image.copy()
         _tag(truth, {None: "truth unknown", 0: "normal"}.get(sample.label, "mask missing"))
