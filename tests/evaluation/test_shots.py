@@ -1,6 +1,7 @@
 """References drawn from a data set's own good images, which are then not judged."""
 
 import json
+import re
 
 from anomalyclip_hf.data import load_anomaly_dataset
 from anomalyclip_hf.evaluation import shots
@@ -38,4 +39,4 @@ def test_rows_tell_what_references_buy(tiny_model, tiny_processor, make_image, t
     own = result["datasets"]["parts"]["mean"]["image_auroc"]
     assert rows[0]["mean"]["image_auroc"] == own and rows[0]["spread"]["image_auroc"] == 0
     assert rows[2]["mean"]["image_auroc"] is None
-    assert "| parts | 2 |" in shots.shots_table(result["shots"])
+    assert re.search(r"\| parts +\| +2 \|", shots.shots_table(result["shots"]))

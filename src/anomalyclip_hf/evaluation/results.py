@@ -126,10 +126,9 @@ def write_results(
         file name to path.
     """
     paths = {name: Path(output_dir, name) for name in FILES}
-    numbers = json.dumps(to_json(result), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    for name, text in (("results.json", numbers), ("results.md", to_markdown(result))):
-        with atomic_path(paths[name]) as temporary:
-            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    write_numbers(result, paths["results.json"])
+    with atomic_path(paths["results.md"]) as temporary:
+        temporary.write_text(to_markdown(result), encoding="utf-8", errors="backslashreplace")
     write_scores(result, paths["scores.parquet"])
     shown = [sample for group in (samples or {}).values() for sample in group]
     vmin, vmax = fit_scale(sample.anomaly_map for sample in shown) if shown else (0.0, 1.0)
@@ -145,6 +144,13 @@ def write_results(
                 raise
             not_drawn.append(f"{name} ({type(error).__name__}: {error})")
     return paths
+
+
+def write_numbers(result: Mapping[str, Any], path: str | os.PathLike) -> None:
+    """Write results.json."""
+    text = json.dumps(to_json(result), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_scores(result: Mapping[str, Any], path: str | os.PathLike) -> None:

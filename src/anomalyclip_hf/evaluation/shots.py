@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -11,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..data.files import atomic_path
 from .evaluator import evaluate_model
 from .metrics import METRICS
-from .results import SHORT_METRICS, to_json
+from .results import SHORT_METRICS, write_numbers
+from .tables import Table
 
 if TYPE_CHECKING:
     import datasets
@@ -73,9 +72,7 @@ def evaluate_shots(
     result["shots"] = rows
     accelerator = settings.get("accelerator")
     if accelerator is None or accelerator.is_main_process:
-        with atomic_path(Path(output_dir, "results.json")) as temporary:
-            text = json.dumps(to_json(result), indent=2, ensure_ascii=False, allow_nan=False)
-            temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+        write_numbers(result, Path(output_dir, "results.json"))
 
 
 def _judge(model, processor, dataset, images: list | None, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,5 +98,4 @@ def shots_table(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in rows:
         cells = [f"{100 * row['mean'][one]:.1f} ± {100 * row['spread'][one]:.1f}" for one in SHORT_METRICS]
         lines.append([row["dataset"], str(row["shots"]), *cells])
-    lines.insert(1, ["---"] * len(lines[0]))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return Table(lines, num_text=1).to_markdown()
