@@ -18,13 +18,11 @@ from PIL import Image
 
 from .dicom_anomalyclip import count_frames, first_bytes, is_dicom, read_dicom
 from .pixels_anomalyclip import (
-    BIT_DEPTHS,
     WINDOWED,
     ImageReadError,
     Window,
     bit_depth_of,
     channels_last,
-    check_channels,
     check_window,
     is_deep,
     painted,
@@ -33,6 +31,7 @@ from .pixels_anomalyclip import (
     to_array,
     to_uint8,
 )
+from .pixels_anomalyclip import check_channels as check_channels
 from .tiff_anomalyclip import TIFF_STARTS, is_beyond_pil, pick_page, plain_tiff, read_tiff, tiff_pages
 
 # No EPS, PDF or the like: whatever the file is called, no other program is started to read it.
@@ -439,33 +438,3 @@ def _reason(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "it does not fit into memory"
     return text or type(error).__name__
-
-
-__all__ = [
-    "BIT_DEPTHS",
-    "FORMATS",
-    "ORIENTATION_TAG",
-    "UPRIGHT",
-    "ImageReadError",
-    "Window",
-    "bit_depth_of",
-    "channels_last",
-    "check_channels",
-    "check_window",
-    "describe_source",
-    "is_deep",
-    "list_pages",
-    "load_image",
-    "open_image",
-    "orientation_of",
-    "painted",
-    "painted_channels",
-    "split_page",
-    "states_orientation",
-    "to_array",
-    "to_pil_image",
-    "to_uint8",
-    "unreadable",
-    "upright",
-    "upright_size",
-]

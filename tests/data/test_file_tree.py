@@ -9,7 +9,7 @@ from picture_trees import summary, write_mask, write_picture, write_tree
 from PIL import Image
 
 from anomalyclip_hf.data import load_anomaly_dataset
-from anomalyclip_hf.data.file_tree import FileTree, MaskFinder, is_mask_folder, leaves_root, mask_stem
+from anomalyclip_hf.data.file_tree import RESULTS, FileTree, MaskFinder, is_mask_folder, leaves_root, mask_stem
 from anomalyclip_hf.data.inspect import inspect_source
 from anomalyclip_hf.data.records import list_unused
 
@@ -218,9 +218,8 @@ def test_results_of_this_package_are_no_images(tmp_path, mark, pictures):
     write_tree(tmp_path, dict.fromkeys((p for p in pictures if p[-1] != "y"), 5))
     tree = FileTree(tmp_path)
     assert sorted(tree.files) == sorted(PLAIN) and tree.tables == []
-    found = tree.sort_out()
-    assert sorted(found.images) == sorted(PLAIN) and found.masks == [] and found.unused == {}
-    assert all(any(p == one or p.startswith(one + "/") for one in found.results) for p in pictures)
+    assert tree.masks() == set() and set(tree.set_aside) == {RESULTS}
+    assert all(any(p == one or p.startswith(one + "/") for one in tree.set_aside[RESULTS]) for p in pictures)
     assert set(samples(tmp_path)) == {1, 2}
     assert "results of this package" in " ".join(inspect_source(tmp_path, progress=False).notes)
 
@@ -235,20 +234,21 @@ def test_a_kind_may_be_called_as_results_are(tmp_path, folder):
 def test_contact_sheets_are_no_images(tmp_path, name):
     write_tree(tmp_path, {**PLAIN, "bad/plain.png": 3, "good/sheet7.png": 4})
     inspect_source(tmp_path, progress=False, contact_sheet=tmp_path / name)
-    assert FileTree(tmp_path).sort_out().results == [name]
+    assert FileTree(tmp_path).set_aside == {RESULTS: [name]}
     assert set(samples(tmp_path)) == {1, 2, 3, 4}
 
 
-def test_files_are_sorted_out_in_one_call(tmp_path):
+def test_files_are_sorted_out(tmp_path):
     images = {**PLAIN, "bad/1_mask.png": 7, "masks/bad/1.png": 7, "out/overlays/a.png": 3, "own/x.png": 4}
     text = {"out/results.md": "", "bad/a.xcf": "", "bad/b.nii.gz": "", "IM0001": "", "bad/c.heic": "", "notes.txt": ""}
     write_tree(
         tmp_path, images, text={**text, "LICENSE-DATASET": "", "bad/d.xcf": "", ".hidden.png": "", "t.csv": "x"}
     )
-    found = FileTree(tmp_path, skip=[tmp_path / "own"]).sort_out()
-    assert found.images == ["bad/1.png", "good/0.png"]
-    assert found.masks == ["bad/1_mask.png", "masks/bad/1.png"] and found.results == ["out/overlays"]
-    assert found.unused == {
+    tree = FileTree(tmp_path, skip=[tmp_path / "own"])
+    assert tree.masks() == {"bad/1_mask.png", "masks/bad/1.png"}
+    assert [path for path in tree.files if path not in tree.masks()] == ["bad/1.png", "good/0.png"]
+    assert tree.set_aside == {
+        RESULTS: ["out/overlays"],
         ".xcf files": ["bad/a.xcf", "bad/d.xcf"],
         ".nii.gz files": ["bad/b.nii.gz"],
         ".heic files": ["bad/c.heic"],

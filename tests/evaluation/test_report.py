@@ -67,12 +67,12 @@ def test_report_is_whole_and_needs_no_network(tmp_path):
     path = tmp_path / "report.html"
     sample = Sample(Image.new("RGB", (40, 30)), np.zeros((5, 5)), label=1, score=0.25, title="nut/<i>.png")
     samples = {"Worst misses": [sample], "Worst false alarms": []}
-    write_report(make_result(), path, samples=samples, history=HISTORY, pixel_threshold=0.5)
+    write_report(make_result(), path, samples=samples, pixel_threshold=0.5)
     text = path.read_text(encoding="utf-8")
     checker = Checker()
     checker.feed(text)
     assert checker.open == []
-    assert len(checker.sources) == 2 + 1 + 5 + 1  # two plots, the training, one row of pictures, the color bar
+    assert len(checker.sources) == 2 + 5 + 1  # two plots, one row of pictures, the color bar
     assert all(source.startswith("data:image/") for source in checker.sources)
     assert not re.search(r"https?://", re.sub(r'"data:[^"]*"', "", text)) and "<script" not in text
     assert len(text) < 400_000
@@ -106,12 +106,12 @@ def test_percent():
 def test_plots_are_written_whole(tmp_path):
     result = make_result()
     curves = result["datasets"]["tiny"]["curves"]
-    plots.plot_metric_curves(curves, tmp_path / "curves.svg", title="Run")
+    plots.plot_metric_curves(curves, tmp_path / "curves.svg")
     svg = (tmp_path / "curves.svg").read_text()
     assert all(word in svg for word in ("ROC", "recall", "Per-region overlap", "bolt"))
-    plots.plot_score_histograms([0.1, 0.2, 0.9], [0, 0, 1], tmp_path / "scores.svg", threshold=0.5)
+    plots.plot_score_histograms([0.1, 0.2, 0.9], [0, 0, 1], tmp_path / "scores.svg")
     svg = (tmp_path / "scores.svg").read_text()
-    assert all(word in svg for word in ("all images", "normal", "anomalous", "threshold"))
+    assert all(word in svg for word in ("all images", "normal", "anomalous"))
     plots.plot_curves(HISTORY, tmp_path / "training.png")
     with Image.open(tmp_path / "training.png") as image:
         assert image.size[0] > 800 and len(image.convert("L").getcolors()) > 5

@@ -24,9 +24,8 @@ def test_colors_follow_the_given_scale_not_the_image():
     assert np.array_equal(halved, ends[3])
 
 
-@pytest.mark.parametrize("colormap", ["inferno", "viridis", "cividis"])
-def test_color_maps_grow_lighter_all_along(colormap):
-    colors = np.asarray(visualization.colorize(np.linspace(0, 1, 256)[None], colormap=colormap))[0].astype(float)
+def test_the_color_map_grows_lighter_all_along():
+    colors = np.asarray(visualization.colorize(np.linspace(0, 1, 256)[None]))[0].astype(float)
     luminance = colors @ [0.2126, 0.7152, 0.0722]
     assert np.all(np.diff(luminance) > -0.6) and luminance[-1] - luminance[0] > 150
 
@@ -42,23 +41,10 @@ def test_overlay_blends_by_alpha_at_the_size_of_the_image():
     assert np.array_equal(np.asarray(visualization.overlay(image, np.ones((20, 30)), alpha=0.0)), np.asarray(image))
 
 
-def test_outline_runs_around_the_mask():
-    mask = np.zeros((20, 30))
-    mask[5:10, 6:12] = 255
-    shown = np.asarray(visualization.draw_outline(gray(), mask, color=(1, 2, 3), width=1))
-    border = (shown == (1, 2, 3)).all(axis=2)
-    expected = np.zeros((20, 30), bool)
-    expected[4:11, 5:13] = True
-    expected[5:10, 6:12] = False
-    assert np.array_equal(border, expected)
-    assert shown[7, 8].tolist() == [100, 100, 100] and shown[3, 4].tolist() == [33, 33, 33]
-
-
 def test_fit_scale_is_one_for_the_run():
     maps = [np.linspace(0.0, 0.2, 500).reshape(20, 25), np.linspace(0.2, 1.0, 500).reshape(20, 25)]
-    vmin, vmax = visualization.fit_scale(maps, lower=0.0, upper=1.0)
-    assert (vmin, vmax) == (0.0, 1.0)
-    assert visualization.fit_scale(maps)[1] < 1.0
+    vmin, vmax = visualization.fit_scale(maps)
+    assert 0.0 < vmin < 0.01 and 0.99 < vmax < 1.0
     same = visualization.fit_scale([np.full((4, 4), 0.3)])
     assert same[0] == 0.3 and same[1] > 0.3
     with pytest.raises(ValueError, match="no map"):
@@ -116,7 +102,6 @@ def test_bad_input_is_refused(tmp_path):
     for call, message in [
         (lambda: visualization.colorize(np.zeros((2, 2)), 1.0, 1.0), "vmin=1.0, vmax=1.0"),
         (lambda: visualization.colorize(np.full((2, 2), np.nan)), "NaN"),
-        (lambda: visualization.colorize(np.zeros((2, 2)), colormap="rainbows"), "colormap='rainbows'"),
         (lambda: visualization.overlay(gray(), np.zeros((2, 2, 2))), r"\(2, 2, 2\)"),
         (lambda: visualization.overlay(gray(), np.zeros((2, 2)), alpha=2), "alpha=2"),
         (lambda: visualization.contact_sheet([], tmp_path / "a.png"), "rows is empty"),

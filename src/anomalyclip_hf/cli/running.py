@@ -15,7 +15,7 @@ from typing import Any
 from ..data.files import one_line
 
 _NAMES = "anomalyclip_option_names"  # attribute of an error
-INTERRUPTED, TERMINATED = 130, 143  # 128 and the number of the signal, as shells say it
+FAILED, INTERRUPTED, TERMINATED = 2, 130, 143  # the last two: 128 and the number of the signal, as shells say it
 
 
 class _Terminated(BaseException):
@@ -27,7 +27,6 @@ def run_until_interrupted(
     argv: Sequence[str] | None = None,
     *,
     options: Collection[str] = (),
-    error_status: int | None = 2,
 ) -> int:
     """Run a command: an interruption, or an error of settings and data, is one line on stderr and an exit status.
 
@@ -36,11 +35,11 @@ def run_until_interrupted(
         argv: words of the command line; those of the process if None.
         options: names of the command's options; where an error speaks of the argument of that name (`name=value`), the
             line says `--name=value`.
-        error_status: for OSError, ValueError, TypeError, RuntimeError, AssertionError, MemoryError and the refusals of
-            a configuration; None lets them pass. Others, such as KeyError, are faults of ours and always pass.
 
     Returns:
-        the status of `main`, `error_status`, 130 for Ctrl-C or 143 for SIGTERM.
+        the status of `main`, 130 for Ctrl-C, 143 for SIGTERM, or 2 for OSError, ValueError, TypeError, RuntimeError,
+        AssertionError, MemoryError and the refusals of a configuration. Others, such as KeyError, are faults of ours
+        and pass.
     """
     try:
         with _terminated_by_signal(), _plain_warnings():
@@ -51,11 +50,9 @@ def run_until_interrupted(
     except _Terminated:
         print("terminated: what was finished is kept", file=sys.stderr)
         return TERMINATED
-    except Exception as error:
-        if error_status is None or not isinstance(error, _expected_errors()):
-            raise
+    except _expected_errors() as error:
         print(f"error: {_as_one_line(error, options)}", file=sys.stderr)
-        return error_status
+        return FAILED
 
 
 def _expected_errors() -> tuple[type[Exception], ...]:

@@ -99,20 +99,17 @@ def sheet_width(pictures: int, cell_size: int) -> int:
     return GAP + pictures * (cell_size + GAP)
 
 
-def outline_mask(
-    image: Image.Image, mask: Image.Image, color: tuple[int, int, int] = OUTLINE, width: int = 2
-) -> Image.Image:
+def outline_mask(image: Image.Image, mask: Image.Image, width: int = 2) -> Image.Image:
     """Draw the border of a mask around, not over, what it marks, with a dark rim to stand out.
 
     Args:
         image, mask (`PIL.Image.Image`): RGB and L (0 and 255), of one size.
-        color: of the line.
         width (`int`, pixels): of the line.
     """
     border = ImageChops.subtract(mask.filter(ImageFilter.MaxFilter(2 * width + 1)), mask)
     rim = ImageChops.subtract(border.filter(ImageFilter.MaxFilter(3)), border)
     dark = Image.composite(image.point(lambda value: value // 3), image, rim)
-    return Image.composite(Image.new("RGB", image.size, color), dark, border)
+    return Image.composite(Image.new("RGB", image.size, OUTLINE), dark, border)
 
 
 def inside(size: tuple[int, int], side: int) -> tuple[int, int]:

@@ -6,7 +6,6 @@ import os
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -129,24 +128,6 @@ def examples(paths: Collection[str], limit: int = 3) -> str:
     return shown + (", ..." if len(paths) > limit else "")
 
 
-@dataclass(frozen=True)
-class FoundFiles:
-    """The files below a folder by what they are good for; all paths from the folder, with forward slashes.
-
-    Args:
-        images (`list[str]`): images to score, in natural order.
-        masks (`list[str]`): masks by their names, in a folder of masks or beside their image.
-        results (`list[str]`): files and whole folders that this package wrote.
-        unused (`dict[str, list[str]]`): the rest by reason, a phrase to put after a number, such as ".xcf files",
-            `UNLISTED`, `LINKED_TWICE` or `BAD_NAME`; side files (`SIDE_SUFFIXES`) and hidden ones are not in it.
-    """
-
-    images: list[str]
-    masks: list[str]
-    results: list[str]
-    unused: dict[str, list[str]]
-
-
 class FileTree:
     """The image files under a folder, found by exact path, by path without suffix, or by number.
 
@@ -157,7 +138,9 @@ class FileTree:
     Attributes:
         root (`str`): the folder.
         files (`list[str]`): image files from the root with forward slashes, masks among them.
-        set_aside (`dict[str, list[str]]`): what is no image to look at, by reason; side files are left out.
+        set_aside (`dict[str, list[str]]`): what is no image to look at by reason, a phrase to put after a number, such
+            as ".xcf files", `RESULTS` (files and whole folders, also of runs that were interrupted), `UNLISTED`,
+            `LINKED_TWICE` or `BAD_NAME`; side files (`SIDE_SUFFIXES`) and hidden ones are left out.
         tables (`list[str]`): CSV, TSV and JSON lines files, and meta.json.
         outside (`list[str]`): image files that links lead out of the root for.
     """
@@ -284,24 +267,6 @@ class FileTree:
         # One without its image, where others of the same folder lie beside theirs, is a mask as well.
         folders = {os.path.dirname(path) for path in beside}
         return masks | beside | {path for path in named if os.path.dirname(path) in folders}
-
-    def sort_out(self) -> FoundFiles:
-        """What of the files is to be scored, and what is not and why, where nothing but names tells.
-
-        Masks are those of `masks()`; results are known by the names this package writes, also of runs that were
-        interrupted. Links out of the folder are followed; `outside` lists what they lead to.
-
-        Example:
-            `FileTree(folder, skip=[output_dir]).sort_out()`
-        """
-        masks = self.masks()
-        unused = {reason: paths for reason, paths in self.set_aside.items() if reason != RESULTS}
-        return FoundFiles(
-            images=[path for path in self.files if path not in masks],
-            masks=[path for path in self.files if path in masks],
-            results=self.set_aside.get(RESULTS, []),
-            unused=unused,
-        )
 
     def under(self, folder: str) -> FileTree:
         """The part of the tree below a folder, without walking the disk again."""

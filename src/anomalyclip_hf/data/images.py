@@ -17,38 +17,9 @@ import numpy as np
 from PIL import Image, ImageChops
 
 from .. import images_anomalyclip as reader
-from ..images_anomalyclip import (
-    ORIENTATION_TAG,
-    UPRIGHT,
-    ImageReadError,
-    bit_depth_of,
-    describe_source,
-    fit_mask,
-    is_deep,
-    orientation_of,
-    states_orientation,
-    unreadable,
-    upright_size,
-)
-
-__all__ = [
-    "ORIENTATION_TAG",
-    "ImageReadError",
-    "MaskRule",
-    "bit_depth_of",
-    "describe_source",
-    "fit_mask",
-    "is_deep",
-    "mask_files",
-    "mask_turn",
-    "open_image",
-    "orientation_of",
-    "read_bytes",
-    "read_image",
-    "read_mask",
-    "states_orientation",
-    "upright_size",
-]
+from ..images_anomalyclip import UPRIGHT, describe_source, orientation_of, states_orientation, unreadable, upright_size
+from ..images_anomalyclip import ImageReadError as ImageReadError
+from ..images_anomalyclip import fit_mask as fit_mask
 
 
 @dataclass(frozen=True)

@@ -12,25 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from ..images_anomalyclip import list_pages, split_page
+from ..images_anomalyclip import (
+    bit_depth_of,
+    fit_mask,
+    is_deep,
+    list_pages,
+    orientation_of,
+    split_page,
+    states_orientation,
+    upright_size,
+)
 from . import contact_sheet as sheets
 from .contact_sheet import SheetRow, inside, outline_mask
 from .file_tree import examples, natural_key
 from .files import one_line
-from .images import (
-    ImageReadError,
-    MaskRule,
-    bit_depth_of,
-    fit_mask,
-    is_deep,
-    mask_files,
-    open_image,
-    orientation_of,
-    read_bytes,
-    read_mask,
-    states_orientation,
-    upright_size,
-)
+from .images import ImageReadError, MaskRule, mask_files, open_image, read_bytes, read_mask
 from .loading import open_source, select_parts
 from .options import SourceOptions, make_options
 from .records import NORMAL_KIND, Index

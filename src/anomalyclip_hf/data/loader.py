@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, IterableDataset
-from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import DataLoader
 
-from .images import ImageReadError, fit_mask
+from ..images_anomalyclip import fit_mask
 
 if TYPE_CHECKING:
     import datasets
@@ -27,8 +26,6 @@ def make_loader(
     *,
     collate: Callable[[list], Any] | None = None,
     shuffle: bool = False,
-    keep_masks: bool = False,
-    skip_unreadable: bool = False,
     **more: Any,
 ) -> DataLoader:
     """Make a `DataLoader` over a loaded data set; at most `num_workers * prefetch_factor` batches are held at a time.
@@ -39,8 +36,7 @@ def make_loader(
     - `labels` (B,) int64, 0 normal, 1 anomalous, -1 unknown;
     - `has_mask` (B,) bool, whether the pixels' truth is known (a normal image's always is);
     - `original_sizes`, a list of (height, width) in pixels;
-    - `class_name`, `defect_type`, `path`, lists of `str`;
-    - `original_masks` with `keep_masks`, a list of mode-L images at the original size, None where `has_mask` is False.
+    - `class_name`, `defect_type`, `path`, lists of `str`.
 
     Args:
         dataset (`datasets.Dataset` or `datasets.IterableDataset`): from `load_anomaly_dataset`.
@@ -49,14 +45,10 @@ def make_loader(
         num_workers (`int`): worker processes; 0 decodes in the calling one. A stream uses at most one, to keep order.
         collate (callable, *optional*): makes a batch from the rows in place of all this, without a processor.
         shuffle (`bool`): draw another order in each pass; not of a stream.
-        keep_masks (`bool`): also give the masks at the original size, for evaluation.
-        skip_unreadable (`bool`): leave out samples that cannot be read, and list them in the batch as `unreadable`,
-            pairs of place in the batch asked for and error; a batch without any sample left holds nothing else.
         **more: as in `DataLoader`: sampler, generator, pin_memory, drop_last, prefetch_factor and the like.
 
     Raises:
-        ImageReadError: while iterating, unless `skip_unreadable`: names the file that cannot be read or the mask that
-            does not fit.
+        ImageReadError: while iterating; names the file that cannot be read or the mask that does not fit.
     """
     if batch_size < 1 or num_workers < 0:
         raise ValueError(f"batch_size={batch_size} must be 1 or more, and num_workers={num_workers} 0 or more")
@@ -64,31 +56,19 @@ def make_loader(
     workers = min(num_workers, 1) if stream else num_workers
     if not workers:
         more.pop("prefetch_factor", None)
-    make_batch = partial(collate_samples, processor=processor, keep_masks=keep_masks, skip_unreadable=skip_unreadable)
     return DataLoader(
-        _Stream(dataset) if stream else _Rows(dataset, skip_unreadable),
+        dataset,  # type: ignore[arg-type]
         batch_size=batch_size,
         num_workers=workers,
         shuffle=shuffle and not stream,
-        collate_fn=collate or make_batch,
+        collate_fn=collate or partial(collate_samples, processor=processor),
         worker_init_fn=_start_worker if workers else None,
         **more,
     )
 
 
-def collate_samples(
-    samples: Sequence[Mapping[str, Any]],
-    processor: Any,
-    keep_masks: bool = False,
-    skip_unreadable: bool = False,
-) -> dict[str, Any]:
+def collate_samples(samples: Sequence[Mapping[str, Any]], processor: Any) -> dict[str, Any]:
     """Turn samples of the one schema into one batch, see `make_loader`."""
-    if skip_unreadable:
-        errors = [_why_unreadable(sample) for sample in samples]
-        samples = [sample for sample, error in zip(samples, errors, strict=True) if error is None]
-        unreadable = [(place, error) for place, error in enumerate(errors) if error is not None]
-        batch = collate_samples(samples, processor, keep_masks) if samples else {}
-        return batch | {"unreadable": unreadable}
     images = [sample["image"] for sample in samples]
     labels = [UNKNOWN_LABEL if sample["label"] is None else int(sample["label"]) for sample in samples]
     masks = [_mask_of(sample) for sample in samples]
@@ -98,46 +78,7 @@ def collate_samples(
     batch["original_sizes"] = [(image.height, image.width) for image in images]
     for name in ("class_name", "defect_type", "path"):
         batch[name] = [sample[name] for sample in samples]
-    if keep_masks:
-        batch["original_masks"] = masks
     return batch
-
-
-class _Rows(TorchDataset):
-    """A map-style data set read row by row: a batch then holds its decoded pictures once."""
-
-    def __init__(self, dataset: Any, skip_unreadable: bool = False):
-        self.dataset, self.skip_unreadable = dataset, skip_unreadable
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Any:
-        try:
-            return self.dataset[int(index)]
-        except ImageReadError as error:
-            if not self.skip_unreadable:
-                raise
-            return {"unreadable": str(error)}
-
-
-class _Stream(IterableDataset):
-    def __init__(self, dataset: Any):
-        self.dataset = dataset
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.dataset)
-
-
-def _why_unreadable(sample: Mapping[str, Any]) -> str | None:
-    """Why a sample cannot be used: its own error, or a mask that does not fit; None where it can."""
-    if "unreadable" in sample:
-        return sample["unreadable"]
-    try:
-        _mask_of(sample)
-    except ImageReadError as error:
-        return str(error)
-    return None
 
 
 def _mask_of(sample: Mapping[str, Any]) -> Image.Image | None:

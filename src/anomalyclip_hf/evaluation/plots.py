@@ -27,6 +27,7 @@ Target: TypeAlias = "str | os.PathLike | io.BytesIO"
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")
 NORMAL_COLOR, ANOMALOUS_COLOR = COLORS[0], COLORS[1]
+NUM_BINS = 40  # of a histogram
 
 _AXES = {
     "roc": ("ROC", "false-positive rate", "true-positive rate"),
@@ -35,9 +36,7 @@ _AXES = {
 }
 
 
-def plot_metric_curves(
-    curves: Mapping[str, Mapping[str, Curve]], path: Target, fpr_limit: float = 0.3, title: str = ""
-) -> None:
+def plot_metric_curves(curves: Mapping[str, Mapping[str, Curve]], path: Target, fpr_limit: float = 0.3) -> None:
     """Plot ROC, PR and PRO curves side by side, one line per class or run.
 
     Args:
@@ -45,12 +44,11 @@ def plot_metric_curves(
             kinds that no line has get no panel.
         path: file to write.
         fpr_limit: shaded in the PRO panel as the part that AUPRO measures.
-        title: heading.
     """
     kinds = [kind for kind in _AXES if any(kind in lines for lines in curves.values())]
     if not kinds:
         raise ValueError("curves holds none of roc, pr, pro: they are empty where a class has no anomaly")
-    figure, axes = _figure(len(kinds), 1, (3.6, 3.5), title)
+    figure, axes = _figure(len(kinds), 1, (3.6, 3.5))
     for axis, kind in zip(axes, kinds, strict=True):
         heading, x_name, y_name = _AXES[kind]
         for number, (name, lines) in enumerate(curves.items()):
@@ -69,15 +67,7 @@ def plot_metric_curves(
     _save(figure, path)
 
 
-def plot_score_histograms(
-    scores: Values,
-    labels: Values,
-    path: Target,
-    classes: Sequence[str] | None = None,
-    threshold: float | None = None,
-    bins: int = 40,
-    title: str = "",
-) -> None:
+def plot_score_histograms(scores: Values, labels: Values, path: Target, classes: Sequence[str] | None = None) -> None:
     """Plot how the scores of normal and anomalous images lie, one panel per class on one common axis.
 
     Args:
@@ -85,9 +75,6 @@ def plot_score_histograms(
         labels: `(N,)` 0 or 1.
         path: file to write.
         classes: `(N,)` class of each image; None puts all in one panel.
-        threshold: drawn as a line.
-        bins: bins over the range of all scores.
-        title: heading.
     """
     scores, labels = to_numpy(scores).astype(np.float64), to_numpy(labels)
     if scores.ndim != 1 or len(scores) == 0 or labels.shape != scores.shape:
@@ -97,22 +84,20 @@ def plot_score_histograms(
         raise ValueError(f"{len(names)} classes but {len(scores)} scores: give one class for each score")
     panels = sorted(set(names.tolist()))
     columns = min(len(panels), 4)
-    figure, axes = _figure(columns, -(-len(panels) // columns), (3.0 if columns > 1 else 5.0, 2.2), title)
+    figure, axes = _figure(columns, -(-len(panels) // columns), (3.0 if columns > 1 else 5.0, 2.2))
     low, high = float(scores.min()), float(scores.max())
-    edges = np.linspace(low, high if high > low else low + 1.0, bins + 1)
+    edges = np.linspace(low, high if high > low else low + 1.0, NUM_BINS + 1)
     for axis, name in zip(axes, panels, strict=False):
         for label, color, text in ((0, NORMAL_COLOR, "normal"), (1, ANOMALOUS_COLOR, "anomalous")):
             chosen = scores[(names == name) & (labels == label)]
             style: dict[str, Any] = {"facecolor": color, "edgecolor": color, "hatch": "///" if label else None}
             axis.hist(chosen, edges.tolist(), label=text, histtype="stepfilled", linewidth=1.0, alpha=0.5, **style)
-        if threshold is not None:
-            axis.axvline(threshold, color="black", linewidth=1.0, linestyle="--", label="threshold")
         _name(axis, _label(name, 26), "anomaly score", "images")
         axis.set_xlim(edges[0], edges[-1])
         axis.locator_params(axis="y", integer=True)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
-    _outside_legend(figure, axes[0], 3)
+    _outside_legend(figure, axes[0], 2)
     _save(figure, path)
 
 
@@ -161,7 +146,7 @@ def _line(number: int) -> dict[str, Any]:
     return {"color": COLORS[number % len(COLORS)], "linestyle": style, "linewidth": 1.4}
 
 
-def _figure(columns: int, rows: int, panel: tuple[float, float], title: str) -> tuple[Figure, list[Axes]]:
+def _figure(columns: int, rows: int, panel: tuple[float, float], title: str = "") -> tuple[Figure, list[Axes]]:
     # The object interface: pyplot would keep figures alive and pick a display.
     from matplotlib.figure import Figure
 

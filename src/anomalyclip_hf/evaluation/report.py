@@ -24,7 +24,7 @@ from ..scoring.inputs import relative_names
 from ..scoring.pictures import colorize, to_rgb
 from ..scoring.writing import SETTINGS, SKIPPED, read_records
 from .metrics import Curve, thin
-from .plots import plot_curves, plot_metric_curves, plot_score_histograms
+from .plots import plot_metric_curves, plot_score_histograms
 from .tables import class_table, method_table, reasons_of
 from .visualization import COLUMNS, Sample, caption, picture_row
 
@@ -40,7 +40,6 @@ def write_report(
     result: Mapping[str, Any],
     path: str | os.PathLike,
     samples: Mapping[str, Sequence[Sample]] | None = None,
-    history: Sequence[Mapping[str, Any]] | None = None,
     vmin: float = 0.0,
     vmax: float = 1.0,
     pixel_threshold: float | None = None,
@@ -52,7 +51,6 @@ def write_report(
         result: of `evaluate_sources`; the `classes` of each of its `datasets` will do, what is missing is left out.
         path: HTML file to write.
         samples: heading to samples, such as `{"Worst misses": [...], "Worst false alarms": [...]}`.
-        history: of a training, drawn as curves (see `plots.plot_curves`).
         vmin, vmax: one scale for all maps.
         pixel_threshold: adds the predicted masks.
         title: heading of the page.
@@ -77,15 +75,14 @@ def write_report(
         facts=facts,
         vmin=vmin,
         vmax=vmax,
-        datasets=[_section(name, entry) for name, entry in result["datasets"].items()],
+        datasets=[_section(name, entry, facts.get("fpr_limit", 0.3)) for name, entry in result["datasets"].items()],
         columns=columns,
         groups=groups,
         threshold=None if pixel_threshold is None else f"{pixel_threshold:.3g}",
-        training=_draw(plot_curves, history) if history else None,
     )
 
 
-def write_prediction_report(output_dir: str | os.PathLike, title: str = "Anomalies found") -> None:
+def write_prediction_report(output_dir: str | os.PathLike) -> None:
     """Write `report.html` of a prediction that has ended: pictures with the highest scores first, a filter by score.
 
     It holds small pictures of the `NUM_WORST` highest scores and of `NUM_OTHERS` others, picked by chance; a click
@@ -93,7 +90,6 @@ def write_prediction_report(output_dir: str | os.PathLike, title: str = "Anomali
 
     Args:
         output_dir: of `predict_files` or `predict_dataset`.
-        title: heading of the page.
 
     Raises:
         ValueError: nothing was scored.
@@ -124,7 +120,7 @@ def write_prediction_report(output_dir: str | os.PathLike, title: str = "Anomali
     highest = math.log1p(max(num_of_step))
     _write_page(
         output / "report.html",
-        title=title,
+        title="Anomalies found",
         facts=facts,
         vmin=facts.get("vmin", 0.0),
         vmax=facts.get("vmax", 1.0),
@@ -216,7 +212,7 @@ def _write_page(path: str | os.PathLike, facts: Mapping[str, Any], vmin: float, 
         temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
-def _section(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+def _section(name: str, entry: Mapping[str, Any], fpr_limit: float) -> dict[str, Any]:
     """What the template shows of a data set."""
     plots = {}
     if scores := entry.get("scores"):
@@ -232,7 +228,7 @@ def _section(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
         for one, kinds in (entry.get("curves") or {}).items()
     }
     if any(curves.values()):
-        plots["Curves over all pixels"] = _draw(plot_metric_curves, curves)
+        plots["Curves over all pixels"] = _draw(plot_metric_curves, curves, fpr_limit=fpr_limit)
     return {
         "name": name,
         "classes": class_table(entry),

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .visualization import Sample
 
 MAX_ROWS = 24  # of samples.png
+TITLE = "AnomalyCLIP evaluation"
 SHORT_METRICS = ("image_auroc", "image_ap", "pixel_auroc", "aupro")
 PACKAGES = ("anomalyclip_hf", "torch", "transformers", "datasets", "accelerate", "numpy", "scipy", "pillow")
 MODEL_FIELDS = (
@@ -109,8 +110,6 @@ def write_results(
     output_dir: str | os.PathLike,
     samples: Mapping[str, Sequence[Sample]] | None = None,
     *,
-    title: str = "AnomalyCLIP evaluation",
-    scale: tuple[float, float] | None = None,
     pixel_threshold: float | None = None,
     not_drawn: list[str] | None = None,
 ) -> dict[str, Path]:
@@ -120,8 +119,6 @@ def write_results(
         result: of `evaluate_sources`.
         output_dir: folder, made if absent.
         samples: pictures of the report, by heading.
-        title: of the report.
-        scale: ends of the one color scale of all maps; fitted to those shown where None.
         pixel_threshold: adds predicted masks to the pictures.
         not_drawn: gets the name of a report or sheet that fails, and why; None raises instead.
 
@@ -129,15 +126,13 @@ def write_results(
         file name to path.
     """
     paths = {name: Path(output_dir, name) for name in FILES}
-    numbers = json.dumps(to_json(result), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    for name, text in (("results.json", numbers), ("results.md", to_markdown(result))):
-        with atomic_path(paths[name]) as temporary:
-            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    write_numbers(result, paths["results.json"])
+    with atomic_path(paths["results.md"]) as temporary:
+        temporary.write_text(to_markdown(result), encoding="utf-8", errors="backslashreplace")
     write_scores(result, paths["scores.parquet"])
     shown = [sample for group in (samples or {}).values() for sample in group]
-    if scale is None:
-        scale = fit_scale(sample.anomaly_map for sample in shown) if shown else (0.0, 1.0)
-    drawing: dict[str, Any] = {"vmin": scale[0], "vmax": scale[1], "pixel_threshold": pixel_threshold, "title": title}
+    vmin, vmax = fit_scale(sample.anomaly_map for sample in shown) if shown else (0.0, 1.0)
+    drawing: dict[str, Any] = {"vmin": vmin, "vmax": vmax, "pixel_threshold": pixel_threshold, "title": TITLE}
     drawings: dict[str, Callable[..., None]] = {"report.html": partial(write_report, result, samples=samples)}
     if shown:
         drawings["samples.png"] = partial(contact_sheet, shown[:MAX_ROWS])
@@ -149,6 +144,13 @@ def write_results(
                 raise
             not_drawn.append(f"{name} ({type(error).__name__}: {error})")
     return paths
+
+
+def write_numbers(result: Mapping[str, Any], path: str | os.PathLike) -> None:
+    """Write results.json."""
+    text = json.dumps(to_json(result), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_scores(result: Mapping[str, Any], path: str | os.PathLike) -> None:

@@ -16,6 +16,7 @@ from ..data.files import one_line
 from ..scoring.pictures import colorize, overlay, resize_map, to_rgb
 from ..scoring.ranking import Array, Values, to_numpy
 
+SCALE = (0.01, 0.999)  # quantiles of a run's pixels that get the first and the last color
 MAX_SHOWN = 1024  # pixels: pictures of a report are all kept until it is written
 Labels: TypeAlias = "Sequence[int | None] | Array"
 COLUMNS = ("image", "truth", "map", "overlay", "predicted mask")
@@ -42,14 +43,12 @@ class Sample:
     title: str = ""
 
 
-def fit_scale(maps: Iterable[Array], lower: float = 0.01, upper: float = 0.999) -> tuple[float, float]:
-    """Find `vmin` and `vmax` for a whole run: quantiles over (a regular sample of) the pixels of all its maps.
+def fit_scale(maps: Iterable[Array]) -> tuple[float, float]:
+    """Find `vmin` and `vmax` of a whole run: the quantiles `SCALE` of (a regular sample of) the pixels of all maps.
 
     Raises:
-        ValueError: no map, NaN or infinite values, quantiles out of order.
+        ValueError: no map, NaN or infinite values.
     """
-    if not 0.0 <= lower < upper <= 1.0:
-        raise ValueError(f"lower={lower}, upper={upper} but 0 <= lower < upper <= 1 is expected")
     values = [pixels[:: max(1, pixels.size // 4096)] for pixels in (to_numpy(one).ravel() for one in maps)]
     if not values:
         raise ValueError("no map given: a scale is fitted over the maps of a run")
@@ -58,16 +57,8 @@ def fit_scale(maps: Iterable[Array], lower: float = 0.01, upper: float = 0.999) 
         raise ValueError(
             "maps have NaN or infinite values but finite ones are expected: check the images and the model"
         )
-    vmin, vmax = (float(value) for value in np.quantile(pixels, [lower, upper]))
+    vmin, vmax = (float(value) for value in np.quantile(pixels, SCALE))
     return (vmin, vmax) if vmax > vmin else (vmin, vmin + 1e-6)
-
-
-def draw_outline(
-    image: Image.Image, mask: Array | Image.Image, color: tuple[int, int, int] = OUTLINE, width: int = 2
-) -> Image.Image:
-    """Draw the border of a mask on an image (nearest resize where sizes differ), with a dark rim to stand out."""
-    marked = Image.fromarray(resize_mask(mask, image.size).astype(np.uint8) * 255)
-    return outline_mask(to_rgb(image), marked, color, width)
 
 
 def contact_sheet(
@@ -77,7 +68,6 @@ def contact_sheet(
     vmax: float = 1.0,
     pixel_threshold: float | None = None,
     cell_size: int = 192,
-    colormap: str = "inferno",
     title: str = "",
 ) -> None:
     """Write a sheet with a row per image: image, truth outline, map, overlay and, with a threshold, predicted mask.
@@ -85,7 +75,7 @@ def contact_sheet(
     Args:
         rows: samples, one scale for all.
         path: file to write, in any format of Pillow by its suffix.
-        vmin, vmax, colormap: the scale of the run, shown as a color bar.
+        vmin, vmax: the scale of the run, shown as a color bar.
         pixel_threshold: map values from here on are predicted anomalous; None leaves that column out.
         cell_size: side of a picture in pixels, 64 or more.
         title: heading.
@@ -95,10 +85,9 @@ def contact_sheet(
     """
     names = COLUMNS if pixel_threshold is not None else COLUMNS[:-1]
     strips = [
-        SheetRow(picture_row(sample, cell_size, vmin, vmax, pixel_threshold, colormap), caption(sample))
-        for sample in rows
+        SheetRow(picture_row(sample, cell_size, vmin, vmax, pixel_threshold), caption(sample)) for sample in rows
     ]
-    footer = _color_bar(sheet_width(len(names), cell_size) - 2 * GAP, vmin, vmax, colormap, pixel_threshold)
+    footer = _color_bar(sheet_width(len(names), cell_size) - 2 * GAP, vmin, vmax, pixel_threshold)
     write_sheet(strips, path, columns=names, cell_size=cell_size, title=title, footer=footer)
 
 
@@ -108,7 +97,6 @@ def picture_row(
     vmin: float = 0.0,
     vmax: float = 1.0,
     pixel_threshold: float | None = None,
-    colormap: str = "inferno",
 ) -> list[Image.Image]:
     """Draw the `COLUMNS` of one sample, fitted into `size` pixels: the last only where a threshold is given."""
     image = to_rgb(sample.image)
@@ -116,15 +104,16 @@ def picture_row(
     image = image.resize(shown, Image.Resampling.LANCZOS)
     anomaly_map = resize_map(sample.anomaly_map, shown)
     if sample.mask is not None:
-        truth = draw_outline(image, resize_mask(sample.mask, shown))
+        mask = Image.fromarray(resize_mask(sample.mask, shown).astype(np.uint8) * 255)
+        truth = outline_mask(image, mask)
     else:
         truth = image.copy()
         _tag(truth, {None: "truth unknown", 0: "normal"}.get(sample.label, "mask missing"))
     pictures = [
         image,
         truth,
-        colorize(anomaly_map, vmin, vmax, colormap),
-        overlay(image, anomaly_map, vmin, vmax, colormap=colormap),
+        colorize(anomaly_map, vmin, vmax),
+        overlay(image, anomaly_map, vmin, vmax),
     ]
     if pixel_threshold is not None:
         pictures.append(Image.fromarray((anomaly_map >= pixel_threshold).astype(np.uint8) * 255))
@@ -177,11 +166,11 @@ def _tag(cell: Image.Image, text: str) -> None:
     draw.text((6, 5), text, fill=PAPER, font=font(12))
 
 
-def _color_bar(width: int, vmin: float, vmax: float, colormap: str, threshold: float | None) -> Image.Image:
+def _color_bar(width: int, vmin: float, vmax: float, threshold: float | None) -> Image.Image:
     """The scale of a sheet, with the threshold marked on it."""
     footer = Image.new("RGB", (width, 32), PAPER)
     draw = ImageDraw.Draw(footer)
-    footer.paste(colorize(np.linspace(vmin, vmax, width)[None].repeat(10, 0), vmin, vmax, colormap), (0, 3))
+    footer.paste(colorize(np.linspace(vmin, vmax, width)[None].repeat(10, 0), vmin, vmax), (0, 3))
     draw.text((0, 16), f"{vmin:.3g}", fill=MUTED, font=font(12))
     draw.text((width, 16), f"{vmax:.3g}", fill=MUTED, font=font(12), anchor="ra")
     note = "anomaly map, one scale for all images"

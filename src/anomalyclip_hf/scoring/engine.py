@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils.data import IterableDataset
 
 from ..data.files import is_disk_full
 from ..data.loader import make_loader
@@ -140,7 +141,7 @@ class _Prepared:
         return _prepare(index, row, self.prepare)
 
 
-class _PreparedStream:
+class _PreparedStream(IterableDataset):
     """The same of a stream."""
 
     def __init__(self, source: Any, prepare: Callable[[Any], Any], wanted: Callable[[int], bool] | None):

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..data.file_tree import BAD_NAME, IMAGE_SUFFIXES, RESULTS, UNLISTED, FileTree, is_mask_folder
+from ..data.file_tree import BAD_NAME, IMAGE_SUFFIXES, UNLISTED, FileTree, is_mask_folder
 from ..data.files import safe_name
 from ..images_anomalyclip import list_pages, split_page
 
@@ -81,15 +81,16 @@ def _search(
     waiting = [folder]
     while waiting:
         root = waiting.pop(0)
-        found = FileTree(root, skip=[output] if output else []).sort_out()
-        masks += map(root.joinpath, found.masks)
-        for path in map(root.joinpath, found.images):
+        tree = FileTree(root, skip=[output] if output else [])
+        masks_by_name = tree.masks()
+        for name in tree.files:
+            path = root / name
             inside = path.relative_to(folder)  # the folder may be of masks where `root` is not
-            if any(map(is_mask_folder, inside.parts[:-1])):
+            if name in masks_by_name or any(map(is_mask_folder, inside.parts[:-1])):
                 masks.append(path)
             else:
                 files.append((path, inside.as_posix()))
-        for reason, names in {RESULTS: found.results, **found.unused}.items():
+        for reason, names in tree.set_aside.items():
             paths = list(map(root.joinpath, names))
             if reason == UNLISTED:
                 result.skipped += [{"path": str(path), "error": "the folder can't be listed"} for path in paths]
@@ -97,7 +98,7 @@ def _search(
                 waiting += [path for path in paths if path.is_dir() and os.path.realpath(path) != output]
                 named = [path for path in paths if not path.is_dir() and path.suffix.lower() in IMAGE_SUFFIXES]
                 files += [(path, path.relative_to(folder).as_posix()) for path in named]
-            elif paths:
+            else:
                 result.unused.setdefault(reason, []).extend(paths)
     if not files:
         beside = f" beside {len(masks)} masks" if masks else ""

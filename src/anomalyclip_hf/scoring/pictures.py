@@ -1,8 +1,8 @@
 """Pictures of maps: colors, overlays and the legend of a run.
 
 A run has ONE scale. `vmin` and `vmax` are the ends of the color map for every picture of it: 0 and 1 for the
-probabilities of AnomalyCLIP, or what `evaluation.visualization.fit_scale` finds over all maps. Color maps are
-perceptually uniform and readable for the color-blind.
+probabilities of AnomalyCLIP, or what `evaluation.visualization.fit_scale` finds over all maps. The color
+map is perceptually uniform and readable for the color-blind.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from ..images_anomalyclip import load_image
 from .ranking import to_numpy
 
-# Red, green and blue of matplotlib's "inferno", in hexadecimal.
+# Red, green and blue of matplotlib's "inferno", in hexadecimal: matplotlib takes a second to load.
 _INFERNO = (
     "00000401000501010601010802010a02020c02020e03021004031204031405041706041907051b08051d09061f0a07220b07240c0826"
     "0d08290e092b10092d110a30120a32140b34150b37160b39180c3c190c3e1b0c411c0c431e0c451f0c48210c4a230c4c240c4f260c51"
@@ -36,15 +36,14 @@ _INFERNO = (
 )
 
 
-def colorize(anomaly_map: Any, vmin: float = 0.0, vmax: float = 1.0, colormap: str = "inferno") -> Image.Image:
+def colorize(anomaly_map: Any, vmin: float = 0.0, vmax: float = 1.0) -> Image.Image:
     """Paint a map: `vmin` and below get the first color, `vmax` and above the last.
 
     Args:
         anomaly_map: `(H, W)` float.
         vmin, vmax: the scale of the run.
-        colormap: any of matplotlib; perceptually uniform are inferno, viridis, cividis, magma, plasma.
     """
-    return Image.fromarray(_colors(colormap)[_levels(anomaly_map, vmin, vmax)])
+    return Image.fromarray(_colors()[_levels(anomaly_map, vmin, vmax)])
 
 
 def overlay(
@@ -53,7 +52,6 @@ def overlay(
     vmin: float = 0.0,
     vmax: float = 1.0,
     alpha: float = 0.5,
-    colormap: str = "inferno",
 ) -> Image.Image:
     """Lay a map over its image, at the image's size.
 
@@ -65,14 +63,13 @@ def overlay(
         anomaly_map: `(h, w)` float; resized bilinearly where its size differs.
         vmin, vmax: the scale of the run.
         alpha: in [0, 1].
-        colormap: as in `colorize`.
     """
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha={alpha} but a share in [0, 1] is expected")
     gray = np.asarray(to_rgb(image).convert("L"), dtype=np.float32)[..., None]
     levels = _levels(resize_map(anomaly_map, image.size), vmin, vmax)
     cover = np.minimum(1.0, alpha * (0.5 + np.arange(256, dtype=np.float32) / 255.0))[levels][..., None]
-    blended = gray * (1.0 - cover) + _colors(colormap)[levels] * cover
+    blended = gray * (1.0 - cover) + _colors()[levels] * cover
     return Image.fromarray((blended + 0.5).astype(np.uint8))
 
 
@@ -119,12 +116,6 @@ def _levels(anomaly_map: Any, vmin: float, vmax: float) -> np.ndarray:
 
 
 @functools.cache
-def _colors(colormap: str) -> np.ndarray:
-    """The 256 colors of a color map, `(256, 3)` uint8."""
-    if colormap == "inferno":  # matplotlib takes a second to load
-        return np.frombuffer(bytes.fromhex(_INFERNO), np.uint8).reshape(256, 3)
-    import matplotlib
-
-    if colormap not in matplotlib.colormaps:
-        raise ValueError(f"colormap={colormap!r} is not known to matplotlib: use inferno, viridis or cividis")
-    return (matplotlib.colormaps[colormap].resampled(256)(np.arange(256))[:, :3] * 255.0 + 0.5).astype(np.uint8)
+def _colors() -> np.ndarray:
+    """The 256 colors of the color map, `(256, 3)` uint8."""
+    return np.frombuffer(bytes.fromhex(_INFERNO), np.uint8).reshape(256, 3)

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..data.images import fit_mask
 from ..image_processing_anomalyclip import check_tiling
+from ..images_anomalyclip import fit_mask
 from ..pipeline_anomalyclip import PRE_OPTIONS, READING, RESIZING, prepare_image, read_image
 from ..prompts_anomalyclip import backbone_fingerprint
 from ..tiling_anomalyclip import ImageTiles, View, score_views

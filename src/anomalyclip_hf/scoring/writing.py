@@ -46,12 +46,13 @@ class RecordWriter:
         settings: has `overlays`, `save_maps`, `masks`, `vmin`, `vmax` and `alpha`, as `PredictionSettings`.
         process: number of this process, from 0.
 
-    As many threads draw as there are workers that decode, so that neither keeps the model waiting.
+    As many threads draw as there are workers that decode, so that neither keeps the model waiting; without workers
+    each image is drawn before the next is scored.
     """
 
     def __init__(self, output: Path, settings: Any, process: int = 0):
         self.output, self.settings, self.process = output, settings, process
-        self._threads = ThreadPoolExecutor(settings.num_workers) if settings.num_workers else None
+        self._threads = ThreadPoolExecutor(max(1, settings.num_workers))
         self._drawn: deque[tuple[int, dict[str, Any], Future]] = deque()  # not yet noted, in order
         self._lines: dict[str, list[str]] = {PREDICTIONS: [], SKIPPED: []}
         self._number, self._started, self._written = 0, time.monotonic(), time.monotonic()
@@ -80,16 +81,7 @@ class RecordWriter:
             OSError: records can't be written, or images before met a full disk too.
         """
         record = make_record(path, image_size, result, self.files_of(name, result))
-        if self._threads is not None:
-            self._wait_for(index, record, self._threads.submit(self._draw, record, result, image))
-            return
-        drawn: Future = Future()
-        try:
-            self._draw(record, result, image)
-            drawn.set_result(None)
-        except Exception as error:
-            drawn.set_exception(error)
-        self._wait_for(index, record, drawn)
+        self._wait_for(index, record, self._threads.submit(self._draw, record, result, image))
 
     def files_of(self, name: str, result: Mapping[str, Any]) -> dict[str, str]:
         """Field of a record -> the file that it names, for those that the settings ask for."""
@@ -113,8 +105,7 @@ class RecordWriter:
         try:
             self._note(0)
         finally:
-            if self._threads is not None:
-                self._threads.shutdown()
+            self._threads.shutdown()
             self.flush()
 
     def flush(self) -> None:
