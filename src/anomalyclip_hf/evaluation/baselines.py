@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..configuration_anomalyclip import PRESETS, feature_layers_of_preset
 from ..modeling_anomalyclip import compute_similarity_maps
 from ..prompts_anomalyclip import locate_base
+from ..scoring.rows import rule_of
 from ..tiling_anomalyclip import score_of, score_views
 
 if TYPE_CHECKING:
@@ -261,7 +262,7 @@ def score_methods(
         for each row method to score, and method to map `(H, W)` float32.
     """
     device, class_name, names = scorer.model.device, rows[0].class_name, list(scorer.methods)
-    side, rule = map_size if isinstance(map_size, int) else None, scorer.model.config.score_rule
+    side, rule = map_size if isinstance(map_size, int) else None, rule_of(scorer.model)
     found: list[tuple[dict[str, float], dict[str, np.ndarray]]] = [({}, {}) for _ in rows]
     if processor.resize == "square":
         targets = None if map_size is None else [(side, side) if side else row.size for row in rows]

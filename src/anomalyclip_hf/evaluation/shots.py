@@ -52,12 +52,13 @@ def evaluate_shots(
         for index, one in enumerate(dataset["class_name"]):
             found.setdefault(str(one), []).append(index)
         labels, metrics = dataset["label"], list(result["datasets"][name]["mean"])
+        paths, damaged = dataset["path"], {one["path"] for one in result["datasets"][name]["unreadable"]}
         for number in shots:
             drawn, too_few = [], set()
             for draw in range(draws if number else 1):
                 classes = []
                 for one, members in found.items():
-                    good = [index for index in members if labels[index] == 0]
+                    good = [index for index in members if labels[index] == 0 and str(paths[index]) not in damaged]
                     if len(good) <= number:
                         too_few.add(one)
                         continue
@@ -83,7 +84,8 @@ def _judge(model, processor, dataset, images: list | None, name: str, settings: 
     before = model.references
     weight = None if before is None else before.weight
     try:
-        model.set_references(images, processor=processor, reference_weight=weight)
+        given = {"processor": processor, "reference_weight": weight}
+        model.references = None if images is None else model.make_references(images, **given)
         settings = {**settings, "save_maps": None}
         return evaluate_model(model, processor, dataset, name=name, **settings)["mean"]
     finally:
