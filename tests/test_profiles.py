@@ -361,3 +361,11 @@ def test_a_weight_of_a_profile_is_of_the_models_own_references(model, make_image
     assert model.references.weight == 0.5
     model.set_profile(None)
     assert model.references.weight == 0.1
+
+
+def test_references_that_are_gone_do_not_end_saving(checkpoint, model, tmp_path):
+    write_json(checkpoint, "bottle", references="good.png")
+    (checkpoint / "good.png").write_bytes(b"no image")
+    write_json(checkpoint, "can", min_area=3)
+    model.save_pretrained(tmp_path / "copy")
+    assert profile_names(str(tmp_path / "copy")) == ["can"]

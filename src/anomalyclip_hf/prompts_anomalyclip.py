@@ -609,6 +609,7 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
             try:
                 profile = self.get_profile(name)
                 prompts = self._prompts_of(profile)
+                references = None if profile.references is None else self._references_of(profile, None)
             except (OSError, ValueError) as error:
                 if names is not None:
                     raise
@@ -617,11 +618,11 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
             if prompts is not None:
                 with whole_folder(Path(save_directory, FOLDER, name)) as stage:
                     write_checkpoint(stage, prompts, self.default_processor(), type(self))
-            if profile.references is not None:
+            if references is not None:
                 path = Path(save_directory, FOLDER, name, "references.safetensors")
                 path.parent.mkdir(parents=True, exist_ok=True)
                 own: Any = getattr(self, "references", None)
-                self.references = self._references_of(profile, None)
+                self.references = references
                 try:
                     self.save_references(path)
                 finally:
