@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from transformers import pipeline
 
-from anomalyclip_hf import AnomalyCLIPModel
+from anomalyclip_hf import AnomalyCLIPModel, ZeroShotAnomalyDetectionPipeline, load_anomaly_dataset
+from anomalyclip_hf.evaluation import evaluate_model
 from anomalyclip_hf.profiles_anomalyclip import Profile, profile_names, read_profile
 from anomalyclip_hf.regions_anomalyclip import find_regions
 from anomalyclip_hf.scoring import calibrate
@@ -295,3 +296,76 @@ def test_images_that_do_not_fit_the_region_of_interest_are_left_out(model, tiny_
     with pytest.warns(UserWarning, match="too few"):
         found = calibrate(model, tiny_processor, images, show_progress=False, skipped=skipped)
     assert found["image"]["num_samples"] == 3 and len(skipped) == 1 and "50x40 but its image is 40x50" in skipped[0]
+
+
+def test_thresholds_of_a_profile_serve_the_score_they_were_chosen_for(model, tiny_processor, make_image):
+    model.set_profile(Profile("bottle", score_rule="max", image_threshold=0.0, pixel_threshold=0.0))
+    detector = ZeroShotAnomalyDetectionPipeline(model=model, image_processor=tiny_processor)
+    image = make_image()
+    assert {"label", "mask"} <= set(detector(image))
+    assert "label" not in (found := detector(image, score_rule="global")) and "mask" in found
+    assert not {"label", "mask"} & set(detector(image, references=[image]))
+    assert detector(image, references=[image], image_threshold=0.0)["label"] == "anomalous"
+    model.set_references([image])  # thresholds of a profile without references hold for what the model compares with
+    assert {"label", "mask"} <= set(detector(image))
+
+
+def test_evaluation_scores_by_the_profile_as_the_pipeline_does(model, tiny_processor, make_image, tmp_path):
+    for kind, seed in (("good", 1), ("bad", 2)):
+        (tmp_path / kind).mkdir()
+        make_image(90, 50, seed=seed).save(tmp_path / kind / "a.png")
+    dataset = load_anomaly_dataset(tmp_path)
+    model.set_references([tmp_path / "good" / "a.png"])
+    model.set_profile(
+        Profile("bottle", score_rule="mean", resize="tile", tile_size=42, sigma=2.0, image_threshold=0.1)
+    )
+    detector = ZeroShotAnomalyDetectionPipeline(model=model, image_processor=tiny_processor)
+    expected = [one["score"] for one in detector(dataset["path"])]
+    found = evaluate_model(model, tiny_processor, dataset, show_progress=False)
+    assert found["scores"]["scores"]["anomalyclip"] == pytest.approx(expected, abs=1e-6)
+    assert found["mean"]["image_f1"] == pytest.approx(2 / 3 if min(expected) >= 0.1 else 1.0)
+
+
+def test_own_references_come_back_go_along_and_are_not_lost_unsaid(model, make_image, tmp_path, monkeypatch):
+    good, other, later = (make_image(seed=seed) for seed in range(3))
+    model.set_references([good])
+    own = model.references
+    model.set_profile(Profile("bottle", references=[other]))
+    folded = model.to_vision_only()
+    assert torch.equal(folded.references.features, model.references.features) and model.references is not own
+    folded.set_profile(None)
+    assert folded.references is own
+    model.save_profiles(tmp_path / "profiles", ["bottle"])
+    model.set_profile(None)
+    assert model.references is own and model.to_vision_only().references is own
+    said = []
+    monkeypatch.setattr("anomalyclip_hf.prompts_anomalyclip.logger.warning", said.append)
+    model.save_pretrained(tmp_path / "saved")
+    assert "references are not saved" in said[0]
+    model.set_profile("bottle")
+    model.set_references([later])  # in place of those that the profile put
+    chosen = model.references
+    model.set_profile(None)
+    assert model.references is chosen
+    model.set_references(None)
+    said.clear()
+    model.save_pretrained(tmp_path / "saved")
+    assert not said
+
+
+def test_a_weight_of_a_profile_is_of_the_models_own_references(model, make_image):
+    with pytest.raises(ValueError, match=r"profile bottle: reference_weight=0\.5 without references"):
+        model.set_profile(Profile("bottle", reference_weight=0.5))
+    model.set_references([make_image()])
+    model.set_profile(Profile("bottle", reference_weight=0.5))
+    assert model.references.weight == 0.5
+    model.set_profile(None)
+    assert model.references.weight == 0.1
+
+
+def test_references_that_are_gone_do_not_end_saving(checkpoint, model, tmp_path):
+    write_json(checkpoint, "bottle", references="good.png")
+    (checkpoint / "good.png").write_bytes(b"no image")
+    write_json(checkpoint, "can", min_area=3)
+    model.save_pretrained(tmp_path / "copy")
+    assert profile_names(str(tmp_path / "copy")) == ["can"]

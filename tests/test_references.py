@@ -177,3 +177,13 @@ def test_references_compile(tiny_model, pixels):
         compiled = torch.compile(tiny_model, fullgraph=True, backend="eager")(pixels, text_embeds=texts)
     torch.testing.assert_close(compiled.reference_scores, expected.reference_scores)
     assert isinstance(tiny_model.references, References)
+
+
+@pytest.mark.parametrize("resizing", [{"resize": "square"}, {"resize": "fit"}, {"resize": "tile", "tile_size": 40}])
+def test_a_reference_is_known_however_it_is_resized(tiny_model, tiny_processor, make_image, resizing):
+    images = [make_image(*size, seed=seed) for seed, size in enumerate([(90, 60), (64, 64), (30, 20)])]
+    detector = ZeroShotAnomalyDetectionPipeline(model=tiny_model, image_processor=tiny_processor)
+    given = {"references": images, "reference_weight": 0, **resizing}
+    found = detector([*images, make_image(90, 60, seed=9)], **given)
+    assert max(one["score"] for one in found[:3]) < 1e-3 < found[3]["score"]
+    assert max(one["anomaly_map"].max() for one in found[:3]) < 1e-3

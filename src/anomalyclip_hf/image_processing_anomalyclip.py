@@ -1,7 +1,8 @@
 """Image processor of AnomalyCLIP: images and masks in, scores and maps out."""
 
+import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -319,6 +320,17 @@ def _apply_rule(rule: str, whole: Tensor, maps: Tensor) -> Tensor:
     if rule == "max":
         return pixels.amax(dim=1)
     return (whole + pixels.topk(max(1, pixels.shape[1] // 100), dim=1).values.mean(dim=1)) / 2
+
+
+def with_resizing(
+    processor: AnomalyCLIPImageProcessor, options: Mapping[str, Any], patch_size: int
+) -> AnomalyCLIPImageProcessor:
+    """A copy of a processor with `resize`, `tile_size` and `overlap` of these options, for a model's patch size."""
+    processor = copy.copy(processor)
+    given = {name: options[name] for name in ("resize", "tile_size", "overlap") if options.get(name) is not None}
+    for name, value in {**given, "patch_size": patch_size}.items():
+        setattr(processor, name, value)
+    return processor
 
 
 def default_image_size(config: dict[str, Any], wanted: int = DEFAULT_SIZE) -> int:

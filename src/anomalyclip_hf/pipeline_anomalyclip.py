@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from .addresses_anomalyclip import DOWNLOAD_BYTES, DOWNLOAD_TIMEOUT, check_limits, read_image
 from .configuration_anomalyclip import check_fields
-from .image_processing_anomalyclip import AnomalyCLIPImageProcessor
+from .image_processing_anomalyclip import AnomalyCLIPImageProcessor, with_resizing
 from .images_anomalyclip import check_channels, check_window
 from .references_anomalyclip import References
 from .regions_anomalyclip import read_roi
@@ -133,7 +133,7 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         pre |= {key: options[key] for key in READING if key in options}
         post = {key: value for key, value in options.items() if key in POST_OPTIONS}
         during = {"sigma": options["sigma"]} if "sigma" in options else {}
-        if (references := self._make_references(**{key: options.get(key) for key in COMPARING})) is not None:
+        if (references := self._make_references(resizing, **{key: options.get(key) for key in COMPARING})) is not None:
             during["references"] = references
         return (
             pre,
@@ -150,7 +150,9 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         image = read_image(image, timeout, max_bytes, **reading)
         return prepare_image(image, self.image_processor, self.dtype, patch_size=patch_size, **options)
 
-    def _make_references(self, references: Any, reference_weight: float | None) -> References | None:
+    def _make_references(
+        self, resizing: dict[str, Any], references: Any, reference_weight: float | None
+    ) -> References | None:
         """Features of the references of a call; those there are, where the weight alone is given."""
         if reference_weight is not None and references is None:
             own = getattr(self, "_forward_params", {}).get("references") or self.model.references
@@ -158,8 +160,10 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
                 raise ValueError(f"reference_weight={reference_weight} without references; give both")
         if references is None:
             return None
-        given = {"reference_weight": reference_weight, "processor": self.image_processor}
-        return self.model.make_references(references, **given)
+        # Patches are compared with those of the same scale.
+        resizing = {**self.settings_of_profile(RESIZING), **getattr(self, "_preprocess_params", {}), **resizing}
+        processor = with_resizing(self.image_processor, resizing, self.model.config.vision_config.patch_size)
+        return self.model.make_references(references, reference_weight, processor=processor)
 
     def _forward(
         self, model_inputs: dict[str, Any], sigma: float | None = None, references: References | None = None
@@ -181,10 +185,11 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         self, outputs: dict[str, Any], resizing: Mapping[str, Any] | None = None, **options: Any
     ) -> dict[str, Any]:
         given = [name for name in THRESHOLDS if name in options]
-        options = {"score_rule": self.model.config.score_rule, **self.settings_of_profile(POST_OPTIONS), **options}
-        if any(name not in options for name in THRESHOLDS):
-            own = self.model.fitting_thresholds(options["score_rule"], "reference_scores" in outputs)
-            options = {**own, **options}
+        own = [name for name in POST_OPTIONS if name not in THRESHOLDS]
+        options = {"score_rule": self.model.config.score_rule, **self.settings_of_profile(own), **options}
+        if len(given) < len(THRESHOLDS):
+            fitting = self.model.fitting_thresholds(options["score_rule"], "reference_scores" in outputs)
+            options = {**fitting, **options}
         self._check_resizing(
             [name for name in THRESHOLDS if name not in given and options[name] is not None], resizing
         )

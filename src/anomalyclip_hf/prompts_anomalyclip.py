@@ -28,7 +28,7 @@ from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from .configuration_anomalyclip import PROMPT_STD, AnomalyCLIPConfig
-from .image_processing_anomalyclip import AnomalyCLIPImageProcessor
+from .image_processing_anomalyclip import AnomalyCLIPImageProcessor, with_resizing
 from .profiles_anomalyclip import FOLDER, Profile, profile_names, read_profile
 
 logger = logging.get_logger(__name__)
@@ -598,13 +598,13 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
         wanted = self.get_profile(profile) if isinstance(profile, str) else profile
         prompts = None if wanted is None else self._prompts_of(wanted)
         own = self.__dict__.get("_own_prompts")
-        if wanted is not None and wanted.references is not None:
-            # Features are made once; images are not kept.
-            wanted.references = self.make_references(wanted.references, wanted.reference_weight)
-            self.__dict__.setdefault("_own_references", self.__dict__.get("references"))
-            self.__dict__["references"] = wanted.references
+        before = self.__dict__.get("_own_references", getattr(self, "references", None))
+        found = None if wanted is None else self._references_of(wanted, before)
+        if found is not None:
+            self.__dict__["_own_references"] = before
+            self.references = found
         elif "_own_references" in self.__dict__:
-            self.__dict__["references"] = self.__dict__.pop("_own_references")
+            self.references = self.__dict__.pop("_own_references")
         if prompts is not None:
             own = own or self._copy_prompts()
             self._put(prompts)
@@ -628,10 +628,16 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
                 f"profile {self.profile.name} is set, so that its prompts are saved as the model's own; to save the "
                 "others, call set_profile(None) first"
             )
+        if names is None and self.__dict__.get("_own_references", self.references) is not None:
+            logger.warning(
+                "the model's own references are not saved with it; save_references(...) writes them, and a profile "
+                "keeps those of a product"
+            )
         for name in self.profile_names if names is None else names:
             try:
                 profile = self.get_profile(name)
                 prompts = self._prompts_of(profile)
+                references = None if profile.references is None else self._references_of(profile, None)
             except (OSError, ValueError) as error:
                 if names is not None:
                     raise
@@ -640,18 +646,34 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
             if prompts is not None:
                 with whole_folder(Path(save_directory, FOLDER, name)) as stage:
                     write_checkpoint(stage, prompts, self.default_processor(), type(self))
-            if profile.references is not None:
+            if references is not None:
                 path = Path(save_directory, FOLDER, name, "references.safetensors")
                 path.parent.mkdir(parents=True, exist_ok=True)
-                own = self.__dict__.get("references")
-                self.set_references(profile.references)
-                self.save_references(path)
-                self.__dict__["references"] = own
+                own: Any = getattr(self, "references", None)
+                self.references = references
+                try:
+                    self.save_references(path)
+                finally:
+                    self.references = own
             profile.save(save_directory)
 
     def _profiles_source(self) -> tuple[str | None, dict[str, Any]]:
         name, hub = getattr(self, "_processor_source", (None, {}))
         return (locate_base(name, ".") if name in KNOWN_BASES else name), hub
+
+    def _references_of(self, profile: Profile, own: Any) -> Any:
+        """A profile's references, made once; those of the model where it weighs them alone."""
+        weight, given = profile.reference_weight, profile.references
+        if given is None:
+            if weight is not None and own is None:
+                raise ValueError(f"profile {profile.name}: reference_weight={weight} without references; give both")
+            return None if weight is None else self.make_references(own, weight)
+        processor = None
+        if not hasattr(given, "fingerprint"):  # images: patches are compared with those of the same scale
+            patch_size = self.config.vision_config.patch_size
+            processor = with_resizing(self.default_processor(), profile.options, patch_size)
+        profile.references = self.make_references(given, weight, processor=processor)
+        return profile.references
 
     def _prompts_of(self, profile: Profile) -> PromptSet | None:
         """A profile's prompts, read and checked once."""
@@ -746,6 +768,7 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
         for source in ("_loaded_from", "_processor_source"):
             if hasattr(self, source):
                 setattr(model, source, getattr(self, source))
+        model.references = self.__dict__.get("_own_references", self.references)
         if self.profile is not None:
             model.set_profile(replace(self.profile, prompts=None))
         return model.train(self.training)

@@ -9,8 +9,9 @@ map P and a weight w, the anomaly map is (M + w P) / (1 + w), and the score (max
 import base64
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from .configuration_anomalyclip import check_fields
-from .image_processing_anomalyclip import AnomalyCLIPImageProcessor
+from .image_processing_anomalyclip import AnomalyCLIPImageProcessor, with_resizing
 from .images_anomalyclip import load_image
 from .options_anomalyclip import WITH_REFERENCES
 from .prompts_anomalyclip import backbone_fingerprint, same_fingerprints, whole_folder
@@ -206,13 +207,15 @@ class ReferencesMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ig
     def set_references(self, images, **settings: Any) -> None:
         """Compare all images from now on with images of good parts.
 
-        Maps and scores are then a blend (see the module), while `logits` and embeddings stay what they were.
+        Maps and scores are then a blend (see the module), while `logits` and embeddings stay what they were. They are
+        not saved with the model: [`~AnomalyCLIPModel.save_references`] or a profile keeps them.
 
         Args:
             images: as of [`~AnomalyCLIPModel.make_references`]; None = no references any more.
             **settings: `reference_weight`, `max_patches`, `processor`, `batch_size`, as there.
         """
         self.references = None if images is None else self.make_references(images, **settings)
+        self.__dict__.pop("_own_references", None)  # unless a profile put them, these are the model's own now
 
     @torch.no_grad()
     def make_references(
@@ -230,7 +233,8 @@ class ReferencesMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ig
                 [`~AnomalyCLIPModel.save_references`], `pixel_values` `(B, 3, H, W)`, or [`References`].
             reference_weight (`float`, 0 or more, *optional*): of the model's own map and score; 0.1, or as stored.
             max_patches (`int`, 1 or more, *optional*): patches kept, chosen by greedy k-center; all if absent.
-            processor ([`AnomalyCLIPImageProcessor`], *optional*): prepares images; the model's own if absent.
+            processor ([`AnomalyCLIPImageProcessor`], *optional*): prepares images; the model's own if absent. Where it
+                makes tiles, patches of the references' tiles are kept too, so that memory grows with their number.
             batch_size (`int`): images per forward.
 
         Raises:
@@ -253,26 +257,37 @@ class ReferencesMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ig
         return found if reference_weight is None else replace(found, weight=float(reference_weight))
 
     def fitting_thresholds(self, score_rule: str | None = None, with_references: bool | None = None) -> dict:
-        """The thresholds of the configuration where they were chosen for the scores and maps that are now given.
+        """The thresholds that were chosen for the scores and maps that are now given.
+
+        Those of the profile that is set go before the configuration's.
 
         Args:
-            score_rule (`str`, *optional*): the configuration's own if absent.
+            score_rule (`str`, *optional*): the profile's or the configuration's own if absent.
             with_references (`bool`, *optional*): whether images are compared with some; as the model does if absent.
 
         Returns:
             `image_threshold` and `pixel_threshold`; None, with a warning once, where one is for another score.
         """
-        config = self.config
-        compared = self.references is not None if with_references is None else with_references
-        score = (score_rule or config.score_rule) + WITH_REFERENCES * compared
-        known = config.thresholds_for.endswith(WITH_REFERENCES) == compared
-        found = {"image_threshold": config.image_threshold if score == config.thresholds_for else None}
-        found["pixel_threshold"] = config.pixel_threshold if known else None
-        if lost := [name for name, value in found.items() if value is None and getattr(config, name) is not None]:
-            logger.warning_once(
-                f"{' and '.join(lost)} of the configuration were chosen for the score {config.thresholds_for!r}, not "
-                f"for {score!r}: they are not used. Calibrate anew, or give thresholds yourself"
-            )
+        config, compares = self.config, self.references is not None
+        compared = compares if with_references is None else with_references
+        profile: Any = getattr(self, "profile", None)
+        of_profile = {} if profile is None else profile.options
+        own_rule = of_profile.get("score_rule", config.score_rule)
+        score = (score_rule or own_rule) + WITH_REFERENCES * compared
+        found: dict[str, float | None] = {}
+        for name in ("image_threshold", "pixel_threshold"):
+            value, chosen_for, owner = getattr(config, name), config.thresholds_for, "the configuration"
+            if name in of_profile:
+                value, owner = of_profile[name], f"profile {profile.name}"
+                chosen_for = own_rule + WITH_REFERENCES * compares
+            same_maps = chosen_for.endswith(WITH_REFERENCES) == compared
+            fits = chosen_for == score if name == "image_threshold" else same_maps
+            found[name] = value if fits else None
+            if value is not None and not fits:
+                logger.warning_once(
+                    f"{name} of {owner} was chosen for the score {chosen_for!r}, not for {score!r}: it is not used. "
+                    "Calibrate anew, or give thresholds yourself"
+                )
         return found
 
     def save_references(self, path: str | os.PathLike) -> None:
@@ -290,21 +305,19 @@ class ReferencesMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ig
     def _read_references(self, images: Any, processor: AnomalyCLIPImageProcessor | None, size: int) -> References:
         if isinstance(images, str | os.PathLike):
             images = _files_of(images)
-        if isinstance(images, Tensor | np.ndarray) and images.ndim == 4:
-            pixels: Any = torch.as_tensor(images)
-            batches = pixels.split(size)
-        else:
-            pixels = list(images) if isinstance(images, list | tuple) else [images]
-            batches = [pixels[start : start + size] for start in range(0, len(pixels), size)]
-        if not 1 <= len(pixels) <= MAX_IMAGES:
-            raise ValueError(f"{len(pixels)} references, expected 1 to {MAX_IMAGES} images of good parts")
         layers = tuple(sorted(self.config.reference_layers or default_layers(len(self.vision_model.encoder.layers))))
         patch = self.config.vision_config.patch_size
+        if isinstance(images, Tensor | np.ndarray) and images.ndim == 4:
+            inputs: Any = torch.as_tensor(images)
+        else:
+            inputs = list(images) if isinstance(images, list | tuple) else [images]
+        if not 1 <= len(inputs) <= MAX_IMAGES:
+            raise ValueError(f"{len(inputs)} references, expected 1 to {MAX_IMAGES} images of good parts")
+        count = len(inputs)
+        if not isinstance(inputs, Tensor):
+            inputs = _views(inputs, with_resizing(processor or self.default_processor(), {}, patch))
         parts: list[Tensor] = []
-        for batch in batches:
-            if not isinstance(batch, Tensor):
-                processor = processor or self.default_processor()
-                batch = processor([load_image(one) for one in batch], return_tensors="pt")["pixel_values"]
+        for batch in _batches(inputs, size):
             states: Any = dict.fromkeys(layers)
             self.encode_images(batch.to(self.device), kept_states=states)
             sets = describe_patches(states, layers, (batch.shape[-2] // patch, batch.shape[-1] // patch))
@@ -312,7 +325,7 @@ class ReferencesMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ig
         features = torch.cat(parts, dim=1)
         if not bool(features.isfinite().all()):
             raise ValueError("features of the references are not finite; check the checkpoint and the images")
-        return References(features.half(), layers, num_images=len(pixels), fingerprint=backbone_fingerprint(self))
+        return References(features.half(), layers, num_images=count, fingerprint=backbone_fingerprint(self))
 
     def _check_references(self, references: References) -> None:
         vision = self.config.vision_config
@@ -327,6 +340,23 @@ class ReferencesMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ig
         if not same:
             name = self.config.base_model_name_or_path or self.name_or_path
             raise ValueError(f"these references are features of another backbone than {name!r}; make them anew")
+
+
+def _views(images: list, processor: AnomalyCLIPImageProcessor) -> Iterator[Tensor]:
+    """What is scored of images `(3, h, w)`: the whole view and, where the processor makes them, the tiles."""
+    for image in images:
+        inputs = processor(load_image(image), return_tensors="pt")
+        yield inputs["pixel_values"][0]
+        tiles = inputs.get("tiles", [None])[0]
+        for box in () if tiles is None else tiles.boxes:
+            yield processor(tiles.image.crop(box), return_tensors="pt", **tiles.settings)["pixel_values"][0]
+
+
+def _batches(views: Iterable[Tensor], size: int) -> Iterator[Tensor]:
+    """Views `(3, h, w)` in batches of up to so many neighbours of one shape."""
+    for _, alike in groupby(views, key=lambda view: view.shape):
+        while batch := list(islice(alike, size)):
+            yield torch.stack(batch)
 
 
 def _files_of(place: str | os.PathLike) -> list[Path]:

@@ -175,6 +175,7 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
     ):
         raise ValueError("this model has no pixel threshold, so no regions; calibrate it, or give pixel_threshold=...")
     given = {name: getattr(settings, name) for name in ("references", "reference_weight", "score_rule")}
+    given |= settings.resizing()  # references are prepared like the images
     detector = pipeline("zero-shot-anomaly-detection", model=model, device=device, **given)
     arguments = {field: getattr(settings, field) for field in SHARED + CALL_OPTIONS}
     arguments |= settings.resizing() | settings.region_options()

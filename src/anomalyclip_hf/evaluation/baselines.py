@@ -28,6 +28,7 @@ from ..modeling_anomalyclip import compute_similarity_maps, split_prompt_embeds
 from ..options_anomalyclip import SCORE_RULES
 from ..prompts_anomalyclip import locate_base
 from ..references_anomalyclip import MAX_IMAGES
+from ..scoring.rows import rule_of
 from ..tiling_anomalyclip import score_of, score_views
 
 if TYPE_CHECKING:
@@ -358,7 +359,7 @@ def score_methods(
         for each row method to score, and method to map `(H, W)` float32.
     """
     device, class_name, names = scorer.model.device, rows[0].class_name, scorer.scoring
-    side, rule = map_size if isinstance(map_size, int) else None, scorer.model.config.score_rule
+    side, rule = map_size if isinstance(map_size, int) else None, rule_of(scorer.model)
     rules = [scorer.methods[name].score_rule or rule for name in names]
     found: list[tuple[dict[str, float], dict[str, np.ndarray]]] = [({}, {}) for _ in rows]
     finish = processor.post_process_anomaly_detection

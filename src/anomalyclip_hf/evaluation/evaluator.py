@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from ..data.files import MAP_SUFFIXES, check_name, remove_leftovers, safe_name, save_map
 from ..scoring.engine import FullDisk, Record, explain, own_share, score_images
 from ..scoring.mutual import MutualJudge, judge_blocks
-from ..scoring.rows import PreparedRow, digest_model, prepare_row, resizing_of
+from ..scoring.rows import PreparedRow, digest_model, prepare_row, processor_for, resizing_of
 from .baselines import MUTUAL, OWN, MethodScorer, other_processors, score_methods
 from .published import add_paper
 from .records import ClassRecords, RecordWriter, class_folder, open_folder
@@ -62,7 +62,10 @@ def evaluate_model(
     show_progress: bool = True,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Judge a model on a labelled data set.
+    """Judge a model on a labelled data set, whole images of it.
+
+    Where a profile is set on the model, its prompts, references, thresholds, smoothing, rule of scores and way of
+    resizing are used, while its region of interest, `min_area`, `window` and `channels` are not.
 
     Args:
         model ([`AnomalyCLIPModel`]), processor ([`AnomalyCLIPProcessor`]).
@@ -89,7 +92,8 @@ def evaluate_model(
             that can be scored.
         OSError: records can't be written, or `FullDisk` sees a full disk.
     """
-    chosen = EvaluationSettings(**settings).with_thresholds_of(model)
+    chosen = EvaluationSettings(**settings).with_those_of(model)
+    processor = processor_for(model, processor)
     if processor.resize != "square" and chosen.map_size is None:
         chosen = replace(chosen, map_size="original")
     if output_dir is not None:
@@ -250,7 +254,8 @@ def evaluate_sources(
     processes = accelerator or _OneProcess()
     if output_dir is not None and processes.is_main_process:
         remove_leftovers(output_dir, "records", "maps")
-    chosen = EvaluationSettings(**settings).with_thresholds_of(model)
+    chosen = EvaluationSettings(**settings).with_those_of(model)
+    processor = processor_for(model, processor)
     shared: dict[str, Any] = {"methods": methods, "tokenizer": tokenizer, "accelerator": accelerator, **asdict(chosen)}
     shared |= {"output_dir": output_dir, "resume": resume, "show_progress": show_progress}
     entries: dict[str, dict[str, Any]] = {}

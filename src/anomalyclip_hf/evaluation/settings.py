@@ -73,10 +73,11 @@ class EvaluationSettings:
         check_fields({name: getattr(self, name) for name in THRESHOLDS})
         asked_metrics("pixel", fpr_limits=self.fpr_limits or ())
 
-    def with_thresholds_of(self, model: AnomalyCLIPModel) -> EvaluationSettings:
-        """These settings, with the thresholds of a model where none are given, if they fit the scores it gives."""
-        own = model.fitting_thresholds()
-        return replace(self, **{name: own[name] for name in THRESHOLDS if getattr(self, name) is None})
+    def with_those_of(self, model: AnomalyCLIPModel) -> EvaluationSettings:
+        """These settings, with a model's where none are given: thresholds, if they fit its scores, and its profile's
+        smoothing."""
+        own = model.fitting_thresholds() | {"sigma": getattr(model.profile, "sigma", None)}
+        return replace(self, **{name: value for name, value in own.items() if getattr(self, name) is None})
 
     def is_exact(self, num_images: int, input_size: int) -> bool:
         """Whether a class of so many images is judged exactly, by a model of an input size in pixels."""

@@ -241,8 +241,8 @@ class _Run:
         if "roi" in options:
             options["roi"] = read_roi(options["roi"])
         if "references" in options:  # encoded once
-            given = {"reference_weight": options.pop("reference_weight", None)}
-            options["references"] = detector.model.make_references(options["references"], **given)
+            options["references"] = detector._sanitize_parameters(**options)[1]["references"]
+            options.pop("reference_weight", None)  # theirs now
         self.options = options
         self.detector, self.output, self.accelerator = detector, output, accelerator
         self.process = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..image_processing_anomalyclip import check_tiling
+from ..image_processing_anomalyclip import check_tiling, with_resizing
 from ..images_anomalyclip import fit_mask
 from ..pipeline_anomalyclip import PRE_OPTIONS, READING, RESIZING, prepare_image, read_image
 from ..prompts_anomalyclip import backbone_fingerprint
@@ -96,20 +96,31 @@ def resizing_of(processor: AnomalyCLIPProcessor) -> dict[str, Any]:
     return {name: getattr(processor, name) for name in names}
 
 
+def processor_for(model: AnomalyCLIPModel, processor: AnomalyCLIPProcessor) -> AnomalyCLIPProcessor:
+    """The processor, with the way of resizing that the profile set on the model asks for, if any."""
+    if model.profile is None:
+        return processor
+    return with_resizing(processor, model.profile.options, model.config.vision_config.patch_size)
+
+
+def rule_of(model: AnomalyCLIPModel) -> str:
+    """The rule of scores: of the profile set on the model, or of its configuration."""
+    return getattr(model.profile, "score_rule", None) or model.config.score_rule
+
+
 @torch.no_grad()
 def score_rows(
     model: AnomalyCLIPModel,
     processor: AnomalyCLIPProcessor,
     rows: Sequence[PreparedRow],
     sigma: float | None = None,
-    score_rule: str | None = None,
 ) -> list[tuple[float, np.ndarray]]:
     """Score and map `(H, W)` float32 of each row, smoothed by `sigma`, or as the processor does it.
 
     Maps have the model's input size, or the image's own where it isn't resized to a square (see `score_views`). The
-    score's rule is the configuration's if absent.
+    score's rule is that of the model's profile, or of its configuration.
     """
-    score_rule = score_rule or model.config.score_rule
+    score_rule = rule_of(model)
     if processor.resize == "square":
         pixel_values = torch.stack([row.pixel_values.to(model.device, non_blocking=True) for row in rows])
         outputs = model(pixel_values, return_dict=True)
@@ -189,7 +200,7 @@ def digest_model(
     none are given."""
     ignored = ("_name_or_path", "transformers_version", "image_threshold", "pixel_threshold", "thresholds_for")
     config = {key: value for key, value in model.config.to_dict().items() if key not in ignored}
-    facts: list[Any] = [config, processor.to_dict(), str(model.dtype)]
+    facts: list[Any] = [config | {"score_rule": rule_of(model)}, processor.to_dict(), str(model.dtype)]
     learned = [] if model.config.vision_only else [p.detach() for p in model.prompt_learner.parameters()]
     if (references := references or model.references) is not None:
         facts.append([references.weight, references.layers])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import re
@@ -37,7 +36,7 @@ from .calibration import (
 )
 from .engine import score_images
 from .histogram import PixelHistogram
-from .rows import PreparedRow, prepare_row, resizing_of, score_rows
+from .rows import PreparedRow, prepare_row, processor_for, resizing_of, score_rows
 
 if TYPE_CHECKING:
     import datasets
@@ -45,7 +44,6 @@ if TYPE_CHECKING:
     from .. import AnomalyCLIPModel, AnomalyCLIPProcessor
 
 ImageInput: TypeAlias = str | os.PathLike | Image.Image | np.ndarray
-_RESIZING = ("resize", "tile_size", "overlap")
 _EXPECTED = "a data set of load_anomaly_dataset(...), or a list of normal images (PIL images, arrays or paths)"
 
 
@@ -106,10 +104,9 @@ def calibrate(
     if not chosen:
         raise ValueError(f"the data set has {len(known)} images but none with label {' or '.join(map(str, wanted))}")
     profile = getattr(model, "profile", None)
-    sigma, score_rule = (getattr(profile, name, None) for name in ("sigma", "score_rule"))
+    sigma = getattr(profile, "sigma", None)
     reading = {name: getattr(profile, name, None) for name in ("window", "channels")}
-    if profile is not None:
-        processor = _processor_of(profile, processor, model)
+    processor = processor_for(model, processor)
     scores: list[float] = []
     labels: list[int] = []
     levels: list[float] = []
@@ -118,7 +115,7 @@ def calibrate(
     records = score_images(
         dataset,
         partial(_prepare, processor=processor, reading=reading),
-        partial(score_rows, model.eval(), processor, sigma=sigma, score_rule=score_rule),
+        partial(score_rows, model.eval(), processor, sigma=sigma),
         batch_size=batch_size,
         num_workers=num_workers,
         indices=chosen,
@@ -169,16 +166,6 @@ def calibrate(
         asked = {"method": method, "num_images": len(scores)}
         profile.calibration = asked | ({"pixel_rate": pixel_rate} if method == "normal" else {}) | facts
     return facts
-
-
-def _processor_of(profile: Profile, processor: AnomalyCLIPProcessor, model: AnomalyCLIPModel) -> AnomalyCLIPProcessor:
-    """The processor, with the way of resizing that a profile asks for."""
-    processor = copy.copy(processor)
-    for name in _RESIZING:
-        if name in profile.options:
-            setattr(processor, name, profile.options[name])
-    processor.patch_size = model.config.vision_config.patch_size
-    return processor
 
 
 def _inside(profile: Profile | None, image_size: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
