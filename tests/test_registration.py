@@ -67,7 +67,7 @@ def test_importing_adds_little_time():
         import anomalyclip_hf
         print(time.perf_counter() - start)
     """
-    assert min(float(run(code)) for _ in range(3)) <= 0.5
+    assert any(float(run(code)) <= 0.5 for _ in range(3))
 
 
 FIRST_IMPORTS = [
