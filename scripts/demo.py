@@ -11,6 +11,7 @@ import io
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from anomalyclip_hf.cli.running import run_until_interrupted
@@ -133,7 +134,7 @@ def main(argv: list[str] | None = None) -> int:
     return run_until_interrupted(show, argv)
 
 
-def show(argv: list[str] | None) -> int:
+def show(argv: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo"))
     parser.add_argument("--train_images", type=int, default=800)

@@ -1,6 +1,9 @@
 """A tiny model, exported once to each format."""
 
+import os
+
 import pytest
+from filelock import FileLock
 
 from anomalyclip_hf import AnomalyCLIPModel, AnomalyCLIPProcessor
 from tiny_models import make_tiny_clip, randomize
@@ -25,17 +28,18 @@ def exported_folders(small_checkpoint, tmp_path_factory):
     """Function `(format)` -> a folder of the tiny model in that format, with a threshold of each kind. Read only."""
     from anomalyclip_hf.export import export_model
 
-    folders: dict[str, str] = {}
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared  # one export for all workers
 
     def export(kind: str) -> str:
         for package in PACKAGES[kind]:
             pytest.importorskip(package)
-        if kind not in folders:
-            model = AnomalyCLIPModel.from_pretrained(small_checkpoint, image_threshold=0.5, pixel_threshold=0.5)
-            processor = AnomalyCLIPProcessor.from_pretrained(small_checkpoint, sigma=2.0)
-            folder = tmp_path_factory.mktemp("exported") / kind
-            export_model(model, processor, folder, kind)
-            folders[kind] = str(folder)
-        return folders[kind]
+        folder = shared / f"exported-{kind}"
+        with FileLock(f"{folder}.lock"):
+            if not folder.is_dir():
+                model = AnomalyCLIPModel.from_pretrained(small_checkpoint, image_threshold=0.5, pixel_threshold=0.5)
+                processor = AnomalyCLIPProcessor.from_pretrained(small_checkpoint, sigma=2.0)
+                export_model(model, processor, folder, kind)
+        return str(folder)
 
     return export

@@ -43,8 +43,8 @@ class Sample:
     title: str = ""
 
 
-def fit_scale(maps: Iterable[Array]) -> tuple[float, float]:
-    """Find `vmin` and `vmax` of a whole run: the quantiles `SCALE` of (a regular sample of) the pixels of all maps.
+def fit_scale(maps: Iterable[Array], lower: float = SCALE[0]) -> tuple[float, float]:
+    """Find `vmin` and `vmax` of a whole run: quantiles, `lower` and 0.999, of (a regular sample of) all maps' pixels.
 
     Raises:
         ValueError: no map, NaN or infinite values.
@@ -57,7 +57,7 @@ def fit_scale(maps: Iterable[Array]) -> tuple[float, float]:
         raise ValueError(
             "maps have NaN or infinite values but finite ones are expected: check the images and the model"
         )
-    vmin, vmax = (float(value) for value in np.quantile(pixels, SCALE))
+    vmin, vmax = (float(value) for value in np.quantile(pixels, [lower, SCALE[1]]))
     return (vmin, vmax) if vmax > vmin else (vmin, vmin + 1e-6)
 
 
