@@ -17,6 +17,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file
 
 from .configuration_anomalyclip import LOADING_FIELDS, AnomalyCLIPConfig, check_fields, missing_folder_named
 from .images_anomalyclip import binary_mask, to_pil_image
+from .options_anomalyclip import RESIZING
 from .pixels_anomalyclip import normalized_pixels, smoothing_matrix
 from .regions_anomalyclip import mark_regions
 from .tiling_anomalyclip import ImageTiles, fit_size, tile_boxes
@@ -327,7 +328,7 @@ def with_resizing(
 ) -> AnomalyCLIPImageProcessor:
     """A copy of a processor with `resize`, `tile_size` and `overlap` of these options, for a model's patch size."""
     processor = copy.copy(processor)
-    given = {name: options[name] for name in ("resize", "tile_size", "overlap") if options.get(name) is not None}
+    given = {name: options[name] for name in RESIZING if options.get(name) is not None}
     for name, value in {**given, "patch_size": patch_size}.items():
         setattr(processor, name, value)
     return processor
@@ -372,7 +373,7 @@ def _check_settings(settings: dict[str, Any]) -> None:
         value = settings.get(name)
         if value is not None and value != neutral:
             raise ValueError(f"{name}={value!r} is not supported by this processor, expected {neutral!r}")
-    names = ["image_mean", "image_std", "rescale_factor", *FLAGS, "resize", "tile_size", "overlap", "patch_size"]
+    names = ["image_mean", "image_std", "rescale_factor", *FLAGS, *RESIZING, "patch_size"]
     check_fields({**{name: settings.get(name) for name in names}, "resample": _as_number(settings.get("resample"))})
     if settings.get("do_resize") is False and (resize := settings.get("resize")) not in (None, "square"):
         raise ValueError(

@@ -15,10 +15,14 @@ Rule = range | tuple[float, float] | frozenset | type | list | None
 # How an image's score comes from P(anomalous) of the image and from its map; see the processor.
 SCORE_RULES = ("global", "max", "mean")
 WITH_REFERENCES = " with references"
+# Options by what they are about: where images come from, how they are resized, and what is called anomalous.
+READING = ("window", "channels")
+RESIZING = ("resize", "tile_size", "overlap")
+THRESHOLDS = ("image_threshold", "pixel_threshold")
 SCORE, SIDE, SIZE = (0.0, 1.0), range(1, 16385), range(1, 65537)
 
 OPTION_RULES: dict[str, Rule] = {
-    **dict.fromkeys(("image_threshold", "pixel_threshold"), SCORE),
+    **dict.fromkeys(THRESHOLDS, SCORE),
     # Wide enough for values in [0, 1] and in 0 .. 255, too narrow for numbers that overflow.
     "image_mean": [(-1000.0, 1000.0)] * 3,
     "image_std": [(1e-3, 1000.0)] * 3,

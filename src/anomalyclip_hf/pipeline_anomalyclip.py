@@ -16,16 +16,14 @@ from .addresses_anomalyclip import DOWNLOAD_BYTES, DOWNLOAD_TIMEOUT, check_limit
 from .configuration_anomalyclip import check_fields
 from .image_processing_anomalyclip import AnomalyCLIPImageProcessor, with_resizing
 from .images_anomalyclip import check_channels, check_window
+from .options_anomalyclip import READING, RESIZING, THRESHOLDS
 from .references_anomalyclip import References
 from .regions_anomalyclip import read_roi
 from .tiling_anomalyclip import score_views
 
 logger = logging.get_logger(__name__)
-RESIZING = ("resize", "tile_size", "overlap")
-READING = ("window", "channels")
 PRE_OPTIONS = ("timeout", "max_bytes", *READING, *RESIZING)
 COMPARING = ("references", "reference_weight")
-THRESHOLDS = ("image_threshold", "pixel_threshold")
 POST_OPTIONS = ("sigma", *THRESHOLDS, "min_area", "roi", "score_rule")
 
 
@@ -91,7 +89,7 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
                 )
         if len(given) == 2 and given[0] is not given[1]:
             raise ValueError("image_processor and processor are both given and differ; give one")
-        compared = {name: kwargs.pop(name) for name in ("references", "reference_weight") if name in kwargs}
+        compared = {name: kwargs.pop(name) for name in COMPARING if name in kwargs}
         super().__init__(*args, **kwargs)
         # Found here and not by the base class, which would take CLIP's own processor for a plain CLIP checkpoint.
         is_ours = bool(given) and isinstance(given[0], AnomalyCLIPImageProcessor)

@@ -17,6 +17,7 @@ from transformers.utils.hub import cached_file
 
 from .configuration_anomalyclip import check_fields
 from .images_anomalyclip import check_channels, check_window
+from .options_anomalyclip import READING
 from .regions_anomalyclip import read_roi
 
 FOLDER = "profiles"
@@ -60,7 +61,7 @@ class Profile:
 
     def __post_init__(self):
         check_profile_name(self.name)
-        apart = ("name", "prompts", "roi", "references", "window", "channels")
+        apart = ("name", "prompts", "roi", "references", *READING)
         check_fields({key: value for key, value in vars(self).items() if key not in apart}, f"profile {self.name}: ")
         for key in ("prompts", "references"):
             value = getattr(self, key)

@@ -26,7 +26,7 @@ from transformers.utils import logging
 from .configuration_anomalyclip import check_fields
 from .image_processing_anomalyclip import AnomalyCLIPImageProcessor, with_resizing
 from .images_anomalyclip import load_image
-from .options_anomalyclip import WITH_REFERENCES
+from .options_anomalyclip import THRESHOLDS, WITH_REFERENCES
 from .prompts_anomalyclip import backbone_fingerprint, same_fingerprints, whole_folder
 
 logger = logging.get_logger(__name__)
@@ -275,7 +275,7 @@ class ReferencesMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ig
         own_rule = of_profile.get("score_rule", config.score_rule)
         score = (score_rule or own_rule) + WITH_REFERENCES * compared
         found: dict[str, float | None] = {}
-        for name in ("image_threshold", "pixel_threshold"):
+        for name in THRESHOLDS:
             value, chosen_for, owner = getattr(config, name), config.thresholds_for, "the configuration"
             if name in of_profile:
                 value, owner = of_profile[name], f"profile {profile.name}"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..data.files import one_line
 from ..data.options import ProfileOptions, ResizingOptions, SourceOptions, option
 from ..export.engines import is_exported
+from ..options_anomalyclip import READING
 from ..scoring.calibration import METHODS, check_method
 from .loading import ModelOptions, load_model, load_processor, load_source, options_of_source
 
@@ -116,7 +117,7 @@ def _set_profile(model: AnomalyCLIPModel, settings: Settings) -> None:
     name = str(settings.profile)
     profile = model.get_profile(name) if name in model.profile_names else Profile(name)
     given = {**settings.region_options(), **settings.resizing()}
-    scoring = ("references", "reference_weight", "score_rule", "window", "channels")
+    scoring = ("references", "reference_weight", "score_rule", *READING)
     given |= {key: value for key in scoring if (value := getattr(settings, key)) is not None}
     if settings.prompts:
         given["prompts"] = model.get_prompts()

@@ -12,6 +12,7 @@ from ..data.file_tree import examples
 from ..data.files import one_line
 from ..data.options import ProfileOptions, ResizingOptions, SourceOptions, option
 from ..export.engines import is_exported
+from ..options_anomalyclip import READING
 from .loading import load_exported
 from .running import naming
 from .video import join_states, predict_videos
@@ -33,7 +34,6 @@ SHARED = (
     "mutual",
     "block_size",
 )
-READING = ("window", "channels")  # options of the call, and of a data set
 # Fields that say nothing of videos.
 OF_IMAGES = (*READING, "coco", "label_studio", "report", "masks", "save_maps", "resume", "mutual")
 CALL_OPTIONS = ("threshold", "pixel_threshold", *READING)

@@ -20,6 +20,7 @@ from PIL import Image
 
 from ..data.files import atomic_path, one_line
 from ..images_anomalyclip import load_image
+from ..options_anomalyclip import READING
 from ..scoring.inputs import relative_names
 from ..scoring.pictures import colorize, to_rgb
 from ..scoring.writing import SETTINGS, SKIPPED, read_records
@@ -114,7 +115,7 @@ def write_prediction_report(output_dir: str | os.PathLike) -> None:
         share = f"{counts['anomalous']:,} ({counts['anomalous'] / counts['images scored']:.1%})"
         summary[f"anomalous ({threshold:.4g} or more)"] = share
     summary |= {name: counts[name] for name in ("regions", "inputs skipped") if counts[name]}
-    reading = {name: facts[name] for name in ("window", "channels") if facts.get(name) is not None}
+    reading = {name: facts[name] for name in READING if facts.get(name) is not None}
     names = iter(relative_names([one["path"] for one in (*worst, *others)]))
     drawn = [[_card(output, one, next(names), reading) for one in cards] for cards in (worst, others)]
     highest = math.log1p(max(num_of_step))

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from ..configuration_anomalyclip import check_fields
 from ..data.files import MAP_FORMATS
 from ..data.options import option
+from ..options_anomalyclip import THRESHOLDS
 from .metrics import asked_metrics, check_fpr_limit
 
 if TYPE_CHECKING:
     from .. import AnomalyCLIPModel
 
-THRESHOLDS = ("image_threshold", "pixel_threshold")
 EXACT_PIXELS = 2**22
 _GROUP = "Judging"
 

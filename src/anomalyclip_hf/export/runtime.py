@@ -16,13 +16,13 @@ from PIL import Image
 
 from ..addresses_anomalyclip import check_limits, read_image
 from ..images_anomalyclip import check_channels, check_window
-from ..options_anomalyclip import WITH_REFERENCES, check_options
+from ..options_anomalyclip import READING, THRESHOLDS, WITH_REFERENCES, check_options
 from ..pixels_anomalyclip import normalized_pixels, resized_map, smoothing_matrix
 from ..regions_anomalyclip import fit_roi, mark_regions, read_roi
 from .engines import Engine, load_engine, read_facts, read_json
 
-READING = ("timeout", "max_bytes", "window", "channels")
-JUDGING = ("sigma", "image_threshold", "pixel_threshold", "min_area", "roi", "score_rule")
+CALLING = ("timeout", "max_bytes", *READING)
+JUDGING = ("sigma", *THRESHOLDS, "min_area", "roi", "score_rule")
 
 
 class AnomalyCLIPExported:
@@ -49,7 +49,7 @@ class AnomalyCLIPExported:
         self.engine = engine
         self.score_rule = config.get("score_rule") or "global"
         self.thresholds_for = config.get("thresholds_for") or self.score_rule
-        self.thresholds = {name: config.get(name) for name in ("image_threshold", "pixel_threshold")}
+        self.thresholds = {name: config.get(name) for name in THRESHOLDS}
         check_options({**self.thresholds, "score_rule": self.score_rule})
         names = ("sigma", "resample", "rescale_factor", "image_mean", "image_std", "do_rescale", "do_normalize")
         self.processor: dict[str, Any] = {name: processor.get(name) for name in names}
@@ -111,8 +111,8 @@ class AnomalyCLIPExported:
         if options.get("resize", "square") != "square":
             raise ValueError(f"resize={options['resize']!r}: an exported model takes squares alone")
         given = {name: value for name, value in options.items() if value is not None and name != "resize"}
-        if unknown := sorted(set(given) - {*READING, *JUDGING}):
-            raise TypeError(f"unknown arguments {unknown}; known are {', '.join(JUDGING + READING)}")
+        if unknown := sorted(set(given) - {*CALLING, *JUDGING}):
+            raise TypeError(f"unknown arguments {unknown}; known are {', '.join(JUDGING + CALLING)}")
         check_limits(given.get("timeout"), given.get("max_bytes"))
         for name, check in (("window", check_window), ("channels", check_channels), ("roi", read_roi)):
             if name in given:
@@ -122,7 +122,7 @@ class AnomalyCLIPExported:
         check_options({name: value for name, value in judging.items() if name != "roi"})
         if judging.get("sigma", 0) > (most := max(*self.size, 64)):
             raise ValueError(f"sigma={judging['sigma']!r}, expected 0 to {most} pixels, the input's own side")
-        return {name: given[name] for name in READING if name in given}, judging
+        return {name: given[name] for name in CALLING if name in given}, judging
 
     def _fitting_thresholds(self, score_rule: str) -> dict[str, Any]:
         """The stored thresholds that were chosen for this score; a warning where one wasn't."""

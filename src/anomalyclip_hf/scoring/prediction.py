@@ -19,7 +19,8 @@ from transformers import PreTrainedModel
 from ..configuration_anomalyclip import check_fields
 from ..data.files import MAP_FORMATS
 from ..data.images import read_image as read_cell
-from ..pipeline_anomalyclip import READING, read_image
+from ..options_anomalyclip import READING, THRESHOLDS
+from ..pipeline_anomalyclip import read_image
 from ..regions_anomalyclip import read_roi
 from .engine import Record, own_share, score_images
 from .inputs import check_apart, find_images, relative_names, unique_name
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     import datasets
     from accelerate import Accelerator, PartialState
 
-THRESHOLDS = ("image_threshold", "pixel_threshold")
 MAP_SIDE = 4096  # pixels: longer sides of maps and overlays are reduced to it
 EXAMPLES = 20  # skipped inputs that a summary names
 OVERLAYS = ("all", "anomalous", "none")

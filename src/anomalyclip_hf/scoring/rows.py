@@ -14,7 +14,8 @@ from PIL import Image
 
 from ..image_processing_anomalyclip import check_tiling, with_resizing
 from ..images_anomalyclip import fit_mask
-from ..pipeline_anomalyclip import PRE_OPTIONS, READING, RESIZING, prepare_image, read_image
+from ..options_anomalyclip import READING, RESIZING, THRESHOLDS
+from ..pipeline_anomalyclip import PRE_OPTIONS, prepare_image, read_image
 from ..prompts_anomalyclip import backbone_fingerprint
 from ..tiling_anomalyclip import ImageTiles, View, score_views
 
@@ -92,7 +93,7 @@ def prepare_row(
 
 def resizing_of(processor: AnomalyCLIPProcessor) -> dict[str, Any]:
     """How a processor resizes images, as the options of commands name it: what thresholds hold for."""
-    names = ("resize", "tile_size", "overlap") if processor.resize == "tile" else ("resize",)
+    names = RESIZING if processor.resize == "tile" else ("resize",)
     return {name: getattr(processor, name) for name in names}
 
 
@@ -198,7 +199,7 @@ def digest_model(
 ) -> str:
     """Hexadecimal digest of all that decides scores and maps, unlike thresholds; of the model's own references if
     none are given."""
-    ignored = ("_name_or_path", "transformers_version", "image_threshold", "pixel_threshold", "thresholds_for")
+    ignored = ("_name_or_path", "transformers_version", *THRESHOLDS, "thresholds_for")
     config = {key: value for key, value in model.config.to_dict().items() if key not in ignored}
     facts: list[Any] = [config | {"score_rule": rule_of(model)}, processor.to_dict(), str(model.dtype)]
     learned = [] if model.config.vision_only else [p.detach() for p in model.prompt_learner.parameters()]

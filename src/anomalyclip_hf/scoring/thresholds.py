@@ -20,7 +20,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME
 from ..configuration_anomalyclip import check_fields
 from ..data.files import atomic_path
 from ..images_anomalyclip import load_image
-from ..options_anomalyclip import WITH_REFERENCES
+from ..options_anomalyclip import READING, WITH_REFERENCES
 from ..profiles_anomalyclip import Profile
 from ..regions_anomalyclip import fit_roi
 from .calibration import (
@@ -105,7 +105,7 @@ def calibrate(
         raise ValueError(f"the data set has {len(known)} images but none with label {' or '.join(map(str, wanted))}")
     profile = getattr(model, "profile", None)
     sigma = getattr(profile, "sigma", None)
-    reading = {name: getattr(profile, name, None) for name in ("window", "channels")}
+    reading = {name: getattr(profile, name, None) for name in READING}
     processor = processor_for(model, processor)
     scores: list[float] = []
     labels: list[int] = []

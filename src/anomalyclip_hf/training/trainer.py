@@ -28,6 +28,7 @@ from transformers.utils import logging
 from ..configuration_anomalyclip import PROMPT_STD
 from ..data.files import atomic_path, remove_leftovers
 from ..evaluation.model_card import prompts_checksum
+from ..options_anomalyclip import THRESHOLDS
 from .arguments import PromptTrainingArguments
 from .checkpoint import (
     TrainingState,
@@ -200,8 +201,7 @@ class PromptTrainer:
         """Features of the images, prompts as they are at the start, and their optimizer."""
         args, accelerator, model = self.args, self.accelerator, self.model
         model.to(accelerator.device).eval()
-        thresholds = ("image_threshold", "pixel_threshold")
-        if old := [f"{name}={value:g}" for name in thresholds if (value := getattr(model.config, name)) is not None]:
+        if old := [f"{name}={value:g}" for name in THRESHOLDS if (value := getattr(model.config, name)) is not None]:
             self._say(f"{' and '.join(old)} belong to the prompts before training and are removed; calibrate the new")
         model.config.image_threshold = model.config.pixel_threshold = None
         self.initial_prompts = prompts_checksum(model) if args.initial_prompts == "model" else "fresh"
