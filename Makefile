@@ -1,21 +1,23 @@
 # Each target makes what it needs, the environment included.
-PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
-  $$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test quality format clean
+.PHONY: help demo test test-slow test-lowest test-newest quality docs dist format clean
 
 help:
 	@echo "make demo     photographs with one reference; learn prompts, judge them, draw heat maps (about 3 minutes)"
-	@echo "make test     run the tests"
+	@echo "make test     run the tests, but for the slow ones (make test-slow)"
 	@echo "make quality  lint and type-check"
+	@echo "make docs     build the pages of docs/ into outputs/site, links checked"
+	@echo "make dist     build and check wheel and sdist"
 	@echo "make format   let ruff rewrite the code"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "no Python 3.10 or newer found; set PYTHON=/path/to/python3"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found; set PYTHON=/path/to/python3"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
@@ -24,7 +26,22 @@ demo: $(VENV)/.installed
 	$(BIN)/python scripts/demo.py
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
+
+test-slow: $(VENV)/.installed
+	$(BIN)/python -m pytest -n auto --dist worksteal -m slow
+
+# On the lowest and the newest versions that pyproject.toml allows; needs uv.
+test-lowest: PINNED = --python 3.11 --resolution lowest-direct
+test-newest: PINNED = --python 3.13
+test-lowest test-newest:
+	uv run --isolated --no-project $(PINNED) --with '.[dev]' python -m pytest -n auto --dist worksteal -m "not slow"
+
+dist: $(VENV)/.installed
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
+	@ls -l dist | awk 'NR > 1 {print $$9, int($$5 / 1024) " KB"}'
 
 quality: $(VENV)/.installed
 	$(BIN)/ruff check src scripts tests
