@@ -10,6 +10,8 @@ import pytest
 from setuptools import Distribution
 from transformers import pipeline
 
+import anomalyclip_hf
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "anomalyclip_hf"
 # Modules under other names than their distributions', and those that datasets and huggingface_hub bring with them.
@@ -38,6 +40,12 @@ def test_a_wheel_holds_the_package_with_its_assets_and_nothing_else(distribution
     assert built == {path for path in files if "__pycache__" not in path.parts}
     demo = {path.name for path in built if path.parts[:3] == (PACKAGE.name, "assets", "demo")}
     assert {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json"} <= demo
+
+
+def test_the_version_is_the_same_everywhere(distribution):
+    version = anomalyclip_hf.__version__
+    assert re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1] == version
+    assert f"anomalyclip_hf-{version}-py3-none-any.whl" in (ROOT / "README.md").read_text()
 
 
 def imported(path: Path) -> set[str]:
