@@ -18,7 +18,7 @@ from anomalyclip_hf.data import load_anomaly_dataset
 from anomalyclip_hf.evaluation import evaluate_model
 from anomalyclip_hf.scoring import calibrate, predict_dataset, predict_files, thresholds, writing
 from anomalyclip_hf.scoring.engine import score_images
-from anomalyclip_hf.scoring.rows import PipelinePreparer
+from anomalyclip_hf.scoring.rows import PipelineScorer
 
 
 class Detector:
@@ -229,8 +229,8 @@ def test_an_image_scores_the_same_by_every_way(
         image.convert(mode).save(tmp_path / "part" / "test" / "good" / f"{index}.{suffix}")
     dataset = load_anomaly_dataset(tmp_path / "part")
     detector = pipeline("zero-shot-anomaly-detection", model=tiny_checkpoint)
-    prepare = pickle.loads(pickle.dumps(PipelinePreparer(detector)))  # as spawned workers get it
-    assert set(prepare(dataset["path"][0])) == {"pixel_values", "target_size"}
+    prepare = pickle.loads(pickle.dumps(PipelineScorer(detector).prepare))  # as spawned workers get it
+    assert set(prepare(dataset[0]["image"])) == {"pixel_values", "target_size"}
     ways = {"pipeline": [result["score"] for result in detector(list(dataset["path"]), batch_size=3)]}
     shared = {"batch_size": 4, "num_workers": 1}
     summary = predict_files(dataset["path"], tmp_path / "out", detector, **shared, progress=False)

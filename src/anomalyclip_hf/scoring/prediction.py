@@ -14,19 +14,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from PIL import Image
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
 
 from ..configuration_anomalyclip import check_fields
 from ..data.files import MAP_FORMATS
-from ..data.images import read_image as read_cell
 from ..options_anomalyclip import READING, THRESHOLDS
-from ..pipeline_anomalyclip import read_image
+from ..pipeline_anomalyclip import COMPARING, read_image
 from ..regions_anomalyclip import read_roi
 from .engine import Record, own_share, score_images
 from .inputs import check_apart, find_images, relative_names, unique_name
 from .mutual import BLOCK_SIZE, MutualJudge, score_images_mutually
 from .pictures import resize_map
-from .rows import PipelinePreparer, digest_model, score_prepared
+from .rows import PipelinePreparer, PipelineScorer, digest_model
 from .writing import (
     PREDICTIONS,
     SETTINGS,
@@ -62,7 +60,6 @@ class PredictionSettings:
         masks: write masks, 0 and 255, at the image's own size.
         formats: "jsonl", which is always written, "parquet" and "csv".
         vmin, vmax: map values that get the first and the last color.
-        alpha: how much the map covers the image, in [0, 1].
         resume: go on with the run in the output folder; what was skipped there is tried again.
         progress: show a progress bar.
         mutual: images judge one another (see `mutual`), within blocks of at most `block_size`; their records say
@@ -80,7 +77,6 @@ class PredictionSettings:
     formats: Sequence[str] = ("jsonl",)
     vmin: float = 0.0
     vmax: float = 1.0
-    alpha: float = 0.5
     resume: bool = False
     progress: bool = True
     mutual: bool = False
@@ -99,8 +95,6 @@ class PredictionSettings:
             raise ValueError(f"formats={unknown[0]!r}, expected some of {', '.join(FORMATS)}")
         if not (self.vmin < self.vmax and math.isfinite(self.vmin) and math.isfinite(self.vmax)):
             raise ValueError(f"vmin={self.vmin}, vmax={self.vmax}, expected finite values, vmin < vmax")
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha={self.alpha}, expected a share in [0, 1]")
 
     def facts(self) -> dict[str, Any]:
         """What of it decides the records and their files."""
@@ -110,7 +104,7 @@ class PredictionSettings:
 
 @dataclass
 class PredictionSummary:
-    """What [`predict_files`] or [`predict_dataset`] did; its records lie in the output folder.
+    """What [`predict_files`], [`predict_dataset`] or [`predict_video`] did; its records lie in the output folder.
 
     Args:
         output (`Path`): the output folder.
@@ -119,6 +113,7 @@ class PredictionSummary:
         skipped (`list[dict]`): `path` and `error` of the first `EXAMPLES` of them; skipped.jsonl has all.
         left_out (`list[Path]`): masks in the folders given, which are no photographs.
         unused (`dict[str, list[Path]]`): other files and folders in them that are set aside, by reason.
+        peak (`tuple[float, float]`, *optional*): of a video, seconds and smoothed score where that is highest.
     """
 
     output: Path
@@ -127,6 +122,7 @@ class PredictionSummary:
     skipped: list[dict[str, str]] = field(default_factory=list)
     left_out: list[Path] = field(default_factory=list)
     unused: dict[str, list[Path]] = field(default_factory=dict)
+    peak: tuple[float, float] | None = None
 
     @property
     def predictions(self) -> list[dict[str, Any]]:
@@ -240,31 +236,28 @@ class _Run:
             options["image_threshold"] = options.pop("threshold")
         if "roi" in options:
             options["roi"] = read_roi(options["roi"])
-        if "references" in options:  # encoded once
-            options["references"] = detector._sanitize_parameters(**options)[1]["references"]
-            options.pop("reference_weight", None)  # theirs now
-        self.options = options
-        self.detector, self.output, self.accelerator = detector, output, accelerator
+        self.options, self.detector, self.output, self.accelerator = options, detector, output, accelerator
         self.process = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
+        # A pipeline's images are prepared in the workers; another detector is called with images.
+        self.scorer = PipelineScorer(detector, **options) if hasattr(detector, "preprocess") else None
+        self.prepare = None if self.scorer is None else self.scorer.prepare
+        self.reading: dict[str, Any] = {} if self.prepare is None else self.prepare.reading
         model = getattr(detector, "model", None)
         profile = getattr(model, "profile", None)
         of_profile = {} if profile is None else profile.options
         stored = {name: getattr(getattr(model, "config", None), name, None) for name in THRESHOLDS}
-        if self.settings.mutual:  # whose scores no threshold but one of this call can be for
-            stored, of_profile = dict.fromkeys(stored), {}
+        if self.settings.mutual:
+            self._check_mutual()
+            stored, of_profile = dict.fromkeys(stored), {}  # no threshold but one of this call can be for its scores
         thresholds = {name: value for name, value in {**stored, **of_profile, **options}.items() if name in stored}
         check_fields(thresholds)
         if self.settings.overlays == "anomalous" and thresholds["image_threshold"] is None:
             raise ValueError("overlays='anomalous' but the model has no threshold: give image_threshold=...")
         if self.settings.masks and thresholds["pixel_threshold"] is None:
             raise ValueError("masks=True but the model has no threshold of pixels: give pixel_threshold=...")
-        # A pipeline's images are prepared in the workers; another detector is called with images.
-        self.prepare = PipelinePreparer(detector, **options) if hasattr(detector, "preprocess") else None
-        self.reading: dict[str, Any] = {} if self.prepare is None else self.prepare.reading
-        if self.settings.mutual:
-            self._check_mutual()
         self.facts = {**facts, **self.settings.facts(), **of_profile, **options, **thresholds}
-        self.facts.pop("references", None)  # told with the model
+        for name in COMPARING:  # told with the model
+            self.facts.pop(name, None)
 
     def _check_mutual(self) -> None:
         if self.prepare is None or self.prepare.keeps_size:
@@ -315,19 +308,20 @@ class _Run:
         """Score this process's share of what has no record yet."""
         done = read_done(self.output) if self.settings.resume else set()
         batch_size, (process, num_processes) = self.settings.batch_size, self.process
-        share: dict[str, Any] = {}
+        share: dict[str, Any] = {"batch_size": batch_size, "num_workers": self.settings.num_workers}
+        share["pin_memory"] = getattr(getattr(self.detector, "device", None), "type", "cpu") == "cuda"
         if images is None:
             share["wanted"] = partial(_is_wanted, done, batch_size, process, num_processes)
         else:
             remaining = [index for index in range(len(images)) if index not in done]
             share["indices"] = own_share(remaining, batch_size, process, num_processes)
-        share |= {"batch_size": batch_size, "num_workers": self.settings.num_workers}
-        share["pin_memory"] = getattr(getattr(self.detector, "device", None), "type", "cpu") == "cuda"
         keep_image = self.settings.overlays != "none"
         prepare = partial(_prepare, prepare=self.prepare, reading=self.reading, keep_image=keep_image, side=MAP_SIDE)
-        if self.settings.mutual:
-            if images is None:
-                raise ValueError("mutual=True needs to know how many images there are: leave out streaming")
+        if not self.settings.mutual:
+            records = score_images(source, prepare, self._score, **share)
+        elif images is None:
+            raise ValueError("mutual=True needs to know how many images there are: leave out streaming")
+        else:
             judge = MutualJudge(
                 self.detector.model, self.detector.image_processor, self.options.get("image_threshold")
             )
@@ -340,8 +334,6 @@ class _Run:
                 block_size=self.settings.block_size,
                 **share,
             )
-        else:
-            records = score_images(source, prepare, self._score, **share)
         total = None if images is None else len(images)
         with tqdm(total=total, unit="image", disable=not (self.settings.progress and process == 0)) as bar:
             bar.update(len(done))
@@ -351,9 +343,8 @@ class _Run:
 
     def _score(self, pictures: list[_Picture]) -> list[dict[str, Any]]:
         inputs = [picture.inputs for picture in pictures]
-        if self.prepare is not None:
-            sizes = [picture.image_size[::-1] for picture in pictures]
-            return score_prepared(self.detector, inputs, sizes, **self.options)
+        if self.scorer is not None:
+            return self.scorer(inputs, [picture.image_size[::-1] for picture in pictures])
         return self.detector(inputs, batch_size=len(inputs), **self.options)
 
     def _write(self, writer: RecordWriter, record: Record, images: Sequence[tuple[str, str]] | None) -> None:
@@ -381,11 +372,9 @@ class _Run:
         return summary
 
     def _describe_model(self) -> str:
-        model = getattr(self.detector, "model", None)
-        if not isinstance(model, PreTrainedModel):
+        if self.scorer is None:
             return type(self.detector).__name__
-        of_pipeline = getattr(self.detector, "_forward_params", {}).get("references")
-        references = self.options.get("references", of_pipeline)
+        model, references = self.detector.model, self.scorer.during.get("references")
         return f"{model.name_or_path} {digest_model(model, self.detector.image_processor, references)[:16]}"
 
     def _wait(self) -> None:
@@ -419,7 +408,7 @@ def _prepare(
     """
     if isinstance(row, str) and os.path.exists(row) and not os.path.isfile(row):  # opening a pipe would wait for ever
         raise ValueError("it is no regular file")
-    image = read_image(Path(row), **reading) if isinstance(row, str) else read_cell(row["image"], **reading)
+    image = read_image(Path(row) if isinstance(row, str) else row["image"], **reading)
     shown = image
     if max(image.size) > side:
         scale = side / max(image.size)

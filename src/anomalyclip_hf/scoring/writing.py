@@ -26,7 +26,7 @@ from PIL import Image
 from ..data.files import MAP_SUFFIXES, atomic_path, json_line, one_line, remove_leftovers, save_map
 from .engine import FullDisk, explain
 from .inputs import LEGEND
-from .pictures import draw_legend, overlay, resize_map
+from .pictures import draw_legend, overlay
 
 PREDICTIONS, SKIPPED, SETTINGS = "predictions.jsonl", "skipped.jsonl", "predict_settings.json"
 KEPT = "predictions-kept.jsonl"  # the shard of what a run that is gone on with had scored
@@ -43,7 +43,7 @@ class RecordWriter:
 
     Args:
         output: the output folder.
-        settings: has `overlays`, `save_maps`, `masks`, `vmin`, `vmax` and `alpha`, as `PredictionSettings`.
+        settings: has `overlays`, `save_maps`, `masks`, `vmin` and `vmax`, as `PredictionSettings`.
         process: number of this process, from 0.
 
     As many threads draw as there are workers that decode, so that neither keeps the model waiting; without workers
@@ -151,10 +151,7 @@ class RecordWriter:
                 Image.fromarray(result["mask"]).convert("L").save(temporary)  # 0 and 255 for every reader
         if "overlay" in record and image is not None:
             look = (self.settings.vmin, self.settings.vmax)
-            anomaly_map = result["anomaly_map"]
-            if image.size != anomaly_map.shape[::-1]:
-                anomaly_map = resize_map(anomaly_map, image.size)
-            drawn = overlay(image, anomaly_map, *look, self.settings.alpha)
+            drawn = overlay(image, result["anomaly_map"], *look)
             with atomic_path(self.output / record["overlay"]) as temporary:
                 drawn.save(temporary, compress_level=1)  # a fifth of the time for a tenth more bytes
             if not self._has_legend:
