@@ -7,7 +7,6 @@ place of the image in the source, by which they are merged; other records don't.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import heapq
 import itertools
@@ -345,31 +344,22 @@ def _remove_files(output: Path, record: Mapping[str, Any]) -> None:
 
 
 def _write_table(source: Path, target: Path, table: str) -> None:
-    kinds: dict[str, type] = {}
-    for record in _read(source):
-        for field, value in record.items():
-            kind = type(value) if isinstance(value, (int, float)) else str
-            kinds[field] = kind if kinds.get(field, kind) is kind else float if kind is not str else str
-    rows = ([_cell(record.get(field), kind) for field, kind in kinds.items()] for record in _read(source))
-    if table == "csv":
-        with open(target, "w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows(itertools.chain([list(kinds)], rows))
-        return
+    """Write records as a table with a column for each field that one of them has."""
     import pyarrow as pa
-    from pyarrow import parquet
+    from pyarrow import csv, parquet
 
-    types = {str: pa.string(), float: pa.float64(), int: pa.int64(), bool: pa.bool_()}
-    schema = pa.schema([(field, types[kind]) for field, kind in kinds.items()])
-    with parquet.ParquetWriter(target, schema) as writer:
+    numbers = {"score": pa.float64(), "width": pa.int64(), "height": pa.int64()}
+    names = dict.fromkeys(name for record in _read(source) for name in record)
+    schema = pa.schema([(name, numbers.get(name, pa.string())) for name in names])
+    rows = ({name: _cell(value) for name, value in record.items()} for record in _read(source))
+    with {"csv": csv.CSVWriter, "parquet": parquet.ParquetWriter}[table](target, schema) as writer:
         while batch := list(itertools.islice(rows, TABLE_ROWS)):
-            columns = [
-                pa.array(column, kind) for column, kind in zip(zip(*batch, strict=True), schema.types, strict=True)
-            ]
-            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+            writer.write_table(pa.Table.from_pylist(batch, schema))
 
 
-def _cell(value: Any, kind: type) -> Any:
-    if value is None or kind is not str:
-        return value if value is None else kind(value)
+def _cell(value: Any) -> Any:
+    """A number as it is, anything else as text."""
+    if isinstance(value, (int, float)):
+        return value
     text = value if isinstance(value, str) else json.dumps(value)
     return text.encode("utf-8", "backslashreplace").decode()  # a path may be no UTF-8
