@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,20 +15,19 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..configuration_anomalyclip import check_fields
-from ..data.files import MAP_FORMATS
 from ..options_anomalyclip import READING, THRESHOLDS
 from ..pipeline_anomalyclip import COMPARING, read_image
 from ..regions_anomalyclip import read_roi
 from .engine import Record, own_share, score_images
 from .inputs import check_apart, find_images, relative_names, unique_name
-from .mutual import BLOCK_SIZE, MutualJudge, score_images_mutually
+from .mutual import MutualJudge, score_images_mutually
 from .pictures import resize_map
 from .rows import PipelinePreparer, PipelineScorer, digest_model
+from .settings import TABLES, PredictionSettings
 from .writing import (
     PREDICTIONS,
     SETTINGS,
     SKIPPED,
-    TABLES,
     RecordWriter,
     begin_run,
     end_run,
@@ -43,63 +41,6 @@ if TYPE_CHECKING:
 
 MAP_SIDE = 4096  # pixels: longer sides of maps and overlays are reduced to it
 EXAMPLES = 20  # skipped inputs that a summary names
-OVERLAYS = ("all", "anomalous", "none")
-FORMATS = ("jsonl", *TABLES)
-
-
-@dataclass(frozen=True)
-class PredictionSettings:
-    """How images are predicted.
-
-    Args:
-        batch_size: images per forward, 1 or more.
-        num_workers: processes that decode and resize images, and threads that draw; with 0 this one does all.
-        overlays: which heat maps are drawn: "all", "none", or "anomalous" for those of images above the threshold.
-        save_maps: None, "png16" (65535 is 1.0; "png" is the same), "npy" (float32) or "tiff" (float16), at the image's
-            own size.
-        masks: write masks, 0 and 255, at the image's own size.
-        formats: "jsonl", which is always written, "parquet" and "csv".
-        vmin, vmax: map values that get the first and the last color.
-        resume: go on with the run in the output folder; what was skipped there is tried again.
-        progress: show a progress bar.
-        mutual: images judge one another (see `mutual`), within blocks of at most `block_size`; their records say
-            `"method": "mutual"`.
-
-    Raises:
-        ValueError: a field out of its range.
-    """
-
-    batch_size: int = 1
-    num_workers: int = 0
-    overlays: str = "all"
-    save_maps: str | None = None
-    masks: bool = False
-    formats: Sequence[str] = ("jsonl",)
-    vmin: float = 0.0
-    vmax: float = 1.0
-    resume: bool = False
-    progress: bool = True
-    mutual: bool = False
-    block_size: int = BLOCK_SIZE
-
-    def __post_init__(self):
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size}, expected 1 or more")
-        if self.num_workers < 0:
-            raise ValueError(f"num_workers={self.num_workers}, expected 0 or more")
-        if self.save_maps is not None and self.save_maps not in MAP_FORMATS:
-            raise ValueError(f"save_maps={self.save_maps!r}, expected one of {', '.join(MAP_FORMATS)}")
-        if self.overlays not in OVERLAYS:
-            raise ValueError(f"overlays={self.overlays!r}, expected one of {', '.join(OVERLAYS)}")
-        if unknown := [one for one in self.formats if one not in FORMATS]:
-            raise ValueError(f"formats={unknown[0]!r}, expected some of {', '.join(FORMATS)}")
-        if not (self.vmin < self.vmax and math.isfinite(self.vmin) and math.isfinite(self.vmax)):
-            raise ValueError(f"vmin={self.vmin}, vmax={self.vmax}, expected finite values, vmin < vmax")
-
-    def facts(self) -> dict[str, Any]:
-        """What of it decides the records and their files."""
-        others = ("batch_size", "num_workers", "formats", "resume", "progress")
-        return {key: value for key, value in asdict(self).items() if key not in others}
 
 
 @dataclass

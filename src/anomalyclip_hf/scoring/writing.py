@@ -26,11 +26,11 @@ from ..data.files import MAP_SUFFIXES, atomic_path, json_line, one_line, remove_
 from .engine import FullDisk, explain
 from .inputs import LEGEND
 from .pictures import draw_legend, overlay
+from .settings import TABLES, PredictionSettings
 
 PREDICTIONS, SKIPPED, SETTINGS = "predictions.jsonl", "skipped.jsonl", "predict_settings.json"
 KEPT = "predictions-kept.jsonl"  # the shard of what a run that is gone on with had scored
 _SHARD = re.compile(r"(predictions|skipped)-\d{5,}-\d{7,}\.jsonl|" + re.escape(KEPT))
-TABLES = ("parquet", "csv")
 FOLDERS = {"overlay": "overlays", "map": "maps", "mask": "predicted_masks"}  # field of a record -> folder of its files
 SHARD_SIZE = 1000  # records
 SHARD_SECONDS = (0.5, 10.0)  # shortest and longest time between two shards; between them a tenth of the run so far
@@ -42,14 +42,14 @@ class RecordWriter:
 
     Args:
         output: the output folder.
-        settings: has `overlays`, `save_maps`, `masks`, `vmin` and `vmax`, as `PredictionSettings`.
+        settings: of the prediction.
         process: number of this process, from 0.
 
     As many threads draw as there are workers that decode, so that neither keeps the model waiting; without workers
     each image is drawn before the next is scored.
     """
 
-    def __init__(self, output: Path, settings: Any, process: int = 0):
+    def __init__(self, output: Path, settings: PredictionSettings, process: int = 0):
         self.output, self.settings, self.process = output, settings, process
         self._threads = ThreadPoolExecutor(max(1, settings.num_workers))
         self._drawn: deque[tuple[int, dict[str, Any], Future]] = deque()  # not yet noted, in order
