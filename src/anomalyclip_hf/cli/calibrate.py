@@ -119,7 +119,8 @@ def _set_profile(model: AnomalyCLIPModel, settings: Settings, processor: Anomaly
         given["prompts"] = model.get_prompts()
     profile = replace(profile, **given)
     processor = with_resizing(processor, profile.options, model.config.vision_config.patch_size)
-    profile.references = settings.make_references(model, processor) or profile.references
+    if (references := settings.make_references(model, processor)) is not None:
+        profile.references = references  # type: ignore[assignment]
     model.set_profile(profile)
     settings.window, settings.channels = profile.window, profile.channels
 

@@ -121,7 +121,7 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
         raise ValueError(f"{names}: only for images, and there is none; videos have records, a timeline and a video")
     state = PartialState(cpu=settings.device == "cpu")
-    predict = predict_files
+    predict: Callable[..., PredictionSummary] = predict_files
     if settings.source:
         source = (draw or refuse_drawn)("test") if settings.source == "synthetic" else settings.source
         given = {**settings.source_options(), "streaming": settings.streaming}

@@ -263,7 +263,7 @@ def predict_video(
         try:
             frames = iter(reader)
             while batch := list(itertools.islice(frames, batch_size)):
-                for record in score_images(batch, _as_it_is, score, batch_size=batch_size):
+                for record in score_images(batch, lambda frame: frame, score, batch_size=batch_size):
                     results.write(batch[record.index], record.result, record.error)
             if reader.error is not None:
                 results.skip(reader.name, reader.error)
@@ -272,10 +272,6 @@ def predict_video(
     if not results.summary.num_scored and not results.summary.num_skipped:
         raise VideoError(f"cannot read video {reader.name}: it holds no frame")
     return results.summary
-
-
-def _as_it_is(frame: Frame) -> Frame:
-    return frame
 
 
 class _Results:
