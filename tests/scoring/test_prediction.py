@@ -255,6 +255,19 @@ def test_an_image_scores_the_same_by_every_way(
         np.testing.assert_allclose(scores, ways["pipeline"], atol=1e-6, rtol=0, err_msg=way)
 
 
+def test_options_of_a_call_are_parsed_once(tiny_checkpoint, make_files, tmp_path, monkeypatch):
+    folder = make_files(3)
+    detector = pipeline("zero-shot-anomaly-detection", model=tiny_checkpoint)
+    compared = detector.model.make_references([Image.new("L", (4, 3), 9)])
+    expected = detector(str(folder / "0002.png"), references=compared, min_area=2, pixel_threshold=0.1)
+    parsed, parse = [], detector._sanitize_parameters
+    monkeypatch.setattr(detector, "_sanitize_parameters", lambda **given: parsed.append(given) or parse(**given))
+    options = {"references": compared, "reference_weight": 0.1, "min_area": 2, "pixel_threshold": 0.1}
+    summary = predict_files([folder], tmp_path / "out", detector, overlays="none", progress=False, **options)
+    assert len(parsed) == 1 and summary.predictions[2]["score"] == pytest.approx(expected["score"], abs=1e-6)
+    assert summary.predictions[2]["regions"] == expected["regions"]
+
+
 def test_a_stream_goes_on_too(make_files, tmp_path):
     folder = make_files(6)
     (folder / "0002.png").write_text("no image")

@@ -77,12 +77,13 @@ def spell(words: Sequence[str], settings: type) -> list[str]:
         word = words.pop(0)
         name, equals, value = word.partition("=")
         name = name.replace("_", "-")
-        field, kind = fields.get(name, (None, None))
         if word == "--":
             return [*spelled, word, *words]
-        if not word.startswith("--"):
-            spelled.append(word)
-        elif kind is bool:
+        if name not in fields:
+            spelled.append(name + equals + value if word.startswith("--") else word)
+            continue
+        field, kind = fields[name]
+        if kind is bool:
             if not equals and words and words[0].lower() in TRUE + FALSE:
                 value = words.pop(0)
             wanted = value.lower() not in FALSE
@@ -92,7 +93,7 @@ def spell(words: Sequence[str], settings: type) -> list[str]:
             for one in words[:number] or [""]:
                 spelled += [name, one]
             del words[:number]
-        elif field and not equals and "bare" in field.metadata and (not words or _is_option(words[0])):
+        elif not equals and "bare" in field.metadata and (not words or _is_option(words[0])):
             spelled += [name, field.metadata["bare"]]
         else:
             spelled.append(name + equals + value)

@@ -69,7 +69,7 @@ def score_images(
     if batch_size < 1 or num_workers < 0:
         raise ValueError(f"batch_size={batch_size}, num_workers={num_workers}: expected 1 or more and 0 or more")
     # A generator of its own leaves the caller's random numbers alone.
-    more: dict[str, Any] = {"collate": _as_it_is, "pin_memory": pin_memory, "generator": torch.Generator()}
+    more: dict[str, Any] = {"collate": _as_they_are, "pin_memory": pin_memory, "generator": torch.Generator()}
     if hasattr(source, "__len__"):
         more["sampler"] = list(range(len(source)) if indices is None else indices)
         if not more["sampler"]:
@@ -148,7 +148,7 @@ class _PreparedStream(IterableDataset):
     def __iter__(self) -> Iterator[Record]:
         for index, row in enumerate(self.source):
             if self.wanted is None or self.wanted(index):
-                yield _prepare(index, partial(_as_it_is, row), self.prepare)
+                yield _prepare(index, partial(_as_they_are, row), self.prepare)
 
 
 def _prepare(index: int, read: Callable[[], Any], prepare: Callable[[Any], Any]) -> Record:
@@ -161,8 +161,8 @@ def _prepare(index: int, read: Callable[[], Any], prepare: Callable[[Any], Any])
         return Record(index, error=explain(error), path=path)
 
 
-def _as_it_is(value: Any) -> Any:
-    return value
+def _as_they_are(rows: Any) -> Any:
+    return rows
 
 
 def _score(score: Callable[[list[Any]], Iterable[Any]], records: list[Record]) -> Iterator[Record]:

@@ -15,6 +15,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..configuration_anomalyclip import check_fields
+from ..data.images import read_image as read_cell
 from ..options_anomalyclip import READING, THRESHOLDS
 from ..pipeline_anomalyclip import COMPARING, read_image
 from ..regions_anomalyclip import read_roi
@@ -349,7 +350,7 @@ def _prepare(
     """
     if isinstance(row, str) and os.path.exists(row) and not os.path.isfile(row):  # opening a pipe would wait for ever
         raise ValueError("it is no regular file")
-    image = read_image(Path(row) if isinstance(row, str) else row["image"], **reading)
+    image = read_image(Path(row), **reading) if isinstance(row, str) else read_cell(row["image"], **reading)
     shown = image
     if max(image.size) > side:
         scale = side / max(image.size)

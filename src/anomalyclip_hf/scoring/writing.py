@@ -52,7 +52,7 @@ class RecordWriter:
     def __init__(self, output: Path, settings: PredictionSettings, process: int = 0):
         self.output, self.settings, self.process = output, settings, process
         self._threads = ThreadPoolExecutor(max(1, settings.num_workers))
-        self._drawn: deque[tuple[int, dict[str, Any], Future]] = deque()  # not yet noted, in order
+        self._drawn: deque[tuple[int, dict[str, Any], Future | None]] = deque()  # not yet noted, in order
         self._lines: dict[str, list[str]] = {PREDICTIONS: [], SKIPPED: []}
         self._number, self._started, self._written = 0, time.monotonic(), time.monotonic()
         self._has_legend = False
@@ -95,9 +95,7 @@ class RecordWriter:
 
     def skip(self, index: int, path: str, error: str) -> None:
         """Note an input that can't be used, and why."""
-        told: Future = Future()
-        told.set_result(None)
-        self._wait_for(index, {"path": path, "error": error}, told)
+        self._wait_for(index, {"path": path, "error": error}, None)
 
     def close(self) -> None:
         """Wait for what is being drawn, and put all records on disk."""
@@ -117,7 +115,7 @@ class RecordWriter:
                 lines.clear()
         self._number, self._written = self._number + 1, time.monotonic()
 
-    def _wait_for(self, index: int, record: dict[str, Any], drawn: Future) -> None:
+    def _wait_for(self, index: int, record: dict[str, Any], drawn: Future | None) -> None:
         self._drawn.append((index, record, drawn))
         self._note(2 * self.settings.num_workers)
 
@@ -125,7 +123,7 @@ class RecordWriter:
         """Note images, in order, whose files are in place, until no more than so many are waited for."""
         while len(self._drawn) > waiting:
             index, record, drawn = self._drawn.popleft()
-            if error := drawn.exception():
+            if error := drawn and drawn.exception():
                 _remove_files(self.output, record)
                 self._add(SKIPPED, index, {"path": record["path"], "error": explain(error)})
                 self._full_disk.note(error)
