@@ -108,7 +108,6 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
     from transformers import pipeline
 
     from ..data import load_anomaly_dataset
-    from ..data.loading import refuse_drawn
     from ..image_processing_anomalyclip import with_resizing
     from ..scoring.prediction import predict_dataset, predict_files
     from ..scoring.rows import processor_for
@@ -123,7 +122,7 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
     state = PartialState(cpu=settings.device == "cpu")
     predict: Callable[..., PredictionSummary] = predict_files
     if settings.source:
-        source = (draw or refuse_drawn)("test") if settings.source == "synthetic" else settings.source
+        source = draw("test") if draw and settings.source == "synthetic" else settings.source
         given = {**settings.source_options(), "streaming": settings.streaming}
         inputs, predict = load_anomaly_dataset(source, split=settings.split, **given), predict_dataset
     # Loaded here: the pipeline would try two ways and show the tracebacks of both.
