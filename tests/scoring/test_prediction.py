@@ -268,6 +268,18 @@ def test_options_of_a_call_are_parsed_once(tiny_checkpoint, make_files, tmp_path
     assert summary.predictions[2]["regions"] == expected["regions"]
 
 
+@pytest.mark.parametrize("options", [{"resize": "fit"}, {"resize": "tile", "tile_size": 40, "overlap": 0.1}])
+def test_images_that_are_no_squares_score_as_in_the_pipeline(tiny_checkpoint, make_image, tmp_path, options):
+    path = tmp_path / "wide.png"
+    make_image(90, 60).save(path)
+    detector = pipeline("zero-shot-anomaly-detection", model=tiny_checkpoint)
+    expected = detector(str(path), **options)
+    settings = {"overlays": "none", "save_maps": "npy", "progress": False, **options}
+    (record,) = predict_files([path], tmp_path / "out", detector, **settings).predictions
+    assert record["score"] == pytest.approx(expected["score"], abs=1e-6)
+    np.testing.assert_allclose(np.load(tmp_path / "out" / record["map"]), expected["anomaly_map"], atol=1e-6)
+
+
 def test_a_stream_goes_on_too(make_files, tmp_path):
     folder = make_files(6)
     (folder / "0002.png").write_text("no image")

@@ -145,18 +145,20 @@ class PipelinePreparer:
     """
 
     def __init__(self, detector: ZeroShotAnomalyDetectionPipeline, options: Mapping[str, Any]):
-        self.processor, self.dtype = detector.image_processor, detector.dtype
         given = {**detector.settings_of_profile(PRE_OPTIONS), **detector._preprocess_params, **options}
+        patch_size = detector.model.config.vision_config.patch_size
+        self.processor, self.dtype = with_resizing(detector.image_processor, given, patch_size), detector.dtype
         self.reading = {name: given[name] for name in READING if name in given}
-        self.resizing = {name: given[name] for name in RESIZING if name in given}
-        resize = self.resizing.get("resize", self.processor.resize)
-        # Whether maps have their image's size, whatever is asked for.
-        self.keeps_size = resize != "square"
-        check_tiling(self.resizing, resize)  # here, or else each image would be skipped for it
-        self.resizing["patch_size"] = detector.model.config.vision_config.patch_size
+        # Here, or else each image would be skipped for it.
+        check_tiling({name: given[name] for name in RESIZING if name in given}, self.processor.resize)
+
+    @property
+    def keeps_size(self) -> bool:
+        """Whether maps have their image's size, whatever is asked for."""
+        return self.processor.resize != "square"
 
     def __call__(self, image: Image.Image) -> dict[str, Any]:
-        return prepare_image(image, self.processor, self.dtype, **self.resizing)
+        return prepare_image(image, self.processor, self.dtype)
 
 
 class PipelineScorer:
