@@ -256,21 +256,22 @@ def measure_predict(batch_sizes: list[int], repeats: int) -> dict:
     from transformers import pipeline
 
     from anomalyclip_hf.scoring import overlay, predict_files
-    from anomalyclip_hf.scoring.rows import PipelinePreparer, score_prepared
+    from anomalyclip_hf.scoring.rows import PipelineScorer
 
     detector = pipeline("zero-shot-anomaly-detection", model=anomalyclip_hf.demo_checkpoint(), device="cpu")
-    prepare, row = PipelinePreparer(detector), dict[str, Any]()
+    score, row = PipelineScorer(detector), dict[str, Any]()
     generator = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         for index in range(24):
             coarse = Image.fromarray(generator.integers(0, 256, (24, 24, 3), dtype=np.uint8))
             coarse.resize((1200, 900), Image.Resampling.BICUBIC).save(Path(folder, f"{index:03}.jpg"), quality=92)
         path = str(Path(folder, "000.jpg"))
-        prepared, image, sizes = prepare(path), Image.open(path), [(900, 1200)]
-        (result,) = score_prepared(detector, [prepared], sizes)
+        image, sizes = Image.open(path), [(900, 1200)]
+        prepared = score.prepare(image)
+        (result,) = score([prepared], sizes)
         drawn = overlay(image, result["anomaly_map"])
-        row["prepare_ms"] = 1000 * seconds(lambda: prepare(path), repeats)
-        row["score_ms"] = 1000 * seconds(lambda: score_prepared(detector, [prepared], sizes), repeats)
+        row["prepare_ms"] = 1000 * seconds(lambda: score.prepare(Image.open(path)), repeats)
+        row["score_ms"] = 1000 * seconds(lambda: score([prepared], sizes), repeats)
         row["draw_ms"] = 1000 * seconds(lambda: overlay(image, result["anomaly_map"]), repeats)
         row["encode_ms"] = 1000 * seconds(lambda: drawn.save(Path(folder, ".drawn.png"), compress_level=1), repeats)
         for overlays in ("none", "all"):

@@ -131,7 +131,7 @@ def draw_pictures(model, processor, sets: dict, output_dir: Path, rows: int) -> 
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_until_interrupted(show, argv)
+    return run_until_interrupted(lambda: show(argv))
 
 
 def show(argv: Sequence[str] | None) -> int:

@@ -52,6 +52,29 @@ def test_labels_and_splits(line, tmp_path, capsys):
     assert "has no split 'train': all its images count" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore:2 normal samples are too few")
+def test_references_among_the_images_are_left_out(line, tmp_path, capsys, make_image):
+    for folder, seeds in (("parts", range(4)), ("good", (1, 3))):
+        (tmp_path / folder).mkdir()
+        for seed in seeds:
+            make_image(seed=seed).save(tmp_path / folder / f"{folder}{seed}.png")
+    words = [str(tmp_path / "parts"), *line, "--output-dir", str(tmp_path / "model"), "--profile", "part"]
+    assert main([*words, "--references", str(tmp_path / "good"), "--max-patches", "3"]) == 0
+    told = capsys.readouterr().err
+    assert "2 of its 4 images are references: they are left out" in told
+    stored = json.loads((tmp_path / "model" / "profiles" / "part.json").read_text())
+    assert stored["calibration"]["num_images"] == 2
+    model = AnomalyCLIPModel.from_pretrained(tmp_path / "model")
+    model.set_profile("part")
+    assert model.references.features.shape[1] == 3
+    predict = [str(tmp_path / "parts"), *line[:2], "--output-dir", str(tmp_path / "out"), "--device", "cpu"]
+    assert run_command("predict", [*predict, "--references", str(tmp_path / "good"), "--max-patches", "0"]) == 2
+    assert "--max-patches 0, expected 1 or more" in capsys.readouterr().err
+    assert run_command("predict", [*predict, "--max-patches", "3"]) == 2
+    assert main([*words, "--references", str(tmp_path / "parts")]) == 2
+    assert "all images of the source are among them" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

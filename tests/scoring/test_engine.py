@@ -58,6 +58,7 @@ def test_processes_share_whole_batches():
     assert own_share([4, 2], 8) == [4, 2]
 
 
+@pytest.mark.slow
 def test_scoring_needs_no_library_of_evaluation(tmp_path):
     code = (
         "import sys\n"

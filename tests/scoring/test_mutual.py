@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from anomalyclip_hf.scoring.mutual import blocks_of, describe_images, score_mutually
+from anomalyclip_hf.scoring.mutual import blocks_of, describe_images, judge_blocks, score_mutually
 
 
 def random_features(count, sets=2, patches=3, width=8):
@@ -31,11 +31,11 @@ def test_scores_are_those_of_the_definition_in_each_block(monkeypatch):
     features = random_features(12)
     torch.testing.assert_close(score_mutually(features), by_definition(features), atol=1e-5, rtol=0)
     monkeypatch.setattr("anomalyclip_hf.scoring.mutual.SIMILARITIES", 1)
-    done: list[int] = []
-    found = score_mutually(features, block_size=6, progress=done.append)
-    expected = torch.cat([by_definition(features[:6]), by_definition(features[6:])])
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-    assert sum(done) == 12
+    blocks = list(judge_blocks(list(features), lambda row: row, torch.stack, indices=range(12), block_size=6))
+    assert [(positions, failed) for positions, _, failed in blocks] == [([*range(6)], {}), ([*range(6, 12)], {})]
+    for positions, found, _ in blocks:
+        found = torch.stack([found[index] for index in positions])
+        torch.testing.assert_close(found, by_definition(features[positions]), atol=1e-5, rtol=0)
 
 
 def test_blocks_are_about_equal():
@@ -49,7 +49,7 @@ def test_an_odd_image_stands_out_and_few_images_are_refused(tiny_model):
     features = describe_images(tiny_model, pixels)
     values = score_mutually(features)
     assert int(values.amax(dim=1).argmax()) == 5 and values[0].max() < 0.02 < values[5].max() <= 1
-    with pytest.raises(ValueError, match=r"4 images in blocks of 200.*at least 5"):
+    with pytest.raises(ValueError, match=r"4 images in a block.*at least 5"):
         score_mutually(features[:4])
 
 
@@ -73,5 +73,5 @@ def test_predict_mutual_names_its_method_and_skips_what_it_cannot_read(
     assert all(record["method"] == "mutual" and "label" not in record for record in found.predictions)
     assert np.load(tmp_path / "out" / "maps" / "odd.png.npy").shape == (40, 50)
     assert [one["path"][-7:] for one in found.skipped] == ["bad.png"]
-    with pytest.raises(ValueError, match="3 images in blocks"):
+    with pytest.raises(ValueError, match="3 images in a block"):
         predict_files([tmp_path / "in" / f"{seed}.png" for seed in range(3)], tmp_path / "few", **shared)

@@ -18,7 +18,7 @@ from anomalyclip_hf.data import load_anomaly_dataset
 from anomalyclip_hf.evaluation import evaluate_model
 from anomalyclip_hf.scoring import calibrate, predict_dataset, predict_files, thresholds, writing
 from anomalyclip_hf.scoring.engine import score_images
-from anomalyclip_hf.scoring.rows import PipelinePreparer
+from anomalyclip_hf.scoring.rows import PipelineScorer
 
 
 class Detector:
@@ -229,8 +229,8 @@ def test_an_image_scores_the_same_by_every_way(
         image.convert(mode).save(tmp_path / "part" / "test" / "good" / f"{index}.{suffix}")
     dataset = load_anomaly_dataset(tmp_path / "part")
     detector = pipeline("zero-shot-anomaly-detection", model=tiny_checkpoint)
-    prepare = pickle.loads(pickle.dumps(PipelinePreparer(detector)))  # as spawned workers get it
-    assert set(prepare(dataset["path"][0])) == {"pixel_values", "target_size"}
+    prepare = pickle.loads(pickle.dumps(PipelineScorer(detector).prepare))  # as spawned workers get it
+    assert set(prepare(dataset[0]["image"])) == {"pixel_values", "target_size"}
     ways = {"pipeline": [result["score"] for result in detector(list(dataset["path"]), batch_size=3)]}
     shared = {"batch_size": 4, "num_workers": 1}
     summary = predict_files(dataset["path"], tmp_path / "out", detector, **shared, progress=False)
@@ -253,6 +253,31 @@ def test_an_image_scores_the_same_by_every_way(
     ways["calibrate"] = seen[0]
     for way, scores in ways.items():
         np.testing.assert_allclose(scores, ways["pipeline"], atol=1e-6, rtol=0, err_msg=way)
+
+
+def test_options_of_a_call_are_parsed_once(tiny_checkpoint, make_files, tmp_path, monkeypatch):
+    folder = make_files(3)
+    detector = pipeline("zero-shot-anomaly-detection", model=tiny_checkpoint)
+    compared = detector.model.make_references([Image.new("L", (4, 3), 9)])
+    expected = detector(str(folder / "0002.png"), references=compared, min_area=2, pixel_threshold=0.1)
+    parsed, parse = [], detector._sanitize_parameters
+    monkeypatch.setattr(detector, "_sanitize_parameters", lambda **given: parsed.append(given) or parse(**given))
+    options = {"references": compared, "reference_weight": 0.1, "min_area": 2, "pixel_threshold": 0.1}
+    summary = predict_files([folder], tmp_path / "out", detector, overlays="none", progress=False, **options)
+    assert len(parsed) == 1 and summary.predictions[2]["score"] == pytest.approx(expected["score"], abs=1e-6)
+    assert summary.predictions[2]["regions"] == expected["regions"]
+
+
+@pytest.mark.parametrize("options", [{"resize": "fit"}, {"resize": "tile", "tile_size": 40, "overlap": 0.1}])
+def test_images_that_are_no_squares_score_as_in_the_pipeline(tiny_checkpoint, make_image, tmp_path, options):
+    path = tmp_path / "wide.png"
+    make_image(90, 60).save(path)
+    detector = pipeline("zero-shot-anomaly-detection", model=tiny_checkpoint)
+    expected = detector(str(path), **options)
+    settings = {"overlays": "none", "save_maps": "npy", "progress": False, **options}
+    (record,) = predict_files([path], tmp_path / "out", detector, **settings).predictions
+    assert record["score"] == pytest.approx(expected["score"], abs=1e-6)
+    np.testing.assert_allclose(np.load(tmp_path / "out" / record["map"]), expected["anomaly_map"], atol=1e-6)
 
 
 def test_a_stream_goes_on_too(make_files, tmp_path):

@@ -89,9 +89,10 @@ def test_a_record_for_each_frame(clip, tmp_path):
     assert sorted(path.name for path in output.iterdir()) == ["annotated.mp4", "predictions.jsonl", "timeline.png"]
 
 
-def test_every_nth_frame_and_the_first_seconds(clip, tmp_path):
-    predict_video(clip, tmp_path / "out", Detector(), every=5, seconds=1.2, annotate=False)
-    assert [(one["frame"], one["time"]) for one in records(tmp_path / "out")] == [(0, 0.0), (5, 0.5), (10, 1.0)]
+def test_every_nth_frame(clip, tmp_path):
+    predict_video(clip, tmp_path / "out", Detector(), every=5, annotate=False)
+    expected = [(0, 0.0), (5, 0.5), (10, 1.0), (15, 1.5)]
+    assert [(one["frame"], one["time"]) for one in records(tmp_path / "out")] == expected
     assert not (tmp_path / "out" / "annotated.mp4").exists()
 
 
@@ -137,7 +138,7 @@ def test_what_is_no_video(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=f"cannot read video .*{message}"):
             predict_video(tmp_path / name, tmp_path / "out", Detector())
         assert not (tmp_path / "out").exists()
-    for options in ({"every": 0}, {"smooth": -1}, {"seconds": 0}, {"batch_size": 0}, {"image_threshold": 2}):
+    for options in ({"every": 0}, {"smooth": -1}, {"batch_size": 0}, {"image_threshold": 2}):
         with pytest.raises(ValueError, match=next(iter(options))):
             predict_video(tmp_path / "text.mp4", tmp_path / "out", Detector(), **options)
     monkeypatch.setitem(sys.modules, "av", None)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from ..data.options import ProfileOptions, ResizingOptions, SourceOptions, optio
 from ..export.engines import is_exported
 from ..options_anomalyclip import READING
 from ..scoring.calibration import METHODS, check_method
-from .loading import ModelOptions, load_model, load_processor, load_source, options_of_source
+from .loading import ComparingOptions, ModelOptions, load_model, load_processor, load_source, options_of_source
 
 if TYPE_CHECKING:
     import datasets
@@ -34,7 +35,7 @@ class CalibrationOptions:
 
 
 @dataclass
-class Settings(CalibrationOptions, ProfileOptions, ModelOptions, ResizingOptions, SourceOptions):
+class Settings(CalibrationOptions, ProfileOptions, ComparingOptions, ModelOptions, ResizingOptions, SourceOptions):
     """Choose the thresholds of a model from images like those to come, none of them from a test set.
 
     anomalyclip calibrate good_parts/ --model MODEL --output-dir MODEL
@@ -44,6 +45,7 @@ class Settings(CalibrationOptions, ProfileOptions, ModelOptions, ResizingOptions
 
     From normal images alone (59 are enough for 5% false alarms), or from labelled ones with --method f1 or recall.
     Thresholds hold for one --resize: --output-dir stores it and the options of tiles beside them, for use with them.
+    With --references or --score-rule they are for such scores alone; references among the images are left out.
     Exit status: 0 done, 1 images were left out, 2 no thresholds were found.
     """
 
@@ -54,11 +56,6 @@ class Settings(CalibrationOptions, ProfileOptions, ModelOptions, ResizingOptions
     output_dir: str | None = option(
         None, "Checkpoint to write the thresholds into, or a new folder for prompts with them.", short="o"
     )
-    references: str | None = option(
-        None, "Folder or file of references, as for predict: the thresholds are then for scores with them alone."
-    )
-    reference_weight: float | None = option(None, "As for predict.")
-    score_rule: str | None = option(None, "As for predict; the thresholds are for this rule alone.")
     split: str | None = option(None, "'train' for normal, if there is one; 'test' for others.", group="Data set")
     batch_size: int = option(8, "Images per forward.")
     num_workers: int = option(0, "Processes that decode images.")
@@ -88,12 +85,10 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
     model = load_model(settings).to(PartialState(cpu=settings.cpu).device)
     processor = load_processor(settings, model.config)
     if settings.profile:
-        _set_profile(model, settings)
+        _set_profile(model, settings, processor)
     else:
         model.config.score_rule = settings.score_rule or model.config.score_rule
-        if settings.references:
-            given = {"reference_weight": settings.reference_weight, "processor": processor}
-            model.set_references(settings.references, **given)
+        model.set_references(settings.make_references(model, processor))
     dataset = _load(settings, draw)
     skipped: list[str] = []
     found = choose_thresholds(settings, settings.method, model, processor, dataset, skipped)
@@ -110,18 +105,22 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
     return 1 if skipped else 0
 
 
-def _set_profile(model: AnomalyCLIPModel, settings: Settings) -> None:
+def _set_profile(model: AnomalyCLIPModel, settings: Settings, processor: AnomalyCLIPProcessor) -> None:
     """Set the profile that thresholds are chosen for: the one there is, or a new one, with what options say of it."""
+    from ..image_processing_anomalyclip import with_resizing
     from ..profiles_anomalyclip import Profile
 
     name = str(settings.profile)
     profile = model.get_profile(name) if name in model.profile_names else Profile(name)
     given = {**settings.region_options(), **settings.resizing()}
-    scoring = ("references", "reference_weight", "score_rule", *READING)
-    given |= {key: value for key in scoring if (value := getattr(settings, key)) is not None}
+    scoring = ("reference_weight", "score_rule", *READING)
+    given |= {name: value for name in scoring if (value := getattr(settings, name)) is not None}
     if settings.prompts:
         given["prompts"] = model.get_prompts()
     profile = replace(profile, **given)
+    processor = with_resizing(processor, profile.options, model.config.vision_config.patch_size)
+    if (references := settings.make_references(model, processor)) is not None:
+        profile.references = references  # type: ignore[assignment]
     model.set_profile(profile)
     settings.window, settings.channels = profile.window, profile.channels
 
@@ -187,7 +186,32 @@ def _load(settings: Settings, draw: Callable | None) -> datasets.Dataset | list:
             raise
         _, dataset = load_source(source, "test", draw, **given)
         print(f"{one_line(source)} has no split 'train': all its images count", file=sys.stderr)
+    if settings.references:
+        dataset = _without_references(dataset, settings.references)
     if normal and not any(label in (0, 1) for label in dataset["label"]):
         print(f"its {len(dataset)} images have no labels: all are taken as normal", file=sys.stderr)
         return list(dataset["path"])
     return dataset
+
+
+def _without_references(dataset: datasets.Dataset, references: str) -> datasets.Dataset:
+    """The data set without images that are among the references, whose own scores are lower than those of new ones."""
+    from ..data.features import undecoded
+    from ..data.images import ImageReadError, read_bytes
+    from ..scoring.inputs import find_images
+
+    def digest(cell: Mapping[str, Any]) -> str | None:
+        try:
+            return hashlib.sha256(read_bytes(cell)).hexdigest()
+        except ImageReadError:  # told when it is scored
+            return None
+
+    files = [] if references.endswith(".safetensors") else find_images([references]).files
+    known = {digest({"bytes": None, "path": str(path)}) for path, _ in files} - {None}
+    rows = undecoded(dataset).select_columns(["image"])
+    among = {index for index, row in enumerate(rows) if digest(row["image"]) in known} if known else set()
+    if among:
+        print(f"{len(among)} of its {len(dataset)} images are references: they are left out", file=sys.stderr)
+    if len(among) == len(dataset):
+        raise ValueError(f"references={references!r}: all images of the source are among them; give others")
+    return dataset.select([index for index in range(len(dataset)) if index not in among])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,21 +16,31 @@ if TYPE_CHECKING:
     import datasets
 
     from .. import AnomalyCLIPConfig, AnomalyCLIPModel, AnomalyCLIPProcessor
+    from ..references_anomalyclip import References
+
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass
-class CheckpointOptions:
-    """The checkpoint of a command, and what overrides it; None leaves a setting as the checkpoint has it."""
+class BackboneOptions:
+    """The checkpoint of a command."""
 
     model: str = option("demo", "CLIP or AnomalyCLIP checkpoint, folder or repository; 'demo': embedded.", short="m")
+    dtype: str | None = option(
+        None, f"Of the weights: {', '.join(DTYPES[1:])}; the checkpoint's by default.", group="Model"
+    )
+
+
+@dataclass
+class CheckpointOptions(BackboneOptions):
+    """The checkpoint of a command, and what overrides it; None leaves a setting as the checkpoint has it."""
+
     revision: str | None = option(None, "Revision of the checkpoint.", group="Model")
     preset: str | None = option(
         None, "Feature layers: 'released' ([24] of 24) or 'paper' ([6, 12, 18, 24]).", group="Model"
     )
     image_size: int | None = option(None, "Side of the input in pixels (518 for ViT-L/14).", group="Model")
-    dtype: str | None = option(
-        None, "Of the backbone: float32, bfloat16 or float16; the checkpoint's by default.", group="Model"
-    )
 
 
 @dataclass
@@ -42,51 +52,73 @@ class ModelOptions(CheckpointOptions):
     )
 
 
-def load_model(command: CheckpointOptions) -> AnomalyCLIPModel:
+@dataclass
+class ComparingOptions:
+    """What the score of an image is made of."""
+
+    references: str | None = option(
+        None, "Folder of 1 to 32 images of good parts to compare with, or a file of save_references.", group="Score"
+    )
+    reference_weight: float | None = option(
+        None, "Of the prompts' own map and score beside references; 0.1.", group="Score"
+    )
+    max_patches: int | None = option(None, "Patches of the references that are kept.", group="Score")
+    score_rule: str | None = option(
+        None, "Score of an image: global (of the image), max (of its map) or mean (of both).", group="Score"
+    )
+
+    def make_references(self, model: AnomalyCLIPModel, processor: AnomalyCLIPProcessor) -> References | None:
+        """The references that are asked for, prepared by a processor.
+
+        Raises:
+            ValueError: `max_patches` without references, or what can't be used.
+        """
+        if self.references is None:
+            if self.max_patches is not None:
+                raise ValueError(f"max_patches={self.max_patches} needs --references")
+            return None
+        limit = {} if self.max_patches is None else {"max_patches": self.max_patches}
+        return model.make_references(self.references, self.reference_weight, processor=processor, **limit)
+
+
+def load_model(command: BackboneOptions) -> AnomalyCLIPModel:
     """The model of a command, with what its options override.
 
     Args:
-        command: [`CheckpointOptions`], [`ModelOptions`] with prompts, or one with a `prompt_type`.
+        command: any of the above, also with `prompts` or a `prompt_type`.
+
+    Raises:
+        ValueError: an unknown `dtype`, or an option that an exported model has no use for.
     """
     from .. import AnomalyCLIPModel
     from ..configuration_anomalyclip import feature_layers_of_preset
-
-    names = ("revision", "preset", "image_size", "dtype")
-    if is_exported(_checkpoint(command)):
-        given = [name for name in (*names, "prompts") if getattr(command, name, None) is not None]
-        return load_exported(_checkpoint(command), given)
-    overrides = {name: value for name in names if (value := getattr(command, name)) is not None}
-    overrides |= {"prompt_type": kind} if (kind := getattr(command, "prompt_type", None)) else {}
-    model = AnomalyCLIPModel.from_pretrained(_checkpoint(command), **overrides)
-    if prompts := getattr(command, "prompts", None):
-        model.load_prompts(prompts)
-        # Prompts bring their own settings; what the user says goes before them.
-        if command.image_size is not None:
-            model.config.image_size = command.image_size
-        if command.preset is not None:
-            if model.config.prompt_type == "free":
-                raise ValueError(f"preset={command.preset!r}, but free prompts belong to the layers they learned on")
-            depth = model.config.vision_config.num_hidden_layers
-            model.config.feature_layers = feature_layers_of_preset(command.preset, depth)
-    return model
-
-
-def load_exported(folder: str, given: Sequence[str] = ()) -> AnomalyCLIPModel:
-    """A folder that `anomalyclip export` wrote, which takes a model's place.
-
-    Args:
-        folder: that was exported.
-        given: names of options that would change the model.
-
-    Raises:
-        ValueError: an option was given that an exported model has no use for.
-    """
     from ..export import ExportedModel
 
-    if given:
-        shown = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise ValueError(f"{folder} is an exported model, whose graph is fixed: leave out {shown}, or export again")
-    return ExportedModel(folder)  # type: ignore[return-value]
+    if command.dtype not in (None, *DTYPES):
+        raise ValueError(f"dtype={command.dtype!r}, expected one of {', '.join(DTYPES)}")
+    own = fields(CheckpointOptions if isinstance(command, CheckpointOptions) else BackboneOptions)
+    overrides = {field.name: getattr(command, field.name) for field in own if field.name != "model"}
+    overrides |= {"prompt_type": getattr(command, "prompt_type", None)}
+    overrides = {name: value for name, value in overrides.items() if value is not None}
+    prompts, folder = getattr(command, "prompts", None), _checkpoint(command)
+    if is_exported(folder):
+        given = [*overrides, *(["prompts"] if prompts else [])]
+        if given and overrides != {"dtype": "auto"}:
+            shown = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise ValueError(f"{folder} is an exported model, its graph is fixed: leave out {shown}, or export again")
+        return ExportedModel(folder)  # type: ignore[return-value]
+    model = AnomalyCLIPModel.from_pretrained(folder, **overrides)
+    if prompts:
+        model.load_prompts(prompts)
+        # Prompts bring their own settings; what the user says goes before them.
+        if "image_size" in overrides:
+            model.config.image_size = overrides["image_size"]
+        if preset := overrides.get("preset"):
+            if model.config.prompt_type == "free":
+                raise ValueError(f"preset={preset!r}, but free prompts belong to the layers they learned on")
+            depth = model.config.vision_config.num_hidden_layers
+            model.config.feature_layers = feature_layers_of_preset(preset, depth)
+    return model
 
 
 def load_processor(command: CheckpointOptions, config: AnomalyCLIPConfig) -> AnomalyCLIPProcessor:
@@ -167,7 +199,7 @@ def options_of_source(settings: SourceOptions, text: str, more: str | None = Non
     return given | {name: value for name, value in stated.items() if name in known}
 
 
-def _checkpoint(command: CheckpointOptions) -> str:
+def _checkpoint(command: BackboneOptions) -> str:
     from .. import demo_checkpoint
 
     return demo_checkpoint() if command.model == "demo" else command.model

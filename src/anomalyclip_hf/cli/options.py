@@ -34,7 +34,7 @@ def make_command(settings: type, run: Callable[[Any], int]) -> Callable[..., Non
         values.pop("config")
         # A list option without words is an empty list.
         given = {k: [word for word in v if word != ""] if isinstance(v, list) else v for k, v in values.items()}
-        raise typer.Exit(run_until_interrupted(lambda _: run(settings(**given)), options=list(fields)))
+        raise typer.Exit(run_until_interrupted(lambda: run(settings(**given)), list(fields)))
 
     # Lines of a paragraph are joined: a terminal may be narrower than a docstring.
     command.__doc__ = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(settings.__doc__ or ""))
@@ -68,10 +68,7 @@ def spell(words: Sequence[str], settings: type) -> list[str]:
         words (`Sequence[str]`): without the command's own name.
         settings: the command's dataclass.
     """
-    fields = option_fields(settings)
-    kinds = {f"--{name.replace('_', '-')}": kind for name, (_, kind) in fields.items()}
-    bare = {f"--{name.replace('_', '-')}": field.metadata.get("bare") for name, (field, _) in fields.items()}
-    two_sided = {f"--{name.replace('_', '-')}" for name, (field, _) in fields.items() if field.default is not False}
+    fields = {f"--{name.replace('_', '-')}": found for name, found in option_fields(settings).items()}
     words, spelled = list(words), list[str]()
     takes_files = any(field.metadata.get("argument") for field, _ in fields.values())
     if words and words[0].endswith(SETTINGS_SUFFIXES) and not takes_files:
@@ -80,23 +77,24 @@ def spell(words: Sequence[str], settings: type) -> list[str]:
         word = words.pop(0)
         name, equals, value = word.partition("=")
         name = name.replace("_", "-")
-        kind = kinds.get(name)
         if word == "--":
             return [*spelled, word, *words]
-        if not word.startswith("--"):
-            spelled.append(word)
-        elif kind is bool:
+        if name not in fields:
+            spelled.append(name + equals + value if word.startswith("--") else word)
+            continue
+        field, kind = fields[name]
+        if kind is bool:
             if not equals and words and words[0].lower() in TRUE + FALSE:
                 value = words.pop(0)
             wanted = value.lower() not in FALSE
-            spelled += [name] if wanted else [f"--no-{name[2:]}"] if name in two_sided else []
+            spelled += [name] if wanted else [f"--no-{name[2:]}"] if field.default is not False else []
         elif get_origin(kind) is list and not equals:
             number = next((i for i, one in enumerate(words) if _is_option(one)), len(words))
             for one in words[:number] or [""]:
                 spelled += [name, one]
             del words[:number]
-        elif not equals and bare.get(name) and (not words or _is_option(words[0])):
-            spelled += [name, str(bare[name])]
+        elif not equals and "bare" in field.metadata and (not words or _is_option(words[0])):
+            spelled += [name, field.metadata["bare"]]
         else:
             spelled.append(name + equals + value)
     return spelled

@@ -4,43 +4,29 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..data.file_tree import examples
 from ..data.files import one_line
 from ..data.options import ProfileOptions, ResizingOptions, SourceOptions, option
-from ..export.engines import is_exported
 from ..options_anomalyclip import READING
-from .loading import load_exported
+from ..scoring.settings import PredictionSettings
+from .loading import BackboneOptions, ComparingOptions, load_model
 from .running import naming
-from .video import join_states, predict_videos
 
 if TYPE_CHECKING:
+    from .. import AnomalyCLIPModel
     from ..scoring.prediction import PredictionSummary
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-# Fields of the settings that `predict_files` takes under the same name: its own, and options of the pipeline's call.
-SHARED = (
-    "batch_size",
-    "num_workers",
-    "overlays",
-    "masks",
-    "save_maps",
-    "vmin",
-    "vmax",
-    "resume",
-    "mutual",
-    "block_size",
-)
 # Fields that say nothing of videos.
 OF_IMAGES = (*READING, "coco", "label_studio", "report", "masks", "save_maps", "resume", "mutual")
-CALL_OPTIONS = ("threshold", "pixel_threshold", *READING)
 
 
 @dataclass
-class Settings(ResizingOptions, ProfileOptions, SourceOptions):
+class Settings(PredictionSettings, BackboneOptions, ComparingOptions, ResizingOptions, ProfileOptions, SourceOptions):
     """Score images: files, folders or a data set in; records and heat maps out.
 
     anomalyclip predict part.png photos/ --model MODEL --output-dir results
@@ -60,10 +46,7 @@ class Settings(ResizingOptions, ProfileOptions, SourceOptions):
     """
 
     inputs: list[str] | None = option(None, "Image files, and folders searched for images.", argument=True)
-    model: str = option("demo", "Folder or Hub repository; 'demo' is the embedded one, for trying out.", short="m")
     output_dir: str = option("predictions", "Folder for results.", short="o")
-    batch_size: int = option(1, "Images per forward, 1 or more.")
-    num_workers: int = option(0, "Processes that decode and resize images.")
     threshold: float | None = option(None, "Score in [0, 1] from which an image is anomalous; the model's own.")
     pixel_threshold: float | None = option(
         None, "Map value in [0, 1] from which a pixel is anomalous; the model's own.", group="Regions"
@@ -73,37 +56,13 @@ class Settings(ResizingOptions, ProfileOptions, SourceOptions):
     submission: str | None = option(
         None, "Folder for maps and masks as MVTec AD 2's server takes them; implies --masks --save-maps tiff."
     )
-    references: str | None = option(
-        None, "Folder of 1 to 32 images of good parts to compare with, or a file of save_references.", group="Score"
-    )
-    reference_weight: float | None = option(
-        None, "Of the prompts' own map and score beside references; 0.1.", group="Score"
-    )
-    score_rule: str | None = option(
-        None, "Score of an image: global (of the image), max (of its map) or mean (of both).", group="Score"
-    )
-    mutual: bool = option(
-        False, "Let unlabelled images judge one another: patches that few of the others know are odd.", group="Score"
-    )
-    block_size: int = option(200, "Images that judge one another, for --mutual.", group="Score")
     device: str | None = option(None, "Such as cpu or cuda:0; an accelerator if there is one.")
-    dtype: str = option("auto", f"Of the weights: {', '.join(DTYPES)}.")
-    resume: bool = option(
-        False, "Go on with the run in the output folder, whatever ended it; skipped images are tried again."
-    )
     format: list[str] = option(
         ["jsonl"], "Records as jsonl, parquet, csv, or several, with commas; jsonl always.", group="Results"
-    )
-    overlays: str = option("all", "Heat maps of which images: all, anomalous or none.", group="Results")
-    masks: bool = option(False, "Write masks too, as PNG: 255 from the threshold of pixels on.", group="Results")
-    save_maps: str | None = option(
-        None, "Keep raw maps too: png16 (65535 is 1.0; png is the same), npy or tiff.", bare="png16", group="Results"
     )
     report: bool = option(
         False, "Write report.html too: pictures, worst first, and a filter by score.", group="Results"
     )
-    vmin: float = option(0.0, "Map value of the first color, for the whole run.", group="Results")
-    vmax: float = option(1.0, "Map value of the last color, for the whole run.", group="Results")
     camera: str | None = option(
         None, "Number or device of a camera, or a stream's address; until Ctrl-C.", group="Video"
     )
@@ -116,11 +75,12 @@ class Settings(ResizingOptions, ProfileOptions, SourceOptions):
     streaming: bool = option(False, "Read a repository as it comes, without downloading it first.", group="Data set")
 
     def __post_init__(self):
-        super().__post_init__()
+        self.formats = [one.strip() for text in self.format for one in text.split(",")]
+        with naming(formats="format"):
+            super().__post_init__()
+        super(PredictionSettings, self).__post_init__()  # of the options that follow
         if self.submission:
             self.masks, self.save_maps = True, "tiff"
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype={self.dtype!r}, expected one of {', '.join(DTYPES)}")
         if self.mutual and (self.references or self.score_rule):
             raise ValueError("--mutual has a score of its own; give it without --references and --score-rule")
         if bool(self.inputs or self.camera is not None) == bool(self.source):
@@ -130,6 +90,11 @@ class Settings(ResizingOptions, ProfileOptions, SourceOptions):
         if not self.source and given:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise ValueError(f"{names} belong to --source; give --source in place of the files")
+
+    def call_options(self) -> dict[str, Any]:
+        """Options of the pipeline's call."""
+        given = {"image_threshold": self.threshold, "pixel_threshold": self.pixel_threshold}
+        return given | {"score_rule": self.score_rule} | self.resizing() | self.region_options()
 
 
 def run(settings: Settings, draw: Callable | None = None) -> int:
@@ -142,60 +107,96 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
     from accelerate import PartialState
     from transformers import pipeline
 
-    from .. import AnomalyCLIPModel, demo_checkpoint
     from ..data import load_anomaly_dataset
-    from ..data.loading import refuse_drawn
-    from ..scoring.annotations import write_coco, write_label_studio, write_submission
+    from ..image_processing_anomalyclip import with_resizing
     from ..scoring.prediction import predict_dataset, predict_files
+    from ..scoring.rows import processor_for
     from ..scoring.video import is_video
 
     videos = [one for one in settings.inputs or [] if is_video(one) and not os.path.isdir(one)]
-    images_given = [one for one in settings.inputs or [] if one not in videos]
-    unused = [] if settings.source or images_given else [name for name in OF_IMAGES if getattr(settings, name)]
+    inputs: Any = [one for one in settings.inputs or [] if one not in videos]
+    unused = [] if settings.source or inputs else [name for name in OF_IMAGES if getattr(settings, name)]
     if unused:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
         raise ValueError(f"{names}: only for images, and there is none; videos have records, a timeline and a video")
-    name = demo_checkpoint() if settings.model == "demo" else settings.model
     state = PartialState(cpu=settings.device == "cpu")
+    predict: Callable[..., PredictionSummary] = predict_files
     if settings.source:
-        source = (draw or refuse_drawn)("test") if settings.source == "synthetic" else settings.source
+        source = draw("test") if draw and settings.source == "synthetic" else settings.source
         given = {**settings.source_options(), "streaming": settings.streaming}
-        images = load_anomaly_dataset(source, split=settings.split, **given)
+        inputs, predict = load_anomaly_dataset(source, split=settings.split, **given), predict_dataset
     # Loaded here: the pipeline would try two ways and show the tracebacks of both.
-    if is_exported(name):
-        model = load_exported(name, [] if settings.dtype == "auto" else ["dtype"])
-    else:
-        model = AnomalyCLIPModel.from_pretrained(name, dtype=settings.dtype)
-    device = state.device if settings.device is None and state.num_processes > 1 else settings.device
+    model = load_model(settings)
     if settings.profile:
         model.set_profile(settings.profile)
-    thresholds = [settings.pixel_threshold, getattr(model.profile, "pixel_threshold", None)]
-    if (settings.coco or settings.label_studio) and not any(
-        one is not None for one in (*thresholds, model.config.pixel_threshold)
-    ):
-        raise ValueError("this model has no pixel threshold, so no regions; calibrate it, or give pixel_threshold=...")
-    given = {name: getattr(settings, name) for name in ("references", "reference_weight", "score_rule")}
-    given |= settings.resizing()  # references are prepared like the images
-    detector = pipeline("zero-shot-anomaly-detection", model=model, device=device, **given)
-    arguments = {field: getattr(settings, field) for field in SHARED + CALL_OPTIONS}
-    arguments |= settings.resizing() | settings.region_options()
-    arguments["formats"] = [one.strip() for text in settings.format for one in text.split(",")]
+    _check_regions(settings, model)
+    processor = processor_for(model, model.default_processor())
+    processor = with_resizing(processor, settings.resizing(), model.config.vision_config.patch_size)
+    detector = pipeline(
+        "zero-shot-anomaly-detection",
+        model=model,
+        device=state.device if settings.device is None and state.num_processes > 1 else settings.device,
+        references=settings.make_references(model, processor),
+        reference_weight=settings.reference_weight,
+    )
     states = []
-    if (videos or settings.camera is not None) and state.is_main_process:
-        given = {name: getattr(settings, name) for name in ("batch_size", "vmin", "vmax", "every", "smooth")}
-        given |= settings.resizing() | settings.region_options()
-        given |= {"image_threshold": settings.threshold, "pixel_threshold": settings.pixel_threshold}
-        with naming(image_threshold="threshold"):
-            states = [predict_videos(videos, settings.camera, settings.output_dir, detector, **given)]
-    if not (settings.source or images_given):
-        return states[0] if states else 0
-    with naming(image_threshold="threshold", formats="format"):
-        if settings.source:
-            summary = predict_dataset(images, settings.output_dir, detector, accelerator=state, **arguments)
-        else:
-            summary = predict_files(images_given, settings.output_dir, detector, accelerator=state, **arguments)
+    with naming(image_threshold="threshold"):
+        if (videos or settings.camera is not None) and state.is_main_process:
+            states = [_score_videos(settings, videos, detector)]
+        if not settings.source and not inputs:
+            return states[0] if states else 0
+        given = {field.name: getattr(settings, field.name) for field in fields(PredictionSettings)}
+        given |= settings.call_options() | {name: getattr(settings, name) for name in READING}
+        summary = predict(inputs, settings.output_dir, detector, accelerator=state, **given)
     if not state.is_main_process:
         return 0
+    _write_more(settings, summary)
+    _report(summary, settings.output_dir)
+    return _join([*states, summary.exit_status])
+
+
+def _check_regions(settings: Settings, model: AnomalyCLIPModel) -> None:
+    thresholds = (settings.pixel_threshold, getattr(model.profile, "pixel_threshold", None))
+    has_one = any(one is not None for one in (*thresholds, model.config.pixel_threshold))
+    if (settings.coco or settings.label_studio) and not has_one:
+        raise ValueError("this model has no pixel threshold, so no regions; calibrate it, or give pixel_threshold=...")
+
+
+def _score_videos(settings: Settings, videos: Sequence[str], detector: Callable[..., Any]) -> int:
+    """Score videos, each into a folder of its name, and a camera; one that can't be read does not end the others."""
+    from ..scoring.inputs import unique_name
+    from ..scoring.video import VideoError, predict_video
+
+    given = {name: getattr(settings, name) for name in ("batch_size", "vmin", "vmax", "every", "smooth")}
+    taken: set[str] = set()
+    states = []
+    sources = [(one, Path(one).name, False) for one in videos]
+    if (camera := settings.camera) is not None:
+        sources.append((camera, "camera", "://" not in camera))
+    for source, name, is_camera in sources:
+        output = Path(settings.output_dir, unique_name(name, taken))
+        try:
+            summary = predict_video(source, output, detector, camera=is_camera, **given, **settings.call_options())
+        except VideoError as error:
+            _print_skipped([{"path": source, "error": str(error)}])
+            states.append(2)
+            continue
+        _print_skipped(summary.skipped)
+        peak = f", highest score {summary.peak[1]:.3f} at {summary.peak[0]:.2f} s" if summary.peak else ""
+        print(one_line(f"{source}: {summary.num_scored} frames scored{peak}; results in {os.path.join(output, '')}"))
+        states.append(summary.exit_status)
+    return _join(states)
+
+
+def _join(states: Sequence[int]) -> int:
+    """The exit status of several: 0 or 2 where all of them are, otherwise 1."""
+    return states[0] if len(set(states)) == 1 else 1
+
+
+def _write_more(settings: Settings, summary: PredictionSummary) -> None:
+    """What else is made of the records."""
+    from ..scoring.annotations import write_coco, write_label_studio, write_submission
+
     for write, path in ((write_coco, settings.coco), (write_label_studio, settings.label_studio)):
         if path:
             print(f"{write(summary.read(), path)} regions written to {path}")
@@ -206,13 +207,15 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
         from ..evaluation.report import write_prediction_report
 
         write_prediction_report(settings.output_dir)
-    _report(summary, settings.output_dir)
-    return join_states([*states, summary.exit_status])
+
+
+def _print_skipped(entries: Sequence[Mapping[str, str]]) -> None:
+    for entry in entries:
+        print(f"skipped {one_line(entry['path'])}: {one_line(entry['error'])}", file=sys.stderr)
 
 
 def _report(summary: PredictionSummary, output_dir: str) -> None:
-    for entry in summary.skipped:
-        print(f"skipped {one_line(entry['path'])}: {one_line(entry['error'])}", file=sys.stderr)
+    _print_skipped(summary.skipped)
     if more := summary.num_skipped - len(summary.skipped):
         print(f"skipped {more} more: see {os.path.join(output_dir, 'skipped.jsonl')}", file=sys.stderr)
     parts = [f"{summary.num_scored} images scored, {summary.num_skipped} inputs skipped"]

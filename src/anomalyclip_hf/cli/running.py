@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,17 +22,11 @@ class _Terminated(BaseException):
     """SIGTERM, raised where the work is, so that whatever cleans up does; never caught as an error."""
 
 
-def run_until_interrupted(
-    main: Callable[[Sequence[str] | None], int],
-    argv: Sequence[str] | None = None,
-    *,
-    options: Collection[str] = (),
-) -> int:
+def run_until_interrupted(main: Callable[[], int], options: Collection[str] = ()) -> int:
     """Run a command: an interruption, or an error of settings and data, is one line on stderr and an exit status.
 
     Args:
-        main: takes argv and returns the exit status.
-        argv: words of the command line; those of the process if None.
+        main: returns the exit status.
         options: names of the command's options; where an error speaks of the argument of that name (`name=value`), the
             line says `--name=value`.
 
@@ -43,7 +37,7 @@ def run_until_interrupted(
     """
     try:
         with _terminated_by_signal(), _plain_warnings():
-            return main(argv)
+            return main()
     except KeyboardInterrupt:
         print("interrupted: what was finished is kept", file=sys.stderr)
         return INTERRUPTED

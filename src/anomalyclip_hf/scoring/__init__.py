@@ -21,7 +21,6 @@ _WHERE = {
     "write_coco": "annotations",
     "write_label_studio": "annotations",
     "write_submission": "annotations",
-    "VideoSummary": "video",
     "predict_video": "video",
 }
 __all__ = sorted(_WHERE)

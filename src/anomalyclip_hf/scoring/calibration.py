@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -89,16 +90,17 @@ class LabelCalibration:
         return asdict(self)
 
 
-def check_method(method: str, recall: float | None, name: str = "method") -> None:
+def check_method(method: str, recall: float | None, name: str = "method", known: Sequence[str] = METHODS) -> None:
     """Refuse an unknown way of calibration, and a recall without its method or the other way round.
 
     Args:
-        method: one of `METHODS`.
+        method: one of the known ones.
         recall: in (0, 1] for "recall", else None.
         name: of the argument, for the error.
+        known: the methods there are.
     """
-    if method not in METHODS:
-        raise ValueError(f"{name}={method!r}, expected one of {', '.join(METHODS)}")
+    if method not in known:
+        raise ValueError(f"{name}={method!r}, expected one of {', '.join(known)}")
     if (method == "recall") != (recall is not None) or not 0.0 < (recall or 1.0) <= 1.0:
         raise ValueError(f"recall={recall} with {name}={method!r}: give a recall in (0, 1] for 'recall' alone")
 
@@ -251,12 +253,8 @@ def calibrate_from_ranking(
 
     The threshold lies `margin` below a score; `unit`, "image" or "pixel", names the samples in errors.
     """
-    if objective not in ("f1", "recall"):
-        raise ValueError(f'objective={objective!r} but "f1" or "recall" is expected')
-    if (recall is not None) != (objective == "recall") or (recall is not None and not 0.0 < recall <= 1.0):
-        raise ValueError(f'recall={recall} with objective={objective!r}: give a recall in (0, 1] for "recall" alone')
-    reason = why_undefined(ranking, unit=unit)
-    if reason:
+    check_method(objective, recall, "objective", METHODS[1:])
+    if reason := why_undefined(ranking, unit=unit):
         raise ValueError(f"{reason}. Give both classes, or use calibrate_from_normal with normal samples alone")
     if recall is None:
         place = int(np.flatnonzero(ranking.thresholds == best_f1(ranking).threshold)[0])

@@ -6,7 +6,9 @@ record of that image says why it was skipped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -37,7 +39,7 @@ class Record(NamedTuple):  # a tuple: `DataLoader` pins the tensors in it
 def score_images(
     source: Any,
     prepare: Callable[[Any], Any],
-    score: Callable[[list[Any]], Sequence[Any]],
+    score: Callable[[list[Any]], Iterable[Any]],
     *,
     batch_size: int = 1,
     num_workers: int = 0,
@@ -134,11 +136,7 @@ class _Prepared:
         return len(self.source)
 
     def __getitem__(self, index: int) -> Record:
-        try:
-            row = self.source[index]
-        except Exception as error:  # decoders raise anything
-            return Record(index, error=explain(error))
-        return _prepare(index, row, self.prepare)
+        return _prepare(index, partial(operator.getitem, self.source, index), self.prepare)
 
 
 class _PreparedStream(IterableDataset):
@@ -150,22 +148,24 @@ class _PreparedStream(IterableDataset):
     def __iter__(self) -> Iterator[Record]:
         for index, row in enumerate(self.source):
             if self.wanted is None or self.wanted(index):
-                yield _prepare(index, row, self.prepare)
+                yield _prepare(index, partial(_as_they_are, row), self.prepare)
 
 
-def _prepare(index: int, row: Any, prepare: Callable[[Any], Any]) -> Record:
-    path = row.get("path") if isinstance(row, Mapping) else row if isinstance(row, str) else None
+def _prepare(index: int, read: Callable[[], Any], prepare: Callable[[Any], Any]) -> Record:
+    path = None
     try:
+        row = read()
+        path = row.get("path") if isinstance(row, Mapping) else row if isinstance(row, str) else None
         return Record(index, prepare(row), path=path)
-    except Exception as error:
+    except Exception as error:  # decoders raise anything
         return Record(index, error=explain(error), path=path)
 
 
-def _as_they_are(records: list[Record]) -> list[Record]:
-    return records
+def _as_they_are(rows: Any) -> Any:
+    return rows
 
 
-def _score(score: Callable[[list[Any]], Sequence[Any]], records: list[Record]) -> Iterator[Record]:
+def _score(score: Callable[[list[Any]], Iterable[Any]], records: list[Record]) -> Iterator[Record]:
     """Score a batch; where that fails, image by image, so that a fault hits the one that has it."""
     if not records:
         return

@@ -7,7 +7,6 @@ scores of single images.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from ..image_processing_anomalyclip import gaussian_smooth
 from ..references_anomalyclip import default_layers, describe_patches
-from .engine import Record, score_images
+from .engine import Record, explain, score_images
 
 if TYPE_CHECKING:
     from .. import AnomalyCLIPImageProcessor, AnomalyCLIPModel
@@ -51,44 +50,30 @@ def describe_images(model: AnomalyCLIPModel, pixel_values: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def score_mutually(
-    features: Tensor,
-    device: torch.device | str = "cpu",
-    block_size: int = BLOCK_SIZE,
-    progress: Callable[[int], Any] | None = None,
-) -> Tensor:
+def score_mutually(features: Tensor, device: torch.device | str = "cpu") -> Tensor:
     """How few of the other images know each patch.
 
     For a patch p, a(p, j) is the least distance to a patch of image j; its value is the mean of the smallest 30 % of
-    a(p, j) over the other images of its block, and the mean over sets. The image's score is the highest value.
+    a(p, j) over the other images, and the mean over sets. The image's score is the highest value.
 
     Args:
         features (`Tensor` of shape `(N, S, P, d)`, float): of [`describe_images`], N >= 5.
         device: where similarities are computed; few are held at once.
-        block_size (`int`, 5 or more): images judge one another within blocks of about equal size, at most this.
-        progress (callable, *optional*): called with the number of images that are done.
 
     Returns:
         `Tensor` of shape `(N, P)`, float32, in [0, 1]: distances of unit vectors, halved.
 
     Raises:
-        ValueError: if there are too few images, or the blocks are too small.
+        ValueError: if there are too few images.
     """
     count, sets, patches, _ = features.shape
-    _refuse_few(count, block_size)
-    found = []
-    for block in blocks_of(count, block_size):
-        own = features[block.start : block.stop]
-        least = torch.zeros(len(own), patches)
-        kept = max(1, int(SHARE * (len(own) - 1)))
-        for part in range(sets):
-            distances = _least_distances(own[:, part].to(device))
-            least += distances.topk(kept, dim=1, largest=False).values.mean(dim=1) / sets
-            if progress is not None:
-                done = len(own) * (part + 1) // sets - len(own) * part // sets
-                progress(done)
-        found.append(least)
-    return torch.cat(found)
+    _refuse_few(count)
+    least = torch.zeros(count, patches)
+    kept = max(1, int(SHARE * (count - 1)))
+    for part in range(sets):
+        distances = _least_distances(features[:, part].to(device))
+        least += distances.topk(kept, dim=1, largest=False).values.mean(dim=1) / sets
+    return least
 
 
 class MutualJudge:
@@ -137,7 +122,7 @@ def score_images_mutually(
     *,
     device: torch.device | str = "cpu",
     block_size: int = BLOCK_SIZE,
-    indices: Sequence[int] | None = None,
+    indices: Sequence[int],
     **loading: Any,
 ) -> Iterator[Record]:
     """Score images against one another, block by block; a drop-in for [`score_images`], which reads them, twice.
@@ -146,7 +131,8 @@ def score_images_mutually(
         source, prepare, indices, **loading: as of [`score_images`].
         describe: features `(B, S, P, d)` of prepared rows, as [`describe_images`] gives them; all grids are equal.
         finish: the result of a prepared row, from it and the values `(P,)` of its patches.
-        device, block_size: as of [`score_mutually`].
+        device: as of [`score_mutually`].
+        block_size (`int`, 5 or more): images judge one another within blocks of about equal size, at most this.
 
     Yields:
         [`Record`] of each position, in order.
@@ -154,20 +140,18 @@ def score_images_mutually(
     Raises:
         ValueError: if there are too few images, or blocks are too small.
     """
-    indices = list(range(len(source)) if indices is None else indices)
-    _refuse_few(len(indices), block_size)
-    rows, ready = _Numbered(source), partial(_prepare_numbered, prepare=prepare)
-    for positions, values, failed in judge_blocks(
-        source, prepare, describe, device=device, block_size=block_size, indices=indices, **loading
-    ):
-
-        def look_up(items: list[tuple[int, Any]], found: dict[int, Tensor] = values) -> list[Any]:
-            return [finish(item, found[index]) for index, item in items]
-
-        scored = score_images(rows, ready, look_up, indices=[one for one in positions if one in values], **loading)
+    blocks = judge_blocks(source, prepare, describe, device=device, block_size=block_size, indices=indices, **loading)
+    for positions, values, failed in blocks:
+        judged = [one for one in positions if one in values]
+        read = score_images(source, prepare, lambda items: items, indices=judged, **loading)
         for position in positions:
-            record = failed[position] if position in failed else next(scored)
-            yield record if record.item is None else record._replace(item=record.item[1])
+            record = failed[position] if position in failed else next(read)
+            if record.error is None:
+                try:
+                    record = record._replace(result=finish(record.item, values[position]))
+                except Exception as error:
+                    record = record._replace(error=explain(error))
+            yield record
 
 
 def judge_blocks(
@@ -188,34 +172,30 @@ def judge_blocks(
     Yields:
         positions of a block; position to the values `(P,)` of its patches; position to the record of what has none.
     """
-    rows, ready = _Numbered(source), partial(_prepare_numbered, prepare=prepare)
+    _refuse_few(min(len(indices), block_size))
     for block in blocks_of(len(indices), block_size):
         positions = [indices[place] for place in block]
         features: dict[int, Tensor] = {}
         failed: dict[int, Record] = {}
-
-        def learn(items: list[tuple[int, Any]], kept: dict[int, Tensor] = features) -> list[None]:
-            kept.update(zip([one for one, _ in items], describe([item for _, item in items]), strict=True))
-            return [None] * len(items)
-
-        for record in score_images(rows, ready, learn, indices=positions, **loading):
-            if record.error is not None:
+        for record in score_images(source, prepare, describe, indices=positions, **loading):
+            if record.error is None:
+                features[record.index] = record.result
+            else:
                 failed[record.index] = record
         try:
-            _refuse_few(len(features), block_size)
+            _refuse_few(len(features))
             values = dict(zip(features, score_mutually(torch.stack([*features.values()]), device), strict=True))
         except ValueError as error:
             failed |= {index: Record(index, error=str(error)) for index in features}
             values = {}
-        features.clear()
         yield positions, values, failed
 
 
-def _refuse_few(count: int, block_size: int) -> None:
-    if count < MIN_IMAGES or block_size < MIN_IMAGES:
+def _refuse_few(count: int) -> None:
+    if count < MIN_IMAGES:
         raise ValueError(
-            f"{count} images in blocks of {block_size}: each is judged by the {SHARE:.0%} of the others that know it "
-            f"best, so at least {MIN_IMAGES} are needed in a block"
+            f"{count} images in a block: each is judged by the {SHARE:.0%} of the others that know it best, so at "
+            f"least {MIN_IMAGES} are needed"
         )
 
 
@@ -246,20 +226,3 @@ def _least_distances(features: Tensor) -> Tensor:
 
 def _unit(features: Tensor) -> Tensor:
     return nn.functional.normalize(features.float(), dim=-1)  # after the rounding to float16
-
-
-class _Numbered:
-    """Rows of a source with their positions."""
-
-    def __init__(self, source: Any):
-        self.source = source
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> tuple[int, Any]:
-        return index, self.source[index]
-
-
-def _prepare_numbered(row: tuple[int, Any], prepare: Callable[[Any], Any]) -> tuple[int, Any]:
-    return row[0], prepare(row[1])

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,24 +13,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from PIL import Image
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
 
 from ..configuration_anomalyclip import check_fields
-from ..data.files import MAP_FORMATS
 from ..data.images import read_image as read_cell
 from ..options_anomalyclip import READING, THRESHOLDS
-from ..pipeline_anomalyclip import read_image
+from ..pipeline_anomalyclip import COMPARING, read_image
 from ..regions_anomalyclip import read_roi
 from .engine import Record, own_share, score_images
 from .inputs import check_apart, find_images, relative_names, unique_name
-from .mutual import BLOCK_SIZE, MutualJudge, score_images_mutually
+from .mutual import MutualJudge, score_images_mutually
 from .pictures import resize_map
-from .rows import PipelinePreparer, digest_model, score_prepared
+from .rows import PipelinePreparer, PipelineScorer, digest_model
+from .settings import TABLES, PredictionSettings
 from .writing import (
     PREDICTIONS,
     SETTINGS,
     SKIPPED,
-    TABLES,
     RecordWriter,
     begin_run,
     end_run,
@@ -45,72 +42,11 @@ if TYPE_CHECKING:
 
 MAP_SIDE = 4096  # pixels: longer sides of maps and overlays are reduced to it
 EXAMPLES = 20  # skipped inputs that a summary names
-OVERLAYS = ("all", "anomalous", "none")
-FORMATS = ("jsonl", *TABLES)
-
-
-@dataclass(frozen=True)
-class PredictionSettings:
-    """How images are predicted.
-
-    Args:
-        batch_size: images per forward, 1 or more.
-        num_workers: processes that decode and resize images, and threads that draw; with 0 this one does all.
-        overlays: which heat maps are drawn: "all", "none", or "anomalous" for those of images above the threshold.
-        save_maps: None, "png16" (65535 is 1.0; "png" is the same), "npy" (float32) or "tiff" (float16), at the image's
-            own size.
-        masks: write masks, 0 and 255, at the image's own size.
-        formats: "jsonl", which is always written, "parquet" and "csv".
-        vmin, vmax: map values that get the first and the last color.
-        alpha: how much the map covers the image, in [0, 1].
-        resume: go on with the run in the output folder; what was skipped there is tried again.
-        progress: show a progress bar.
-        mutual: images judge one another (see `mutual`), within blocks of at most `block_size`; their records say
-            `"method": "mutual"`.
-
-    Raises:
-        ValueError: a field out of its range.
-    """
-
-    batch_size: int = 1
-    num_workers: int = 0
-    overlays: str = "all"
-    save_maps: str | None = None
-    masks: bool = False
-    formats: Sequence[str] = ("jsonl",)
-    vmin: float = 0.0
-    vmax: float = 1.0
-    alpha: float = 0.5
-    resume: bool = False
-    progress: bool = True
-    mutual: bool = False
-    block_size: int = BLOCK_SIZE
-
-    def __post_init__(self):
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size}, expected 1 or more")
-        if self.num_workers < 0:
-            raise ValueError(f"num_workers={self.num_workers}, expected 0 or more")
-        if self.save_maps is not None and self.save_maps not in MAP_FORMATS:
-            raise ValueError(f"save_maps={self.save_maps!r}, expected one of {', '.join(MAP_FORMATS)}")
-        if self.overlays not in OVERLAYS:
-            raise ValueError(f"overlays={self.overlays!r}, expected one of {', '.join(OVERLAYS)}")
-        if unknown := [one for one in self.formats if one not in FORMATS]:
-            raise ValueError(f"formats={unknown[0]!r}, expected some of {', '.join(FORMATS)}")
-        if not (self.vmin < self.vmax and math.isfinite(self.vmin) and math.isfinite(self.vmax)):
-            raise ValueError(f"vmin={self.vmin}, vmax={self.vmax}, expected finite values, vmin < vmax")
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha={self.alpha}, expected a share in [0, 1]")
-
-    def facts(self) -> dict[str, Any]:
-        """What of it decides the records and their files."""
-        others = ("batch_size", "num_workers", "formats", "resume", "progress")
-        return {key: value for key, value in asdict(self).items() if key not in others}
 
 
 @dataclass
 class PredictionSummary:
-    """What [`predict_files`] or [`predict_dataset`] did; its records lie in the output folder.
+    """What [`predict_files`], [`predict_dataset`] or [`predict_video`] did; its records lie in the output folder.
 
     Args:
         output (`Path`): the output folder.
@@ -119,6 +55,7 @@ class PredictionSummary:
         skipped (`list[dict]`): `path` and `error` of the first `EXAMPLES` of them; skipped.jsonl has all.
         left_out (`list[Path]`): masks in the folders given, which are no photographs.
         unused (`dict[str, list[Path]]`): other files and folders in them that are set aside, by reason.
+        peak (`tuple[float, float]`, *optional*): of a video, seconds and smoothed score where that is highest.
     """
 
     output: Path
@@ -127,6 +64,7 @@ class PredictionSummary:
     skipped: list[dict[str, str]] = field(default_factory=list)
     left_out: list[Path] = field(default_factory=list)
     unused: dict[str, list[Path]] = field(default_factory=dict)
+    peak: tuple[float, float] | None = None
 
     @property
     def predictions(self) -> list[dict[str, Any]]:
@@ -240,31 +178,28 @@ class _Run:
             options["image_threshold"] = options.pop("threshold")
         if "roi" in options:
             options["roi"] = read_roi(options["roi"])
-        if "references" in options:  # encoded once
-            options["references"] = detector._sanitize_parameters(**options)[1]["references"]
-            options.pop("reference_weight", None)  # theirs now
-        self.options = options
-        self.detector, self.output, self.accelerator = detector, output, accelerator
+        self.options, self.detector, self.output, self.accelerator = options, detector, output, accelerator
         self.process = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
+        # A pipeline's images are prepared in the workers; another detector is called with images.
+        self.scorer = PipelineScorer(detector, **options) if hasattr(detector, "preprocess") else None
+        self.prepare = None if self.scorer is None else self.scorer.prepare
+        self.reading: dict[str, Any] = {} if self.prepare is None else self.prepare.reading
         model = getattr(detector, "model", None)
         profile = getattr(model, "profile", None)
         of_profile = {} if profile is None else profile.options
         stored = {name: getattr(getattr(model, "config", None), name, None) for name in THRESHOLDS}
-        if self.settings.mutual:  # whose scores no threshold but one of this call can be for
-            stored, of_profile = dict.fromkeys(stored), {}
+        if self.settings.mutual:
+            self._check_mutual()
+            stored, of_profile = dict.fromkeys(stored), {}  # no threshold but one of this call can be for its scores
         thresholds = {name: value for name, value in {**stored, **of_profile, **options}.items() if name in stored}
         check_fields(thresholds)
         if self.settings.overlays == "anomalous" and thresholds["image_threshold"] is None:
             raise ValueError("overlays='anomalous' but the model has no threshold: give image_threshold=...")
         if self.settings.masks and thresholds["pixel_threshold"] is None:
             raise ValueError("masks=True but the model has no threshold of pixels: give pixel_threshold=...")
-        # A pipeline's images are prepared in the workers; another detector is called with images.
-        self.prepare = PipelinePreparer(detector, **options) if hasattr(detector, "preprocess") else None
-        self.reading: dict[str, Any] = {} if self.prepare is None else self.prepare.reading
-        if self.settings.mutual:
-            self._check_mutual()
         self.facts = {**facts, **self.settings.facts(), **of_profile, **options, **thresholds}
-        self.facts.pop("references", None)  # told with the model
+        for name in COMPARING:  # told with the model
+            self.facts.pop(name, None)
 
     def _check_mutual(self) -> None:
         if self.prepare is None or self.prepare.keeps_size:
@@ -315,19 +250,20 @@ class _Run:
         """Score this process's share of what has no record yet."""
         done = read_done(self.output) if self.settings.resume else set()
         batch_size, (process, num_processes) = self.settings.batch_size, self.process
-        share: dict[str, Any] = {}
+        share: dict[str, Any] = {"batch_size": batch_size, "num_workers": self.settings.num_workers}
+        share["pin_memory"] = getattr(getattr(self.detector, "device", None), "type", "cpu") == "cuda"
         if images is None:
             share["wanted"] = partial(_is_wanted, done, batch_size, process, num_processes)
         else:
             remaining = [index for index in range(len(images)) if index not in done]
             share["indices"] = own_share(remaining, batch_size, process, num_processes)
-        share |= {"batch_size": batch_size, "num_workers": self.settings.num_workers}
-        share["pin_memory"] = getattr(getattr(self.detector, "device", None), "type", "cpu") == "cuda"
         keep_image = self.settings.overlays != "none"
         prepare = partial(_prepare, prepare=self.prepare, reading=self.reading, keep_image=keep_image, side=MAP_SIDE)
-        if self.settings.mutual:
-            if images is None:
-                raise ValueError("mutual=True needs to know how many images there are: leave out streaming")
+        if not self.settings.mutual:
+            records = score_images(source, prepare, self._score, **share)
+        elif images is None:
+            raise ValueError("mutual=True needs to know how many images there are: leave out streaming")
+        else:
             judge = MutualJudge(
                 self.detector.model, self.detector.image_processor, self.options.get("image_threshold")
             )
@@ -340,8 +276,6 @@ class _Run:
                 block_size=self.settings.block_size,
                 **share,
             )
-        else:
-            records = score_images(source, prepare, self._score, **share)
         total = None if images is None else len(images)
         with tqdm(total=total, unit="image", disable=not (self.settings.progress and process == 0)) as bar:
             bar.update(len(done))
@@ -351,9 +285,8 @@ class _Run:
 
     def _score(self, pictures: list[_Picture]) -> list[dict[str, Any]]:
         inputs = [picture.inputs for picture in pictures]
-        if self.prepare is not None:
-            sizes = [picture.image_size[::-1] for picture in pictures]
-            return score_prepared(self.detector, inputs, sizes, **self.options)
+        if self.scorer is not None:
+            return self.scorer(inputs, [picture.image_size[::-1] for picture in pictures])
         return self.detector(inputs, batch_size=len(inputs), **self.options)
 
     def _write(self, writer: RecordWriter, record: Record, images: Sequence[tuple[str, str]] | None) -> None:
@@ -381,11 +314,9 @@ class _Run:
         return summary
 
     def _describe_model(self) -> str:
-        model = getattr(self.detector, "model", None)
-        if not isinstance(model, PreTrainedModel):
+        if self.scorer is None:
             return type(self.detector).__name__
-        of_pipeline = getattr(self.detector, "_forward_params", {}).get("references")
-        references = self.options.get("references", of_pipeline)
+        model, references = self.detector.model, self.scorer.during.get("references")
         return f"{model.name_or_path} {digest_model(model, self.detector.image_processor, references)[:16]}"
 
     def _wait(self) -> None:

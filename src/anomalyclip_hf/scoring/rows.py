@@ -15,7 +15,7 @@ from PIL import Image
 from ..image_processing_anomalyclip import check_tiling, with_resizing
 from ..images_anomalyclip import fit_mask
 from ..options_anomalyclip import READING, RESIZING, THRESHOLDS
-from ..pipeline_anomalyclip import PRE_OPTIONS, prepare_image, read_image
+from ..pipeline_anomalyclip import PRE_OPTIONS, prepare_image
 from ..prompts_anomalyclip import backbone_fingerprint
 from ..tiling_anomalyclip import ImageTiles, View, score_views
 
@@ -141,57 +141,63 @@ class PipelinePreparer:
 
     Args:
         detector: the pipeline; options of its model's profile are used.
-        **options: of a call; an unknown one, or one out of its range, is refused as there.
+        options: of the step, which go before those.
     """
 
-    def __init__(self, detector: ZeroShotAnomalyDetectionPipeline, **options: Any):
-        self.processor, self.dtype = detector.image_processor, detector.dtype
-        given = {**detector.settings_of_profile(PRE_OPTIONS), **detector._preprocess_params}
-        given |= detector._sanitize_parameters(**options)[0]
-        self.reading = {name: given.pop(name) for name in READING if name in given}
-        self.resizing = {name: given[name] for name in RESIZING if name in given}
+    def __init__(self, detector: ZeroShotAnomalyDetectionPipeline, options: Mapping[str, Any]):
+        given = {**detector.settings_of_profile(PRE_OPTIONS), **detector._preprocess_params, **options}
+        patch_size = detector.model.config.vision_config.patch_size
+        self.processor, self.dtype = with_resizing(detector.image_processor, given, patch_size), detector.dtype
+        self.reading = {name: given[name] for name in READING if name in given}
         # Here, or else each image would be skipped for it.
-        check_tiling(self.resizing, self.resizing.get("resize", self.processor.resize))
-        self.resizing["patch_size"] = detector.model.config.vision_config.patch_size
+        check_tiling({name: given[name] for name in RESIZING if name in given}, self.processor.resize)
 
     @property
     def keeps_size(self) -> bool:
         """Whether maps have their image's size, whatever is asked for."""
-        return self.resizing.get("resize", self.processor.resize) != "square"
+        return self.processor.resize != "square"
 
-    def __call__(self, image: Any) -> dict[str, Any]:
-        return prepare_image(read_image(image, **self.reading), self.processor, self.dtype, **self.resizing)
+    def __call__(self, image: Image.Image) -> dict[str, Any]:
+        return prepare_image(image, self.processor, self.dtype)
 
 
-def score_prepared(
-    detector: ZeroShotAnomalyDetectionPipeline,
-    prepared: Sequence[Mapping[str, Any]],
-    image_sizes: Sequence[tuple[int, int]],
-    **options: Any,
-) -> list[dict[str, Any]]:
-    """Results of one batch of images, as a call of the pipeline gives them.
+class PipelineScorer:
+    """A call of a pipeline in two steps, its options parsed once: `prepare`, in worker processes, and the rest here.
 
     Args:
         detector: the pipeline.
-        prepared: what a [`PipelinePreparer`] returned for each; `target_size` `(1, 2)`, (height, width) in pixels, is
-            the size of the image's map and may be another than its own.
-        image_sizes: (height, width) of each image in pixels, which regions are measured in.
-        **options: of a call, the same as for the preparer.
+        **options: of a call; an unknown one, or one out of its range, is refused as there.
     """
-    _, during, after = detector._sanitize_parameters(**options)
-    after = {**detector._postprocess_params, **after}
-    if "view" in prepared[0]:
-        batch: dict[str, Any] = {"view": [one["view"] for one in prepared]}
-    else:  # moved one by one: what is pinned need not be waited for
-        batch = {
-            key: torch.cat([one[key].to(detector.device, non_blocking=True) for one in prepared])
-            for key in prepared[0]
-        }
-    outputs = detector.forward(batch, **{**detector._forward_params, **during})
-    rows = ({key: value[i][None] for key, value in outputs.items()} for i in range(len(prepared)))
-    return [
-        detector.postprocess(row, image_sizes=[size], **after) for row, size in zip(rows, image_sizes, strict=True)
-    ]
+
+    def __init__(self, detector: ZeroShotAnomalyDetectionPipeline, **options: Any):
+        before, during, after = detector._sanitize_parameters(**options)
+        self.detector, self.prepare = detector, PipelinePreparer(detector, before)
+        self.during = {**detector._forward_params, **during}
+        self.after = {**detector._postprocess_params, **after}
+
+    def __call__(
+        self, prepared: Sequence[Mapping[str, Any]], image_sizes: Sequence[tuple[int, int]]
+    ) -> list[dict[str, Any]]:
+        """Results of one batch of images, as a call of the pipeline gives them.
+
+        Args:
+            prepared: what `prepare` returned for each; `target_size` `(1, 2)`, (height, width) in pixels, is the size
+                of the image's map and may be another than its own.
+            image_sizes: (height, width) of each image in pixels, which regions are measured in.
+        """
+        if "view" in prepared[0]:
+            batch: dict[str, Any] = {"view": [one["view"] for one in prepared]}
+        else:  # moved one by one: what is pinned need not be waited for
+            device = self.detector.device
+            batch = {
+                key: torch.cat([one[key].to(device, non_blocking=True) for one in prepared]) for key in prepared[0]
+            }
+        outputs = self.detector.forward(batch, **self.during)
+        rows = ({key: value[i][None] for key, value in outputs.items()} for i in range(len(prepared)))
+        return [
+            self.detector.postprocess(row, image_sizes=[size], **self.after)
+            for row, size in zip(rows, image_sizes, strict=True)
+        ]
 
 
 def digest_model(

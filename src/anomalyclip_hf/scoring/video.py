@@ -10,8 +10,7 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from contextlib import ExitStack, closing
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ from ..data.files import atomic_path, json_line
 from ..regions_anomalyclip import read_roi
 from .engine import explain, score_images
 from .pictures import colorize, overlay
+from .prediction import EXAMPLES, PredictionSummary
 from .writing import PREDICTIONS, SKIPPED, make_record
 
 VIDEO_SUFFIXES = (
@@ -46,29 +46,6 @@ class Frame(NamedTuple):
     number: int
     time: float
     image: Image.Image
-
-
-@dataclass
-class VideoSummary:
-    """What [`predict_video`] did.
-
-    Args:
-        output (`Path`): folder with `predictions.jsonl`, `skipped.jsonl`, `timeline.png` and `annotated.mp4`.
-        num_scored (`int`): lines of predictions.jsonl.
-        skipped (`list[dict]`): `path` and `error` of the first frames that could not be scored, and of a video that is
-            cut off.
-        peak (`tuple[float, float]`, *optional*): seconds and smoothed score where that is highest.
-    """
-
-    output: Path
-    num_scored: int = 0
-    skipped: list[dict[str, str]] = field(default_factory=list)
-    peak: tuple[float, float] | None = None
-
-    @property
-    def exit_status(self) -> int:
-        """0 = every frame was scored, 1 = something was skipped or the video is cut off, 2 = nothing was scored."""
-        return 2 if not self.num_scored else 1 if self.skipped else 0
 
 
 class VideoReader:
@@ -231,14 +208,12 @@ def predict_video(
     camera: bool = False,
     every: int = 1,
     smooth: float = 1.0,
-    seconds: float | None = None,
     batch_size: int = 1,
     annotate: bool = True,
     vmin: float = 0.0,
     vmax: float = 1.0,
-    alpha: float = 0.5,
     **options: Any,
-) -> VideoSummary:
+) -> PredictionSummary:
     """Score the frames of a video or a camera.
 
     Writes `predictions.jsonl`, frame by frame: frame, time in seconds from the first frame, smoothed score, and what
@@ -254,12 +229,13 @@ def predict_video(
         camera (`bool`): the source is a camera, opened by Video4Linux.
         every (`int`): score each n-th frame.
         smooth (`float`, seconds): time constant of the smoothed score, see [`Timeline`].
-        seconds (`float`, *optional*): end after so much of the video.
         batch_size (`int`): frames per forward.
         annotate (`bool`): write the video with heat maps and a bar as long as the smoothed score.
         vmin, vmax (`float`): map values that get the first and the last color.
-        alpha (`float` in [0, 1]): how much the map covers the frame.
         **options: of the detector's call, such as `image_threshold` or `sigma`.
+
+    Returns:
+        a summary whose `skipped` names frames that could not be scored, and a video that is cut off.
 
     Raises:
         VideoError: (a `ValueError`) the source can't be opened or has no video stream or no frame.
@@ -267,70 +243,56 @@ def predict_video(
         OSError: the results can't be written.
     """
     options = {name: value for name, value in options.items() if value is not None}
-    threshold = options.get("image_threshold")
     if "roi" in options:
         options["roi"] = read_roi(options["roi"])
     check_fields({name: value for name, value in options.items() if name != "roi"})
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}, expected 1 or more")
-    if seconds is not None and not seconds > 0:
-        raise ValueError(f"seconds={seconds}, expected more than 0")
+    threshold = options.get("image_threshold")
     if threshold is None:
         model = getattr(detector, "model", None)
         chosen = getattr(getattr(model, "profile", None), "image_threshold", None)
         threshold = getattr(getattr(model, "config", None), "image_threshold", None) if chosen is None else chosen
     timeline = Timeline(smooth)
-    reader = VideoReader(source, camera, every)
-    summary = VideoSummary(Path(output_dir))
-    writer = _Results(summary, reader, timeline, annotate, (vmin, vmax, alpha), threshold)
+    with closing(VideoReader(source, camera, every)) as reader:
+        results = _Results(Path(output_dir), reader, timeline, annotate, (vmin, vmax), threshold)
 
-    def score(frames: list[Frame]) -> list[dict[str, Any]]:
-        return detector([frame.image for frame in frames], batch_size=len(frames), **options)
+        def score(frames: list[Frame]) -> list[dict[str, Any]]:
+            return detector([frame.image for frame in frames], batch_size=len(frames), **options)
 
-    try:
-        frames = iter(reader)
-        if seconds is not None:
-            frames = itertools.takewhile(lambda frame: frame.time < seconds, frames)
-        with writer:
+        try:
+            frames = iter(reader)
             while batch := list(itertools.islice(frames, batch_size)):
-                for record in score_images(batch, _as_it_is, score, batch_size=batch_size):
-                    writer.write(batch[record.index], record.result, record.error)
+                for record in score_images(batch, lambda frame: frame, score, batch_size=batch_size):
+                    results.write(batch[record.index], record.result, record.error)
             if reader.error is not None:
-                writer.skip(reader.name, reader.error)
-    finally:
-        reader.close()
-    if not summary.num_scored and not summary.skipped:
+                results.skip(reader.name, reader.error)
+        finally:
+            results.finish()
+    if not results.summary.num_scored and not results.summary.num_skipped:
         raise VideoError(f"cannot read video {reader.name}: it holds no frame")
-    return summary
-
-
-def _as_it_is(frame: Frame) -> Frame:
-    return frame
+    return results.summary
 
 
 class _Results:
-    """Writes what comes of a video; finishes its files however the block ends."""
+    """Writes what comes of a video into a folder, in place of what an earlier run left there."""
 
     def __init__(
         self,
-        summary: VideoSummary,
+        output: Path,
         reader: VideoReader,
         timeline: Timeline,
         annotate: bool,
-        look: tuple[float, float, float],
+        scale: tuple[float, float],
         threshold: float | None,
     ):
-        self.summary, self.reader, self.timeline, self.threshold = summary, reader, timeline, threshold
-        self.annotate, self.look = annotate, look
-        self.video: VideoWriter | None = None
+        self.summary, self.reader, self.timeline = PredictionSummary(output), reader, timeline
+        self.annotate, self.scale, self.threshold = annotate, scale, threshold
+        self._video: VideoWriter | None = None
         self._files = ExitStack()
-
-    def __enter__(self) -> _Results:
-        output = self.summary.output
         output.mkdir(parents=True, exist_ok=True)
-        for name in (PREDICTIONS, SKIPPED, TIMELINE, ANNOTATED):  # of an earlier run
+        for name in (PREDICTIONS, SKIPPED, TIMELINE, ANNOTATED):
             (output / name).unlink(missing_ok=True)
-        return self
 
     def write(self, frame: Frame, result: dict[str, Any] | None, error: str | None) -> None:
         """Note and draw one frame."""
@@ -342,35 +304,37 @@ class _Results:
         record = {"path": path, "frame": frame.number, "time": round(frame.time, 6), "smoothed": smoothed}
         record |= make_record(path, frame.image.size, result, {})
         if self.annotate:
-            drawn = overlay(frame.image, result["anomaly_map"], *self.look)
-            self._video_of(frame.image.size).write(draw_bar(drawn, smoothed, frame.time, self.threshold), frame.time)
+            drawn = overlay(frame.image, result["anomaly_map"], *self.scale)
+            self._video_of(drawn.size).write(draw_bar(drawn, smoothed, frame.time, self.threshold), frame.time)
         self._append(PREDICTIONS, record)
         self.summary.num_scored += 1
 
     def skip(self, path: str, error: str) -> None:
         """Note what can't be used, and why."""
         entry = {"path": path, "error": error}
-        if len(self.summary.skipped) < 20:
+        if len(self.summary.skipped) < EXAMPLES:
             self.summary.skipped.append(entry)
         self._append(SKIPPED, entry)
+        self.summary.num_skipped += 1
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+    def finish(self) -> None:
+        """Draw the timeline, and put the video in place."""
         self.summary.peak = self.timeline.peak
         try:
-            if self.timeline.points and (error is None or not isinstance(error, Exception)):
+            if self.timeline.points:
                 with atomic_path(self.summary.output / TIMELINE) as temporary:
                     self.timeline.draw(temporary, os.path.basename(self.reader.name), self.threshold)
         finally:
             self._files.close()
 
     def _video_of(self, size: tuple[int, int]) -> VideoWriter:
-        if self.video is None:
+        if self._video is None:
             with ExitStack() as files:
                 temporary = files.enter_context(atomic_path(self.summary.output / ANNOTATED))
-                self.video = VideoWriter(temporary, size, self.reader.rate / self.reader.every)
-                files.callback(self.video.close)  # before the file is put in place
+                self._video = VideoWriter(temporary, size, self.reader.rate / self.reader.every)
+                files.callback(self._video.close)  # before the file is put in place
                 self._files = files.pop_all()
-        return self.video
+        return self._video
 
     def _append(self, name: str, record: dict[str, Any]) -> None:
         with open(self.summary.output / name, "a", encoding="utf-8") as file:

@@ -7,7 +7,6 @@ place of the image in the source, by which they are merged; other records don't.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import heapq
 import itertools
@@ -26,12 +25,12 @@ from PIL import Image
 from ..data.files import MAP_SUFFIXES, atomic_path, json_line, one_line, remove_leftovers, save_map
 from .engine import FullDisk, explain
 from .inputs import LEGEND
-from .pictures import draw_legend, overlay, resize_map
+from .pictures import draw_legend, overlay
+from .settings import TABLES, PredictionSettings
 
 PREDICTIONS, SKIPPED, SETTINGS = "predictions.jsonl", "skipped.jsonl", "predict_settings.json"
 KEPT = "predictions-kept.jsonl"  # the shard of what a run that is gone on with had scored
 _SHARD = re.compile(r"(predictions|skipped)-\d{5,}-\d{7,}\.jsonl|" + re.escape(KEPT))
-TABLES = ("parquet", "csv")
 FOLDERS = {"overlay": "overlays", "map": "maps", "mask": "predicted_masks"}  # field of a record -> folder of its files
 SHARD_SIZE = 1000  # records
 SHARD_SECONDS = (0.5, 10.0)  # shortest and longest time between two shards; between them a tenth of the run so far
@@ -43,17 +42,17 @@ class RecordWriter:
 
     Args:
         output: the output folder.
-        settings: has `overlays`, `save_maps`, `masks`, `vmin`, `vmax` and `alpha`, as `PredictionSettings`.
+        settings: of the prediction.
         process: number of this process, from 0.
 
     As many threads draw as there are workers that decode, so that neither keeps the model waiting; without workers
     each image is drawn before the next is scored.
     """
 
-    def __init__(self, output: Path, settings: Any, process: int = 0):
+    def __init__(self, output: Path, settings: PredictionSettings, process: int = 0):
         self.output, self.settings, self.process = output, settings, process
         self._threads = ThreadPoolExecutor(max(1, settings.num_workers))
-        self._drawn: deque[tuple[int, dict[str, Any], Future]] = deque()  # not yet noted, in order
+        self._drawn: deque[tuple[int, dict[str, Any], Future | None]] = deque()  # not yet noted, in order
         self._lines: dict[str, list[str]] = {PREDICTIONS: [], SKIPPED: []}
         self._number, self._started, self._written = 0, time.monotonic(), time.monotonic()
         self._has_legend = False
@@ -96,9 +95,7 @@ class RecordWriter:
 
     def skip(self, index: int, path: str, error: str) -> None:
         """Note an input that can't be used, and why."""
-        told: Future = Future()
-        told.set_result(None)
-        self._wait_for(index, {"path": path, "error": error}, told)
+        self._wait_for(index, {"path": path, "error": error}, None)
 
     def close(self) -> None:
         """Wait for what is being drawn, and put all records on disk."""
@@ -118,7 +115,7 @@ class RecordWriter:
                 lines.clear()
         self._number, self._written = self._number + 1, time.monotonic()
 
-    def _wait_for(self, index: int, record: dict[str, Any], drawn: Future) -> None:
+    def _wait_for(self, index: int, record: dict[str, Any], drawn: Future | None) -> None:
         self._drawn.append((index, record, drawn))
         self._note(2 * self.settings.num_workers)
 
@@ -126,7 +123,7 @@ class RecordWriter:
         """Note images, in order, whose files are in place, until no more than so many are waited for."""
         while len(self._drawn) > waiting:
             index, record, drawn = self._drawn.popleft()
-            if error := drawn.exception():
+            if error := drawn and drawn.exception():
                 _remove_files(self.output, record)
                 self._add(SKIPPED, index, {"path": record["path"], "error": explain(error)})
                 self._full_disk.note(error)
@@ -151,10 +148,7 @@ class RecordWriter:
                 Image.fromarray(result["mask"]).convert("L").save(temporary)  # 0 and 255 for every reader
         if "overlay" in record and image is not None:
             look = (self.settings.vmin, self.settings.vmax)
-            anomaly_map = result["anomaly_map"]
-            if image.size != anomaly_map.shape[::-1]:
-                anomaly_map = resize_map(anomaly_map, image.size)
-            drawn = overlay(image, anomaly_map, *look, self.settings.alpha)
+            drawn = overlay(image, result["anomaly_map"], *look)
             with atomic_path(self.output / record["overlay"]) as temporary:
                 drawn.save(temporary, compress_level=1)  # a fifth of the time for a tenth more bytes
             if not self._has_legend:
@@ -348,31 +342,22 @@ def _remove_files(output: Path, record: Mapping[str, Any]) -> None:
 
 
 def _write_table(source: Path, target: Path, table: str) -> None:
-    kinds: dict[str, type] = {}
-    for record in _read(source):
-        for field, value in record.items():
-            kind = type(value) if isinstance(value, (int, float)) else str
-            kinds[field] = kind if kinds.get(field, kind) is kind else float if kind is not str else str
-    rows = ([_cell(record.get(field), kind) for field, kind in kinds.items()] for record in _read(source))
-    if table == "csv":
-        with open(target, "w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows(itertools.chain([list(kinds)], rows))
-        return
+    """Write records as a table with a column for each field that one of them has."""
     import pyarrow as pa
-    from pyarrow import parquet
+    from pyarrow import csv, parquet
 
-    types = {str: pa.string(), float: pa.float64(), int: pa.int64(), bool: pa.bool_()}
-    schema = pa.schema([(field, types[kind]) for field, kind in kinds.items()])
-    with parquet.ParquetWriter(target, schema) as writer:
+    numbers = {"score": pa.float64(), "width": pa.int64(), "height": pa.int64()}
+    names = dict.fromkeys(name for record in _read(source) for name in record)
+    schema = pa.schema([(name, numbers.get(name, pa.string())) for name in names])
+    rows = ({name: _cell(value) for name, value in record.items()} for record in _read(source))
+    with {"csv": csv.CSVWriter, "parquet": parquet.ParquetWriter}[table](target, schema) as writer:
         while batch := list(itertools.islice(rows, TABLE_ROWS)):
-            columns = [
-                pa.array(column, kind) for column, kind in zip(zip(*batch, strict=True), schema.types, strict=True)
-            ]
-            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+            writer.write_table(pa.Table.from_pylist(batch, schema))
 
 
-def _cell(value: Any, kind: type) -> Any:
-    if value is None or kind is not str:
-        return value if value is None else kind(value)
+def _cell(value: Any) -> Any:
+    """A number as it is, anything else as text."""
+    if isinstance(value, (int, float)):
+        return value
     text = value if isinstance(value, str) else json.dumps(value)
     return text.encode("utf-8", "backslashreplace").decode()  # a path may be no UTF-8
