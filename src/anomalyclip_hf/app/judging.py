@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -28,9 +28,6 @@ from ..scoring.prediction import predict_files
 from ..scoring.rows import processor_for
 from ..scoring.thresholds import calibrate
 from ..scoring.writing import FOLDERS, PREDICTIONS, SKIPPED, make_record
-
-if TYPE_CHECKING:
-    from ..pipeline_anomalyclip import ZeroShotAnomalyDetectionPipeline as Detector
 
 _ONE_AT_A_TIME = threading.RLock()  # models are shared, and a call changes them while it lasts
 
@@ -52,22 +49,22 @@ class Scored:
     options: dict[str, Any]
 
 
-class Calibrated(NamedTuple):
-    """Thresholds in [0, 1] from good images, and in words what they promise."""
+class Setting(NamedTuple):
+    """What images are scored with.
 
-    image_threshold: float
-    pixel_threshold: float
-    text: str
+    Args:
+        model: folder or Hub repository of a model, prompts or an export; "demo" is the embedded one.
+        profile: name of one of the model's; none if empty.
+        references: 0 to 32 files of good images to compare with.
+    """
 
-
-def load_detector(name: str) -> Detector:
-    """The pipeline of a model, prompts or export (folder or Hub repository; "demo"), loaded once for all sessions."""
-    with _ONE_AT_A_TIME:
-        return _load(name.strip() or "demo")
+    model: str = "demo"
+    profile: str | None = None
+    references: Sequence[str] = ()
 
 
 @functools.lru_cache(maxsize=2)
-def _load(name: str) -> Detector:
+def _load(name: str) -> Any:
     from transformers import pipeline
 
     from .. import AnomalyCLIPModel, demo_checkpoint
@@ -80,47 +77,46 @@ def _load(name: str) -> Detector:
 
 
 @contextmanager
-def using(detector: Detector, profile: str | None = None, references: Sequence[str] = ()) -> Iterator[Any]:
-    """The model with a profile and references of one call; other calls wait, and find it as it was."""
-    model: Any = detector.model
+def using(setting: Setting) -> Iterator[Any]:
+    """The pipeline of a setting, loaded once for all sessions; other calls wait, and find its model as it was.
+
+    Raises:
+        OSError, ValueError: there is no such model or profile, or references can't be used.
+    """
     with _ONE_AT_A_TIME:
-        own = model.references
+        detector = _load(setting.model.strip() or "demo")
+        model, own = detector.model, detector.model.references
         try:
-            model.set_profile(profile or None)
-            if references:
-                model.set_references(list(references), processor=processor_for(model, detector.image_processor))
-            yield model
+            model.set_profile(setting.profile or None)
+            if setting.references:
+                processor = processor_for(model, detector.image_processor)
+                model.set_references(list(setting.references), processor=processor)
+            yield detector
         finally:
             model.set_profile(None)
             model.references = own
 
 
-def score_images(
-    paths: Sequence[str],
-    folder: str | Path,
-    detector: Detector,
-    profile: str | None = None,
-    references: Sequence[str] = (),
-) -> Scored:
-    """Score files as `anomalyclip predict` does.
+def score_images(paths: Sequence[str], folder: str | Path, setting: Setting) -> Scored:
+    """Score files as `anomalyclip predict` does; what can't be used is named in `skipped`.
 
     Args:
-        paths: image files; those that can't be used are named in `skipped`.
+        paths: image files.
         folder: new, for maps and heat maps.
-        detector, profile, references: a pipeline, a profile of its model, 1 to 32 files of good images.
+        setting: what they are scored with.
 
     Raises:
-        ValueError: there is no image, none can be read, no such profile, or references that can't be used.
+        ValueError: there is no image, none can be read, or what [`using`] refuses.
     """
     if not paths:
         raise ValueError("There are no images yet: upload some, or choose an example.")
-    with using(detector, profile, references) as model:
-        options = {} if model.profile is None else model.profile.options
+    with using(setting) as detector:
+        options = getattr(detector.model.profile, "options", {})
         # A pixel threshold makes it skip what the region of interest does not fit.
         summary = predict_files(paths, folder, detector, save_maps="npy", pixel_threshold=1.0)
     records = {record["map"].removeprefix("maps/").removesuffix(".npy"): record for record in summary.read()}
     skipped = [
-        {"path": Path(one["path"]).name, "error": one["error"].replace(one["path"], "the file")}
+        {**one, "path": (name := Path(one["path"]).name), "error": one["error"].replace(one["path"], name)}
         for one in summary.skipped
     ]
     if not records:
@@ -130,7 +126,8 @@ def score_images(
 
 def tell_skipped(skipped: Sequence[dict[str, str]]) -> str:
     """What could not be used, and why; empty where all could."""
-    return f"Skipped: {'; '.join('{path} ({error})'.format(**one) for one in skipped)}." if skipped else ""
+    told = (one["error"] if one["path"] in one["error"] else "{path}: {error}".format(**one) for one in skipped)
+    return f"Skipped: {'; '.join(told)}." if skipped else ""
 
 
 def share_above(scores: Sequence[float], image_threshold: float) -> float:
@@ -159,12 +156,13 @@ def draw_regions(scored: Scored, record: dict[str, Any]) -> Image.Image:
     reading = {key: scored.options[key] for key in READING if key in scored.options}
     image = to_rgb(load_image(scored.records[record["path"]]["path"], **reading)).copy()
     draw, width = ImageDraw.Draw(image), max(1, max(image.size) // 200)
-    font = ImageFont.load_default(max(12, max(image.size) // 20))
+    size = max(12, max(image.size) // 20)
+    font = ImageFont.load_default(size)
     for number, region in enumerate(record["regions"], 1):
         for color, thick in (("black", 3 * width), ("cyan", width)):  # seen on light and on dark ground
             for outline in region["polygon"]:
                 draw.line([tuple(point) for point in outline], fill=color, width=thick)
-        place = region["box"][0], max(0, region["box"][1] - 1.2 * font.size)
+        place = region["box"][0], max(0, region["box"][1] - 1.2 * size)
         draw.text(place, str(number), fill="cyan", font=font, stroke_width=2 * width, stroke_fill="black")
     return image
 
@@ -186,41 +184,44 @@ def results_zip(scored: Scored, image_threshold: float, pixel_threshold: float, 
 
 
 def calibrate_page(
-    paths: Sequence[str],
-    detector: Detector,
-    profile: str | None = None,
-    references: Sequence[str] = (),
-    false_alarm_rate: float = 0.05,
-    confidence: float = 0.95,
-) -> Calibrated:
+    paths: Sequence[str], setting: Setting, false_alarm_rate: float = 0.05, confidence: float = 0.95
+) -> tuple[float, float, str]:
     """Choose thresholds from good images for one session: the model and its profile stay as they are.
 
     Args:
         paths: image files, none of them among the references.
-        detector, profile, references: as of [`score_images`].
+        setting: what they are scored with.
         false_alarm_rate, confidence: in (0, 1), see `calibrate_from_normal`.
 
+    Returns:
+        `image_threshold` and `pixel_threshold` in [0, 1], and in words what they promise.
+
     Raises:
-        ValueError: there is no image, or none can be read.
+        ValueError: there is no image, none can be read, or what [`using`] refuses.
     """
     if not paths:
         raise ValueError("There are no good images to calibrate with: upload some.")
     files, skipped = [str(path) for path, _ in find_images(paths).files], list[str]()
-    with using(detector, profile, references) as model, warnings.catch_warnings():
+    with using(setting) as detector, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the promise says it
-        owner: Any = model.profile or model.config
+        owner = detector.model.profile or detector.model.config
         before = dict(vars(owner))
-        rates = {"false_alarm_rate": false_alarm_rate, "confidence": confidence}
         try:
-            found = calibrate(model, detector.image_processor, files, **rates, skipped=skipped)
-            thresholds = owner.image_threshold, owner.pixel_threshold
+            found = calibrate(
+                detector.model,
+                detector.image_processor,
+                files,
+                false_alarm_rate=false_alarm_rate,
+                confidence=confidence,
+                skipped=skipped,
+            )
+            image, pixel = owner.image_threshold, owner.pixel_threshold
         finally:
             vars(owner).update(before)
-    text = "Thresholds {:.4f} (image) and {:.4f} (pixel) from {} good images. ".format(
-        *thresholds, found["image"]["num_samples"]
-    )
-    text += _promise(found["image"], min(found[one]["achieved_confidence"] for one in ("image", "pixel")))
-    return Calibrated(*thresholds, text + (f" Left out: {'; '.join(skipped)}." if skipped else ""))
+    count, achieved = len(files) - len(skipped), min(one["achieved_confidence"] for one in found.values())
+    text = f"Thresholds {image:.4f} (image) and {pixel:.4f} (pixel) from {count} good images. "
+    text += _promise(found["image"], achieved) + (f" Left out: {'; '.join(skipped)}." if skipped else "")
+    return image, pixel, text
 
 
 def _promise(facts: dict[str, Any], achieved: float) -> str:
@@ -230,10 +231,10 @@ def _promise(facts: dict[str, Any], achieved: float) -> str:
     called = "of new good images will be called anomalous"
     if facts["is_guaranteed"]:
         return (
-            f"With {achieved:.1%} confidence, at most {rate:.0%} {called}, and as few have 1% of their pixels marked."
+            f"With {achieved:.1%} confidence, at most {rate:.0%} {called}, and as few have over 1% of pixels marked."
         )
     allowed = 1 - (1 - confidence) ** (1 / count)
     return (
         f"That at most {rate:.0%} {called} has only {achieved:.1%} confidence: {confidence:.0%} takes "
-        f"{facts['num_needed']} good images. What {count} allow with {confidence:.0%} confidence: at most {allowed:.1%}."
+        f"{facts['num_needed']} good images. What {count} allow at {confidence:.0%} confidence: at most {allowed:.1%}."
     )

@@ -37,23 +37,25 @@ def make_page(model: str = "demo", profile: str | None = None, choose_model: boo
     """
     home = tempfile.TemporaryDirectory(prefix="anomalyclip-page-")  # of uploads and results; ends with this process
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": home.name}
-    with judging.using(judging.load_detector(model), profile) as loaded:
-        notice, profiles = getattr(loaded.config, "notice", None) or "", ["", *loaded.profile_names]
-    examples, sessions = draw_examples(Path(home.name, "examples")), Sessions(Path(home.name, "sessions"))
+    with judging.using(judging.Setting(model, profile)) as detector:
+        notice = getattr(detector.model.config, "notice", None) or ""
+        profiles = ["", *detector.model.profile_names]
+    sessions = Sessions(Path(home.name, "sessions"))
     page = gr.Blocks(title="AnomalyCLIP", analytics_enabled=False, fill_width=True)
     page.home = home  # type: ignore[attr-defined]
-    upload = functools.partial(gr.File, file_count="multiple", height=120)
+    upload = functools.partial(gr.File, file_count="multiple", height=150)
     list_of = functools.partial(gr.Dataframe, interactive=False, wrap=True)
-    threshold = functools.partial(gr.Slider, 0, 1, 0.5, step=0.001)
+    kind: dict[str, Any] = {"type": "filepath", "format": "png", "buttons": ["download", "fullscreen"]}
+    picture = functools.partial(gr.Image, interactive=False, min_width=220, **kind)
+    threshold = functools.partial(gr.Slider, 0, 1, 0.5, step=0.001, min_width=260)
     with page:
         gr.Markdown(f"# Find anomalies in images\n{notice}")
         scored, name = gr.State(), gr.State()
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 files = upload(label="Images to score", elem_id="images")
-                gallery = gr.Gallery(
-                    examples, label="Or an example", columns=4, height=130, allow_preview=False, buttons=[]
-                )
+                examples = draw_examples(Path(home.name, "examples"))
+                example = gr.Dropdown(examples, value="", label="Or an example", elem_id="example")
                 source = gr.Textbox(model, label="Model or prompts (folder or Hub name)", interactive=choose_model)
                 product = gr.Dropdown(profiles, value=profile or "", label="Profile")
                 references = upload(label="Good images to compare with: 1 to 32, optional", elem_id="references")
@@ -68,14 +70,15 @@ def make_page(model: str = "demo", profile: str | None = None, choose_model: boo
                 told = gr.HTML(elem_id="told")
                 with gr.Row():
                     thresholds = [
-                        threshold(label="Image threshold: scores from it on are anomalous", elem_id="image-threshold"),
-                        threshold(label="Pixel threshold: of mask and regions", elem_id="pixel-threshold"),
+                        threshold(label="Image threshold, for the label", elem_id="image-threshold"),
+                        threshold(label="Pixel threshold, for mask and regions", elem_id="pixel-threshold"),
                     ]
                 share = gr.HTML(elem_id="share")
                 label = "All images: click a row to see it, a heading to sort"
                 table = list_of(
                     headers=["Image", "Score", "Label", "Regions"],
                     datatype=["str", "number", "str", "number"],
+                    column_widths=["38%", "20%", "25%", "17%"],
                     label=label,
                     max_height=260,
                     elem_id="table",
@@ -83,8 +86,9 @@ def make_page(model: str = "demo", profile: str | None = None, choose_model: boo
                 verdict = gr.HTML(elem_id="verdict")
                 with gr.Row():
                     pictures = [
-                        gr.Image(label=label, type="filepath", format="png", interactive=False, min_width=220)
-                        for label in ("Heat map", "Mask", "Regions")
+                        picture(label="Heat map: dark 0, bright 1"),
+                        picture(label="Mask"),
+                        picture(label="Regions"),
                     ]
                 headers = ["Region", "Box: x0, y0, x1, y1", "Area", "Peak", "Mean"]
                 regions = list_of(headers=headers, label="Regions, in pixels of the image", max_height=260)
@@ -98,11 +102,7 @@ def make_page(model: str = "demo", profile: str | None = None, choose_model: boo
             "show_progress_on": [told],
         }
         go.click(**scoring)
-
-        def pick(event: gr.SelectData) -> list[str]:
-            return [examples[event.index]]
-
-        gallery.select(pick, outputs=files).then(**scoring)
+        example.input(lambda path: [path] if path else None, example, files).then(**scoring)
         choosing: dict[str, Any] = {"fn": plainly(choose), "inputs": chosen, "outputs": [told, product, *thresholds]}
         gr.on([page.load, source.submit, product.input, references.upload, references.clear], **choosing)
         folder.upload(list, folder, good)
@@ -122,7 +122,7 @@ def make_page(model: str = "demo", profile: str | None = None, choose_model: boo
 def launch(page: gr.Blocks, host: str = "127.0.0.1", port: int = 7860, share: bool = False, **options: Any) -> Any:
     """Serve a page, with its style and without what asks the network; returns what `gradio.Blocks.launch` does."""
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
-    look = {"theme": theme, "css": STYLE, "footer_links": [], "ssr_mode": False}
+    look: dict[str, Any] = {"theme": theme, "css": STYLE, "footer_links": [], "ssr_mode": False}
     return page.launch(server_name=host, server_port=port, share=share, **look, **options)
 
 
@@ -153,8 +153,7 @@ class Sessions:
         """Score the files of a session and show the one of the highest score."""
         place = self.root / str(request.session_hash)
         shutil.rmtree(place, ignore_errors=True)
-        detector = judging.load_detector(model)
-        scored = judging.score_images(files or [], place, detector, profile, references or [])
+        scored = judging.score_images(files or [], place, judging.Setting(model, profile, references or ()))
         name = max(scored.records, key=lambda one: scored.records[one]["score"])
         notice = tell(judging.tell_skipped(scored.skipped), "error")
         table, shown = relabel(scored, image, pixel)[1:], show(scored, name, image, pixel)[1:]
@@ -163,11 +162,12 @@ class Sessions:
 
 def choose(model: str, profile: str, references: list[str] | None) -> list[Any]:
     """The profiles of a model, and the thresholds that it or its profile has for such scores."""
-    detector = judging.load_detector(model)
-    names = ["", *detector.model.profile_names]
+    with judging.using(judging.Setting(model)) as detector:
+        names = ["", *detector.model.profile_names]
     profile = profile if profile in names else ""
-    with judging.using(detector, profile) as loaded:
-        found = loaded.fitting_thresholds(with_references=bool(references) or loaded.references is not None)
+    with judging.using(judging.Setting(model, profile)) as detector:
+        compares = bool(references) or detector.model.references is not None
+        found = detector.model.fitting_thresholds(with_references=compares)
     lacking = " and ".join(name.partition("_")[0] for name, value in found.items() if value is None)
     notice = f"No {lacking} threshold is stored for such scores: 0.5 is a start; calibrate for a promise."
     values = (0.5 if value is None else value for value in found.values())
@@ -210,16 +210,16 @@ def show(scored: judging.Scored | None, name: str, image_threshold: float, pixel
 
 def calibrated(files, model, profile, references, rate, progress=PROGRESS) -> list[Any]:
     """Thresholds by good images, and what they promise."""
-    detector = judging.load_detector(model)
-    found = judging.calibrate_page(files or [], detector, profile, references or [], rate / 100)
-    return [tell(found.text, "note"), found.image_threshold, found.pixel_threshold]
+    setting = judging.Setting(model, profile, references or ())
+    *thresholds, text = judging.calibrate_page(files or [], setting, rate / 100)
+    return [tell(text, "note"), *thresholds]
 
 
-def packed(scored: judging.Scored | None, *thresholds: float) -> list[Any]:
+def packed(scored: judging.Scored | None, image_threshold: float, pixel_threshold: float) -> list[Any]:
     """The zip of a session's results, to be downloaded."""
     if scored is None:
         raise ValueError("There are no results yet: score some images.")
-    path = judging.results_zip(scored, *thresholds, path=scored.folder / "results.zip")
+    path = judging.results_zip(scored, image_threshold, pixel_threshold, scored.folder / "results.zip")
     return [KEEP, gr.update(value=str(path), visible=True)]
 
 
@@ -247,17 +247,21 @@ def tell(text: str, kind: str) -> str:
     return f'<div class="told {kind}" role="status">{html.escape(text)}</div>' if text else ""
 
 
-def draw_examples(folder: Path) -> list[str]:
-    """Files of four drawings of a tray, the first of them good."""
+def draw_examples(folder: Path) -> list[tuple[str, str]]:
+    """Drawings of a tray, a good one and three others: name and file of each, after that of none."""
     tray = Image.new("RGB", (320, 240), (232, 228, 220))
     for x in range(20, 320, 50):
         for y in range(20, 240, 50):
             box = (x, y, x + 30, y + 30)
             ImageDraw.Draw(tray).ellipse(box, fill=(70, 110, 150), outline=(30, 50, 80), width=3)
-    pictures = {"good": tray}
-    for kind in ("cut_paste", "scar", "noise"):
-        pictures[kind] = Image.fromarray(draw_anomaly_on(tray, seed=1, defect=kind, difficulty=0.0)[0])
+    pictures = {"Good tray": tray}
+    for name, kind in (
+        ("Tray with a strange piece", "cut_paste"),
+        ("Scratched tray", "scar"),
+        ("Stained tray", "noise"),
+    ):
+        pictures[name] = Image.fromarray(draw_anomaly_on(tray, seed=1, defect=kind, difficulty=0.0)[0])
     folder.mkdir(parents=True)
     for name, picture in pictures.items():
         picture.save(folder / f"{name}.png")
-    return [str(folder / f"{name}.png") for name in pictures]
+    return [("None", ""), *((name, str(folder / f"{name}.png")) for name in pictures)]
