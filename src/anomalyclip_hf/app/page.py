@@ -19,9 +19,11 @@ from . import judging
 
 STYLE = """
 .told {font-size: 1rem; padding: .6rem .8rem; border-radius: .4rem; overflow-wrap: anywhere}
-.error {background: #fee2e2; color: #7f1d1d} .note {background: #e0f2fe; color: #0c4a6e}
+.told-error {background: #fee2e2; color: #7f1d1d}
+.told-note {background: #e0f2fe; color: #0c4a6e}
 """
 KEEP, PROGRESS = gr.skip(), gr.Progress(track_tqdm=True)
+NONE = ("None", "")  # of the choices of a list: what is shown, and what it stands for
 
 
 def make_page(model: str = "demo", profile: str | None = None, choose_model: bool = True) -> gr.Blocks:
@@ -39,7 +41,7 @@ def make_page(model: str = "demo", profile: str | None = None, choose_model: boo
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": home.name}
     with judging.using(judging.Setting(model, profile)) as detector:
         notice = getattr(detector.model.config, "notice", None) or ""
-        profiles = ["", *detector.model.profile_names]
+        profiles = [NONE, *detector.model.profile_names]
     sessions = Sessions(Path(home.name, "sessions"))
     page = gr.Blocks(title="AnomalyCLIP", analytics_enabled=False, fill_width=True)
     page.home = home  # type: ignore[attr-defined]
@@ -56,7 +58,7 @@ def make_page(model: str = "demo", profile: str | None = None, choose_model: boo
                 files = upload(label="Images to score", elem_id="images")
                 examples = draw_examples(Path(home.name, "examples"))
                 example = gr.Dropdown(examples, value="", label="Or an example", elem_id="example")
-                source = gr.Textbox(model, label="Model or prompts (folder or Hub name)", interactive=choose_model)
+                source = gr.Textbox(model, label="Model or prompts: folder or Hub name", interactive=choose_model)
                 product = gr.Dropdown(profiles, value=profile or "", label="Profile")
                 references = upload(label="Good images to compare with: 1 to 32, optional", elem_id="references")
                 go = gr.Button("Score", variant="primary", elem_id="score")
@@ -90,29 +92,33 @@ def make_page(model: str = "demo", profile: str | None = None, choose_model: boo
                         picture(label="Mask"),
                         picture(label="Regions"),
                     ]
-                headers = ["Region", "Box: x0, y0, x1, y1", "Area", "Peak", "Mean"]
+                headers = ["No.", "Box: x0, y0, x1, y1", "Area", "Peak", "Mean"]
                 regions = list_of(headers=headers, label="Regions, in pixels of the image", max_height=260)
                 pack = gr.Button("Prepare results for download", elem_id="pack")
                 download = gr.DownloadButton("Download results.zip", visible=False, elem_id="download")
         shown, chosen = [verdict, *pictures, regions], [source, product, references]
         scoring: dict[str, Any] = {
-            "fn": plainly(sessions.score),
+            "fn": plainly(sessions.score, told),
             "inputs": [files, *chosen, *thresholds],
             "outputs": [told, download, scored, name, share, table, *shown],
             "show_progress_on": [told],
         }
         go.click(**scoring)
         example.input(lambda path: [path] if path else None, example, files).then(**scoring)
-        choosing: dict[str, Any] = {"fn": plainly(choose), "inputs": chosen, "outputs": [told, product, *thresholds]}
+        choosing: dict[str, Any] = {
+            "fn": plainly(choose, told),
+            "inputs": chosen,
+            "outputs": [told, product, *thresholds],
+        }
         gr.on([page.load, source.submit, product.input, references.upload, references.clear], **choosing)
         folder.upload(list, folder, good)
-        calibrate.click(plainly(calibrated), [good, *chosen, rate], [told, *thresholds], show_progress_on=[told])
+        calibrate.click(plainly(calibrated, told), [good, *chosen, rate], [told, *thresholds], show_progress_on=[told])
         for slider in thresholds:
             live: dict[str, Any] = {"trigger_mode": "always_last", "show_progress": "hidden"}
-            slider.change(plainly(relabel), [scored, *thresholds], [told, share, table], **live)
-            slider.change(plainly(show), [scored, name, *thresholds], [told, *shown], **live)
-        table.select(select, None, name).then(plainly(show), [scored, name, *thresholds], [told, *shown])
-        pack.click(plainly(packed), [scored, *thresholds], [told, download])
+            slider.change(plainly(relabel, told), [scored, *thresholds], [told, share, table], **live)
+            slider.change(plainly(show, told), [scored, name, *thresholds], [told, *shown], **live)
+        table.select(select, None, name).then(plainly(show, told), [scored, name, *thresholds], [told, *shown])
+        pack.click(plainly(packed, told), [scored, *thresholds], [told, download])
         for given in (files, references, good):
             given.change(sessions.remember, given, show_progress="hidden")
         page.unload(sessions.forget)
@@ -121,7 +127,7 @@ def make_page(model: str = "demo", profile: str | None = None, choose_model: boo
 
 def launch(page: gr.Blocks, host: str = "127.0.0.1", port: int = 7860, share: bool = False, **options: Any) -> Any:
     """Serve a page, with its style and without what asks the network; returns what `gradio.Blocks.launch` does."""
-    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    theme = gr.themes.Default(font=(family := ["system-ui", "sans-serif"]), font_mono=family)
     look: dict[str, Any] = {"theme": theme, "css": STYLE, "footer_links": [], "ssr_mode": False}
     return page.launch(server_name=host, server_port=port, share=share, **look, **options)
 
@@ -163,7 +169,7 @@ class Sessions:
 def choose(model: str, profile: str, references: list[str] | None) -> list[Any]:
     """The profiles of a model, and the thresholds that it or its profile has for such scores."""
     with judging.using(judging.Setting(model)) as detector:
-        names = ["", *detector.model.profile_names]
+        names = detector.model.profile_names
     profile = profile if profile in names else ""
     with judging.using(judging.Setting(model, profile)) as detector:
         compares = bool(references) or detector.model.references is not None
@@ -171,7 +177,7 @@ def choose(model: str, profile: str, references: list[str] | None) -> list[Any]:
     lacking = " and ".join(name.partition("_")[0] for name, value in found.items() if value is None)
     notice = f"No {lacking} threshold is stored for such scores: 0.5 is a start; calibrate for a promise."
     values = (0.5 if value is None else value for value in found.values())
-    return [tell(notice if lacking else "", "note"), gr.update(choices=names, value=profile), *values]
+    return [tell(notice if lacking else "", "note"), gr.update(choices=[NONE, *names], value=profile), *values]
 
 
 def relabel(scored: judging.Scored | None, image_threshold: float, pixel_threshold: float) -> list[Any]:
@@ -228,23 +234,23 @@ def select(event: gr.SelectData) -> str:
     return event.row_value[0]
 
 
-def plainly(handler: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
-    """A handler whose errors are told on the page, in its first output; the others stay as they are."""
+def plainly(handler: Callable[..., list[Any]], told: gr.HTML) -> Callable[..., Any]:
+    """A handler whose errors are told on the page; all else there stays as it is."""
 
     @functools.wraps(handler)
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def run(*args: Any) -> Any:
         try:
-            return handler(*args, **kwargs)
+            return handler(*args)
         except Exception as error:  # of libraries too, whatever a name or a file makes them raise
             logging.getLogger(__name__).info("told on the page", exc_info=True)
-            return tell(one_line(" ".join(str(error).split())) or type(error).__name__, "error")
+            return {told: tell(one_line(" ".join(str(error).split())) or type(error).__name__, "error")}
 
     return run
 
 
 def tell(text: str, kind: str) -> str:
     """A line of the page, "note" or "error"; nothing where the text is empty."""
-    return f'<div class="told {kind}" role="status">{html.escape(text)}</div>' if text else ""
+    return f'<div class="told told-{kind}" role="status">{html.escape(text)}</div>' if text else ""
 
 
 def draw_examples(folder: Path) -> list[tuple[str, str]]:
@@ -264,4 +270,4 @@ def draw_examples(folder: Path) -> list[tuple[str, str]]:
     folder.mkdir(parents=True)
     for name, picture in pictures.items():
         picture.save(folder / f"{name}.png")
-    return [("None", ""), *((name, str(folder / f"{name}.png")) for name in pictures)]
+    return [NONE, *((name, str(folder / f"{name}.png")) for name in pictures)]
