@@ -105,8 +105,12 @@ def test_a_visitor_scores_images_and_moves_the_threshold(served, browser, tmp_pa
 
     kept = Path(page.home.name)
     assert {path.name for path in kept.rglob("*.npy")} == {f"{name}.npy" for name in scores}
+    tab.get_by_label("Model or prompts").fill("demo")
+    tab.get_by_label("Or an example").click()
+    tab.get_by_role("option", name="Scratched tray").click()
+    share.get_by_text("0.0% of the images scored would be called anomalous: 0 of 1.").wait_for()
     tab.close()
     until = time.monotonic() + 10
     while (left := [path.name for path in kept.rglob("*") if is_of_visitor(path)]) and time.monotonic() < until:
         time.sleep(0.1)
-    assert left == []
+    assert left == [] and len(list(kept.glob("examples/*.png"))) == 4

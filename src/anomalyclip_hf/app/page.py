@@ -23,6 +23,7 @@ STYLE = """
 .told-note {background: #e0f2fe; color: #0c4a6e}
 """
 KEEP, PROGRESS = gr.skip(), gr.Progress(track_tqdm=True)
+PROMISE = "59 good images promise at most 5% false alarms with 95% confidence; what fewer allow is told here."
 NONE = ("None", "")  # of the choices of a list: what is shown, and what it stands for
 
 
@@ -42,7 +43,8 @@ def make_page(model: str = "demo", profile: str | None = None, choose_model: boo
     with judging.using(judging.Setting(model, profile)) as detector:
         notice = getattr(detector.model.config, "notice", None) or ""
         profiles = [NONE, *detector.model.profile_names]
-    sessions = Sessions(Path(home.name, "sessions"))
+    examples = draw_examples(Path(home.name, "examples"))
+    sessions = Sessions(Path(home.name, "sessions"), {path for _, path in examples})
     page = gr.Blocks(title="AnomalyCLIP", analytics_enabled=False, fill_width=True)
     page.home = home  # type: ignore[attr-defined]
     upload = functools.partial(gr.File, file_count="multiple", height=150)
@@ -56,18 +58,17 @@ def make_page(model: str = "demo", profile: str | None = None, choose_model: boo
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 files = upload(label="Images to score", elem_id="images")
-                examples = draw_examples(Path(home.name, "examples"))
                 example = gr.Dropdown(examples, value="", label="Or an example", elem_id="example")
                 source = gr.Textbox(model, label="Model or prompts: folder or Hub name", interactive=choose_model)
                 product = gr.Dropdown(profiles, value=profile or "", label="Profile")
-                references = upload(label="Good images to compare with: 1 to 32, optional", elem_id="references")
+                references = upload(label="1 to 32 good images to compare with", elem_id="references")
                 go = gr.Button("Score", variant="primary", elem_id="score")
-                with gr.Accordion("Calibrate: choose thresholds by good images", open=False):
-                    good = upload(label="Good images, not those to compare with", elem_id="good")
+                with gr.Accordion("Calibrate on good images", open=False):
+                    good = upload(label="Good images, others than above", elem_id="good")
                     folder = gr.UploadButton("Choose a folder of them", file_count="directory", size="sm")
                     rate = gr.Slider(1, 50, 5, step=1, label="False alarms allowed, % of good images")
-                    gr.Markdown("59 good images promise 5 % with 95 % confidence; fewer promise less, and it is said.")
                     calibrate = gr.Button("Calibrate", elem_id="calibrate")
+                    promise = gr.HTML(tell(PROMISE, "note"), elem_id="promise")
             with gr.Column(scale=5, min_width=300):
                 told = gr.HTML(elem_id="told")
                 with gr.Row():
@@ -96,7 +97,9 @@ def make_page(model: str = "demo", profile: str | None = None, choose_model: boo
                 regions = list_of(headers=headers, label="Regions, in pixels of the image", max_height=260)
                 pack = gr.Button("Prepare results for download", elem_id="pack")
                 download = gr.DownloadButton("Download results.zip", visible=False, elem_id="download")
-        shown, chosen = [verdict, *pictures, regions], [source, product, references]
+        # What a browser sends can be anything, what a state holds stays here.
+        chosen = [source if choose_model else gr.State(model), product, references]
+        shown = [verdict, *pictures, regions]
         scoring: dict[str, Any] = {
             "fn": plainly(sessions.score, told),
             "inputs": [files, *chosen, *thresholds],
@@ -112,7 +115,7 @@ def make_page(model: str = "demo", profile: str | None = None, choose_model: boo
         }
         gr.on([page.load, source.submit, product.input, references.upload, references.clear], **choosing)
         folder.upload(list, folder, good)
-        calibrate.click(plainly(calibrated, told), [good, *chosen, rate], [told, *thresholds], show_progress_on=[told])
+        calibrate.click(plainly(calibrated, told), [good, *chosen, rate], [told, promise, *thresholds])
         for slider in thresholds:
             live: dict[str, Any] = {"trigger_mode": "always_last", "show_progress": "hidden"}
             slider.change(plainly(relabel, told), [scored, *thresholds], [told, share, table], **live)
@@ -137,10 +140,11 @@ class Sessions:
 
     Args:
         root: folder for the results of each.
+        examples: files that are chosen like uploads, and stay.
     """
 
-    def __init__(self, root: Path):
-        self.root, self.uploads = root, dict[str, set[str]]()
+    def __init__(self, root: Path, examples: set[str]):
+        self.root, self.uploads = root, {"examples": examples}
 
     def remember(self, files: list[str] | None, request: gr.Request) -> None:
         """Note the uploads of a session."""
@@ -218,7 +222,7 @@ def calibrated(files, model, profile, references, rate, progress=PROGRESS) -> li
     """Thresholds by good images, and what they promise."""
     setting = judging.Setting(model, profile, references or ())
     *thresholds, text = judging.calibrate_page(files or [], setting, rate / 100)
-    return [tell(text, "note"), *thresholds]
+    return ["", tell(text, "note"), *thresholds]
 
 
 def packed(scored: judging.Scored | None, image_threshold: float, pixel_threshold: float) -> list[Any]:
