@@ -17,6 +17,7 @@ from anomalyclip_hf.app.judging import (
     results_zip,
     score_images,
     share_above,
+    table_rows,
     tell_skipped,
     using,
 )
@@ -60,6 +61,9 @@ def test_a_zip_holds_what_predict_writes(checkpoint, photos, tmp_path):
         assert records == wanted and list(scored.records) == ["a.png", "a-2.png", "c.jpg"]
         assert any(record["regions"] for record in records)
         assert {record["label"] for record in records} == {"normal", "anomalous"}
+        rows = [[one["path"], round(one["score"], 4), one["label"], len(one["regions"])] for one in records]
+        assert table_rows(scored, threshold, level) == table_rows(scored, threshold, level) == rows
+        assert [row[3] for row in table_rows(scored, threshold, 1.0)] == [0, 0, 0]
         for record in records:
             for kind in ("overlay", "mask"):
                 with archive.open(record[kind]) as file, Image.open(file) as packed:

@@ -11,7 +11,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,6 +47,7 @@ class Scored:
     records: dict[str, dict[str, Any]]
     skipped: list[dict[str, str]]
     options: dict[str, Any]
+    counted: dict[float, dict[str, int]] = field(default_factory=dict)  # regions of each at the last pixel threshold
 
 
 class Setting(NamedTuple):
@@ -144,11 +145,26 @@ def judge(
     anomaly_map = np.load(scored.folder / record["map"])
     marking = {key: scored.options[key] for key in ("min_area", "roi") if key in scored.options}
     mask, regions = mark_regions(anomaly_map, pixel_threshold, image_size=size, **marking)
-    label = "anomalous" if record["score"] >= image_threshold else "normal"
+    label = _label(record["score"], image_threshold)
     result = {"score": record["score"], "label": label, "anomaly_map": anomaly_map, "regions": regions}
     return make_record(
         name, size, result, {"overlay": record["overlay"], "mask": f"{FOLDERS['mask']}/{name}.png"}
     ), mask
+
+
+def _label(score: float, image_threshold: float) -> str:
+    return "anomalous" if score >= image_threshold else "normal"
+
+
+def table_rows(scored: Scored, image_threshold: float, pixel_threshold: float) -> list[list[Any]]:
+    """Name, score, label and number of regions of each image; another image threshold takes no time."""
+    counts = scored.counted.get(pixel_threshold)
+    if counts is None:
+        counts = {name: len(judge(scored, name, 1.0, pixel_threshold)[0]["regions"]) for name in scored.records}
+        scored.counted.clear()
+        scored.counted[pixel_threshold] = counts
+    scores = {name: record["score"] for name, record in scored.records.items()}
+    return [[name, round(one, 4), _label(one, image_threshold), counts[name]] for name, one in scores.items()]
 
 
 def draw_regions(scored: Scored, record: dict[str, Any]) -> Image.Image:

@@ -19,6 +19,7 @@ from . import judging
 
 STYLE = """
 .told {font-size: 1rem; padding: .6rem .8rem; border-radius: .4rem; overflow-wrap: anywhere}
+.picture .image-frame {padding-top: 2.2rem}
 .told-error {background: #fee2e2; color: #7f1d1d}
 .told-note {background: #e0f2fe; color: #0c4a6e}
 """
@@ -50,7 +51,7 @@ def make_page(model: str = "demo", profile: str | None = None, choose_model: boo
     upload = functools.partial(gr.File, file_count="multiple", height=150)
     list_of = functools.partial(gr.Dataframe, interactive=False, wrap=True)
     kind: dict[str, Any] = {"type": "filepath", "format": "png", "buttons": ["download", "fullscreen"]}
-    picture = functools.partial(gr.Image, interactive=False, min_width=220, **kind)
+    picture = functools.partial(gr.Image, interactive=False, min_width=220, elem_classes="picture", **kind)
     threshold = functools.partial(gr.Slider, 0, 1, 0.5, step=0.001, min_width=260)
     with page:
         gr.Markdown(f"# Find anomalies in images\n{notice}")
@@ -81,7 +82,7 @@ def make_page(model: str = "demo", profile: str | None = None, choose_model: boo
                 table = list_of(
                     headers=["Image", "Score", "Label", "Regions"],
                     datatype=["str", "number", "str", "number"],
-                    column_widths=["38%", "20%", "25%", "17%"],
+                    column_widths=["33%", "19%", "29%", "19%"],
                     label=label,
                     max_height=260,
                     elem_id="table",
@@ -93,7 +94,7 @@ def make_page(model: str = "demo", profile: str | None = None, choose_model: boo
                         picture(label="Mask"),
                         picture(label="Regions"),
                     ]
-                headers = ["No.", "Box: x0, y0, x1, y1", "Area", "Peak", "Mean"]
+                headers = ["No.", "Box: x0, y0, x1, y1", "Area", "Peak"]
                 regions = list_of(headers=headers, label="Regions, in pixels of the image", max_height=260)
                 pack = gr.Button("Prepare results for download", elem_id="pack")
                 download = gr.DownloadButton("Download results.zip", visible=False, elem_id="download")
@@ -188,9 +189,8 @@ def relabel(scored: judging.Scored | None, image_threshold: float, pixel_thresho
     """The share and the table at other thresholds."""
     if scored is None:
         return [KEEP] * 3
-    records = [judging.judge(scored, name, image_threshold, pixel_threshold)[0] for name in scored.records]
-    share = judging.share_above([one["score"] for one in records], image_threshold)
-    rows = [[one["path"], round(one["score"], 4), one["label"], len(one["regions"])] for one in records]
+    share = judging.share_above([one["score"] for one in scored.records.values()], image_threshold)
+    rows = judging.table_rows(scored, image_threshold, pixel_threshold)
     text = f"{share:.1%} of the images scored would be called anomalous: {round(share * len(rows))} of {len(rows)}."
     return [KEEP, tell(text, "note"), rows]
 
@@ -210,7 +210,7 @@ def show(scored: judging.Scored | None, name: str, image_threshold: float, pixel
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path, compress_level=1)
     rows = [
-        [number, ", ".join(map(str, one["box"])), one["area"], round(one["peak"], 3), round(one["mean"], 3)]
+        [number, ", ".join(map(str, one["box"])), one["area"], round(one["peak"], 3)]
         for number, one in enumerate(record["regions"], 1)
     ]
     text = f"{name}: score {record['score']:.4f}, {record['label']} ({record['width']} × {record['height']} pixels)"
