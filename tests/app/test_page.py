@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import pipeline
 
-from anomalyclip_hf import demo_checkpoint
+from anomalyclip_hf import Profile, demo_checkpoint
 
 page_module = pytest.importorskip("anomalyclip_hf.app.page", reason="gradio isn't installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -105,10 +105,22 @@ def test_a_visitor_scores_images_and_moves_the_threshold(served, browser, tmp_pa
 
     kept = Path(page.home.name)
     assert {path.name for path in kept.rglob("*.npy")} == {f"{name}.npy" for name in scores}
-    tab.get_by_label("Model or prompts").fill("demo")
+    slider.fill("0.9")  # the results before are still there
+    share.get_by_text("50.0% of the images scored would be called anomalous: 1 of 2.").wait_for()
+    tab.locator("#download").wait_for(state="hidden")  # it was of another threshold
+
+    shutil.copytree(demo_checkpoint(), tmp_path / "model")
+    Profile("cup", image_threshold=0.25, pixel_threshold=0.5).save(tmp_path / "model")
+    tab.get_by_label("Model or prompts").fill(str(tmp_path / "model"))
+    tab.get_by_label("Model or prompts").press("Enter")
+    told.get_by_text("calibrate for a promise").wait_for()
+    tab.get_by_label("Profile").click()
+    tab.get_by_role("option", name="cup").click()
+    told.get_by_text("calibrate for a promise").wait_for(state="detached")
+    assert tab.locator("#image-threshold input[type=number]").input_value() == "0.25"
     tab.get_by_label("Or an example").click()
     tab.get_by_role("option", name="Scratched tray").click()
-    share.get_by_text("0.0% of the images scored would be called anomalous: 0 of 1.").wait_for()
+    share.get_by_text("100.0% of the images scored would be called anomalous: 1 of 1.").wait_for()
     tab.close()
     until = time.monotonic() + 10
     while (left := [path.name for path in kept.rglob("*") if is_of_visitor(path)]) and time.monotonic() < until:

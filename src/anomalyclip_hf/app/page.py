@@ -4,6 +4,7 @@ import functools
 import html
 import logging
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -104,7 +105,7 @@ def make_page(model: str = "demo", profile: str | None = None, choose_model: boo
         scoring: dict[str, Any] = {
             "fn": plainly(sessions.score, told),
             "inputs": [files, *chosen, *thresholds],
-            "outputs": [told, download, scored, name, share, table, *shown],
+            "outputs": [told, scored, name, download, share, table, *shown],
             "show_progress_on": [told],
         }
         go.click(**scoring)
@@ -119,7 +120,7 @@ def make_page(model: str = "demo", profile: str | None = None, choose_model: boo
         calibrate.click(plainly(calibrated, told), [good, *chosen, rate], [told, promise, *thresholds])
         for slider in thresholds:
             live: dict[str, Any] = {"trigger_mode": "always_last", "show_progress": "hidden"}
-            slider.change(plainly(relabel, told), [scored, *thresholds], [told, share, table], **live)
+            slider.change(plainly(relabel, told), [scored, *thresholds], [told, download, share, table], **live)
             slider.change(plainly(show, told), [scored, name, *thresholds], [told, *shown], **live)
         table.select(select, None, name).then(plainly(show, told), [scored, name, *thresholds], [told, *shown])
         pack.click(plainly(packed, told), [scored, *thresholds], [told, download])
@@ -162,13 +163,16 @@ class Sessions:
         self, files, model, profile, references, image, pixel, request: gr.Request, progress=PROGRESS
     ) -> list[Any]:
         """Score the files of a session and show the one of the highest score."""
-        place = self.root / str(request.session_hash)
-        shutil.rmtree(place, ignore_errors=True)
+        own = self.root / str(request.session_hash)
+        place = own / secrets.token_hex(4)
         scored = judging.score_images(files or [], place, judging.Setting(model, profile, references or ()))
+        for former in own.iterdir():  # only now: what can't be scored leaves the results before
+            if former != place:
+                shutil.rmtree(former, ignore_errors=True)
         name = max(scored.records, key=lambda one: scored.records[one]["score"])
         notice = tell(judging.tell_skipped(scored.skipped), "error")
         table, shown = relabel(scored, image, pixel)[1:], show(scored, name, image, pixel)[1:]
-        return [notice, gr.update(visible=False), scored, name, *table, *shown]
+        return [notice, scored, name, *table, *shown]
 
 
 def choose(model: str, profile: str, references: list[str] | None) -> list[Any]:
@@ -186,13 +190,13 @@ def choose(model: str, profile: str, references: list[str] | None) -> list[Any]:
 
 
 def relabel(scored: judging.Scored | None, image_threshold: float, pixel_threshold: float) -> list[Any]:
-    """The share and the table at other thresholds."""
+    """The share and the table at other thresholds, for which no zip is prepared."""
     if scored is None:
-        return [KEEP] * 3
+        return [KEEP] * 4
     share = judging.share_above([one["score"] for one in scored.records.values()], image_threshold)
     rows = judging.table_rows(scored, image_threshold, pixel_threshold)
     text = f"{share:.1%} of the images scored would be called anomalous: {round(share * len(rows))} of {len(rows)}."
-    return [KEEP, tell(text, "note"), rows]
+    return [KEEP, gr.update(visible=False), tell(text, "note"), rows]
 
 
 def show(scored: judging.Scored | None, name: str, image_threshold: float, pixel_threshold: float) -> list[Any]:
