@@ -82,7 +82,7 @@ FLOORS = [
     {"scoring"},
     {"evaluation"},
     {"export"},
-    {"training"},
+    {"training", "app"},
     {"cli"},
 ]
 ENTRIES = {"__init__.py", "__main__.py", "data/__main__.py"}  # of the package and of `python -m`

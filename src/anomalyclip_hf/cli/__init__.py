@@ -16,6 +16,7 @@ COMMANDS = {
     "inspect": "Report what a data set holds and what is wrong with it, or export it as a datasets repository.",
     "export": "Write a model for ONNX Runtime, OpenVINO or torch.export, and a certificate of what that changed.",
     "push": "Share a model on the Hub: the prompts alone, everything, or the vision-only form.",
+    "app": "Open a page to score images with, in a browser.",
     "convert": "Convert a checkpoint of the authors' program (epoch_N.pth) to prompts of this package.",
 }
 
