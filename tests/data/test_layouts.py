@@ -63,10 +63,12 @@ def make_table(root, variant, samples):
     rows, written = [], []
     for number, label, split, names in samples:
         stem = names["stem"] if table.class_column is None else f"{names['class_name']}/Data/{names['stem']}"
-        image = re.sub(r"\{\w+\}", stem, table.image[0])
+        image = re.sub(r"\{[^{}]+\}", stem, table.image[0])
         write_picture(root / f"{image}.png", number)
         row = {
-            re.search(r"\{(\w+)\}", table.image[0]).group(1): f"{image}.png" if columns.get(table.image[0]) else stem
+            re.search(r"\{(\w+)[^{}]*\}", table.image[0]).group(1): f"{image}.png"
+            if columns.get(table.image[0])
+            else stem
         }
         if table.mask:
             row["mask"] = f"masks/{stem}.png" if label else ""
@@ -391,5 +393,3 @@ def test_rows_are_checked():
     with pytest.raises(ValueError, match="label='guess' must be one of kind"):
         Variant("{stem}", label="guess")
     assert Table("labels.csv", ("{id}",)).normal_labels == ("normal",)
-    masks = [Table("labels.csv", ("{id}",), mask).mask for mask in ("{mask}", None, ("a/{mask}", "b/{mask}"))]
-    assert masks == [("{mask}",), (), ("a/{mask}", "b/{mask}")]

@@ -159,7 +159,7 @@ def test_classes_of_realiad_that_were_not_unpacked_are_told(tmp_path):
 @pytest.mark.parametrize("text", ["[1, 2]", '{"test": [3]}', "{"])
 def test_a_broken_index_of_realiad_is_named(text, tmp_path):
     write_tree(tmp_path, {"a.png": 1}, text={"realiad_jsons/realiad_jsons/mint.json": text})
-    with pytest.raises(ValueError, match=r"mint\.json is not an index of the form \{split: \[rows\]\}"):
+    with pytest.raises(ValueError, match=r"mint\.json is not an index \{split: \[rows\]\}"):
         load_anomaly_dataset("realiad", data_dir=tmp_path)
 
 

@@ -129,7 +129,7 @@ def examples(paths: Collection[str], limit: int = 3) -> str:
 
 
 class FileTree:
-    """The image files under a folder, found by exact path, by path without suffix, or by number.
+    """The image files under a folder, found by exact path or by path without suffix.
 
     Args:
         root: the folder.
@@ -166,10 +166,6 @@ class FileTree:
         self._inside: dict[str, list[str]] = {}
         for path in self.files:
             self._inside.setdefault(file_key(os.path.dirname(path)), []).append(path)
-        self._by_number: dict[tuple[str, int], str] = {}
-        for path, stem in stems.items():
-            if (number := _number_of(stem)) is not None:
-                self._by_number.setdefault(number, path)
 
     def _walk(self, folder: str, head: str, seen: set[str], linked: bool) -> None:
         try:
@@ -218,25 +214,21 @@ class FileTree:
     def _put_aside(self, reason: str, path: str) -> None:
         self.set_aside.setdefault(reason, []).append(path)
 
-    def find(self, path: str, folder: str = "", numbers: bool = False) -> str | None:
+    def find(self, path: str, folder: str = "") -> str | None:
         """The file at a path, with or without suffix; case, composed accents and the way slashes lean do not matter.
 
         Args:
             path (`str`): from `folder`; of an absolute one of another machine the last parts are looked for.
             folder (`str`): from the root.
-            numbers (`bool`): whether `7` may be called `007.png`.
         """
         slashed = path.replace("\\", "/")
         parts = [part for part in slashed.split("/") if part]
         forms = [path, slashed]
         if parts and (slashed.startswith("/") or ":" in parts[0]):
             forms += ["/".join(parts[start:]) for start in range(1, len(parts))]
-        for form in dict.fromkeys(forms):
+        for form in forms:
             form = os.path.normpath(os.path.join(folder, form)).replace(os.sep, "/")
-            found = self._spelled.get(form) or self._spelled.get(file_key(form))
-            number = _number_of(form) if numbers and not found else None
-            found = found or (number and self._by_number.get(number))
-            if found:
+            if found := self._spelled.get(form) or self._spelled.get(file_key(form)):
                 return found
         return None
 
@@ -297,12 +289,6 @@ class FileTree:
         shown = [name + "/" if os.path.isdir(os.path.join(self.root, name)) else name for name in names[:limit]]
         more = f" and {len(names) - limit} more" if len(names) > limit else ""
         return (", ".join(shown) + more) or "nothing"
-
-
-def _number_of(stem: str) -> tuple[str, int] | None:
-    """The folder and the number of a path whose name is one, however many zeros lead it."""
-    head, name = os.path.split(stem)
-    return (file_key(head), int(name)) if name.isascii() and name.isdigit() else None
 
 
 class MaskFinder:

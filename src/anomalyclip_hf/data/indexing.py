@@ -41,8 +41,7 @@ def index_layout(layout: DatasetLayout, tree: FileTree, depths: int = 3) -> Inde
         candidates = [(folder, _index_variants(layout, tree.under(folder))) for folder in folders]
         found = [(folder, index) for folder, index in candidates if index is not None]
         if len(found) > 1:
-            names = {name.casefold() for name in layout.folders}
-            found = [item for item in found if os.path.basename(item[0]).casefold() in names] or found
+            found = [item for item in found if layout.is_called(os.path.basename(item[0]))] or found
         if len(found) > 1:
             raise ValueError(
                 f"{layout.title}: several folders of {tree.root} fit ({', '.join(name for name, _ in found[:6])}): "
@@ -54,12 +53,24 @@ def index_layout(layout: DatasetLayout, tree: FileTree, depths: int = 3) -> Inde
 
 
 def _index_variants(layout: DatasetLayout, tree: FileTree) -> Index | None:
-    for variant in layout.variants:
-        table = variant.table
-        index = index_variant(variant, layout, tree) if table is None else index_layout_table(table, layout, tree)
-        if index is not None:
+    for declared in layout.variants:
+        if (table := declared.table) is not None:
+            ways = [index_layout_table(table, layout, tree)]
+        else:
+            ways = (
+                index_variant(variant, layout, tree) for variant in dict.fromkeys([declared, _of_one_class(declared)])
+            )
+        if (index := next(filter(None, ways), None)) is not None:
             return index
     return None
+
+
+def _of_one_class(variant: Variant) -> Variant:
+    """The variant as it is where the folder is that of a class."""
+    if not variant.images.startswith(head := "{class_name}/"):
+        return variant
+    masks = tuple(mask.removeprefix(head) for mask in variant.masks)
+    return replace(variant, images=variant.images.removeprefix(head), masks=masks)
 
 
 def index_variant(variant: Variant, layout: DatasetLayout, tree: FileTree) -> Index | None:
@@ -96,17 +107,12 @@ def index_variant(variant: Variant, layout: DatasetLayout, tree: FileTree) -> In
             notes = [f"{len(bare)} images without a mask file are taken as normal ({examples(bare)})"]
         records = [_label_by_content(record, tree, layout.mask_rule) for record in records]
     outside = [path for path in tree.outside if path in samples or path in used]
-    if variant.beside is not None and (part := index_variant(variant.beside, layout, tree)) is not None:
-        taken = {record.image for record in part.records}
-        unused = {reason: left for reason, paths in unused.items() if (left := [p for p in paths if p not in taken])}
-        records, outside = records + part.records, outside + part.outside
     order = {name: place for place, name in enumerate(layout.classes)}
     records.sort(key=lambda r: (order.get(r.class_name, 0), natural_key(r.class_name), r.split, natural_key(r.image)))
     return Index(
         tree.root,
         f"{layout.title}: {variant.images}",
         records,
-        layout.mask_rule,
         layout,
         extra_masks=extra,
         notes=notes,
@@ -131,7 +137,7 @@ class _Paths:
         elsewhere = "elsewhere" if self.variant.needs_all else ""
         stem = os.path.splitext(self._plain_form(path))[0]
         match = _expression(self.variant.images).fullmatch(stem)
-        if match is None or any(_expression(pattern).fullmatch(stem) for pattern in self.variant.skip):
+        if match is None:
             return {}, elsewhere
         names = {key: value or "" for key, value in match.groupdict().items()}
         kind = file_key(names.get("kind", ""))
@@ -152,8 +158,8 @@ class _Paths:
         return names, ""
 
     def is_normal(self, names: dict[str, str]) -> bool:
-        """Whether an image lies in a folder of a normal kind."""
-        return file_key(names.get("kind", "")) in self.normal
+        """Whether an image lies in a folder of a normal kind, where these tell labels."""
+        return self.variant.label == "kind" and file_key(names.get("kind", "")) in self.normal
 
     def is_mask(self, path: str) -> bool:
         """Whether a file is where an image's mask would be."""
@@ -191,13 +197,16 @@ def _pair_masks(paths: _Paths, samples: dict[str, dict[str, str]]) -> tuple[list
     variant, records, used = paths.variant, list[Record](), set[str]()
     waiting: list[tuple[int, list[str]]] = []
     for path, names in samples.items():
-        is_normal = variant.label == "kind" and paths.is_normal(names)
+        is_normal = paths.is_normal(names)
         wanted = paths.masks_of(path, names)
         mask = None if is_normal else next(iter(wanted), None)
         if mask:
             used.add(mask)
-        labels = {"kind": int(not is_normal), "mask_file": int(mask is not None), "unlabeled": None}
-        label = labels.get(variant.label, 1)
+        label: int | None = 1
+        if variant.label == "kind":
+            label = int(not is_normal) if names.get("kind") else None
+        elif variant.label == "mask_file":
+            label = int(mask is not None)
         if is_normal and wanted:
             waiting.append((len(records), wanted))
         split = SPLITS[file_key(names["split"])] if "split" in names else variant.split
@@ -231,6 +240,8 @@ def _expression(pattern: str) -> re.Pattern:
 
     def one(part: str) -> str:
         name = part[1:-1]
+        if part in ("[", "]"):
+            return "(?:" if part == "[" else ")?"
         if not part.startswith("{"):
             return re.escape(part)
         if name == "sub":
@@ -239,4 +250,4 @@ def _expression(pattern: str) -> re.Pattern:
             raise ValueError(f"pattern {pattern!r}: {part} is not one of {{{'}, {'.join(_NAMES)}}}, {{sub}}")
         return rf"(?P<{name}>[^/]+)"
 
-    return re.compile("".join(map(one, re.split(r"(\{\w+\})", pattern))), re.IGNORECASE)
+    return re.compile("".join(map(one, re.split(r"(\{\w+\}|[\[\]])", pattern))), re.IGNORECASE)

@@ -19,7 +19,7 @@ from .indexing import index_layout
 from .layouts import LAYOUTS, OWN_LAYOUTS, DatasetLayout, find_layout
 from .options import SourceOptions, make_options
 from .records import Index, Record
-from .tables import add_unnamed, index_image_folder, index_meta, index_own_table, metadata_files
+from .tables import add_unnamed, index_meta, index_own_tables, metadata_files
 
 if TYPE_CHECKING:
     import datasets
@@ -124,6 +124,7 @@ def open_source(
         from .repositories import load_repository
 
         return load_repository(name, options, data_dir=root, streaming=streaming)
+    index = replace(index, mask_rule=options.mask_rule(layout.mask_rule if layout else None))
     if index.listed:
         named = (path for record in index.records for path in (record.image, record.mask) if path)
         index = replace(index, outside=check_inside(named, [index.root], index.form, options.allow_outside))
@@ -214,7 +215,7 @@ def index_named(layout: DatasetLayout, root: str | None, options: SourceOptions)
     tree = FileTree(root)
     index = index_layout(layout, tree)
     if index is None and os.path.isfile(meta := os.path.join(root, "meta.json")):
-        index = replace(index_meta(meta, root, layout.mask_rule), layout=layout)
+        index = replace(index_meta(meta, root), layout=layout)
     if index is None:
         looked = [variant.table.path if variant.table else variant.images for variant in layout.variants]
         classes = f" with the classes {', '.join(layout.classes)}" if layout.classes else ""
@@ -229,9 +230,10 @@ def index_file(name: str, root: str | None, options: SourceOptions) -> Index | N
     """Index a table or a meta.json; None for a file of a `datasets` repository."""
     kind, lowered = options.kind, name.lower()
     if kind == "meta" or (kind is None and lowered.endswith(".json")):
-        return index_meta(name, root, options.mask_rule())
+        return index_meta(name, root)
     if kind == "table" or lowered.endswith(TABLE_SUFFIXES):
-        return index_own_table(name, root, options)
+        folder, file = os.path.split(name)
+        return index_own_tables(folder, root or folder or ".", {"": file}, options)
     if kind == "datasets" or lowered.endswith(REPOSITORY_SUFFIXES):
         return None
     raise ValueError(f"{name}: expected a table ({', '.join(TABLE_SUFFIXES)}), meta.json, .parquet or a folder")
@@ -241,9 +243,9 @@ def index_folder(name: str, root: str | None, options: SourceOptions) -> Index |
     """Index a folder by the table in it, or by the first own layout that fits; None for a `datasets` repository."""
     kind, meta = options.kind, os.path.join(name, "meta.json")
     if kind == "meta" or (kind is None and os.path.isfile(meta)):
-        return add_unnamed(index_meta(meta, root or name, options.mask_rule()))
+        return add_unnamed(index_meta(meta, root or name))
     if kind in (None, "table") and (tables := metadata_files(name)):
-        return index_image_folder(name, root or name, tables, options)
+        return add_unnamed(index_own_tables(name, root or name, tables, options))
     tree = FileTree(name)
     if kind == "datasets" or (kind is None and _holds_repository(name)):
         if kind is None and tree.files:

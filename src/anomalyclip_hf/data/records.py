@@ -32,7 +32,6 @@ class Index:
         root (`str`): folder the paths start from, as the user gave it.
         form (`str`): the layout found, in words.
         records (`list[Record]`): samples; those of folders ordered by class, split, kind and name.
-        mask_rule (`MaskRule`): how masks are binarised.
         layout (`DatasetLayout`, *optional*): the row, for named data sets.
         listed (`bool`): whether a table names the files, which someone else may have written.
         extra_masks (`list[str]`): mask files no image asks for.
@@ -40,12 +39,12 @@ class Index:
         notes (`list[str]`): what was left out, and why.
         unused (`dict[str, list[str]]`): files below the root that are neither images nor masks here, by reason.
         outside (`list[str]`): files that links, or a table, lead out of the root for.
+        mask_rule (`MaskRule`): how masks are binarised.
     """
 
     root: str
     form: str
     records: list[Record]
-    mask_rule: MaskRule = field(default_factory=MaskRule)
     layout: DatasetLayout | None = None
     listed: bool = False
     extra_masks: list[str] = field(default_factory=list)
@@ -53,6 +52,7 @@ class Index:
     notes: list[str] = field(default_factory=list)
     unused: dict[str, list[str]] = field(default_factory=dict)
     outside: list[str] = field(default_factory=list)
+    mask_rule: MaskRule = field(default_factory=MaskRule)
 
     def remarks(self) -> list[str]:
         """All that was left out or comes from elsewhere, a sentence each; empty where everything was used."""
