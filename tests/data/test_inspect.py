@@ -218,7 +218,7 @@ def test_export_and_report_are_two_things(tmp_path, capsys):
         ([source, "--export", out, "--strict"], "--export writes all splits and no report"),
         ([source, "--push"], "belong to --export"),
         ([], "there is no source"),
-        ([source, "--kind", "tables"], "--kind tables must be one of folder, tree"),
+        ([source, "--kind", "tables"], "--kind tables must be one of folder, datasets"),
     ):
         assert run_command("inspect", words) == 2
         assert said in capsys.readouterr().err

@@ -261,7 +261,7 @@ def test_the_authors_index(folder):
     assert list(summary(load_anomaly_dataset(folder, split="train"))) == [1]
     assert len(load_anomaly_dataset(folder, kind="folder")) == 6
     (folder / "meta.json").write_text('{"test": {"nut": [{"img_path": "good/1.png"}]}}')
-    with pytest.raises(ValueError, match="there is no column 'anomaly', found .*img_path"):
+    with pytest.raises(ValueError, match=r"there is no column 'anomaly', found .*img_path"):
         load_anomaly_dataset(folder)
     (folder / "meta.json").write_text('{"test": {"nut": [{"img_path": "good/1.png", "anomaly": "maybe"}]}}')
     with pytest.raises(ValueError, match=r"meta.json, test/nut: label 'maybe' is neither normal"):
@@ -439,7 +439,7 @@ def test_a_mask_turns_with_its_photograph_whichever_way_it_comes(rotated, way, t
         columns.to_parquet(tmp_path / "set.parquet")
         source = tmp_path / "set.parquet"
     elif way.startswith("export"):
-        source = export_source(rotated if way == "export" else columns, tmp_path / "out", progress=False)
+        source = export_source(rotated if way == "export" else columns, tmp_path / "out")
     split = "all" if way in ("disk", "parquet") else "test"
     row = next(row for row in load_anomaly_dataset(source, split=split) if row["label"] == 1)
     assert row["image"].size == row["mask"].size
@@ -478,7 +478,7 @@ def test_options_are_one_object_or_fields(folder):
     assert summary(load_anomaly_dataset(folder, options=SourceOptions(data_dir=str(folder)), kind=None)) == FOLDER
     with pytest.raises(TypeError, match="normal_kind'"):
         load_anomaly_dataset(folder, normal_kind=["good"])
-    with pytest.raises(ValueError, match="kind='files' must be one of folder, tree"):
+    with pytest.raises(ValueError, match="kind='files' must be one of folder, datasets"):
         load_anomaly_dataset(folder, kind="files")
 
 

@@ -144,7 +144,6 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
 
     from .. import AnomalyCLIPModel, demo_checkpoint
     from ..data import load_anomaly_dataset
-    from ..data.loading import refuse_drawn
     from ..scoring.annotations import write_coco, write_label_studio, write_submission
     from ..scoring.prediction import predict_dataset, predict_files
     from ..scoring.video import is_video
@@ -158,7 +157,7 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
     name = demo_checkpoint() if settings.model == "demo" else settings.model
     state = PartialState(cpu=settings.device == "cpu")
     if settings.source:
-        source = (draw or refuse_drawn)("test") if settings.source == "synthetic" else settings.source
+        source = draw("test") if draw and settings.source == "synthetic" else settings.source
         given = {**settings.source_options(), "streaming": settings.streaming}
         images = load_anomaly_dataset(source, split=settings.split, **given)
     # Loaded here: the pipeline would try two ways and show the tracebacks of both.

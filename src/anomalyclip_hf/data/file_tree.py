@@ -153,9 +153,6 @@ class FileTree:
         self.outside: list[str] = []
         self.set_aside: dict[str, list[str]] = {}
         self._walk(self.root, "", {os.path.realpath(self.root)}, False)
-        self._sort()
-
-    def _sort(self) -> None:
         self.files.sort(key=natural_key)
         self._masks: dict[frozenset[str], set[str]] = {}
         self._spelled: dict[str, str] = {}
@@ -260,26 +257,9 @@ class FileTree:
         folders = {os.path.dirname(path) for path in beside}
         return masks | beside | {path for path in named if os.path.dirname(path) in folders}
 
-    def under(self, folder: str) -> FileTree:
-        """The part of the tree below a folder, without walking the disk again."""
-        if not folder:
-            return self
-        part = FileTree.__new__(FileTree)
-        prefix = folder + "/"
-
-        def cut(paths: list[str]) -> list[str]:
-            return [path[len(prefix) :] for path in paths if path.startswith(prefix)]
-
-        part.root = os.path.join(self.root, folder)
-        part.files, part.tables, part.outside = cut(self.files), cut(self.tables), cut(self.outside)
-        part.set_aside = {reason: kept for reason, paths in self.set_aside.items() if (kept := cut(paths))}
-        part._sort()
-        return part
-
-    def folders(self, depth: int) -> list[str]:
-        """Folders exactly `depth` levels down that hold images somewhere below."""
-        parts = (path.split("/") for path in self.files)
-        return sorted({"/".join(p[:depth]) for p in parts if len(p) > depth}, key=natural_key)
+    def folders(self) -> list[str]:
+        """Folders at the top that hold images somewhere below."""
+        return sorted({path.split("/")[0] for path in self.files if "/" in path}, key=natural_key)
 
     def describe(self, limit: int = 12) -> str:
         """What lies at the top, for messages."""

@@ -31,25 +31,14 @@ def index_layout(layout: DatasetLayout, tree: FileTree, depths: int = 3) -> Inde
     Args:
         layout (`DatasetLayout`): the row.
         tree (`FileTree`): the files of the unpacked archive.
-        depths (`int`): how many levels of folders may be its root: 1 for the top alone.
-
-    Raises:
-        ValueError: several folders fit and none bears the data set's name.
+        depths (`int`): how many levels of folders may be its root: 1 for the top alone, else also a folder in it that
+            bears the data set's name, or is the only one.
     """
-    for depth in range(depths):
-        folders = tree.folders(depth) if depth else [""]
-        candidates = [(folder, _index_variants(layout, tree.under(folder))) for folder in folders]
-        found = [(folder, index) for folder, index in candidates if index is not None]
-        if len(found) > 1:
-            found = [item for item in found if layout.is_called(os.path.basename(item[0]))] or found
-        if len(found) > 1:
-            raise ValueError(
-                f"{layout.title}: several folders of {tree.root} fit ({', '.join(name for name, _ in found[:6])}): "
-                "give the one you mean as data_dir"
-            )
-        if found:
-            return found[0][1]
-    return None
+    if (index := _index_variants(layout, tree)) is not None or depths == 1:
+        return index
+    folders = tree.folders()
+    inside = [name for name in folders if layout.is_called(name)] or folders
+    return index_layout(layout, FileTree(os.path.join(tree.root, inside[0])), depths - 1) if len(inside) == 1 else None
 
 
 def _index_variants(layout: DatasetLayout, tree: FileTree) -> Index | None:

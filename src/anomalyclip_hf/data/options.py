@@ -10,7 +10,7 @@ from typing import Any
 from ..images_anomalyclip import check_channels, check_window
 from .images import MaskRule
 
-KINDS = ("folder", "tree", "table", "meta", "datasets")
+KINDS = ("folder", "datasets")
 
 
 def option(
@@ -106,7 +106,9 @@ class SourceOptions:
         None, "Unpacked archive of a named data set, or where a table's paths start.", group="Data set"
     )
     class_names: list[str] | None = option(None, "These classes alone.", group="Data set")
-    kind: str | None = option(None, f"{', '.join(KINDS[:-1])} or {KINDS[-1]}: do not guess.", group="Data set")
+    kind: str | None = option(
+        None, "folder (by the names of folders alone) or datasets (a repository): do not guess.", group="Data set"
+    )
     normal_kinds: list[str] | None = option(
         None, "Names of folders that mean normal; an empty list where none does.", group="Data set"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -54,6 +55,20 @@ class Index:
     outside: list[str] = field(default_factory=list)
     mask_rule: MaskRule = field(default_factory=MaskRule)
 
+    def check(self) -> None:
+        """Refuse an index of files that are not there, and warn of what was left out.
+
+        Raises:
+            ValueError: files are missing.
+        """
+        if self.missing:
+            raise ValueError(
+                f"{len(self.missing)} files named by {self.form} are not in {self.root}, e.g. {self.missing[0]}: "
+                "correct the index, or see all of them with `anomalyclip inspect`"
+            )
+        if remarks := self.remarks():
+            warnings.warn(f"{self.root}: {'; '.join(remarks)}", stacklevel=3)
+
     def remarks(self) -> list[str]:
         """All that was left out or comes from elsewhere, a sentence each; empty where everything was used."""
         told = list(self.notes)
@@ -66,17 +81,15 @@ class Index:
         return told
 
 
-def list_unused(unused: Mapping[str, Sequence[str]], limit: int = 8) -> str:
+def list_unused(unused: Mapping[str, Sequence[str]]) -> str:
     """Files by reason as a sentence: "3 files not used: 2 .xcf files (a.xcf, b.xcf); 1 results of this package (ev)".
 
     Args:
-        unused: reason -> paths; at least one.
-        limit (`int`): reasons spelled out.
+        unused: reason -> paths; at least one. Eight reasons are spelled out.
     """
     reasons = [f"{len(paths)} {reason} ({examples(paths)})" for reason, paths in unused.items()]
-    rest = sum(map(len, list(unused.values())[limit:]))
-    more = [f"{rest} of {len(reasons) - limit} other kinds"] if rest else []
-    return f"{sum(map(len, unused.values()))} files not used: {'; '.join(reasons[:limit] + more)}"
+    more = [f"and those of {len(reasons) - 8} other kinds"] if len(reasons) > 8 else []
+    return f"{sum(map(len, unused.values()))} files not used: {'; '.join(reasons[:8] + more)}"
 
 
 def kind_of(label: int | None, kind: str | None) -> str:
