@@ -154,17 +154,6 @@ class SourceOptions:
             return default or MaskRule()
         return MaskRule(self.mask_threshold, self.mask_threshold)
 
-    def columns(self) -> dict[str, str | None]:
-        """Field of a sample -> the column named for it, None where it is to be found."""
-        return {
-            "image": self.image_column,
-            "mask": self.mask_column,
-            "label": self.label_column,
-            "class_name": self.class_column,
-            "defect_type": self.defect_column,
-            "split": self.split_column,
-        }
-
     def only_class(self) -> str | None:
         """The class where a single one is asked for: what samples without a class are taken for."""
         return self.class_names[0] if self.class_names and len(self.class_names) == 1 else None

@@ -27,8 +27,6 @@ COLUMN_ALIASES: dict[str, tuple[str, ...]] = {
     "defect_type": ("defect_type", "defect", "kind", "specie_name", "anomaly_type"),
     "split": ("split", "phase", "subset"),
 }
-# The field of `SourceOptions` that names each.
-COLUMN_OPTIONS = {name: f"{name.removesuffix('_name').removesuffix('_type')}_column" for name in COLUMN_ALIASES}
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 META = Table(
     path="meta.json",
@@ -83,12 +81,12 @@ def read_rows(path: str) -> list[Row]:
     ]
 
 
-def pick_columns(names: Iterable[str], chosen: Mapping[str, str | None], where: str) -> dict[str, str]:
+def pick_columns(names: Iterable[str], options: SourceOptions, where: str) -> dict[str, str]:
     """Match the schema's fields to column names: the user's choice first, then the usual names.
 
     Args:
         names: the columns there are.
-        chosen: field -> column name; None where the user left it open.
+        options (`SourceOptions`): the columns that the user names.
         where (`str`): the source, for messages.
 
     Raises:
@@ -99,11 +97,12 @@ def pick_columns(names: Iterable[str], chosen: Mapping[str, str | None], where: 
     spelled = {normal_form(name): name for name in reversed(names)}
     columns: dict[str, str] = {}
     for field_name, aliases in COLUMN_ALIASES.items():
-        wanted = chosen.get(field_name)
-        if wanted is not None and (wanted := spelled.get(normal_form(wanted))) is None:
-            option = COLUMN_OPTIONS[field_name]
-            raise ValueError(f"{option}={chosen[field_name]!r}, but {where} has the columns {', '.join(names)}")
-        found = wanted or next((lower[alias] for alias in aliases if alias in lower), None)
+        option = f"{field_name.removesuffix('_name').removesuffix('_type')}_column"
+        wanted = getattr(options, option)
+        if wanted is not None and normal_form(wanted) not in spelled:
+            raise ValueError(f"{option}={wanted!r}, but {where} has the columns {', '.join(names)}")
+        usual = next((lower[alias] for alias in aliases if alias in lower), None)
+        found = usual if wanted is None else spelled[normal_form(wanted)]
         if found is not None and found not in columns.values():
             columns[field_name] = found
     if "image" not in columns:
@@ -139,14 +138,12 @@ def to_label(value: Any, normal_values: Sequence[Any] | None, where: str = "") -
     return int(text in _ONE)
 
 
-def label_of_kind(value: Any, normal_values: Sequence[Any] | None) -> int | None:
-    """Label of an image that has a kind of defect but no label: 0 for a normal kind, "none" or 0; None if empty."""
-    return to_label(value, normal_values or _NORMAL_KINDS)
+def labels_of_kinds(kinds: Sequence[Any], normal_values: Sequence[Any] | None) -> list[int | None]:
+    """Labels of images that have a kind of defect but no label: 0 for a normal kind, "none" or 0; None if empty.
 
-
-def labels_of_kinds(values: Iterable[Any], normal_values: Sequence[Any] | None) -> list[int | None]:
-    """[`label_of_kind`] of a whole column; where no cell names a normal kind, an empty one means no defect."""
-    labels = [label_of_kind(value, normal_values) for value in values]
+    Where no cell of a whole column names a normal kind, an empty one means no defect.
+    """
+    labels = [to_label(kind, normal_values or _NORMAL_KINDS) for kind in kinds]
     empty_is_normal = normal_values is None and 0 not in labels and 1 in labels
     return [0 if label is None and empty_is_normal else label for label in labels]
 
@@ -284,7 +281,7 @@ def index_own_tables(name: str, root: str, tables: Mapping[str, str], options: S
     names = [os.path.join(part, file).replace(os.sep, "/") for part, file in tables.items()]
     for part, file in zip(tables, names, strict=True):
         rows = read_rows(os.path.join(name, file))
-        found = pick_columns(rows[0][1], options.columns(), f"the table {os.path.join(name, file)}")
+        found = pick_columns(rows[0][1], options, f"the table {os.path.join(name, file)}")
         rows = [(where, {field: row[column] for field, column in found.items()}) for where, row in rows]
         own = {field: field if field in found else None for field in COLUMN_ALIASES}
         table = Table(
