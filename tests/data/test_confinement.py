@@ -199,6 +199,15 @@ def test_files_behind_links_are_not_exported_unasked(root, tmp_path):
     assert sorted(number_of(row["image"]) for row in load_anomaly_dataset(out)) == [1, 2, 9]
 
 
+def test_archives_behind_links_are_not_exported_unasked(tmp_path):
+    write_tree(tmp_path / "private", {"tubes/test/good/0.png": 1, "tubes/test/bad/1.png": 2})
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "MPDD").symlink_to("../private")
+    assert len(load_anomaly_dataset("mpdd", data_dir=tmp_path / "set")) == 2
+    with pytest.raises(ValueError, match="2 files lie outside of"):
+        export_source("mpdd", tmp_path / "out", data_dir=tmp_path / "set")
+
+
 def test_notices_that_are_links_are_not_exported(root, tmp_path):
     write_tree(root, {"good/0.png": 1}, text={"readme.txt": "Hello"})
     (root / "away").unlink()

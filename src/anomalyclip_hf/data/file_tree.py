@@ -134,6 +134,7 @@ class FileTree:
     Args:
         root: the folder.
         skip (*optional*): folders that are not looked into, such as the one that results go to.
+        home (`str`): the folder around it that links may not lead out of; itself by default.
 
     Attributes:
         root (`str`): the folder.
@@ -142,17 +143,19 @@ class FileTree:
             as ".xcf files", `RESULTS` (files and whole folders, also of runs that were interrupted), `UNLISTED`,
             `LINKED_TWICE` or `BAD_NAME`; side files (`SIDE_SUFFIXES`) and hidden ones are left out.
         tables (`list[str]`): CSV, TSV and JSON lines files, and meta.json.
-        outside (`list[str]`): image files that links lead out of the root for.
+        outside (`list[str]`): image files that links lead out of the root, or of `home`, for.
     """
 
-    def __init__(self, root: str | os.PathLike, skip: Iterable[str | os.PathLike] = ()):
+    def __init__(self, root: str | os.PathLike, skip: Iterable[str | os.PathLike] = (), home: str = ""):
         self._skipped = {os.path.realpath(folder) for folder in skip}
         self.root = os.fspath(root)
         self.files: list[str] = []
         self.tables: list[str] = []
         self.outside: list[str] = []
         self.set_aside: dict[str, list[str]] = {}
-        self._walk(self.root, "", {os.path.realpath(self.root)}, False)
+        self.home = home or self.root
+        linked = leaves_root(self.home, os.path.abspath(self.root))
+        self._walk(self.root, "", {os.path.realpath(self.root)}, linked)
         self.files.sort(key=natural_key)
         self._masks: dict[frozenset[str], set[str]] = {}
         self._spelled: dict[str, str] = {}
@@ -198,7 +201,7 @@ class FileTree:
                 self.tables.append(path)
 
     def _is_outside(self, entry: os.DirEntry) -> bool:
-        return entry.is_symlink() and leaves_root(self.root, os.path.abspath(entry.path))
+        return entry.is_symlink() and leaves_root(self.home, os.path.abspath(entry.path))
 
     def _read_anyway(self, link: str, seen: set[str]) -> bool:
         """Whether a linked folder is read under its own name, or holds the root: following it would go in circles."""

@@ -38,28 +38,28 @@ def index_layout(layout: DatasetLayout, tree: FileTree, depths: int = 3) -> Inde
         return index
     folders = tree.folders()
     inside = [name for name in folders if layout.is_called(name)] or folders
-    return index_layout(layout, FileTree(os.path.join(tree.root, inside[0])), depths - 1) if len(inside) == 1 else None
+    if len(inside) != 1:
+        return None
+    return index_layout(layout, FileTree(os.path.join(tree.root, inside[0]), home=tree.home), depths - 1)
 
 
 def _index_variants(layout: DatasetLayout, tree: FileTree) -> Index | None:
-    for declared in layout.variants:
-        if (table := declared.table) is not None:
-            ways = [index_layout_table(table, layout, tree)]
+    for variant in layout.variants:
+        if variant.table is not None:
+            index = index_layout_table(variant.table, layout, tree)
         else:
-            ways = (
-                index_variant(variant, layout, tree) for variant in dict.fromkeys([declared, _of_one_class(declared)])
-            )
-        if (index := next(filter(None, ways), None)) is not None:
+            index = index_variant(variant, layout, tree)
+            if index is None and variant.images.startswith("{class_name}/"):
+                index = index_variant(_of_one_class(variant), layout, tree)
+        if index is not None:
             return index
     return None
 
 
 def _of_one_class(variant: Variant) -> Variant:
-    """The variant as it is where the folder is that of a class."""
-    if not variant.images.startswith(head := "{class_name}/"):
-        return variant
-    masks = tuple(mask.removeprefix(head) for mask in variant.masks)
-    return replace(variant, images=variant.images.removeprefix(head), masks=masks)
+    """A variant as it is where the folder is that of a class."""
+    masks = tuple(mask.removeprefix("{class_name}/") for mask in variant.masks)
+    return replace(variant, images=variant.images.removeprefix("{class_name}/"), masks=masks)
 
 
 def index_variant(variant: Variant, layout: DatasetLayout, tree: FileTree) -> Index | None:
