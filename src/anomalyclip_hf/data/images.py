@@ -48,24 +48,27 @@ def open_image(source: Any, window: reader.Window = None, channels: Sequence[int
     """Open an image without changing it: pixels as stored, header read, not yet rotated.
 
     Args:
-        source: path, bytes, binary file, `{"bytes", "path"}`, uint8/uint16/bool/float array (H, W[, C]) or PIL image.
+        source: path, bytes, binary file, `{"bytes", "path"}` or PIL image.
         window, channels (*optional*): as of `read_image`.
 
     Raises:
         ImageReadError: the file is missing, empty or not an image.
     """
-    if isinstance(source, np.ndarray):
-        return _from_array(source)
-    path = source.get("path") if isinstance(source, Mapping) and source.get("bytes") is None else source
-    if isinstance(path, str) and "://" in path:
-        from datasets.utils.file_utils import xopen
+    return reader.open_image(_fetched(source), window, channels)
 
-        try:
-            with xopen(path, "rb") as file:
-                source = {"bytes": file.read(), "path": path}
-        except Exception as error:  # of any file system there is
-            raise unreadable(path, error) from error
-    return reader.open_image(source, window, channels)
+
+def _fetched(source: Any) -> Any:
+    """The source itself, but the bytes of a file of another file system, such as of a stream from the Hub."""
+    path = source.get("path") if isinstance(source, Mapping) and source.get("bytes") is None else source
+    if not (isinstance(path, str) and "://" in path):
+        return source
+    from datasets.utils.file_utils import xopen
+
+    try:
+        with xopen(path, "rb") as file:
+            return {"bytes": file.read(), "path": path}
+    except Exception as error:  # of any file system there is
+        raise unreadable(path, error) from error
 
 
 def read_image(source: Any, window: reader.Window = None, channels: Sequence[int] | None = None) -> Image.Image:
@@ -86,18 +89,13 @@ def read_image(source: Any, window: reader.Window = None, channels: Sequence[int
         ImageReadError: missing, empty, truncated or not an image, or values outside the ranges above.
     """
     window = reader.check_window(window)
-    is_array = isinstance(source, np.ndarray)
-    image = source if is_array else open_image(source, window, channels)
     try:
-        image_8_bit = reader.to_pil_image(image, "it", window, channels)
-        if image_8_bit.mode == "P" and "transparency" in image_8_bit.info:
-            image_8_bit = image_8_bit.convert("RGBA")
-        return image_8_bit if image_8_bit.mode == "RGB" else image_8_bit.convert("RGB")
+        image = reader.load_image(_fetched(source), window, channels)
+        if image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")
+        return image if image.mode == "RGB" else image.convert("RGB")
     except Exception as error:
         raise unreadable(source, error) from error
-    finally:
-        if not is_array:
-            _close(image, source)
 
 
 def read_mask(source: Any, rule: MaskRule | None = None, turn: int | None = None) -> Image.Image:
@@ -124,6 +122,11 @@ def read_mask(source: Any, rule: MaskRule | None = None, turn: int | None = None
                 f"cannot read mask {describe_source(source)}: masks of one size expected, found {found}"
             )
         return reduce(ImageChops.lighter, masks)
+    if isinstance(source, np.ndarray):
+        try:
+            return reader.binary_mask(source, "the array")
+        except ValueError as error:
+            raise unreadable(source, error, "mask") from error
     image = open_image(source)
     try:
         threshold = rule.jpeg_threshold if image.format in ("JPEG", "MPO") else rule.threshold
@@ -201,14 +204,3 @@ def _close(image: Image.Image, source: Any) -> None:
     if image is not source:
         with image:
             pass
-
-
-def _from_array(array: np.ndarray) -> Image.Image:
-    """An array as an image; one channel of more than 8 bits stays, since a mask of ones would be scaled to nothing."""
-    array = reader.channels_last(array, "the array")
-    scaled = reader.to_uint8(array, "the array")
-    if array.ndim == 3 or array.dtype in (bool, np.uint8):
-        return Image.fromarray(scaled)
-    if np.issubdtype(array.dtype, np.floating):
-        return Image.fromarray(array.astype(np.float32))
-    return Image.fromarray(array.astype(np.uint16 if array.dtype == np.uint16 else np.int32))
