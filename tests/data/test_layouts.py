@@ -35,7 +35,8 @@ VARIANTS = [
 
 
 def fill(pattern, names):
-    return re.sub(r"\{(\w+)\}", lambda match: names.get(match.group(1), ""), pattern)
+    required = re.sub(r"\[.*?\]", "", pattern)
+    return re.sub(r"\{(\w+)\}", lambda match: names.get(match.group(1), ""), required)
 
 
 def samples_of(row, variant):

@@ -453,7 +453,7 @@ def test_a_stream_names_its_rows_alike_in_every_pass(make_image):
 def test_options_are_one_object_or_fields(folder):
     options = SourceOptions(class_names="nuts", normal_kinds=["rust"], mask_threshold=100)
     chosen = load_anomaly_dataset(folder, options=options)
-    assert chosen.features["mask"].threshold == 100
+    assert chosen.features["mask"].mask_threshold == 100
     assert summary(chosen) == summary(load_anomaly_dataset(folder, **options.source_options()))
     assert summary(load_anomaly_dataset(folder, options=options, normal_kinds=("good",), mask_threshold=0)) == FOLDER
     assert summary(load_anomaly_dataset(folder, options=SourceOptions(data_dir=str(folder)), kind=None)) == FOLDER

@@ -21,7 +21,7 @@ from PIL import Image
 from ..images_anomalyclip import ORIENTATION_TAG, fit_mask, orientation_of, upright_size
 from .file_tree import examples, leaves_root
 from .files import MAX_NAME, one_line
-from .images import MaskRule, open_image, read_bytes, read_mask
+from .images import open_image, read_bytes, read_mask
 from .loading import open_source, select_parts
 from .options import SourceOptions, make_options
 from .records import Index
@@ -227,7 +227,7 @@ def _write_split(split: str, dataset: datasets.Dataset, folder: Path, packed: Pa
     features = datasets.Features({**dataset.features, "image": datasets.Image(), "mask": datasets.Image()})
     facts = {
         "image": dataset.features["image"],
-        "rule": dataset.features["mask"].rule,
+        "threshold": dataset.features["mask"].mask_threshold,
         "root": _common_folder(dataset["path"]),
     }
     table = undecoded(dataset).map(
@@ -245,7 +245,7 @@ def _write_split(split: str, dataset: datasets.Dataset, folder: Path, packed: Pa
     packed.unlink()
 
 
-def _pack(row: dict[str, Any], image: AnomalyImage, rule: MaskRule, root: str) -> dict[str, Any]:
+def _pack(row: dict[str, Any], image: AnomalyImage, threshold: int | None, root: str) -> dict[str, Any]:
     """A row of `undecoded` with its image's bytes, and its mask as a PNG on the upright image."""
     path = os.path.relpath(row["path"], root).replace(os.sep, "/") if root else row["path"]
     name = os.path.basename(path)
@@ -253,7 +253,7 @@ def _pack(row: dict[str, Any], image: AnomalyImage, rule: MaskRule, root: str) -
     packed_image = {"bytes": read_bytes(row["image"]), "path": name}
     if row["mask"] is None:
         return {**row, "image": packed_image, "path": path}
-    mask = read_mask(row["mask"], rule, row["mask"]["turn"])
+    mask = read_mask(row["mask"], threshold, row["mask"]["turn"])
     opened = open_image(row["image"], image.window, image.channels)
     more: dict[str, Any] = {}
     if orientation_of(opened) != 1:  # says that the mask is upright already, or its reader would have to guess

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
@@ -21,27 +20,7 @@ from ..images_anomalyclip import UPRIGHT, describe_source, orientation_of, state
 from ..images_anomalyclip import ImageReadError as ImageReadError
 from ..images_anomalyclip import fit_mask as fit_mask
 
-
-@dataclass(frozen=True)
-class MaskRule:
-    """How the pixels of a mask file become 0 and 255.
-
-    A pixel is anomalous where its largest color channel exceeds the threshold and it is not transparent. A mask of one
-    color on nothing is read from its alpha channel. In masks above 8 bits the threshold is scaled to their bit depth.
-
-    Args:
-        threshold (`int`, 0 to 254, defaults to 0): largest 8-bit value that still is background.
-        jpeg_threshold (`int`, 0 to 254, defaults to 127): the same for JPEG files, whose ringing is not truth.
-    """
-
-    threshold: int = 0
-    jpeg_threshold: int = 127
-
-    def __post_init__(self):
-        for name in ("threshold", "jpeg_threshold"):
-            value = getattr(self, name)
-            if not 0 <= value <= 254:
-                raise ValueError(f"MaskRule.{name}={value} must lie in 0 .. 254, in 8-bit units")
+JPEG_BACKGROUND = 127  # what of a mask in a JPEG file is none, in 8-bit units: its ringing is not truth
 
 
 def open_image(source: Any, window: reader.Window = None, channels: Sequence[int] | None = None) -> Image.Image:
@@ -98,13 +77,17 @@ def read_image(source: Any, window: reader.Window = None, channels: Sequence[int
         raise unreadable(source, error) from error
 
 
-def read_mask(source: Any, rule: MaskRule | None = None, turn: int | None = None) -> Image.Image:
+def read_mask(source: Any, threshold: int | None = None, turn: int | None = None) -> Image.Image:
     """Read any mask as upright 0/255 grayscale: palette, RGBA, 1-bit, 16-bit, gray or colored.
 
+    A pixel is anomalous where its largest color channel exceeds the threshold and it is not transparent. A mask of one
+    color on nothing is read from its alpha channel. In masks above 8 bits the threshold is scaled to their bit depth.
+
     Args:
-        source: path, bytes, binary file, `{"bytes", "path"}`, array or PIL image; a folder holds several masks of one
+        source: path, bytes, binary file, `{"bytes", "path"}`, array or PIL image; a folder holds several of one
             image, which are united.
-        rule (`MaskRule`, *optional*): what counts as anomalous; above 0 by default.
+        threshold (`int`, 0 to 254, *optional*): largest 8-bit value that is background still; 0, in JPEG files 127,
+            by default.
         turn (`int`, 1 to 8, *optional*): orientation to apply instead of the file's own, see `mask_turn`.
 
     Returns:
@@ -113,9 +96,8 @@ def read_mask(source: Any, rule: MaskRule | None = None, turn: int | None = None
     Raises:
         ImageReadError: missing, empty, truncated, not an image, or NaN, or masks of a folder that differ in size.
     """
-    rule = rule or MaskRule()
     if (files := mask_files(source)) != [source]:
-        masks = [read_mask(file, rule, turn) for file in files]
+        masks = [read_mask(file, threshold, turn) for file in files]
         if len(sizes := {f"{mask.width}x{mask.height}" for mask in masks}) > 1:
             found = ", ".join(sorted(sizes))
             raise ImageReadError(
@@ -129,7 +111,8 @@ def read_mask(source: Any, rule: MaskRule | None = None, turn: int | None = None
             raise unreadable(source, error, "mask") from error
     image = open_image(source)
     try:
-        threshold = rule.jpeg_threshold if image.format in ("JPEG", "MPO") else rule.threshold
+        if threshold is None:
+            threshold = JPEG_BACKGROUND if image.format in ("JPEG", "MPO") else 0
         own = states_orientation(image)
         image.load()  # turns a TIFF
         orientation = orientation_of(image) if own or turn is None else turn

@@ -17,7 +17,7 @@ from .file_tree import (
     natural_key,
     plain_path,
 )
-from .images import ImageReadError, MaskRule, read_mask
+from .images import ImageReadError, read_mask
 from .layouts import SPLITS, DatasetLayout, Variant
 from .records import NORMAL_KIND, Index, Record, kind_of
 from .tables import index_layout_table
@@ -94,7 +94,7 @@ def index_variant(variant: Variant, layout: DatasetLayout, tree: FileTree) -> In
     if variant.label == "mask_content":
         if bare := [record.image for record in records if record.mask is None]:
             notes = [f"{len(bare)} images without a mask file are taken as normal ({examples(bare)})"]
-        records = [_label_by_content(record, tree, layout.mask_rule) for record in records]
+        records = [_label_by_content(record, tree, layout.mask_threshold) for record in records]
     outside = [path for path in tree.outside if path in samples or path in used]
     order = {name: place for place, name in enumerate(layout.classes)}
     records.sort(key=lambda r: (order.get(r.class_name, 0), natural_key(r.class_name), r.split, natural_key(r.image)))
@@ -208,11 +208,11 @@ def _pair_masks(paths: _Paths, samples: dict[str, dict[str, str]]) -> tuple[list
     return records, used
 
 
-def _label_by_content(record: Record, tree: FileTree, rule: MaskRule) -> Record:
+def _label_by_content(record: Record, tree: FileTree, threshold: int | None) -> Record:
     """Normal where the mask is all zero or missing; then there is no mask to keep."""
     if record.mask is not None:
         try:
-            if read_mask(os.path.join(tree.root, record.mask), rule).getbbox() is not None:
+            if read_mask(os.path.join(tree.root, record.mask), threshold).getbbox() is not None:
                 return record
         except ImageReadError:
             return record  # reported when it is read

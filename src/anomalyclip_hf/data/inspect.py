@@ -26,7 +26,7 @@ from . import contact_sheet as sheets
 from .contact_sheet import SheetRow, inside, outline_mask
 from .file_tree import examples, natural_key
 from .files import one_line
-from .images import ImageReadError, MaskRule, mask_files, open_image, read_bytes, read_mask
+from .images import ImageReadError, mask_files, open_image, read_bytes
 from .loading import open_source, select_parts
 from .options import SourceOptions, make_options
 from .records import NORMAL_KIND, Index
@@ -34,7 +34,7 @@ from .records import NORMAL_KIND, Index
 if TYPE_CHECKING:
     import datasets
 
-    from .features import AnomalyImage
+    from .features import AnomalyImage, AnomalyMask
 
 # Every kind of problem there is, in the order of the report.
 PROBLEMS = {
@@ -194,17 +194,17 @@ def _examine_all(
 
     from .features import undecoded
 
-    rows, image, rule = undecoded(dataset), dataset.features["image"], dataset.features["mask"].rule
+    rows, image, mask = undecoded(dataset), dataset.features["image"], dataset.features["mask"]
     workers = num_workers or min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool, tqdm(total=len(rows), desc=split, disable=not progress) as bar:
         for start in range(0, len(rows), 256):  # bounded, so that embedded images are not all held at once
             chunk = [rows[index] for index in range(start, min(start + 256, len(rows)))]
-            for row, found in zip(chunk, pool.map(lambda row: _examine(split, row, image, rule), chunk), strict=True):
+            for row, found in zip(chunk, pool.map(lambda row: _examine(split, row, image, mask), chunk), strict=True):
                 bar.update()
                 yield row, *found
 
 
-def _examine(split: str, row: dict, image: AnomalyImage, rule: MaskRule) -> tuple[str, InspectionReport]:
+def _examine(split: str, row: dict, image: AnomalyImage, mask: AnomalyMask) -> tuple[str, InspectionReport]:
     """What reading one sample shows: what tells equal images, and a report of it alone."""
     part, path, digest, turned, size, stored = InspectionReport(split, ""), row["path"], "", 1, None, None
     key = (split, row["class_name"], row["defect_type"] or "-", _LABEL_WORDS[row["label"]])
@@ -234,8 +234,8 @@ def _examine(split: str, row: dict, image: AnomalyImage, rule: MaskRule) -> tupl
         if turned != 1 and not states_orientation(drawn) and drawn.size == stored == size:
             done = "turned with it" if (row["mask"]["turn"] or 1) != 1 else "taken as upright"
             part.notes.append(f"{path} is rotated by EXIF, its mask is not: the mask is {done}")
-        mask = read_mask(row["mask"], rule, row["mask"]["turn"])
-        part.problems += [Problem(kind, path, detail) for kind, detail in _mask_problems(mask, size, row["label"])]
+        found = _mask_problems(mask.decode_example(row["mask"]), size, row["label"])
+        part.problems += [Problem(kind, path, detail) for kind, detail in found]
     except ImageReadError as error:
         part.problems.append(Problem("unreadable_mask", path, str(error)))
     return digest, part

@@ -32,10 +32,8 @@ A `Table` reads an index file instead.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
-
-from .images import MaskRule
 
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -130,7 +128,7 @@ class DatasetLayout:
         variants (`tuple[Variant, ...]`): layouts on disk, the first that fits counts; an MVTec-style tree by default.
         classes (`tuple[str, ...]`): class names; empty: the folders', or the root folder's own name.
         normal_kinds (`tuple[str, ...]`): folder names that mean normal, compared without case.
-        mask_rule (`MaskRule`): how masks are binarised.
+        mask_threshold (`int`, *optional*): how masks are binarised, see `read_mask`.
         aliases (`tuple[str, ...]`): other names, of its folder in archives that hold several data sets too.
         home_page (`str`): where to get it.
         license (`str`, *optional*): Hub licence id, only where the source itself states it.
@@ -142,7 +140,7 @@ class DatasetLayout:
     variants: tuple[Variant, ...] = MVTEC_TREE
     classes: tuple[str, ...] = ()
     normal_kinds: tuple[str, ...] = ("good",)
-    mask_rule: MaskRule = field(default_factory=MaskRule)
+    mask_threshold: int | None = None
     aliases: tuple[str, ...] = ()
     home_page: str = ""
     license: str | None = None
@@ -287,8 +285,7 @@ _ROWS = (
         classes=("chest",),
         normal_kinds=("NORMAL",),
         variants=(
-            Variant("{kind}/images/{stem}", needs_normal=True),  # the masks beside them outline lungs, not anomalies
-            Variant("{kind}/{stem}", needs_normal=True),
+            Variant("{kind}/[images/]{stem}", needs_normal=True),  # the masks beside them outline lungs, not anomalies
         ),
         home_page="https://www.kaggle.com/datasets/tawsifurrahman/covid19-radiography-database",
     ),
@@ -323,8 +320,9 @@ _ROWS = (
         classes=("colon",),
         variants=(
             *IMAGES_AND_MASKS,
-            Variant("PNG/Original/{stem}", masks=("PNG/Ground Truth/{stem}",), label="anomalous"),
-            Variant("Original/{stem}", masks=("Ground Truth/{stem}",), label="anomalous"),
+            Variant(
+                "[PNG/]Original/{stem}", masks=("PNG/Ground Truth/{stem}", "Ground Truth/{stem}"), label="anomalous"
+            ),
         ),
         home_page=_POLYP_PAGE,
     ),

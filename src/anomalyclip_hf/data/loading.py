@@ -123,7 +123,8 @@ def open_source(
         from .repositories import load_repository
 
         return load_repository(name, options, data_dir=root, streaming=streaming)
-    index = replace(index, mask_rule=options.mask_rule(layout.mask_rule if layout else None))
+    default = layout.mask_threshold if layout else None
+    index = replace(index, mask_threshold=default if options.mask_threshold is None else options.mask_threshold)
     if index.listed:
         named = (path for record in index.records for path in (record.image, record.mask) if path)
         index = replace(index, outside=check_inside(named, [index.root], index.form, options.allow_outside))
@@ -262,7 +263,8 @@ def index_tree(tree: FileTree, options: SourceOptions) -> Index:
 
 def _with_options(layout: DatasetLayout, options: SourceOptions) -> DatasetLayout:
     """A layout with what the user says of masks and of kinds that are normal, be it that none is."""
-    layout = replace(layout, mask_rule=options.mask_rule(layout.mask_rule))
+    if options.mask_threshold is not None:
+        layout = replace(layout, mask_threshold=options.mask_threshold)
     if options.normal_kinds is None:
         return layout
     kinds = tuple(options.normal_kinds)
@@ -288,7 +290,7 @@ def records_to_dataset(index: Index, records: Sequence[Record]) -> datasets.Data
     }
     for name in ("label", "class_name", "defect_type"):
         columns[name] = [getattr(record, name) for record in records]
-    features = make_features(index.mask_rule)
+    features = make_features(index.mask_threshold)
     info = datasets.DatasetInfo(features=features, description=index.form)
     if layout := index.layout:
         info.description, info.homepage, info.license = layout.title, layout.home_page, layout.license or ""

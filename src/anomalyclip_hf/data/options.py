@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..images_anomalyclip import check_channels, check_window
-from .images import MaskRule
 
 KINDS = ("folder", "datasets")
 
@@ -147,12 +146,6 @@ class SourceOptions:
         """The fields that are set, by name."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(SourceOptions)}
         return {name: value for name, value in values.items() if value is not None and value is not False}
-
-    def mask_rule(self, default: MaskRule | None = None) -> MaskRule:
-        """The mask rule: the default, unless there is a `mask_threshold`."""
-        if self.mask_threshold is None:
-            return default or MaskRule()
-        return MaskRule(self.mask_threshold, self.mask_threshold)
 
     def only_class(self) -> str | None:
         """The class where a single one is asked for: what samples without a class are taken for."""

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .file_tree import examples
-from .images import MaskRule
 from .layouts import DatasetLayout
 
 NORMAL_KIND, ANOMALOUS_KIND = "good", "anomaly"
@@ -40,7 +39,7 @@ class Index:
         notes (`list[str]`): what was left out, and why.
         unused (`dict[str, list[str]]`): files below the root that are neither images nor masks here, by reason.
         outside (`list[str]`): files that links, or a table, lead out of the root for.
-        mask_rule (`MaskRule`): how masks are binarised.
+        mask_threshold (`int`, *optional*): how masks are binarised, see `read_mask`.
     """
 
     root: str
@@ -53,7 +52,7 @@ class Index:
     notes: list[str] = field(default_factory=list)
     unused: dict[str, list[str]] = field(default_factory=dict)
     outside: list[str] = field(default_factory=list)
-    mask_rule: MaskRule = field(default_factory=MaskRule)
+    mask_threshold: int | None = None
 
     def check(self) -> None:
         """Refuse an index of files that are not there, and warn of what was left out.

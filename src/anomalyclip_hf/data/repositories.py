@@ -12,7 +12,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .features import AnomalyImage, AnomalyMask, make_features, mask_feature, undecoded
+from .features import AnomalyImage, AnomalyMask, make_features, undecoded
 from .file_tree import check_inside
 from .images import mask_turn
 from .options import SourceOptions
@@ -141,7 +141,9 @@ def _adapt(dataset: Part, options: SourceOptions, data_dir: str | None, label: s
     if "mask" not in pictures:
         keep = keep.add_column("mask", [None] * len(dataset), feature=AnomalyMask())
     turns = _mask_turns(keep)
-    keep = keep.cast_column("image", AnomalyImage()).cast_column("mask", mask_feature(options.mask_rule()))
+    keep = keep.cast_column("image", AnomalyImage()).cast_column(
+        "mask", AnomalyMask(mask_threshold=options.mask_threshold)
+    )
     if any(turn != 1 for turn in turns.values()):
         keep = _with_turns(keep, turns)
     facts = tell(dataset.remove_columns(pictures).to_list() or [{}] * len(dataset))
@@ -211,7 +213,7 @@ def _adapt_stream(
             mask = {**mask, "turn": mask_turn(image, mask)}
         return {"image": image, "mask": mask, **tell([row], index)[0]}
 
-    return dataset.map(adapt, with_indices=True).cast(make_features(options.mask_rule()))
+    return dataset.map(adapt, with_indices=True).cast(make_features(options.mask_threshold))
 
 
 def _with_files(dataset: datasets.Dataset, data_dir: str | None) -> datasets.Dataset:
