@@ -124,8 +124,8 @@ def load_source(
     """
     from ..data import find_layout, load_anomaly_dataset
 
-    if draw and text == "synthetic":
-        return text, draw(split, **given)
+    if text == "synthetic":
+        return text, draw(split, **given) if draw else load_anomaly_dataset(text)
     name, is_named, folder = text.partition("=")
     if not is_named:
         layout = find_layout(text) if given.get("data_dir") else None

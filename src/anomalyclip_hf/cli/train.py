@@ -133,7 +133,7 @@ def _load(
 ) -> datasets.Dataset:
     from ..data import load_anomaly_dataset
 
-    if draw and source == "synthetic":
-        return draw(drawn_split, **given)
+    if source == "synthetic":
+        return draw(drawn_split, **given) if draw else load_anomaly_dataset(source)
     refuse_unknown(given, [field.name for field in fields(SourceOptions)])
     return load_anomaly_dataset(source, split=split, **given)
