@@ -33,7 +33,7 @@ def tree(tmp_path):
 
 
 def test_round_trip(tree, tmp_path):
-    out = export_source("mpdd", tmp_path / "out", tree, progress=False)
+    out = export_source("mpdd", tmp_path / "out", tree)
     for split in ("train", "test"):
         before, after = load_anomaly_dataset("mpdd", tree, split), load_anomaly_dataset(out, split=split)
         assert summary(after) == summary(before) and len(after) in (1, 3)
@@ -45,7 +45,7 @@ def test_round_trip(tree, tmp_path):
 
 def test_any_reader_sees_the_same(tree, tmp_path):
     write_mask(tree / "tubes/ground_truth/cut/0_mask.png", 3, value=1)
-    out = export_source("mpdd", tmp_path / "out", tree, progress=False)
+    out = export_source("mpdd", tmp_path / "out", tree)
     plain = datasets.load_dataset(out, split="test")
     assert type(plain.features["image"]) is datasets.Image and plain.features["label"].names == ["normal", "anomalous"]
     assert [area_of(mask) for mask in plain["mask"]] == [3, None, None]
@@ -63,7 +63,7 @@ def test_rotated_pictures_stay_matched(tmp_path):
     Image.fromarray(stored).save(tmp_path / "in/bad/a.png", exif=exif)
     Image.fromarray((stored[..., 0] > 0).astype(np.uint8)).save(tmp_path / "in/masks/a.png")
     write_picture(tmp_path / "in/good/b.png", 1)
-    out = export_source(tmp_path / "in", tmp_path / "out", progress=False)
+    out = export_source(tmp_path / "in", tmp_path / "out")
     for row in (load_anomaly_dataset(out)[0], datasets.load_dataset(out, split="test")[0]):
         assert row["image"].size == row["mask"].size == (12, 16)
         np.testing.assert_array_equal(np.asarray(row["mask"]) > 0, np.asarray(row["image"])[..., 0] > 0)
@@ -74,7 +74,7 @@ def card_of(out):
 
 
 def test_license_is_carried_and_never_guessed(tree, tmp_path):
-    out = export_source("mpdd", tmp_path / "a", tree, progress=False)
+    out = export_source("mpdd", tmp_path / "a", tree)
     card = card_of(out)
     assert "license: unknown\n" in card and "not stated by the source" in card
     assert "`source/license`" in card.casefold() and Path(out, "source", "LICENSE").read_text() == "Ask us."
@@ -82,13 +82,13 @@ def test_license_is_carried_and_never_guessed(tree, tmp_path):
     assert load_anomaly_dataset(out).info.license == ""
     mvtec = tmp_path / "mvtec"
     write_tree(mvtec, {"bottle/test/good/0.png": 1, "bottle/test/cut/0.png": 2})
-    out = export_source("mvtec", tmp_path / "b", mvtec, progress=False)
+    out = export_source("mvtec", tmp_path / "b", mvtec)
     facts = yaml.safe_load(card_of(out).split("---\n")[1])
     assert facts["license"] == "cc-by-nc-sa-4.0" and facts["pretty_name"] == "MVTec AD"
     assert "https://www.mvtec.com" in card_of(out)
-    again = export_dataset(load_anomaly_dataset(out), tmp_path / "c", progress=False)  # also through an export
+    again = export_dataset(load_anomaly_dataset(out), tmp_path / "c")  # also through an export
     assert "license: cc-by-nc-sa-4.0\n" in card_of(again)
-    out = export_source(tree / "tubes", tmp_path / "d", license="cc0-1.0", progress=False)
+    out = export_source(tree / "tubes", tmp_path / "d", license="cc0-1.0")
     assert "license: cc0-1.0\n" in card_of(out)
 
 
@@ -97,16 +97,16 @@ def test_nothing_is_overwritten_or_half_written(tree, tmp_path):
     write_tree(mine, {"precious.png": 1})
     for overwrite in (False, True):
         with pytest.raises(FileExistsError, match=r"not empty.*no earlier export"):
-            export_source("mpdd", mine, tree, overwrite=overwrite, progress=False)
-    out = export_source("mpdd", tmp_path / "out", tree, progress=False)
+            export_source("mpdd", mine, tree, overwrite=overwrite)
+    out = export_source("mpdd", tmp_path / "out", tree)
     with pytest.raises(FileExistsError, match="overwrite=True replaces it"):
-        export_source("mpdd", out, tree, progress=False)
+        export_source("mpdd", out, tree)
     (tree / "tubes/test/cut/1.png").write_bytes(b"torn")
     with pytest.raises(ImageReadError, match=r"cut/1\.png"):
-        export_source("mpdd", out, tree, overwrite=True, progress=False)
+        export_source("mpdd", out, tree, overwrite=True)
     assert len(load_anomaly_dataset(out)) == 3  # the old one still stands
     (tree / "tubes/test/cut/1.png").unlink()
-    export_source("mpdd", out, tree, overwrite=True, progress=False)
+    export_source("mpdd", out, tree, overwrite=True)
     assert len(datasets.Dataset.from_parquet(str(next(Path(out, "data").glob("test*"))))) == 2
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "mine", "mpdd", "out"]
 
@@ -114,7 +114,7 @@ def test_nothing_is_overwritten_or_half_written(tree, tmp_path):
 def test_large_sets_are_cut_into_shards(tree, tmp_path, monkeypatch):
     monkeypatch.setattr("anomalyclip_hf.data.export.SHARD_BYTES", 1)
     monkeypatch.setattr("anomalyclip_hf.data.export.ROWS_HELD", 1)
-    out = export_source("mpdd", tmp_path / "out", tree, progress=False)
+    out = export_source("mpdd", tmp_path / "out", tree)
     names = sorted(path.name for path in Path(out, "data").glob("test*"))
     assert names == [f"test-{number:05d}-of-00003.parquet" for number in range(3)]
     assert summary(load_anomaly_dataset(out)) == summary(load_anomaly_dataset("mpdd", tree))
@@ -124,9 +124,6 @@ def test_pushing_is_private_unless_told(tree, monkeypatch):
     calls = {}
 
     class Api:
-        def __init__(self, token=None):
-            calls["token"] = token
-
         def create_repo(self, repo_id, **arguments):
             calls["create"] = (repo_id, arguments["repo_type"], arguments["private"])
             return f"https://huggingface.co/datasets/{repo_id}"
@@ -135,7 +132,7 @@ def test_pushing_is_private_unless_told(tree, monkeypatch):
             calls["files"] = sorted(p.relative_to(folder_path).as_posix() for p in Path(folder_path).rglob("*.*"))
 
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
-    assert export_source("mpdd", "me/parts", tree, push=True, progress=False).endswith("me/parts")
+    assert export_source("mpdd", "me/parts", tree, push=True).endswith("me/parts")
     assert calls["create"] == ("me/parts", "dataset", True)
     assert calls["files"] == [
         "README.md",

@@ -334,7 +334,7 @@ def test_many_reasons_are_shortened():
     unused = {f".{number} files": ["a", "b"] for number in range(10)}
     text = list_unused(unused)
     assert text.startswith("20 files not used: 2 .0 files (a, b); 2 .1 files") and "2 .7 files" in text
-    assert text.endswith("; 4 of 2 other kinds")
+    assert text.endswith("; and those of 2 other kinds")
 
 
 def test_linked_folders_are_read_once_and_told_of(tmp_path):

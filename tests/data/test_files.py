@@ -37,13 +37,12 @@ def test_records_are_one_line_of_plain_utf_8():
 
 
 def test_leftovers_of_dead_processes_are_removed_and_nothing_else(tmp_path):
-    code = (
-        "import os, sys; from anomalyclip_hf.data.files import atomic_path\n"
-        "with atomic_path(sys.argv[1]) as path: path.write_text('half'); os._exit(9)"
-    )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "maps" / "a" / "000.png")])
-    (left,) = (tmp_path / "maps" / "a").iterdir()
-    assert left.name.startswith(".000.") and left.suffix == ".png"
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    with atomic_path(tmp_path / "maps" / "a" / "000.png") as path:
+        left = path.with_name(path.name.replace(f".{os.getpid()}-", f".{ended.pid}-"))
+        left.write_text("half")
+        assert left != path and left.name.startswith(".000.") and left.suffix == ".png"
     others = [tmp_path / "maps" / name for name in (".hidden.png", ".a.part.png", "000.png", ".x.12-abcdefgh.png")]
     others.append(tmp_path / "data" / left.name)
     others[-1].parent.mkdir()

@@ -1,9 +1,8 @@
 """Looking before running: every kind of problem is found, counted and named."""
 
+import runpy
 import shutil
 import struct
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 
@@ -218,7 +217,7 @@ def test_export_and_report_are_two_things(tmp_path, capsys):
         ([source, "--export", out, "--strict"], "--export writes all splits and no report"),
         ([source, "--push"], "belong to --export"),
         ([], "there is no source"),
-        ([source, "--kind", "tables"], "--kind tables must be one of folder, tree"),
+        ([source, "--kind", "tables"], "--kind tables must be one of folder, datasets"),
     ):
         assert run_command("inspect", words) == 2
         assert said in capsys.readouterr().err
@@ -226,19 +225,11 @@ def test_export_and_report_are_two_things(tmp_path, capsys):
     assert capsys.readouterr().out.strip() == out
 
 
-def test_as_a_program():
-    command = [
-        sys.executable,
-        "-m",
-        "anomalyclip_hf.data",
-        "inspect",
-        str(REAL / "cookies"),
-        "--strict",
-        "--no_progress",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1, done.stderr
-    assert "PROBLEM missing_mask: 1 x" in done.stdout
+def test_as_a_program(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["data", "inspect", str(REAL / "cookies"), "--strict", "--no_progress"])
+    with pytest.raises(SystemExit, match="1"):
+        runpy.run_module("anomalyclip_hf.data", run_name="__main__")
+    assert "PROBLEM missing_mask: 1 x" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("color_type", [2, 4, 6])

@@ -8,8 +8,8 @@ import pytest
 from picture_trees import HEIGHT, WIDTH, area_of, summary, write_mask, write_tree
 from PIL import Image
 
-from anomalyclip_hf.data.features import mask_feature
-from anomalyclip_hf.data.images import ImageReadError, MaskRule, read_mask
+from anomalyclip_hf.data.features import AnomalyMask
+from anomalyclip_hf.data.images import ImageReadError, read_mask
 from anomalyclip_hf.data.inspect import inspect_source
 from anomalyclip_hf.data.layouts import find_layout
 from anomalyclip_hf.data.loading import load_anomaly_dataset
@@ -93,7 +93,7 @@ def test_several_masks_of_one_image(name, class_name, tmp_path):
 
 def test_united_masks_travel_as_one(tmp_path):
     write_pieces(tmp_path / "ground_truth", (0, 0, 4, 2), (2, 0, 6, 2))
-    feature = mask_feature(MaskRule())
+    feature = AnomalyMask()
     cells = [{"bytes": None, "path": str(tmp_path / "ground_truth"), "turn": None}, None]
     storage = feature.cast_storage(pa.array(cells, feature.pa_type))
     packed = feature.embed_storage(storage).to_pylist()
@@ -159,7 +159,7 @@ def test_classes_of_realiad_that_were_not_unpacked_are_told(tmp_path):
 @pytest.mark.parametrize("text", ["[1, 2]", '{"test": [3]}', "{"])
 def test_a_broken_index_of_realiad_is_named(text, tmp_path):
     write_tree(tmp_path, {"a.png": 1}, text={"realiad_jsons/realiad_jsons/mint.json": text})
-    with pytest.raises(ValueError, match=r"mint\.json is not an index of the form \{split: \[rows\]\}"):
+    with pytest.raises(ValueError, match=r"mint\.json is not an index \{split: \[rows\]\}"):
         load_anomaly_dataset("realiad", data_dir=tmp_path)
 
 

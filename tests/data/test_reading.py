@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomalyclip_hf.data.images import ImageReadError, MaskRule, mask_turn, read_image, read_mask
+from anomalyclip_hf.data.images import ImageReadError, mask_turn, read_image, read_mask
 from anomalyclip_hf.images_anomalyclip import fit_mask
 
 SHAPE = (6, 10)
@@ -70,11 +70,9 @@ def test_every_kind_of_mask_is_read_alike(mode, tmp_path):
 def test_thresholds_are_the_rules():
     values = np.array([[0, 1, 127, 128, 255]], np.uint8)
     assert np.asarray(read_mask(Image.fromarray(values))).tolist() == [[0, 255, 255, 255, 255]]
-    assert np.asarray(read_mask(Image.fromarray(values), MaskRule(127))).tolist() == [[0, 0, 0, 255, 255]]
+    assert np.asarray(read_mask(Image.fromarray(values), 127)).tolist() == [[0, 0, 0, 255, 255]]
     deep = Image.fromarray(values.astype(np.uint16) * 257)
-    assert np.asarray(read_mask(deep, MaskRule(127))).tolist() == [[0, 0, 0, 255, 255]]
-    with pytest.raises(ValueError, match=r"threshold=300 must lie in 0 \.\. 254"):
-        MaskRule(300)
+    assert np.asarray(read_mask(deep, 127)).tolist() == [[0, 0, 0, 255, 255]]
 
 
 def test_ringing_of_a_jpeg_mask_is_no_truth(tmp_path):

@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -36,34 +33,19 @@ def test_the_mask_is_where_the_image_changed(shape, defect):
             assert np.ptp(after, axis=2).max() == 0
 
 
-def test_a_seed_draws_the_same_in_any_process_and_another_seed_another(tmp_path):
+def test_a_seed_draws_the_same_and_another_seed_another(tmp_path):
     Image.fromarray(picture((60, 90, 3))).save(tmp_path / "a.png")
-    code = """
-import sys
-from anomalyclip_hf.data.synthetic import draw_anomaly_on
-for index in range(4):
-    image, mask, kind = draw_anomaly_on(sys.argv[1], seed=(7, index))
-    print(image.tobytes().hex(), mask.tobytes().hex(), kind)
-"""
-    line = [sys.executable, "-c", code, str(tmp_path / "a.png")]
-    printed = subprocess.run(line, capture_output=True, text=True, check=True).stdout.splitlines()
     drawn = [draw_anomaly_on(tmp_path / "a.png", seed=(7, index)) for index in range(4)]
-    assert printed == [f"{image.tobytes().hex()} {mask.tobytes().hex()} {kind}" for image, mask, kind in drawn]
-    others = [draw_anomaly_on(tmp_path / "a.png", seed=(8, index)) for index in range(4)]
-    masks = [mask for _, mask, _ in drawn + others]
+    for index, (image, mask, kind) in enumerate(drawn):
+        again = draw_anomaly_on(tmp_path / "a.png", seed=(7, index))
+        assert (again[0] == image).all() and (again[1] == mask).all() and again[2] == kind
+    masks = [mask for _, mask, _ in [*drawn, *(draw_anomaly_on(tmp_path / "a.png", seed=(8, n)) for n in range(4))]]
     assert all((a != b).any() for k, a in enumerate(masks) for b in masks[:k])
 
 
-def test_kinds_come_in_turn_and_difficulty_makes_them_smaller_and_fainter():
-    image, sizes, changes = picture((96, 96, 3)), [], []
-    for difficulty in (0.0, 1.0):
-        drawn = [draw_anomaly_on(image, seed=seed, difficulty=difficulty) for seed in range(60)]
-        kinds = [kind for *_, kind in drawn]
-        assert min(kinds.count(kind) for kind in DEFECTS) > 10
-        sizes.append(np.median([mask.mean() for _, mask, _ in drawn]))
-        changes.append(np.mean([np.abs(after.astype(int) - image)[mask].mean() for after, mask, _ in drawn]))
-    assert 0.005 < sizes[1] < 0.8 * sizes[0] < 0.1
-    assert changes[1] < 0.8 * changes[0]
+def test_kinds_come_in_turn():
+    kinds = [draw_anomaly_on(picture((96, 96, 3)), seed=seed)[2] for seed in range(60)]
+    assert min(kinds.count(kind) for kind in DEFECTS) > 10
 
 
 @pytest.mark.parametrize("tone", [0, 128, 255])
@@ -92,7 +74,6 @@ def test_an_anomaly_lies_on_the_object_of_a_plain_background():
     [
         (np.zeros((7, 64), np.uint8), {}, "image of 64 x 7 pixels.*at least 8"),
         (np.zeros((64, 64), np.uint8), {"defect": "rust"}, "defect='rust'.*noise, cut_paste, scar"),
-        (np.zeros((64, 64), np.uint8), {"difficulty": float("nan")}, "difficulty=nan.*0 to 1"),
         (np.zeros((64, 64), np.uint8), {"seed": -1}, "non-negative"),
         (b"\x89PNG\r\n\x1a\n", {}, "cannot read image"),
     ],

@@ -53,8 +53,12 @@ class Settings(SourceOptions):
 def run(settings: Settings) -> int:
     """Look at a data set or export it; see [`Settings`] for the exit status."""
     if settings.export:
+        import datasets
+
         from ..data.export import export_source
 
+        if not settings.progress:
+            datasets.disable_progress_bars()
         noted = {"license_note": settings.license_note} if settings.license_note else {}
         where = export_source(
             settings.source,
@@ -64,7 +68,6 @@ def run(settings: Settings) -> int:
             private=not settings.public,
             license=settings.license,
             overwrite=settings.overwrite,
-            progress=settings.progress,
             **noted,
         )
         print(where)

@@ -155,10 +155,9 @@ def load_source(
         ValueError: the name is no plain name, or the data set can't be loaded.
     """
     from ..data import find_layout, load_anomaly_dataset
-    from ..data.loading import refuse_drawn
 
     if text == "synthetic":
-        return text, (draw or refuse_drawn)(split, **given)
+        return text, draw(split, **given) if draw else load_anomaly_dataset(text)
     name, is_named, folder = text.partition("=")
     if not is_named:
         layout = find_layout(text) if given.get("data_dir") else None

@@ -132,9 +132,8 @@ def _load(
     source: str, split: str, given: dict[str, Any], draw: Callable[..., datasets.Dataset] | None, drawn_split: str
 ) -> datasets.Dataset:
     from ..data import load_anomaly_dataset
-    from ..data.loading import refuse_drawn
 
     if source == "synthetic":
-        return (draw or refuse_drawn)(drawn_split, **given)
+        return draw(drawn_split, **given) if draw else load_anomaly_dataset(source)
     refuse_unknown(given, [field.name for field in fields(SourceOptions)])
     return load_anomaly_dataset(source, split=split, **given)

@@ -13,7 +13,6 @@ _WHERE = {
     "find_layout": "layouts",
     "register_layout": "layouts",
     "ImageReadError": "images",
-    "MaskRule": "images",
     "read_image": "images",
     "read_mask": "images",
     "make_loader": "loader",

@@ -12,8 +12,7 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from PIL import Image
 from ..images_anomalyclip import ORIENTATION_TAG, fit_mask, orientation_of, upright_size
 from .file_tree import examples, leaves_root
 from .files import MAX_NAME, one_line
-from .images import MaskRule, open_image, read_bytes, read_mask
+from .images import open_image, read_bytes, read_mask
 from .loading import open_source, select_parts
 from .options import SourceOptions, make_options
 from .records import Index
@@ -52,8 +51,6 @@ def export_dataset(
     title: str | None = None,
     notices: Sequence[str] = (),
     overwrite: bool = False,
-    progress: bool = True,
-    token: str | None = None,
 ) -> str:
     """Save a loaded data set as a `datasets` repository, or push it to the Hub.
 
@@ -66,8 +63,6 @@ def export_dataset(
         title (`str`, *optional*): name on the card.
         notices (paths): licence and readme files of the source, copied into `source/`.
         overwrite (`bool`): replace an existing folder.
-        progress (`bool`): show a bar.
-        token (`str`, *optional*): for the Hub.
 
     Returns:
         `str`: the folder, or the repository's address.
@@ -77,9 +72,16 @@ def export_dataset(
         ImageReadError: a file cannot be read; nothing is left behind.
         ValueError: a split's name is no plain name, too long or reserved, or `license` no id.
     """
+    from huggingface_hub import HfApi
+
     parts = dict(dataset) if isinstance(dataset, Mapping) else {str(dataset.split or "test"): dataset}
     for split in parts:
-        _check_split(split)
+        if not _SPLIT_NAME.fullmatch(split) or split.casefold() == "all" or len(split) > MAX_NAME:
+            raise ValueError(
+                f"the split {one_line(split[:40])!r} cannot be exported: its name becomes a file's, so it must be of "
+                f"at most {MAX_NAME} letters, digits and _ (a-z, as in test or train_2), and not be 'all', which "
+                "datasets keeps for all splits together; rename it in the source"
+            )
     if license and not _LICENSE_ID.fullmatch(license):
         raise ValueError(f"license={license!r} is no id of the Hub, such as cc-by-4.0: put sentences in license_note")
     target = Path(out)
@@ -91,7 +93,7 @@ def export_dataset(
         content = Path(folder, "new")
         Path(content, "data").mkdir(parents=True)
         for split, part in parts.items():
-            _write_split(split, part, content / "data", Path(folder, "packed.arrow"), progress)
+            _write_split(split, part, content / "data", Path(folder, "packed.arrow"))
         info = next(iter(parts.values())).info
         stated = _line(info.license or "")
         if stated and not _LICENSE_ID.fullmatch(stated):  # a sentence, or the whole text
@@ -103,7 +105,11 @@ def export_dataset(
         card = make_card(title, parts, license or stated, license_note, info.homepage or "", notices)
         Path(content, "README.md").write_text(card, encoding="utf-8")
         if push:
-            return _upload(folder=content, repository=str(out), private=private, token=token)
+            api = HfApi()
+            url = api.create_repo(str(out), repo_type="dataset", private=private, exist_ok=True)
+            message = "Add the data set and its card"
+            api.upload_folder(repo_id=str(out), folder_path=content, repo_type="dataset", commit_message=message)
+            return str(url)
         old = Path(folder, "old")
         if target.is_dir():
             os.replace(target, old)
@@ -131,16 +137,13 @@ def export_source(
     options = make_options(options)
     found = open_source(source, data_dir, options)
     if isinstance(found, Index):
-        if found.missing:
-            raise ValueError(f"{len(found.missing)} files named by {found.form} do not exist, e.g. {found.missing[0]}")
         if found.outside and not options.allow_outside:
             raise ValueError(
                 f"{len(found.outside)} files lie outside of {found.root}, behind links or by their paths "
                 f"({examples(found.outside)}): an export would hold copies of them. If you mean to share them, say so "
                 "with allow_outside=True"
             )
-        if remarks := found.remarks():
-            warnings.warn(f"{found.root}: {'; '.join(remarks)}", stacklevel=2)
+        found.check()
         arguments.setdefault("notices", _notices(found.root))
         if found.layout is not None:
             arguments.setdefault("title", found.layout.title)
@@ -204,20 +207,6 @@ def make_card(
     return "\n".join(lines)
 
 
-def _check_split(split: str) -> None:
-    """Refuse names of splits that can't be files' names, or that `datasets` would not read back."""
-    why = ""
-    if not _SPLIT_NAME.fullmatch(split):
-        why = "its name becomes a file's, so it must consist of letters, digits and _ (a-z, as in test or train_2)"
-    elif split.casefold() == "all":
-        why = "its name is reserved by datasets, where it means all splits together"
-    elif len(split) > MAX_NAME:
-        why = f"its name becomes a file's, but has {len(split)} letters, more than {MAX_NAME}"
-    if why:
-        shown = one_line(split if len(split) <= MAX_NAME else split[:40] + "...")
-        raise ValueError(f"the split {shown!r} cannot be exported: {why}; rename it in the source")
-
-
 def _check_target(target: Path, overwrite: bool) -> None:
     """Replace nothing but an earlier export, and that only when asked to."""
     if not target.is_dir() or not any(target.iterdir()):
@@ -229,7 +218,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
         raise FileExistsError(f"{target} is not empty: choose another folder ({advice})")
 
 
-def _write_split(split: str, dataset: datasets.Dataset, folder: Path, packed: Path, progress: bool) -> None:
+def _write_split(split: str, dataset: datasets.Dataset, folder: Path, packed: Path) -> None:
     """Write parquet shards of one split; few pictures are held in memory, the rest in a file on the way."""
     import datasets
 
@@ -238,41 +227,25 @@ def _write_split(split: str, dataset: datasets.Dataset, folder: Path, packed: Pa
     features = datasets.Features({**dataset.features, "image": datasets.Image(), "mask": datasets.Image()})
     facts = {
         "image": dataset.features["image"],
-        "rule": dataset.features["mask"].rule,
+        "threshold": dataset.features["mask"].mask_threshold,
         "root": _common_folder(dataset["path"]),
     }
-    with _progress_bars(progress):
-        table = undecoded(dataset).map(
-            _pack,
-            fn_kwargs=facts,
-            features=features,
-            cache_file_name=str(packed),
-            writer_batch_size=ROWS_HELD,
-            desc=f"export {split}",
-        )
-        shards = min(len(table), -(-table.data.nbytes // SHARD_BYTES))
-        for number in range(shards):
-            shard = table.shard(shards, number, contiguous=True)
-            shard.to_parquet(folder / f"{split}-{number:05d}-of-{shards:05d}.parquet", batch_size=ROWS_HELD)
+    table = undecoded(dataset).map(
+        _pack,
+        fn_kwargs=facts,
+        features=features,
+        cache_file_name=str(packed),
+        writer_batch_size=ROWS_HELD,
+        desc=f"export {split}",
+    )
+    shards = min(len(table), -(-table.data.nbytes // SHARD_BYTES))
+    for number in range(shards):
+        shard = table.shard(shards, number, contiguous=True)
+        shard.to_parquet(folder / f"{split}-{number:05d}-of-{shards:05d}.parquet", batch_size=ROWS_HELD)
     packed.unlink()
 
 
-@contextmanager
-def _progress_bars(shown: bool) -> Iterator[None]:
-    """Whether `datasets` shows its bars."""
-    import datasets
-
-    hidden = datasets.are_progress_bars_disabled()
-    if not shown:
-        datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if not hidden:
-            datasets.enable_progress_bars()
-
-
-def _pack(row: dict[str, Any], image: AnomalyImage, rule: MaskRule, root: str) -> dict[str, Any]:
+def _pack(row: dict[str, Any], image: AnomalyImage, threshold: int | None, root: str) -> dict[str, Any]:
     """A row of `undecoded` with its image's bytes, and its mask as a PNG on the upright image."""
     path = os.path.relpath(row["path"], root).replace(os.sep, "/") if root else row["path"]
     name = os.path.basename(path)
@@ -280,7 +253,7 @@ def _pack(row: dict[str, Any], image: AnomalyImage, rule: MaskRule, root: str) -
     packed_image = {"bytes": read_bytes(row["image"]), "path": name}
     if row["mask"] is None:
         return {**row, "image": packed_image, "path": path}
-    mask = read_mask(row["mask"], rule, row["mask"]["turn"])
+    mask = read_mask(row["mask"], threshold, row["mask"]["turn"])
     opened = open_image(row["image"], image.window, image.channels)
     more: dict[str, Any] = {}
     if orientation_of(opened) != 1:  # says that the mask is upright already, or its reader would have to guess
@@ -307,17 +280,6 @@ def _notices(root: str) -> tuple[str, ...]:
     if links:
         warnings.warn(f"{', '.join(links)} not copied: no file, or a link that leads out of {root}", stacklevel=3)
     return tuple(os.path.join(root, name) for name in found if name not in links)
-
-
-def _upload(folder: Path, repository: str, private: bool, token: str | None) -> str:
-    from huggingface_hub import HfApi
-
-    api = HfApi(token=token)
-    url = api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
-    api.upload_folder(
-        repo_id=repository, folder_path=folder, repo_type="dataset", commit_message="Add the data set and its card"
-    )
-    return str(url)
 
 
 def _line(text: str) -> str:

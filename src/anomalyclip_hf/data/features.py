@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import datasets
@@ -17,7 +17,7 @@ from datasets.features.features import register_feature
 from PIL import Image
 
 from ..images_anomalyclip import check_channels, check_window
-from .images import MaskRule, mask_files, read_image, read_mask
+from .images import mask_files, read_image, read_mask
 
 if TYPE_CHECKING:
     from .options import SourceOptions
@@ -43,25 +43,19 @@ class AnomalyImage(datasets.Image):
 
 @dataclass
 class AnomalyMask(datasets.Image):
-    """A mask column that decodes to mode L, 0 and 255, by the rule of its data set.
+    """A mask column that decodes to mode L, 0 and 255, by the threshold of its data set, see `read_mask`.
 
     `turn` is kept beside the file: the orientation that lays a mask without EXIF on its rotated image (`mask_turn`).
     """
 
-    threshold: int = 0
-    jpeg_threshold: int = 127
+    mask_threshold: int | None = None
     pa_type: ClassVar[Any] = pa.struct({"bytes": pa.binary(), "path": pa.string(), "turn": pa.int8()})
     _type: str = field(default="AnomalyMask", init=False, repr=False)
-
-    @property
-    def rule(self) -> MaskRule:
-        """How its masks are binarised."""
-        return MaskRule(self.threshold, self.jpeg_threshold)
 
     def decode_example(self, value: Any, token_per_repo_id=None) -> Image.Image:
         """Decode one cell; raises `ImageReadError` naming the file."""
         turn = value.get("turn") if isinstance(value, dict) else None
-        return read_mask(value, self.rule, turn)
+        return read_mask(value, self.mask_threshold, turn)
 
     def encode_example(self, value: Any) -> dict:
         """Encode a path, bytes, PIL image, array or `{"bytes", "path", "turn"}`."""
@@ -71,7 +65,7 @@ class AnomalyMask(datasets.Image):
     def _unite(self, cell: dict) -> dict:
         if mask_files(cell) == [cell]:
             return cell
-        united = read_mask(cell, self.rule, cell["turn"])
+        united = read_mask(cell, self.mask_threshold, cell["turn"])
         return {**self.encode_example(united), "turn": 1}
 
     def cast_storage(self, storage: pa.Array) -> pa.Array:
@@ -97,15 +91,10 @@ def _with_turn(storage: pa.StructArray, turn: pa.Array | None = None) -> pa.Stru
     return pa.StructArray.from_arrays(fields, ["bytes", "path", "turn"], mask=storage.is_null())
 
 
-def mask_feature(rule: MaskRule, decode: bool = True) -> AnomalyMask:
-    """The type of a mask column that is read by a rule."""
-    return AnomalyMask(decode=decode, threshold=rule.threshold, jpeg_threshold=rule.jpeg_threshold)
-
-
 def undecoded(dataset: datasets.Dataset) -> datasets.Dataset:
     """The data set with its pictures left as `{"bytes", "path"}` cells, those of masks with their `turn`."""
     dataset = dataset.cast_column("image", datasets.Image(decode=False))
-    return dataset.cast_column("mask", mask_feature(dataset.features["mask"].rule, decode=False))
+    return dataset.cast_column("mask", replace(dataset.features["mask"], decode=False))
 
 
 def read_by(dataset: Any, options: SourceOptions) -> Any:
@@ -115,16 +104,16 @@ def read_by(dataset: Any, options: SourceOptions) -> Any:
     return dataset.cast_column("image", AnomalyImage(window=options.window, channels=options.channels))
 
 
-def make_features(rule: MaskRule | None = None) -> datasets.Features:
+def make_features(mask_threshold: int | None = None) -> datasets.Features:
     """The one schema of every loaded data set.
 
     Args:
-        rule (`MaskRule`, *optional*): how masks are binarised.
+        mask_threshold (`int`, *optional*): how masks are binarised, see `read_mask`.
     """
     return datasets.Features(
         {
             "image": AnomalyImage(),
-            "mask": mask_feature(rule or MaskRule()),
+            "mask": AnomalyMask(mask_threshold=mask_threshold),
             "label": datasets.ClassLabel(names=list(LABEL_NAMES)),
             "class_name": datasets.Value("string"),
             "defect_type": datasets.Value("string"),

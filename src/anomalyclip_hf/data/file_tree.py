@@ -129,11 +129,12 @@ def examples(paths: Collection[str], limit: int = 3) -> str:
 
 
 class FileTree:
-    """The image files under a folder, found by exact path, by path without suffix, or by number.
+    """The image files under a folder, found by exact path or by path without suffix.
 
     Args:
         root: the folder.
         skip (*optional*): folders that are not looked into, such as the one that results go to.
+        home (`str`): the folder around it that links may not lead out of; itself by default.
 
     Attributes:
         root (`str`): the folder.
@@ -142,20 +143,19 @@ class FileTree:
             as ".xcf files", `RESULTS` (files and whole folders, also of runs that were interrupted), `UNLISTED`,
             `LINKED_TWICE` or `BAD_NAME`; side files (`SIDE_SUFFIXES`) and hidden ones are left out.
         tables (`list[str]`): CSV, TSV and JSON lines files, and meta.json.
-        outside (`list[str]`): image files that links lead out of the root for.
+        outside (`list[str]`): image files that links lead out of the root, or of `home`, for.
     """
 
-    def __init__(self, root: str | os.PathLike, skip: Iterable[str | os.PathLike] = ()):
+    def __init__(self, root: str | os.PathLike, skip: Iterable[str | os.PathLike] = (), home: str = ""):
         self._skipped = {os.path.realpath(folder) for folder in skip}
         self.root = os.fspath(root)
         self.files: list[str] = []
         self.tables: list[str] = []
         self.outside: list[str] = []
         self.set_aside: dict[str, list[str]] = {}
-        self._walk(self.root, "", {os.path.realpath(self.root)}, False)
-        self._sort()
-
-    def _sort(self) -> None:
+        self.home = home or self.root
+        linked = leaves_root(self.home, os.path.abspath(self.root))
+        self._walk(self.root, "", {os.path.realpath(self.root)}, linked)
         self.files.sort(key=natural_key)
         self._masks: dict[frozenset[str], set[str]] = {}
         self._spelled: dict[str, str] = {}
@@ -166,10 +166,6 @@ class FileTree:
         self._inside: dict[str, list[str]] = {}
         for path in self.files:
             self._inside.setdefault(file_key(os.path.dirname(path)), []).append(path)
-        self._by_number: dict[tuple[str, int], str] = {}
-        for path, stem in stems.items():
-            if (number := _number_of(stem)) is not None:
-                self._by_number.setdefault(number, path)
 
     def _walk(self, folder: str, head: str, seen: set[str], linked: bool) -> None:
         try:
@@ -205,7 +201,7 @@ class FileTree:
                 self.tables.append(path)
 
     def _is_outside(self, entry: os.DirEntry) -> bool:
-        return entry.is_symlink() and leaves_root(self.root, os.path.abspath(entry.path))
+        return entry.is_symlink() and leaves_root(self.home, os.path.abspath(entry.path))
 
     def _read_anyway(self, link: str, seen: set[str]) -> bool:
         """Whether a linked folder is read under its own name, or holds the root: following it would go in circles."""
@@ -218,25 +214,21 @@ class FileTree:
     def _put_aside(self, reason: str, path: str) -> None:
         self.set_aside.setdefault(reason, []).append(path)
 
-    def find(self, path: str, folder: str = "", numbers: bool = False) -> str | None:
+    def find(self, path: str, folder: str = "") -> str | None:
         """The file at a path, with or without suffix; case, composed accents and the way slashes lean do not matter.
 
         Args:
             path (`str`): from `folder`; of an absolute one of another machine the last parts are looked for.
             folder (`str`): from the root.
-            numbers (`bool`): whether `7` may be called `007.png`.
         """
         slashed = path.replace("\\", "/")
         parts = [part for part in slashed.split("/") if part]
         forms = [path, slashed]
         if parts and (slashed.startswith("/") or ":" in parts[0]):
             forms += ["/".join(parts[start:]) for start in range(1, len(parts))]
-        for form in dict.fromkeys(forms):
+        for form in forms:
             form = os.path.normpath(os.path.join(folder, form)).replace(os.sep, "/")
-            found = self._spelled.get(form) or self._spelled.get(file_key(form))
-            number = _number_of(form) if numbers and not found else None
-            found = found or (number and self._by_number.get(number))
-            if found:
+            if found := self._spelled.get(form) or self._spelled.get(file_key(form)):
                 return found
         return None
 
@@ -268,26 +260,9 @@ class FileTree:
         folders = {os.path.dirname(path) for path in beside}
         return masks | beside | {path for path in named if os.path.dirname(path) in folders}
 
-    def under(self, folder: str) -> FileTree:
-        """The part of the tree below a folder, without walking the disk again."""
-        if not folder:
-            return self
-        part = FileTree.__new__(FileTree)
-        prefix = folder + "/"
-
-        def cut(paths: list[str]) -> list[str]:
-            return [path[len(prefix) :] for path in paths if path.startswith(prefix)]
-
-        part.root = os.path.join(self.root, folder)
-        part.files, part.tables, part.outside = cut(self.files), cut(self.tables), cut(self.outside)
-        part.set_aside = {reason: kept for reason, paths in self.set_aside.items() if (kept := cut(paths))}
-        part._sort()
-        return part
-
-    def folders(self, depth: int) -> list[str]:
-        """Folders exactly `depth` levels down that hold images somewhere below."""
-        parts = (path.split("/") for path in self.files)
-        return sorted({"/".join(p[:depth]) for p in parts if len(p) > depth}, key=natural_key)
+    def folders(self) -> list[str]:
+        """Folders at the top that hold images somewhere below."""
+        return sorted({path.split("/")[0] for path in self.files if "/" in path}, key=natural_key)
 
     def describe(self, limit: int = 12) -> str:
         """What lies at the top, for messages."""
@@ -297,12 +272,6 @@ class FileTree:
         shown = [name + "/" if os.path.isdir(os.path.join(self.root, name)) else name for name in names[:limit]]
         more = f" and {len(names) - limit} more" if len(names) > limit else ""
         return (", ".join(shown) + more) or "nothing"
-
-
-def _number_of(stem: str) -> tuple[str, int] | None:
-    """The folder and the number of a path whose name is one, however many zeros lead it."""
-    head, name = os.path.split(stem)
-    return (file_key(head), int(name)) if name.isascii() and name.isdigit() else None
 
 
 class MaskFinder:

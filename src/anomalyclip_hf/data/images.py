@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
@@ -21,51 +20,34 @@ from ..images_anomalyclip import UPRIGHT, describe_source, orientation_of, state
 from ..images_anomalyclip import ImageReadError as ImageReadError
 from ..images_anomalyclip import fit_mask as fit_mask
 
-
-@dataclass(frozen=True)
-class MaskRule:
-    """How the pixels of a mask file become 0 and 255.
-
-    A pixel is anomalous where its largest color channel exceeds the threshold and it is not transparent. A mask of one
-    color on nothing is read from its alpha channel. In masks above 8 bits the threshold is scaled to their bit depth.
-
-    Args:
-        threshold (`int`, 0 to 254, defaults to 0): largest 8-bit value that still is background.
-        jpeg_threshold (`int`, 0 to 254, defaults to 127): the same for JPEG files, whose ringing is not truth.
-    """
-
-    threshold: int = 0
-    jpeg_threshold: int = 127
-
-    def __post_init__(self):
-        for name in ("threshold", "jpeg_threshold"):
-            value = getattr(self, name)
-            if not 0 <= value <= 254:
-                raise ValueError(f"MaskRule.{name}={value} must lie in 0 .. 254, in 8-bit units")
+JPEG_BACKGROUND = 127  # what of a mask in a JPEG file is none, in 8-bit units: its ringing is not truth
 
 
 def open_image(source: Any, window: reader.Window = None, channels: Sequence[int] | None = None) -> Image.Image:
     """Open an image without changing it: pixels as stored, header read, not yet rotated.
 
     Args:
-        source: path, bytes, binary file, `{"bytes", "path"}`, uint8/uint16/bool/float array (H, W[, C]) or PIL image.
+        source: path, bytes, binary file, `{"bytes", "path"}` or PIL image.
         window, channels (*optional*): as of `read_image`.
 
     Raises:
         ImageReadError: the file is missing, empty or not an image.
     """
-    if isinstance(source, np.ndarray):
-        return _from_array(source)
-    path = source.get("path") if isinstance(source, Mapping) and source.get("bytes") is None else source
-    if isinstance(path, str) and "://" in path:
-        from datasets.utils.file_utils import xopen
+    return reader.open_image(_fetched(source), window, channels)
 
-        try:
-            with xopen(path, "rb") as file:
-                source = {"bytes": file.read(), "path": path}
-        except Exception as error:  # of any file system there is
-            raise unreadable(path, error) from error
-    return reader.open_image(source, window, channels)
+
+def _fetched(source: Any) -> Any:
+    """The source itself, but the bytes of a file of another file system, such as of a stream from the Hub."""
+    path = source.get("path") if isinstance(source, Mapping) and source.get("bytes") is None else source
+    if not (isinstance(path, str) and "://" in path):
+        return source
+    from datasets.utils.file_utils import xopen
+
+    try:
+        with xopen(path, "rb") as file:
+            return {"bytes": file.read(), "path": path}
+    except Exception as error:  # of any file system there is
+        raise unreadable(path, error) from error
 
 
 def read_image(source: Any, window: reader.Window = None, channels: Sequence[int] | None = None) -> Image.Image:
@@ -86,27 +68,26 @@ def read_image(source: Any, window: reader.Window = None, channels: Sequence[int
         ImageReadError: missing, empty, truncated or not an image, or values outside the ranges above.
     """
     window = reader.check_window(window)
-    is_array = isinstance(source, np.ndarray)
-    image = source if is_array else open_image(source, window, channels)
     try:
-        image_8_bit = reader.to_pil_image(image, "it", window, channels)
-        if image_8_bit.mode == "P" and "transparency" in image_8_bit.info:
-            image_8_bit = image_8_bit.convert("RGBA")
-        return image_8_bit if image_8_bit.mode == "RGB" else image_8_bit.convert("RGB")
+        image = reader.load_image(_fetched(source), window, channels)
+        if image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")
+        return image if image.mode == "RGB" else image.convert("RGB")
     except Exception as error:
         raise unreadable(source, error) from error
-    finally:
-        if not is_array:
-            _close(image, source)
 
 
-def read_mask(source: Any, rule: MaskRule | None = None, turn: int | None = None) -> Image.Image:
+def read_mask(source: Any, threshold: int | None = None, turn: int | None = None) -> Image.Image:
     """Read any mask as upright 0/255 grayscale: palette, RGBA, 1-bit, 16-bit, gray or colored.
 
+    A pixel is anomalous where its largest color channel exceeds the threshold and it is not transparent. A mask of one
+    color on nothing is read from its alpha channel. In masks above 8 bits the threshold is scaled to their bit depth.
+
     Args:
-        source: path, bytes, binary file, `{"bytes", "path"}`, array or PIL image; a folder holds several masks of one
+        source: path, bytes, binary file, `{"bytes", "path"}`, array or PIL image; a folder holds several of one
             image, which are united.
-        rule (`MaskRule`, *optional*): what counts as anomalous; above 0 by default.
+        threshold (`int`, 0 to 254, *optional*): largest 8-bit value that is background still; 0, in JPEG files 127,
+            by default.
         turn (`int`, 1 to 8, *optional*): orientation to apply instead of the file's own, see `mask_turn`.
 
     Returns:
@@ -115,18 +96,23 @@ def read_mask(source: Any, rule: MaskRule | None = None, turn: int | None = None
     Raises:
         ImageReadError: missing, empty, truncated, not an image, or NaN, or masks of a folder that differ in size.
     """
-    rule = rule or MaskRule()
     if (files := mask_files(source)) != [source]:
-        masks = [read_mask(file, rule, turn) for file in files]
+        masks = [read_mask(file, threshold, turn) for file in files]
         if len(sizes := {f"{mask.width}x{mask.height}" for mask in masks}) > 1:
             found = ", ".join(sorted(sizes))
             raise ImageReadError(
                 f"cannot read mask {describe_source(source)}: masks of one size expected, found {found}"
             )
         return reduce(ImageChops.lighter, masks)
+    if isinstance(source, np.ndarray):
+        try:
+            return reader.binary_mask(source, "the array")
+        except ValueError as error:
+            raise unreadable(source, error, "mask") from error
     image = open_image(source)
     try:
-        threshold = rule.jpeg_threshold if image.format in ("JPEG", "MPO") else rule.threshold
+        if threshold is None:
+            threshold = JPEG_BACKGROUND if image.format in ("JPEG", "MPO") else 0
         own = states_orientation(image)
         image.load()  # turns a TIFF
         orientation = orientation_of(image) if own or turn is None else turn
@@ -201,14 +187,3 @@ def _close(image: Image.Image, source: Any) -> None:
     if image is not source:
         with image:
             pass
-
-
-def _from_array(array: np.ndarray) -> Image.Image:
-    """An array as an image; one channel of more than 8 bits stays, since a mask of ones would be scaled to nothing."""
-    array = reader.channels_last(array, "the array")
-    scaled = reader.to_uint8(array, "the array")
-    if array.ndim == 3 or array.dtype in (bool, np.uint8):
-        return Image.fromarray(scaled)
-    if np.issubdtype(array.dtype, np.floating):
-        return Image.fromarray(array.astype(np.float32))
-    return Image.fromarray(array.astype(np.uint16 if array.dtype == np.uint16 else np.int32))

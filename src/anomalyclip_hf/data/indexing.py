@@ -17,7 +17,7 @@ from .file_tree import (
     natural_key,
     plain_path,
 )
-from .images import ImageReadError, MaskRule, read_mask
+from .images import ImageReadError, read_mask
 from .layouts import SPLITS, DatasetLayout, Variant
 from .records import NORMAL_KIND, Index, Record, kind_of
 from .tables import index_layout_table
@@ -31,35 +31,35 @@ def index_layout(layout: DatasetLayout, tree: FileTree, depths: int = 3) -> Inde
     Args:
         layout (`DatasetLayout`): the row.
         tree (`FileTree`): the files of the unpacked archive.
-        depths (`int`): how many levels of folders may be its root: 1 for the top alone.
-
-    Raises:
-        ValueError: several folders fit and none bears the data set's name.
+        depths (`int`): how many levels of folders may be its root: 1 for the top alone, else also a folder in it that
+            bears the data set's name, or is the only one.
     """
-    for depth in range(depths):
-        folders = tree.folders(depth) if depth else [""]
-        candidates = [(folder, _index_variants(layout, tree.under(folder))) for folder in folders]
-        found = [(folder, index) for folder, index in candidates if index is not None]
-        if len(found) > 1:
-            names = {name.casefold() for name in layout.folders}
-            found = [item for item in found if os.path.basename(item[0]).casefold() in names] or found
-        if len(found) > 1:
-            raise ValueError(
-                f"{layout.title}: several folders of {tree.root} fit ({', '.join(name for name, _ in found[:6])}): "
-                "give the one you mean as data_dir"
-            )
-        if found:
-            return found[0][1]
-    return None
+    if (index := _index_variants(layout, tree)) is not None or depths == 1:
+        return index
+    folders = tree.folders()
+    inside = [name for name in folders if layout.is_called(name)] or folders
+    if len(inside) != 1:
+        return None
+    return index_layout(layout, FileTree(os.path.join(tree.root, inside[0]), home=tree.home), depths - 1)
 
 
 def _index_variants(layout: DatasetLayout, tree: FileTree) -> Index | None:
     for variant in layout.variants:
-        table = variant.table
-        index = index_variant(variant, layout, tree) if table is None else index_layout_table(table, layout, tree)
+        if variant.table is not None:
+            index = index_layout_table(variant.table, layout, tree)
+        else:
+            index = index_variant(variant, layout, tree)
+            if index is None and variant.images.startswith("{class_name}/"):
+                index = index_variant(_of_one_class(variant), layout, tree)
         if index is not None:
             return index
     return None
+
+
+def _of_one_class(variant: Variant) -> Variant:
+    """A variant as it is where the folder is that of a class."""
+    masks = tuple(mask.removeprefix("{class_name}/") for mask in variant.masks)
+    return replace(variant, images=variant.images.removeprefix("{class_name}/"), masks=masks)
 
 
 def index_variant(variant: Variant, layout: DatasetLayout, tree: FileTree) -> Index | None:
@@ -94,19 +94,14 @@ def index_variant(variant: Variant, layout: DatasetLayout, tree: FileTree) -> In
     if variant.label == "mask_content":
         if bare := [record.image for record in records if record.mask is None]:
             notes = [f"{len(bare)} images without a mask file are taken as normal ({examples(bare)})"]
-        records = [_label_by_content(record, tree, layout.mask_rule) for record in records]
+        records = [_label_by_content(record, tree, layout.mask_threshold) for record in records]
     outside = [path for path in tree.outside if path in samples or path in used]
-    if variant.beside is not None and (part := index_variant(variant.beside, layout, tree)) is not None:
-        taken = {record.image for record in part.records}
-        unused = {reason: left for reason, paths in unused.items() if (left := [p for p in paths if p not in taken])}
-        records, outside = records + part.records, outside + part.outside
     order = {name: place for place, name in enumerate(layout.classes)}
     records.sort(key=lambda r: (order.get(r.class_name, 0), natural_key(r.class_name), r.split, natural_key(r.image)))
     return Index(
         tree.root,
         f"{layout.title}: {variant.images}",
         records,
-        layout.mask_rule,
         layout,
         extra_masks=extra,
         notes=notes,
@@ -131,7 +126,7 @@ class _Paths:
         elsewhere = "elsewhere" if self.variant.needs_all else ""
         stem = os.path.splitext(self._plain_form(path))[0]
         match = _expression(self.variant.images).fullmatch(stem)
-        if match is None or any(_expression(pattern).fullmatch(stem) for pattern in self.variant.skip):
+        if match is None:
             return {}, elsewhere
         names = {key: value or "" for key, value in match.groupdict().items()}
         kind = file_key(names.get("kind", ""))
@@ -152,8 +147,8 @@ class _Paths:
         return names, ""
 
     def is_normal(self, names: dict[str, str]) -> bool:
-        """Whether an image lies in a folder of a normal kind."""
-        return file_key(names.get("kind", "")) in self.normal
+        """Whether an image lies in a folder of a normal kind, where these tell labels."""
+        return self.variant.label == "kind" and file_key(names.get("kind", "")) in self.normal
 
     def is_mask(self, path: str) -> bool:
         """Whether a file is where an image's mask would be."""
@@ -191,13 +186,16 @@ def _pair_masks(paths: _Paths, samples: dict[str, dict[str, str]]) -> tuple[list
     variant, records, used = paths.variant, list[Record](), set[str]()
     waiting: list[tuple[int, list[str]]] = []
     for path, names in samples.items():
-        is_normal = variant.label == "kind" and paths.is_normal(names)
+        is_normal = paths.is_normal(names)
         wanted = paths.masks_of(path, names)
         mask = None if is_normal else next(iter(wanted), None)
         if mask:
             used.add(mask)
-        labels = {"kind": int(not is_normal), "mask_file": int(mask is not None), "unlabeled": None}
-        label = labels.get(variant.label, 1)
+        label: int | None = 1
+        if variant.label == "kind":
+            label = int(not is_normal) if names.get("kind") else None
+        elif variant.label == "mask_file":
+            label = int(mask is not None)
         if is_normal and wanted:
             waiting.append((len(records), wanted))
         split = SPLITS[file_key(names["split"])] if "split" in names else variant.split
@@ -210,11 +208,11 @@ def _pair_masks(paths: _Paths, samples: dict[str, dict[str, str]]) -> tuple[list
     return records, used
 
 
-def _label_by_content(record: Record, tree: FileTree, rule: MaskRule) -> Record:
+def _label_by_content(record: Record, tree: FileTree, threshold: int | None) -> Record:
     """Normal where the mask is all zero or missing; then there is no mask to keep."""
     if record.mask is not None:
         try:
-            if read_mask(os.path.join(tree.root, record.mask), rule).getbbox() is not None:
+            if read_mask(os.path.join(tree.root, record.mask), threshold).getbbox() is not None:
                 return record
         except ImageReadError:
             return record  # reported when it is read
@@ -231,6 +229,8 @@ def _expression(pattern: str) -> re.Pattern:
 
     def one(part: str) -> str:
         name = part[1:-1]
+        if part in ("[", "]"):
+            return "(?:" if part == "[" else ")?"
         if not part.startswith("{"):
             return re.escape(part)
         if name == "sub":
@@ -239,4 +239,4 @@ def _expression(pattern: str) -> re.Pattern:
             raise ValueError(f"pattern {pattern!r}: {part} is not one of {{{'}, {'.join(_NAMES)}}}, {{sub}}")
         return rf"(?P<{name}>[^/]+)"
 
-    return re.compile("".join(map(one, re.split(r"(\{\w+\})", pattern))), re.IGNORECASE)
+    return re.compile("".join(map(one, re.split(r"(\{\w+\}|[\[\]])", pattern))), re.IGNORECASE)

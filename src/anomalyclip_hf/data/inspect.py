@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from . import contact_sheet as sheets
 from .contact_sheet import SheetRow, inside, outline_mask
 from .file_tree import examples, natural_key
 from .files import one_line
-from .images import ImageReadError, MaskRule, mask_files, open_image, read_bytes, read_mask
+from .images import ImageReadError, mask_files, open_image, read_bytes
 from .loading import open_source, select_parts
 from .options import SourceOptions, make_options
 from .records import NORMAL_KIND, Index
@@ -34,7 +34,7 @@ from .records import NORMAL_KIND, Index
 if TYPE_CHECKING:
     import datasets
 
-    from .features import AnomalyImage
+    from .features import AnomalyImage, AnomalyMask
 
 # Every kind of problem there is, in the order of the report.
 PROBLEMS = {
@@ -98,6 +98,14 @@ class InspectionReport:
         """Images of all splits."""
         return sum(self.counts.values())
 
+    def add(self, part: InspectionReport) -> None:
+        """Count another report's samples, problems and notes in."""
+        for name, value in vars(self).items():
+            if isinstance(value, Counter):
+                value.update(getattr(part, name))
+            elif isinstance(value, list):
+                value += getattr(part, name)
+
     def to_text(self, limit: int = 10) -> str:
         """The report as plain text.
 
@@ -105,21 +113,15 @@ class InspectionReport:
             limit (`int`): examples shown of each kind of problem.
         """
         lines = [f"{self.source}: {self.form}", f"{self.num_images} images", "", *self._table(), ""]
-        lines.append("sizes (w x h): " + _most((f"{w}x{h}", n) for (w, h), n in self.sizes.most_common()))
-        lines.append("image modes: " + _most(self.modes.most_common()))
-        lines.append("mask modes: " + (_most(self.mask_modes.most_common()) or "no masks"))
+        lines.append("sizes (w x h): " + _most(Counter({f"{w}x{h}": n for (w, h), n in self.sizes.items()})))
+        lines.append("image modes: " + _most(self.modes))
+        lines.append("mask modes: " + (_most(self.mask_modes) or "no masks"))
         lines += [f"note: {note}" for note in self.notes]
-        by_kind = defaultdict(list)
-        for problem in self.problems:
-            by_kind[problem.kind].append(problem)
         for kind, meaning in PROBLEMS.items():
-            if by_kind[kind]:
-                lines += ["", f"PROBLEM {kind}: {len(by_kind[kind])} x {meaning}"]
-                lines += [
-                    f"  {one_line(p.path)}" + (f": {one_line(p.detail)}" if p.detail else "")
-                    for p in by_kind[kind][:limit]
-                ]
-                lines += [f"  ... and {len(by_kind[kind]) - limit} more"] if len(by_kind[kind]) > limit else []
+            found = [problem for problem in self.problems if problem.kind == kind]
+            lines += ["", f"PROBLEM {kind}: {len(found)} x {meaning}"] if found else []
+            lines += [f"  {one_line(': '.join(filter(None, (one.path, one.detail))))}" for one in found[:limit]]
+            lines += [f"  ... and {len(found) - limit} more"] if len(found) > limit else []
         lines += ["", f"{len(self.problems)} problems" if self.problems else "no problems"]
         return "\n".join(lines)
 
@@ -172,102 +174,83 @@ def inspect_source(
     seen: dict[str, list[tuple[str, int | None, str]]] = defaultdict(list)
     mask_users: dict[str, list[str]] = defaultdict(list)
     for part_name, dataset in parts.items():
-        for row, finding in _examine_all(part_name, dataset, progress, num_workers):
-            _note_row(report, part_name, row, finding)
-            if finding.digest:
-                seen[finding.digest].append((part_name, row["label"], row["path"]))
-            if row["mask"] is not None and row["mask"]["path"] and row["mask"]["bytes"] is None:
+        for row, digest, found_here in _examine_all(part_name, dataset, progress, num_workers):
+            report.add(found_here)
+            if digest:
+                seen[digest].append((part_name, row["label"], row["path"]))
+            if row["mask"] is not None and row["mask"]["bytes"] is None:
                 mask_users[row["mask"]["path"]].append(row["path"])
     _compare_rows(report, seen, mask_users)
-    _note_labels(report)
-    _note_depths(report)
-    if report.paged:
-        report.notes.append(
-            f"{len(report.paged)} files have several pages, of which the first is read ({examples(report.paged)}); "
-            "name others in a table, as scan.tif#page=2"
-        )
+    _add_notes(report)
     if contact_sheet is not None:
         write_samples(parts, contact_sheet)
     return report
 
 
-@dataclass
-class _Finding:
-    """What reading one sample showed."""
-
-    digest: str = ""
-    size: tuple[int, int] | None = None
-    mode: str = ""
-    mask_mode: str = ""
-    depth: int | None = None
-    note: str = ""
-    has_pages: bool = False
-    problems: list[tuple[str, str]] = field(default_factory=list)
-
-
 def _examine_all(
-    title: str, dataset: datasets.Dataset, progress: bool, num_workers: int | None
-) -> Iterator[tuple[dict, _Finding]]:
+    split: str, dataset: datasets.Dataset, progress: bool, num_workers: int | None
+) -> Iterator[tuple[dict, str, InspectionReport]]:
     from tqdm.auto import tqdm
 
     from .features import undecoded
 
-    rows, image, rule = undecoded(dataset), dataset.features["image"], dataset.features["mask"].rule
+    rows, image, mask = undecoded(dataset), dataset.features["image"], dataset.features["mask"]
     workers = num_workers or min(8, os.cpu_count() or 1)
-    with ThreadPoolExecutor(workers) as pool, tqdm(total=len(rows), desc=title, disable=not progress) as bar:
+    with ThreadPoolExecutor(workers) as pool, tqdm(total=len(rows), desc=split, disable=not progress) as bar:
         for start in range(0, len(rows), 256):  # bounded, so that embedded images are not all held at once
             chunk = [rows[index] for index in range(start, min(start + 256, len(rows)))]
-            for row, finding in zip(chunk, pool.map(lambda row: _examine(row, image, rule), chunk), strict=True):
+            for row, found in zip(chunk, pool.map(lambda row: _examine(split, row, image, mask), chunk), strict=True):
                 bar.update()
-                yield row, finding
+                yield row, *found
 
 
-def _examine(row: dict, image: AnomalyImage, rule: MaskRule) -> _Finding:
-    finding, turned, stored = _Finding(), 1, None
+def _examine(split: str, row: dict, image: AnomalyImage, mask: AnomalyMask) -> tuple[str, InspectionReport]:
+    """What reading one sample shows: what tells equal images, and a report of it alone."""
+    part, path, digest, turned, size, stored = InspectionReport(split, ""), row["path"], "", 1, None, None
+    key = (split, row["class_name"], row["defect_type"] or "-", _LABEL_WORDS[row["label"]])
+    part.counts[key], part.masked[key] = 1, int(row["mask"] is not None)
     try:
-        content = read_bytes(row["image"])
-        path, page = split_page(row["image"]["path"] or "")
-        salt = str(page).encode() if page != 1 else b""
-        finding.digest = hashlib.blake2b(content, digest_size=16, salt=salt).hexdigest()
-        finding.has_pages = row["image"]["path"] == path and len(list_pages(path)) > 1
-        cell = {"bytes": content, "path": row["image"]["path"]}
-        opened = open_image(cell, image.window, image.channels)
-        finding.mode, turned = opened.mode, orientation_of(opened)
+        content, named = read_bytes(row["image"]), row["image"]["path"]
+        file, page = split_page(named or "")
+        digest = hashlib.blake2b(content, digest_size=16, salt=b"" if page == 1 else str(page).encode()).hexdigest()
+        part.paged += [path] if named == file and len(list_pages(file)) > 1 else []
+        opened = open_image({"bytes": content, "path": named}, image.window, image.channels)
+        part.modes[opened.mode], turned = 1, orientation_of(opened)
         stored = upright_size(opened)[::-1] if turned >= 5 else opened.size
-        finding.depth = bit_depth_of(opened) if is_deep(opened) or "bit_depth" in opened.info else None
-        picture = image.decode_example(cell)
-        finding.size = picture.size
-        if _looks_like_mask(picture):
-            finding.problems.append(("image_like_mask", ""))
+        if is_deep(opened) or "bit_depth" in opened.info:
+            part.depths[bit_depth_of(opened)] = 1
+        picture = image.decode_example({"bytes": content, "path": named})
+        size = picture.size
+        part.sizes[size] = 1
+        part.problems += [Problem("image_like_mask", path)] if _looks_like_mask(picture) else []
     except ImageReadError as error:
-        finding.problems.append(("unreadable_image", str(error)))
+        part.problems.append(Problem("unreadable_image", path, str(error)))
     if row["mask"] is None:
-        finding.problems += [("missing_mask", "")] if row["label"] == 1 else []
-        return finding
+        part.problems += [Problem("missing_mask", path)] if row["label"] == 1 else []
+        return digest, part
     try:
         drawn = open_image(mask_files(row["mask"])[0])
-        finding.mask_mode = drawn.mode
-        if turned != 1 and not states_orientation(drawn) and drawn.size == stored == finding.size:
+        part.mask_modes[drawn.mode] = 1
+        if turned != 1 and not states_orientation(drawn) and drawn.size == stored == size:
             done = "turned with it" if (row["mask"]["turn"] or 1) != 1 else "taken as upright"
-            finding.note = f"{row['path']} is rotated by EXIF, its mask is not: the mask is {done}"
-        mask = read_mask(row["mask"], rule, row["mask"]["turn"])
-        finding.problems += _mask_problems(mask, finding.size, row["label"])
+            part.notes.append(f"{path} is rotated by EXIF, its mask is not: the mask is {done}")
+        found = _mask_problems(mask.decode_example(row["mask"]), size, row["label"])
+        part.problems += [Problem(kind, path, detail) for kind, detail in found]
     except ImageReadError as error:
-        finding.problems.append(("unreadable_mask", str(error)))
-    return finding
+        part.problems.append(Problem("unreadable_mask", path, str(error)))
+    return digest, part
 
 
 def _mask_problems(mask: Image.Image, size: tuple[int, int] | None, label: int | None) -> Iterator[tuple[str, str]]:
-    fits = size is None or mask.size == size
+    marked, fits = mask.histogram()[255], size is None or mask.size == size
+    share = marked / (mask.width * mask.height)
     if not fits:
         yield "size_differs", f"mask {mask.width}x{mask.height}, image {'x'.join(map(str, size or ()))}"
-    marked = mask.histogram()[255]
-    empty = marked == 0
-    if fits and label != 0 and marked > FULL_SHARE * mask.width * mask.height:
-        yield "full_mask", f"{100 * marked / (mask.width * mask.height):.1f} % marked"
-    if empty and label == 1:
+    if fits and label != 0 and share > FULL_SHARE:
+        yield "full_mask", f"{100 * share:.1f} % marked"
+    if label == 1 and not marked:
         yield "empty_mask", ""
-    if not empty and label == 0:
+    if label == 0 and marked:
         yield "mask_on_normal", f"{marked} pixels marked"
 
 
@@ -275,18 +258,6 @@ def _looks_like_mask(image: Image.Image) -> bool:
     """Whether an RGB image is of black and one other gray alone."""
     colors: list[Any] = [color for _, color in image.getcolors(2) or ()]
     return len(colors) == 2 and (0, 0, 0) in colors and all(len(set(color)) == 1 for color in colors)
-
-
-def _note_row(report: InspectionReport, split: str, row: dict, finding: _Finding) -> None:
-    key = (split, row["class_name"], row["defect_type"] or "-", _LABEL_WORDS[row["label"]])
-    report.counts[key] += 1
-    report.masked[key] += row["mask"] is not None
-    read = (report.sizes, finding.size), (report.modes, finding.mode), (report.mask_modes, finding.mask_mode)
-    for counter, value in (*read, (report.depths, finding.depth)):
-        counter.update([value] if value else [])
-    report.problems += [Problem(kind, row["path"], detail) for kind, detail in finding.problems]
-    report.notes += [finding.note] if finding.note else []
-    report.paged += [row["path"]] if finding.has_pages else []
 
 
 def _compare_rows(report: InspectionReport, seen: dict, mask_users: dict) -> None:
@@ -306,7 +277,8 @@ def _compare_rows(report: InspectionReport, seen: dict, mask_users: dict) -> Non
             report.problems.append(Problem("shared_mask", mask, ", ".join(users[:4])))
 
 
-def _note_labels(report: InspectionReport) -> None:
+def _add_notes(report: InspectionReport) -> None:
+    """What is worth knowing of all samples together."""
     if not any(report.masked.values()):
         report.problems = [problem for problem in report.problems if problem.kind != "missing_mask"]
         report.notes.append("no masks at all: pixels cannot be judged, and training has the image loss alone")
@@ -317,24 +289,23 @@ def _note_labels(report: InspectionReport) -> None:
         report.notes.append(f"{labels['unknown']} images without a label: good for prediction only")
     elif not labels["normal"] or not labels["anomalous"]:
         report.notes.append("every image has the same label: image-level AUROC and AP are undefined")
-
-
-def _note_depths(report: InspectionReport) -> None:
-    if not report.depths:
-        return
-    found = ", ".join(f"{number} of {depth} bits" for depth, number in sorted(report.depths.items()))
-    text = f"images in files of 16 bits or more make use of fewer: {found}; each is scaled by its own depth"
     if set(report.depths) == {16}:
-        text = f"{report.depths[16]} images of 16 bits, scaled by their full range"
-    elif len(report.depths) > 1:
-        text += ", so equal values of two depths look different; give all one depth to keep them comparable"
-    report.notes.append(text)
+        report.notes.append(f"{report.depths[16]} images of 16 bits, scaled by their full range")
+    elif report.depths:
+        found = ", ".join(f"{number} of {depth} bits" for depth, number in sorted(report.depths.items()))
+        text = f"images in files of 16 bits or more make use of fewer: {found}; each is scaled by its own depth"
+        several = ", so equal values of two depths look different; give all one depth to keep them comparable"
+        report.notes.append(text + (several if len(report.depths) > 1 else ""))
+    if report.paged:
+        report.notes.append(
+            f"{len(report.paged)} files have several pages, of which the first is read ({examples(report.paged)}); "
+            "name others in a table, as scan.tif#page=2"
+        )
 
 
-def _most(pairs: Iterable[tuple[str, int]], limit: int = 6) -> str:
-    pairs = list(pairs)
-    text = ", ".join(f"{name} ({number})" for name, number in pairs[:limit])
-    return text + (f" and {len(pairs) - limit} more" if len(pairs) > limit else "")
+def _most(counter: Counter, limit: int = 6) -> str:
+    text = ", ".join(f"{name} ({number})" for name, number in counter.most_common(limit))
+    return text + (f" and {len(counter) - limit} more" if len(counter) > limit else "")
 
 
 def write_samples(parts: Mapping[str, datasets.Dataset], path: str | os.PathLike) -> None:

@@ -23,51 +23,132 @@ load_anomaly_dataset("my_parts", data_dir="/data/parts")
 ```
 
 Patterns are paths from the archive's root without the file's suffix. `{class_name}`, `{split}`, `{kind}`, `{group}`
-and `{stem}` each stand for one name, `{sub}` for any folders between. A mask's pattern is filled from its image's
-names, so masks are found by stem and never by order; one that ends in `/` is a folder of masks of one image, which
-are united. A `Table` reads an index file instead.
+and `{stem}` each stand for one name, `{sub}` for any folders between; what stands in `[]` may be absent, and so may a
+leading `{class_name}/`: a class alone is a data set as well. A mask's pattern is filled from its image's names, so
+masks are found by stem and never by order; one that ends in `/` is a folder of masks of one image, which are united.
+A `Table` reads an index file instead.
 """
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from typing import Any
 
-from .layout_form import SPLITS, DatasetLayout, Table, Variant
-
-__all__ = [
-    "LAYOUTS",
-    "OWN_LAYOUTS",
-    "OWN_NORMAL_KINDS",
-    "SPLITS",
-    "DatasetLayout",
-    "Table",
-    "Variant",
-    "find_layout",
-    "register_layout",
-]
-
-MASK_SUFFIXES = ("", "_mask", "_gt", "_label")
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "testing", "test_public"), "test"),  # the last is MVTec AD 2's
+    **dict.fromkeys(("val", "valid", "validation"), "validation"),
+    **{name: name for name in ("test_private", "test_private_mixed")},  # of MVTec AD 2 too, unlabelled
+}
+LABEL_RULES = ("kind", "mask_file", "mask_content", "anomalous")
 
 
-def _own_masks(*prefixes: str) -> tuple[str, ...]:
-    return tuple(f"{prefix}{stem}" for prefix in prefixes for stem in (f"{{stem}}{s}" for s in MASK_SUFFIXES))
+@dataclass(frozen=True)
+class Table:
+    """An index file (CSV, TSV, JSON lines, or JSON of the form {split: [rows]}) in place of folder names.
+
+    Args:
+        path (`str`): the file, from the root; with a `*` one file for each class, named as it is.
+        image, mask (`tuple[str, ...]`): patterns in which `{column}`, or `{column:0>3}`, is replaced by a cell as by
+            `str.format`, the first that exists is taken; suffix optional; empty where a cell is. JSON also has the
+            columns `split` and `file`, its stem.
+        label_column, class_column, split_column, kind_column (`str`, *optional*): names of columns.
+        normal_labels (`tuple[str, ...]`, *optional*): values of the label column that mean normal, others are
+            anomalous; the usual words if None.
+    """
+
+    path: str
+    image: tuple[str, ...]
+    mask: tuple[str, ...] = ()
+    label_column: str | None = None
+    class_column: str | None = None
+    split_column: str | None = None
+    kind_column: str | None = None
+    normal_labels: tuple[str, ...] | None = ("normal",)
 
 
-def _truth(head: str = "{class_name}/") -> tuple[str, ...]:
-    """Masks of an MVTec-style tree; the stem's suffix differs from set to set."""
-    return _own_masks(f"{head}ground_truth/{{kind}}/", f"{head}ground_truth/{{sub}}")
+@dataclass(frozen=True)
+class Variant:
+    """One way in which a data set lies on disk.
+
+    Args:
+        images (`str`): pattern of the image files; unused with `table`.
+        masks (`tuple[str, ...]`): patterns of the mask files, the first that exists wins; empty: no masks.
+        label (`str`): "kind" (the folder is a normal kind or not; unknown without one), "mask_file" (anomalous where a
+            mask file exists), "mask_content" (where the mask is not all zero) or "anomalous" (always).
+        split (`str`): the split where the pattern has no `{split}`.
+        kinds (`tuple[str, ...]`, *optional*): the only kinds taken; all by default.
+        masks_by_name (`bool`): find masks wherever a folder or file name says that they are some (`MaskFinder`), and
+            take folders of images (`images`, `Img`, `Data/Images`) as `images`, or with kinds as not there at all.
+        needs_normal, needs_masks, needs_all (`bool`): take this variant only where a normal kind, or a mask, is found,
+            or where every image fits.
+        table (`Table`, *optional*): read an index file.
+    """
+
+    images: str = "{stem}"
+    masks: tuple[str, ...] = ()
+    label: str = "kind"
+    split: str = "test"
+    kinds: tuple[str, ...] | None = None
+    needs_normal: bool = False
+    needs_masks: bool = False
+    needs_all: bool = False
+    masks_by_name: bool = False
+    table: Table | None = None
+
+    def __post_init__(self):
+        if self.label not in LABEL_RULES:
+            raise ValueError(f"Variant.label={self.label!r} must be one of {', '.join(LABEL_RULES)}")
+
+
+def _own_masks(*folders: str) -> tuple[str, ...]:
+    """Masks by their images' stems, whose endings differ from set to set."""
+    return tuple(f"{folder}{{stem}}{ending}" for folder in folders for ending in ("", "_mask", "_gt", "_label"))
 
 
 MVTEC_TREE = (
-    Variant("{class_name}/{split}/{kind}/{stem}", masks=_truth()),
-    Variant("{split}/{kind}/{stem}", masks=_truth("")),
+    Variant(
+        "{class_name}/{split}/{kind}/{stem}",
+        masks=_own_masks("{class_name}/ground_truth/{kind}/", "{class_name}/ground_truth/{sub}"),
+    ),
 )
 # Several masks an image, one for each defect.
-MASK_FOLDERS = tuple(
-    Variant(f"{head}{{split}}/{{kind}}/{{stem}}", masks=(f"{head}ground_truth/{{kind}}/{{stem}}/",))
-    for head in ("{class_name}/", "")
-)
+MASK_FOLDERS = (Variant("{class_name}/{split}/{kind}/{stem}", masks=("{class_name}/ground_truth/{kind}/{stem}/",)),)
 IMAGES_AND_MASKS = (Variant("images/{stem}", masks=_own_masks("masks/"), label="anomalous"),)
+
+
+@dataclass(frozen=True)
+class DatasetLayout:
+    """All that is known of one data set.
+
+    Args:
+        name (`str`): what users type.
+        title (`str`): its proper name.
+        variants (`tuple[Variant, ...]`): layouts on disk, the first that fits counts; an MVTec-style tree by default.
+        classes (`tuple[str, ...]`): class names; empty: the folders', or the root folder's own name.
+        normal_kinds (`tuple[str, ...]`): folder names that mean normal, compared without case.
+        mask_threshold (`int`, *optional*): how masks are binarised, see `read_mask`.
+        aliases (`tuple[str, ...]`): other names, of its folder in archives that hold several data sets too.
+        home_page (`str`): where to get it.
+        license (`str`, *optional*): Hub licence id, only where the source itself states it.
+        license_note (`str`): what is known of the licence, or where to read it.
+    """
+
+    name: str
+    title: str
+    variants: tuple[Variant, ...] = MVTEC_TREE
+    classes: tuple[str, ...] = ()
+    normal_kinds: tuple[str, ...] = ("good",)
+    mask_threshold: int | None = None
+    aliases: tuple[str, ...] = ()
+    home_page: str = ""
+    license: str | None = None
+    license_note: str = "not stated here: read it at the home page and in the archive before sharing"
+
+    def is_called(self, name: str) -> bool:
+        """Whether a name is this data set's, its title or an alias; case, `-`, `_` and spaces do not matter."""
+        return _plain(name) in map(_plain, (self.name, self.title, *self.aliases))
 
 
 _POLYP_PAGE = "https://figshare.com/articles/figure/Polyp_DataSet_zip/21221579"
@@ -76,13 +157,11 @@ _ROWS = (
     DatasetLayout(
         name="mvtec",
         title="MVTec AD",
-        aliases=("mvtec_ad", "mvtecad"),
-        folders=("mvtec_anomaly_detection", "mvdataset", "mvtec"),
+        aliases=("mvtec_anomaly_detection", "mvdataset"),
         classes=(
             *("bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal_nut", "pill", "screw"),
             *("tile", "toothbrush", "transistor", "wood", "zipper"),
         ),
-        variants=MVTEC_TREE,
         home_page="https://www.mvtec.com/company/research/datasets/mvtec-ad",
         license="cc-by-nc-sa-4.0",
         license_note="CC BY-NC-SA 4.0 (readme.txt in the archive): no commercial use",
@@ -90,14 +169,13 @@ _ROWS = (
     DatasetLayout(
         name="visa",
         title="VisA",
-        folders=("VisA", "VisA_20220922"),
+        aliases=("visa_20220922",),
         classes=(
             *("candle", "capsules", "cashew", "chewinggum", "fryum", "macaroni1", "macaroni2"),
             *("pcb1", "pcb2", "pcb3", "pcb4", "pipe_fryum"),
         ),
         variants=(
             Variant(
-                label="table",
                 table=Table(
                     path="split_csv/1cls.csv",
                     image=("{image}",),
@@ -119,41 +197,31 @@ _ROWS = (
         name="mpdd",
         title="MPDD",
         classes=("bracket_black", "bracket_brown", "bracket_white", "connector", "metal_plate", "tubes"),
-        variants=MVTEC_TREE,
         home_page="https://github.com/stepanje/MPDD",
     ),
     DatasetLayout(
         name="btad",
         title="BTAD",
-        aliases=("beantech",),
-        folders=("BTech_Dataset_transformed", "btad"),
+        aliases=("beantech", "btech_dataset_transformed"),
         classes=("01", "02", "03"),
         normal_kinds=("ok",),
-        variants=MVTEC_TREE,
         home_page="http://avires.dimi.uniud.it/papers/btad/btad.zip",
     ),
     DatasetLayout(
         name="sdd",
         title="SDD (KolektorSDD)",
         aliases=("kolektorsdd", "ksdd"),
-        folders=("SDD", "KolektorSDD"),
         classes=("electrical commutators",),
         variants=(
             *MVTEC_TREE,
-            Variant(
-                "{group}/{stem}",
-                masks=("{group}/{stem}_label",),
-                label="mask_content",
-                skip=("{group}/{stem}_label",),
-            ),
+            Variant("{group}/{stem}", masks=("{group}/{stem}_label",), label="mask_content"),
         ),
         home_page="https://www.vicos.si/resources/kolektorsdd/",
     ),
     DatasetLayout(
         name="dagm",
         title="DAGM 2007",
-        aliases=("dagm2007", "dagm_kaggleupload"),
-        folders=("DAGM_KaggleUpload", "DAGM"),
+        aliases=("dagm_kaggleupload",),
         classes=tuple(f"Class{number}" for number in range(1, 11)),
         variants=(
             Variant(
@@ -166,28 +234,23 @@ _ROWS = (
         name="dtd_synthetic",
         title="DTD-Synthetic",
         aliases=("dtd",),
-        folders=("DTD-Synthetic", "DTD"),
         classes=(
             *("Woven_001", "Woven_127", "Woven_104", "Stratified_154", "Blotchy_099", "Woven_068", "Woven_125"),
             *("Marbled_078", "Perforated_037", "Mesh_114", "Fibrous_183", "Matted_069"),
         ),
-        variants=MVTEC_TREE,
         home_page="https://drive.google.com/drive/folders/10OyPzvI3H6llCZBxKxFlKWt1Pw1tkMK1",
     ),
     DatasetLayout(
         name="headct",
         title="HeadCT",
-        aliases=("head_ct",),
-        folders=("HeadCT_anomaly_detection", "HeadCT"),
+        aliases=("headct_anomaly_detection",),
         classes=("brain",),
         variants=(
             Variant("{class_name}/{split}/{kind}/{stem}"),
-            Variant("{split}/{kind}/{stem}"),
             Variant(
-                label="table",
                 table=Table(
                     path="labels.csv",
-                    image=("head_ct/head_ct/{id}", "head_ct/{id}", "{id}"),
+                    image=("head_ct/head_ct/{id:0>3}", "head_ct/{id:0>3}", "{id:0>3}"),
                     label_column="hemorrhage",
                     normal_labels=("0",),
                 ),
@@ -198,8 +261,6 @@ _ROWS = (
     DatasetLayout(
         name="brainmri",
         title="BrainMRI",
-        aliases=("brain_mri",),
-        folders=("BrainMRI",),
         classes=("brain",),
         normal_kinds=("no",),
         variants=(
@@ -212,7 +273,6 @@ _ROWS = (
         name="br35h",
         title="Br35H",
         aliases=("br35",),
-        folders=("Br35H", "br35"),
         classes=("brain",),
         normal_kinds=("no",),
         variants=(Variant("{kind}/{stem}", kinds=("no", "yes")),),  # pred/ beside them has no labels
@@ -221,28 +281,24 @@ _ROWS = (
     DatasetLayout(
         name="covid19",
         title="COVID-19",
-        aliases=("covid", "covid-19", "covid19_radiography"),
-        folders=("COVID-19_Radiography_Dataset",),
+        aliases=("covid", "covid19_radiography", "covid19_radiography_dataset"),
         classes=("chest",),
         normal_kinds=("NORMAL",),
         variants=(
-            Variant("{kind}/images/{stem}", needs_normal=True),  # the masks beside them outline lungs, not anomalies
-            Variant("{kind}/{stem}", needs_normal=True),
+            Variant("{kind}/[images/]{stem}", needs_normal=True),  # the masks beside them outline lungs, not anomalies
         ),
         home_page="https://www.kaggle.com/datasets/tawsifurrahman/covid19-radiography-database",
     ),
     DatasetLayout(
         name="isic",
         title="ISIC 2016",
-        aliases=("isbi", "isic2016"),
-        folders=("ISBI", "ISIC"),
+        aliases=("isbi",),
         classes=("skin",),
         variants=(
             Variant(
                 "{class_name}/{split}/{kind}/{stem}",
                 masks=("{class_name}/ISBI2016_ISIC_Part1_Test_GroundTruth/{stem}_Segmentation",),
             ),
-            Variant("{split}/{kind}/{stem}", masks=("ISBI2016_ISIC_Part1_Test_GroundTruth/{stem}_Segmentation",)),
             Variant(
                 "ISBI2016_ISIC_Part1_Test_Data/{stem}",
                 masks=("ISBI2016_ISIC_Part1_Test_GroundTruth/{stem}_Segmentation",),
@@ -254,8 +310,6 @@ _ROWS = (
     DatasetLayout(
         name="colondb",
         title="CVC-ColonDB",
-        aliases=("cvc-colondb", "cvc_colondb"),
-        folders=("CVC-ColonDB",),
         classes=("colon",),
         variants=IMAGES_AND_MASKS,
         home_page=_POLYP_PAGE,
@@ -263,21 +317,19 @@ _ROWS = (
     DatasetLayout(
         name="clinicdb",
         title="CVC-ClinicDB",
-        aliases=("cvc-clinicdb", "cvc_clinicdb"),
-        folders=("CVC-ClinicDB",),
         classes=("colon",),
         variants=(
             *IMAGES_AND_MASKS,
-            Variant("PNG/Original/{stem}", masks=("PNG/Ground Truth/{stem}",), label="anomalous"),
-            Variant("Original/{stem}", masks=("Ground Truth/{stem}",), label="anomalous"),
+            Variant(
+                "[PNG/]Original/{stem}", masks=("PNG/Ground Truth/{stem}", "Ground Truth/{stem}"), label="anomalous"
+            ),
         ),
         home_page=_POLYP_PAGE,
     ),
     DatasetLayout(
         name="kvasir",
         title="Kvasir",
-        aliases=("kvasir-seg", "kvasir_seg"),
-        folders=("Kvasir", "Kvasir-SEG"),
+        aliases=("kvasir_seg",),
         classes=("colon",),
         variants=IMAGES_AND_MASKS,
         home_page=_POLYP_PAGE,
@@ -285,8 +337,7 @@ _ROWS = (
     DatasetLayout(
         name="endo",
         title="Endo (EndoTect 2020)",
-        aliases=("endotect",),
-        folders=("EndoTect_2020_Segmentation_Test_Dataset",),
+        aliases=("endotect", "endotect_2020_segmentation_test_dataset"),
         classes=("colon",),
         variants=(Variant("{kind}/{stem}", masks=_own_masks("masks/"), needs_masks=True),),
         home_page="https://drive.google.com/file/d/1LNpLkv5ZlEUzr_RPN5rdOHaqk0SkZa3m/view",
@@ -294,7 +345,6 @@ _ROWS = (
     DatasetLayout(
         name="tn3k",
         title="TN3K",
-        folders=("tn3k", "TN3K"),
         classes=("thyroid",),
         variants=(Variant("test-image/{stem}", masks=_own_masks("test-mask/"), label="anomalous"),),
         home_page="https://github.com/haifangong/TRFE-Net-for-thyroid-nodule-segmentation",
@@ -302,27 +352,19 @@ _ROWS = (
     DatasetLayout(
         name="mvtec_ad2",
         title="MVTec AD 2",
-        aliases=("mvtec_ad_2", "mvtecad2"),
-        folders=("mvtec_ad_2", "MVTecAD2"),
         classes=("can", "fabric", "fruit_jelly", "rice", "sheet_metal", "vial", "wallplugs", "walnuts"),
-        variants=(
-            *(
-                Variant(
-                    f"{head}{{split}}/{{kind}}/{{stem}}",
-                    masks=(f"{head}{{split}}/ground_truth/{{kind}}/{{stem}}_mask",),
-                    beside=Variant(f"{head}{{split}}/{{stem}}", label="unlabeled"),
-                )
-                for head in ("{class_name}/", "")
+        variants=(  # the private images have no folders of kinds
+            Variant(
+                "{class_name}/{split}/[{kind}/]{stem}",
+                masks=("{class_name}/{split}/ground_truth/{kind}/{stem}_mask",),
             ),
-            Variant("{class_name}/{split}/{stem}", label="unlabeled"),  # the private images alone
         ),
         home_page="https://www.mvtec.com/company/research/datasets/mvtec-ad-2",
     ),
     DatasetLayout(
         name="mvtec_loco",
         title="MVTec LOCO AD",
-        aliases=("loco", "mvtec_loco_ad"),
-        folders=("mvtec_loco_anomaly_detection", "mvtec_loco"),
+        aliases=("loco", "mvtec_loco_anomaly_detection"),
         classes=("breakfast_box", "juice_bottle", "pushpins", "screw_bag", "splicing_connectors"),
         variants=MASK_FOLDERS,
         home_page="https://www.mvtec.com/company/research/datasets/mvtec-loco",
@@ -330,8 +372,6 @@ _ROWS = (
     DatasetLayout(
         name="realiad",
         title="Real-IAD",
-        aliases=("real_iad",),
-        folders=("Real-IAD", "realiad"),
         classes=(
             *("audiojack", "bottle_cap", "button_battery", "end_cap", "eraser", "fire_hood", "mint", "mounts", "pcb"),
             *("phone_battery", "plastic_nut", "plastic_plug", "porcelain_doll", "regulator", "rolled_strip_base"),
@@ -340,7 +380,6 @@ _ROWS = (
         ),
         variants=tuple(
             Variant(
-                label="table",
                 table=Table(
                     path=f"realiad_jsons/realiad_jsons{views}/*.json",
                     image=tuple(f"realiad_{size}/{{file}}/{{image_path}}" for size in (1024, 512, 256)),
@@ -359,17 +398,14 @@ _ROWS = (
     DatasetLayout(
         name="bmad",
         title="BMAD",
-        folders=("BMAD",),
-        variants=tuple(
-            Variant(f"{head}{{split}}/{{kind}}/{{sub}}{{stem}}", masks=(f"{head}{{split}}/{{kind}}/label/{{stem}}",))
-            for head in ("{class_name}/", "")
+        variants=(
+            Variant("{class_name}/{split}/{kind}/{sub}{stem}", masks=("{class_name}/{split}/{kind}/label/{stem}",)),
         ),
         home_page="https://github.com/DorisBao/BMAD",
     ),
     DatasetLayout(
         name="autovi",
         title="AutoVI",
-        folders=("AutoVI",),
         classes=("engine_wiring", "pipe_clip", "pipe_staple", "tank_screw", "underbody_pipes", "underbody_screw"),
         variants=MASK_FOLDERS,
         home_page="https://autovi.utc.fr/",
@@ -377,9 +413,7 @@ _ROWS = (
     DatasetLayout(
         name="vad",
         title="VAD (Valeo)",
-        folders=("vad", "VAD"),
         classes=("vad",),
-        variants=MVTEC_TREE,
         home_page="https://github.com/abc-125/vad",
         license="cc-by-nc-sa-4.0",
         license_note="CC BY-NC-SA 4.0 (README at the home page): no commercial use",
@@ -387,36 +421,28 @@ _ROWS = (
     DatasetLayout(
         name="ksdd2",
         title="KolektorSDD2",
-        aliases=("kolektorsdd2", "sdd2"),
-        folders=("KolektorSDD2", "KSDD2"),
+        aliases=("sdd2",),
         classes=("surface",),
-        variants=(
-            Variant("{split}/{stem}", masks=("{split}/{stem}_GT",), label="mask_content", skip=("{split}/{stem}_GT",)),
-        ),
+        variants=(Variant("{split}/{stem}", masks=("{split}/{stem}_GT",), label="mask_content"),),
         home_page="https://www.vicos.si/resources/kolektorsdd2/",
     ),
     DatasetLayout(
         name="aebad_s",
         title="AeBAD-S",
         aliases=("aebad",),
-        folders=("AeBAD", "AeBAD_S"),
         classes=("AeBAD_S",),
-        variants=tuple(
+        variants=(
             Variant(
-                f"{head}{{split}}/{{kind}}/{{group}}/{{stem}}",
-                masks=_own_masks(f"{head}ground_truth/{{kind}}/{{group}}/"),
-            )
-            for head in ("{class_name}/", "")
+                "{class_name}/{split}/{kind}/{group}/{stem}",
+                masks=_own_masks("{class_name}/ground_truth/{kind}/{group}/"),
+            ),
         ),
         home_page="https://github.com/zhangzilongc/MMR",
     ),
     DatasetLayout(
         name="goodsad",
         title="GoodsAD",
-        aliases=("goods_ad",),
-        folders=("GoodsAD",),
         classes=("cigarette_box", "drink_bottle", "drink_can", "food_bottle", "food_box", "food_package"),
-        variants=MVTEC_TREE,
         home_page="https://github.com/jianzhang96/GoodsAD",
     ),
 )
@@ -433,7 +459,7 @@ OWN_LAYOUTS = (
     DatasetLayout(
         "tree",
         "MVTec-style tree",
-        _own("{class_name}/{split}/{kind}/{sub}{stem}", "{split}/{kind}/{sub}{stem}", needs_normal=True),
+        _own("{class_name}/{split}/{kind}/{sub}{stem}", needs_normal=True),
         normal_kinds=OWN_NORMAL_KINDS,
     ),
     DatasetLayout(
@@ -449,13 +475,13 @@ OWN_LAYOUTS = (
         "images_masks",
         "images beside masks",
         _own(
-            *("{class_name}/{split}/images/{sub}{stem}", "{split}/images/{sub}{stem}", "images/{split}/{sub}{stem}"),
-            *("images/{sub}{stem}", "{class_name}/images/{sub}{stem}", "{split}/{stem}", "{stem}"),
+            *("{class_name}/{split}/images/{sub}{stem}", "images/{split}/{sub}{stem}", "images/{sub}{stem}"),
+            *("{class_name}/images/{sub}{stem}", "{split}/{stem}", "{stem}"),
             label="mask_content",
             needs_masks=True,
         ),
     ),
-    DatasetLayout("images", "images without labels", _own("{stem}", label="unlabeled", needs_all=True)),
+    DatasetLayout("images", "images without labels", _own("{stem}", needs_all=True)),
 )
 
 LAYOUTS: dict[str, DatasetLayout] = {row.name: row for row in _ROWS}
@@ -475,13 +501,9 @@ def register_layout(layout: DatasetLayout) -> None:
 
 
 def find_layout(name: str) -> DatasetLayout | None:
-    """Look a data set up by name or alias; case, `-` and spaces do not matter. None where there is none."""
-    wanted = _plain(name)
-    for layout in LAYOUTS.values():
-        if wanted in map(_plain, (layout.name, *layout.aliases)):
-            return layout
-    return None
+    """Look a data set up by name, title or alias (`is_called`); None where there is none."""
+    return next((layout for layout in LAYOUTS.values() if layout.is_called(name)), None)
 
 
 def _plain(name: str) -> str:
-    return name.casefold().replace("-", "_").replace(" ", "_")
+    return re.sub("[ _-]", "", name.casefold())

@@ -11,7 +11,7 @@ import os
 import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .file_tree import IMAGE_SUFFIXES, TABLE_SUFFIXES, FileTree, check_inside, examples, natural_key, normal_form
 from .images import mask_turn
@@ -19,7 +19,7 @@ from .indexing import index_layout
 from .layouts import LAYOUTS, OWN_LAYOUTS, DatasetLayout, find_layout
 from .options import SourceOptions, make_options
 from .records import Index, Record
-from .tables import add_unnamed, index_image_folder, index_meta, index_own_table, metadata_files
+from .tables import add_unnamed, index_meta, index_own_tables, metadata_files
 
 if TYPE_CHECKING:
     import datasets
@@ -72,13 +72,7 @@ def load_anomaly_dataset(
     options = make_options(options, **fields)
     found = open_source(source, data_dir, options, streaming=streaming)
     if isinstance(found, Index):
-        if found.missing:
-            raise ValueError(
-                f"{len(found.missing)} files named by {found.form} are not in {found.root}, e.g. {found.missing[0]}: "
-                "correct the index, or see all of them with `anomalyclip inspect`"
-            )
-        if remarks := found.remarks():
-            warnings.warn(f"{found.root}: {'; '.join(remarks)}", stacklevel=2)
+        found.check()
     (dataset,) = select_parts(found, split, options.class_names, together=True).values()
     dataset = read_by(dataset, options)
     if streaming and hasattr(dataset, "to_iterable_dataset"):
@@ -106,7 +100,12 @@ def open_source(
         return adapt_datasets(source, options, root)
     name = os.fspath(source)
     if name == "synthetic":
-        refuse_drawn()
+        raise ValueError(
+            "the drawings called 'synthetic' are not part of the package: in a checkout of its repository "
+            "scripts/train.py, scripts/evaluate.py and scripts/predict.py draw them, and "
+            "`python scripts/demo_model/draw.py FOLDER` writes them as a source for any command "
+            "(a folder of your own by that name: ./synthetic)"
+        )
     layout = find_layout(name) if options.kind is None else None
     index = None
     if layout is not None and (root is not None or not os.path.exists(name)):
@@ -115,7 +114,7 @@ def open_source(
         index = index_file(name, root, options)
     elif os.path.isdir(name):
         index = index_folder(name, root, options)
-    elif options.kind not in (None, "datasets") or root is not None or not _looks_like_repository(name):
+    elif options.kind == "folder" or root is not None or not _looks_like_repository(name):
         raise FileNotFoundError(
             f"there is no {name!r}: expected a data set's name ({', '.join(LAYOUTS)}), a folder, a table "
             f"({', '.join(TABLE_SUFFIXES)}), a meta.json or a Hub repository owner/name"
@@ -124,6 +123,8 @@ def open_source(
         from .repositories import load_repository
 
         return load_repository(name, options, data_dir=root, streaming=streaming)
+    default = layout.mask_threshold if layout else None
+    index = replace(index, mask_threshold=default if options.mask_threshold is None else options.mask_threshold)
     if index.listed:
         named = (path for record in index.records for path in (record.image, record.mask) if path)
         index = replace(index, outside=check_inside(named, [index.root], index.form, options.allow_outside))
@@ -184,23 +185,6 @@ def _check_classes(wanted: Sequence[str] | None, known: Collection[str], where: 
         raise ValueError(f"class_names={unknown}, but {where} has {', '.join(sorted(known, key=natural_key))}")
 
 
-def refuse_drawn(split: str = "test", **options: Any) -> NoReturn:
-    """What the source "synthetic" is here: drawings that only a checkout of the repository can make.
-
-    Args:
-        split, **options: of scripts/demo_model/draw.py's `draw`, in whose place commands call this; not used.
-
-    Raises:
-        ValueError: always; says what to do.
-    """
-    raise ValueError(
-        "the drawings called 'synthetic' are not part of the package: in a checkout of its repository "
-        "scripts/train.py, scripts/evaluate.py and scripts/predict.py draw them, and "
-        "`python scripts/demo_model/draw.py FOLDER` writes them as a source for any command "
-        "(a folder of your own by that name: ./synthetic)"
-    )
-
-
 def index_named(layout: DatasetLayout, root: str | None, options: SourceOptions) -> Index:
     """Index the unpacked archive of a data set of the table."""
     if root is None:
@@ -214,7 +198,7 @@ def index_named(layout: DatasetLayout, root: str | None, options: SourceOptions)
     tree = FileTree(root)
     index = index_layout(layout, tree)
     if index is None and os.path.isfile(meta := os.path.join(root, "meta.json")):
-        index = replace(index_meta(meta, root, layout.mask_rule), layout=layout)
+        index = replace(index_meta(meta, root), layout=layout)
     if index is None:
         looked = [variant.table.path if variant.table else variant.images for variant in layout.variants]
         classes = f" with the classes {', '.join(layout.classes)}" if layout.classes else ""
@@ -227,33 +211,33 @@ def index_named(layout: DatasetLayout, root: str | None, options: SourceOptions)
 
 def index_file(name: str, root: str | None, options: SourceOptions) -> Index | None:
     """Index a table or a meta.json; None for a file of a `datasets` repository."""
-    kind, lowered = options.kind, name.lower()
-    if kind == "meta" or (kind is None and lowered.endswith(".json")):
-        return index_meta(name, root, options.mask_rule())
-    if kind == "table" or lowered.endswith(TABLE_SUFFIXES):
-        return index_own_table(name, root, options)
-    if kind == "datasets" or lowered.endswith(REPOSITORY_SUFFIXES):
+    folder, file = os.path.split(name)
+    if file.lower().endswith(".json"):
+        return index_meta(name, root)
+    if file.lower().endswith(TABLE_SUFFIXES):
+        return index_own_tables(folder, root or folder or ".", {"": file}, options)
+    if file.lower().endswith(REPOSITORY_SUFFIXES):
         return None
     raise ValueError(f"{name}: expected a table ({', '.join(TABLE_SUFFIXES)}), meta.json, .parquet or a folder")
 
 
 def index_folder(name: str, root: str | None, options: SourceOptions) -> Index | None:
     """Index a folder by the table in it, or by the first own layout that fits; None for a `datasets` repository."""
-    kind, meta = options.kind, os.path.join(name, "meta.json")
-    if kind == "meta" or (kind is None and os.path.isfile(meta)):
-        return add_unnamed(index_meta(meta, root or name, options.mask_rule()))
-    if kind in (None, "table") and (tables := metadata_files(name)):
-        return index_image_folder(name, root or name, tables, options)
+    meta, guess = os.path.join(name, "meta.json"), options.kind is None
+    if guess and os.path.isfile(meta):
+        return add_unnamed(index_meta(meta, root or name))
+    if guess and (tables := metadata_files(name)):
+        return add_unnamed(index_own_tables(name, root or name, tables, options))
     tree = FileTree(name)
-    if kind == "datasets" or (kind is None and _holds_repository(name)):
-        if kind is None and tree.files:
-            warnings.warn(
-                f"{name} is read as a datasets repository: {len(tree.files)} image files in it "
-                f'({examples(tree.files)}) are used only where its tables name them; kind="folder" reads the folders',
-                stacklevel=4,
-            )
-        return None
-    return index_tree(tree, options)
+    if options.kind == "folder" or (guess and not _holds_repository(name)):
+        return index_tree(tree, options)
+    if guess and tree.files:
+        warnings.warn(
+            f"{name} is read as a datasets repository: {len(tree.files)} image files in it "
+            f'({examples(tree.files)}) are used only where its tables name them; kind="folder" reads the folders',
+            stacklevel=4,
+        )
+    return None
 
 
 def index_tree(tree: FileTree, options: SourceOptions) -> Index:
@@ -262,8 +246,6 @@ def index_tree(tree: FileTree, options: SourceOptions) -> Index:
         looked = ", ".join(IMAGE_SUFFIXES)
         raise ValueError(f"{tree.root} holds no images (looked for {looked}); found {tree.describe()}")
     for layout in OWN_LAYOUTS:
-        if options.kind is not None and (options.kind == "tree") != (layout.name == "tree"):
-            continue
         index = index_layout(_with_options(layout, options), tree, depths=1)
         if index is not None:
             told = f"tables not read: {examples(tree.tables)}; give one as the source if it holds the labels"
@@ -281,7 +263,8 @@ def index_tree(tree: FileTree, options: SourceOptions) -> Index:
 
 def _with_options(layout: DatasetLayout, options: SourceOptions) -> DatasetLayout:
     """A layout with what the user says of masks and of kinds that are normal, be it that none is."""
-    layout = replace(layout, mask_rule=options.mask_rule(layout.mask_rule))
+    if options.mask_threshold is not None:
+        layout = replace(layout, mask_threshold=options.mask_threshold)
     if options.normal_kinds is None:
         return layout
     kinds = tuple(options.normal_kinds)
@@ -295,29 +278,23 @@ def records_to_dataset(index: Index, records: Sequence[Record]) -> datasets.Data
 
     from .features import make_features
 
-    rows = []
-    for record in records:
-        image = os.path.join(index.root, record.image)
-        mask = None
-        if record.mask is not None:
-            mask_path = os.path.join(index.root, record.mask)
-            mask = {"bytes": None, "path": os.path.abspath(mask_path), "turn": mask_turn(image, mask_path)}
-        rows.append(
-            {
-                "image": {"bytes": None, "path": os.path.abspath(image)},
-                "mask": mask,
-                "label": record.label,
-                "class_name": record.class_name,
-                "defect_type": record.defect_type,
-                "path": image,
-            }
-        )
-    features = make_features(index.mask_rule)
+    images = [os.path.join(index.root, record.image) for record in records]
+    masks = [record.mask and os.path.join(index.root, record.mask) for record in records]
+    columns = {
+        "image": [{"bytes": None, "path": os.path.abspath(image)} for image in images],
+        "mask": [
+            mask and {"bytes": None, "path": os.path.abspath(mask), "turn": mask_turn(image, mask)}
+            for image, mask in zip(images, masks, strict=True)
+        ],
+        "path": images,
+    }
+    for name in ("label", "class_name", "defect_type"):
+        columns[name] = [getattr(record, name) for record in records]
+    features = make_features(index.mask_threshold)
     info = datasets.DatasetInfo(features=features, description=index.form)
     if layout := index.layout:
         info.description, info.homepage, info.license = layout.title, layout.home_page, layout.license or ""
-    columns = {name: [row[name] for row in rows] for name in features}
-    return datasets.Dataset.from_dict(columns, features=features, info=info)
+    return datasets.Dataset.from_dict({name: columns[name] for name in features}, features=features, info=info)
 
 
 def _holds_repository(folder: str) -> bool:

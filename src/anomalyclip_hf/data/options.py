@@ -8,9 +8,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..images_anomalyclip import check_channels, check_window
-from .images import MaskRule
 
-KINDS = ("folder", "tree", "table", "meta", "datasets")
+KINDS = ("folder", "datasets")
 
 
 def option(
@@ -106,7 +105,9 @@ class SourceOptions:
         None, "Unpacked archive of a named data set, or where a table's paths start.", group="Data set"
     )
     class_names: list[str] | None = option(None, "These classes alone.", group="Data set")
-    kind: str | None = option(None, f"{', '.join(KINDS[:-1])} or {KINDS[-1]}: do not guess.", group="Data set")
+    kind: str | None = option(
+        None, "folder (by the names of folders alone) or datasets (a repository): do not guess.", group="Data set"
+    )
     normal_kinds: list[str] | None = option(
         None, "Names of folders that mean normal; an empty list where none does.", group="Data set"
     )
@@ -145,23 +146,6 @@ class SourceOptions:
         """The fields that are set, by name."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(SourceOptions)}
         return {name: value for name, value in values.items() if value is not None and value is not False}
-
-    def mask_rule(self, default: MaskRule | None = None) -> MaskRule:
-        """The mask rule: the default, unless there is a `mask_threshold`."""
-        if self.mask_threshold is None:
-            return default or MaskRule()
-        return MaskRule(self.mask_threshold, self.mask_threshold)
-
-    def columns(self) -> dict[str, str | None]:
-        """Field of a sample -> the column named for it, None where it is to be found."""
-        return {
-            "image": self.image_column,
-            "mask": self.mask_column,
-            "label": self.label_column,
-            "class_name": self.class_column,
-            "defect_type": self.defect_column,
-            "split": self.split_column,
-        }
 
     def only_class(self) -> str | None:
         """The class where a single one is asked for: what samples without a class are taken for."""

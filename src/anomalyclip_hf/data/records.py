@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .file_tree import examples
-from .images import MaskRule
 from .layouts import DatasetLayout
 
 NORMAL_KIND, ANOMALOUS_KIND = "good", "anomaly"
@@ -32,7 +32,6 @@ class Index:
         root (`str`): folder the paths start from, as the user gave it.
         form (`str`): the layout found, in words.
         records (`list[Record]`): samples; those of folders ordered by class, split, kind and name.
-        mask_rule (`MaskRule`): how masks are binarised.
         layout (`DatasetLayout`, *optional*): the row, for named data sets.
         listed (`bool`): whether a table names the files, which someone else may have written.
         extra_masks (`list[str]`): mask files no image asks for.
@@ -40,12 +39,12 @@ class Index:
         notes (`list[str]`): what was left out, and why.
         unused (`dict[str, list[str]]`): files below the root that are neither images nor masks here, by reason.
         outside (`list[str]`): files that links, or a table, lead out of the root for.
+        mask_threshold (`int`, *optional*): how masks are binarised, see `read_mask`.
     """
 
     root: str
     form: str
     records: list[Record]
-    mask_rule: MaskRule = field(default_factory=MaskRule)
     layout: DatasetLayout | None = None
     listed: bool = False
     extra_masks: list[str] = field(default_factory=list)
@@ -53,6 +52,21 @@ class Index:
     notes: list[str] = field(default_factory=list)
     unused: dict[str, list[str]] = field(default_factory=dict)
     outside: list[str] = field(default_factory=list)
+    mask_threshold: int | None = None
+
+    def check(self) -> None:
+        """Refuse an index of files that are not there, and warn of what was left out.
+
+        Raises:
+            ValueError: files are missing.
+        """
+        if self.missing:
+            raise ValueError(
+                f"{len(self.missing)} files named by {self.form} are not in {self.root}, e.g. {self.missing[0]}: "
+                "correct the index, or see all of them with `anomalyclip inspect`"
+            )
+        if remarks := self.remarks():
+            warnings.warn(f"{self.root}: {'; '.join(remarks)}", stacklevel=3)
 
     def remarks(self) -> list[str]:
         """All that was left out or comes from elsewhere, a sentence each; empty where everything was used."""
@@ -66,17 +80,15 @@ class Index:
         return told
 
 
-def list_unused(unused: Mapping[str, Sequence[str]], limit: int = 8) -> str:
+def list_unused(unused: Mapping[str, Sequence[str]]) -> str:
     """Files by reason as a sentence: "3 files not used: 2 .xcf files (a.xcf, b.xcf); 1 results of this package (ev)".
 
     Args:
-        unused: reason -> paths; at least one.
-        limit (`int`): reasons spelled out.
+        unused: reason -> paths; at least one. Eight reasons are spelled out.
     """
     reasons = [f"{len(paths)} {reason} ({examples(paths)})" for reason, paths in unused.items()]
-    rest = sum(map(len, list(unused.values())[limit:]))
-    more = [f"{rest} of {len(reasons) - limit} other kinds"] if rest else []
-    return f"{sum(map(len, unused.values()))} files not used: {'; '.join(reasons[:limit] + more)}"
+    more = [f"and those of {len(reasons) - 8} other kinds"] if len(reasons) > 8 else []
+    return f"{sum(map(len, unused.values()))} files not used: {'; '.join(reasons[:8] + more)}"
 
 
 def kind_of(label: int | None, kind: str | None) -> str:

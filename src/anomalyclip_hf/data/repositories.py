@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .features import AnomalyImage, AnomalyMask, make_features, mask_feature, undecoded
+from .features import AnomalyImage, AnomalyMask, make_features, undecoded
 from .file_tree import check_inside
 from .images import mask_turn
 from .options import SourceOptions
 from .records import kind_of
-from .tables import label_of_kind, labels_of_kinds, pick_columns, to_label
+from .tables import labels_of_kinds, pick_columns, to_label
 
 logger = logging.getLogger(__name__)
 
@@ -121,16 +122,17 @@ def _adapt(dataset: Part, options: SourceOptions, data_dir: str | None, label: s
     if isinstance(dataset, datasets.Dataset) and dataset.format["type"] == "custom":
         logger.warning(f"{label} has a transform, which is left out: images are read as stored; map() keeps changes")
     dataset = dataset.with_format(None)  # torch tensors or numpy arrays are read as what they were made of
-    found = pick_columns(dataset.features, options.columns(), label)
+    found = pick_columns(dataset.features, options, label)
     found.pop("split", None)
     if "path" in dataset.features and "path" not in found.values():
         found["path"] = "path"
     dataset = dataset.select_columns(list(found.values()))
     rename = {column: name for name, column in found.items() if column != name}
     dataset = dataset.rename_columns(rename) if rename else dataset
-    complete = _completer(dataset, options, label)
+    default = options.only_class() or _folder_name(label)
+    tell = partial(_tell, features=dataset.features, normal=options.normal_labels, default=default, label=label)
     if isinstance(dataset, datasets.IterableDataset):
-        return _adapt_stream(dataset, complete, options, data_dir, homes, label)
+        return _adapt_stream(dataset, tell, options, data_dir, homes, label)
     dataset = _with_files(dataset, data_dir)
     if homes is not None:
         check_inside(_files_of(dataset, data_dir), homes, label)
@@ -139,55 +141,52 @@ def _adapt(dataset: Part, options: SourceOptions, data_dir: str | None, label: s
     if "mask" not in pictures:
         keep = keep.add_column("mask", [None] * len(dataset), feature=AnomalyMask())
     turns = _mask_turns(keep)
-    keep = keep.cast_column("image", AnomalyImage()).cast_column("mask", mask_feature(options.mask_rule()))
+    keep = keep.cast_column("image", AnomalyImage()).cast_column(
+        "mask", AnomalyMask(mask_threshold=options.mask_threshold)
+    )
     if any(turn != 1 for turn in turns.values()):
         keep = _with_turns(keep, turns)
-    told = dataset.remove_columns(pictures).to_list() or [{}] * len(dataset)
-    facts = [complete(row, index) for index, row in enumerate(told)]
-    if "defect_type" in dataset.features and "label" not in dataset.features:
-        labels = labels_of_kinds([row["defect_type"] for row in facts], options.normal_labels)
-        facts = [{**row, "label": label} for row, label in zip(facts, labels, strict=True)]
-    for row in facts:
-        row["defect_type"] = kind_of(row["label"], row["defect_type"])
+    facts = tell(dataset.remove_columns(pictures).to_list() or [{}] * len(dataset))
     features = make_features()
     for column in ("label", "class_name", "defect_type", "path"):
         keep = keep.add_column(column, [row[column] for row in facts], feature=features[column])
     return keep.select_columns(list(features))
 
 
-def _completer(dataset: Part, options: SourceOptions, label: str) -> Callable[[dict[str, Any], int], dict[str, Any]]:
-    """What gives label, class, kind of defect (as named) and path of a row at a place."""
-    names = {
-        column: feature.names
-        for column, feature in dataset.features.items()
-        if isinstance(feature, datasets.ClassLabel)
-    }
-    by_kind = "defect_type" in dataset.features and "label" not in dataset.features
-    default = options.only_class() or _folder_name(label)
-
-    def complete(row: dict[str, Any], index: int) -> dict[str, Any]:
-        named = {
-            column: names[column][cell] if column in names and cell is not None and cell >= 0 else cell
-            for column, cell in row.items()
-        }
-        kind = named.get("defect_type")
-        if by_kind:
-            value = label_of_kind(kind, options.normal_labels)
-        else:
-            value = to_label(named.get("label"), options.normal_labels, f"{label}, row {index}")
-        return {
+def _tell(
+    rows: list[dict[str, Any]],
+    first: int = 0,
+    *,
+    features: datasets.Features,
+    normal: Sequence[Any] | None,
+    default: str,
+    label: str,
+) -> list[dict[str, Any]]:
+    """Label, class, kind of defect and path of rows from their cells, but of pictures; `first` is their place."""
+    for column, feature in features.items():
+        if isinstance(feature, datasets.ClassLabel):
+            cells = [row[column] for row in rows]
+            named = [cell if cell is None or cell < 0 else feature.names[cell] for cell in cells]
+            rows = [{**row, column: name} for row, name in zip(rows, named, strict=True)]
+    kinds = ["" if row.get("defect_type") is None else str(row["defect_type"]) for row in rows]
+    if "defect_type" in features and "label" not in features:
+        labels = labels_of_kinds(kinds, normal)
+    else:
+        labels = [to_label(row.get("label"), normal, f"{label}, row {n}") for n, row in enumerate(rows, first)]
+    return [
+        {
             "label": value,
-            "class_name": str(named.get("class_name") or default),
-            "defect_type": "" if kind is None else str(kind),
-            "path": named.get("path") or f"{index:06d}",
+            "class_name": str(row.get("class_name") or default),
+            "defect_type": kind_of(value, kind),
+            "path": row.get("path") or f"{place:06d}",
         }
-
-    return complete
+        for place, (row, value, kind) in enumerate(zip(rows, labels, kinds, strict=True), first)
+    ]
 
 
 def _adapt_stream(
     dataset: datasets.IterableDataset,
-    complete: Callable[[dict[str, Any], int], dict[str, Any]],
+    tell: Callable[[list[dict[str, Any]], int], list[dict[str, Any]]],
     options: SourceOptions,
     data_dir: str | None,
     homes: list[str] | None,
@@ -212,10 +211,9 @@ def _adapt_stream(
         image, mask = located(row.pop("image")), located(row.pop("mask", None))
         if mask and image and mask.get("turn") is None:
             mask = {**mask, "turn": mask_turn(image, mask)}
-        facts = complete(row, index)
-        return {"image": image, "mask": mask, **facts, "defect_type": kind_of(facts["label"], facts["defect_type"])}
+        return {"image": image, "mask": mask, **tell([row], index)[0]}
 
-    return dataset.map(adapt, with_indices=True).cast(make_features(options.mask_rule()))
+    return dataset.map(adapt, with_indices=True).cast(make_features(options.mask_threshold))
 
 
 def _with_files(dataset: datasets.Dataset, data_dir: str | None) -> datasets.Dataset:

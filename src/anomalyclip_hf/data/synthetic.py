@@ -23,7 +23,7 @@ _DIRECTIONS = np.array([(1, 0), (-1, 0), (0, 1), (0, -1), (0.6, 0.8), (-0.6, 0.8
 
 
 def draw_anomaly_on(
-    image: Any, *, seed: int | Sequence[int] = 0, defect: str | None = None, difficulty: float = 0.5
+    image: Any, *, seed: int | Sequence[int] = 0, defect: str | None = None
 ) -> tuple[np.ndarray, np.ndarray, str]:
     """Draw an anomaly on a normal image.
 
@@ -31,7 +31,6 @@ def draw_anomaly_on(
         image: path, PIL image, array or whatever else `read_image` takes; sides of at least 8 pixels.
         seed (`int` or several, 0 or more): decides everything; such as `(seed, index)` for an image of a set.
         defect (`str`, *optional*): one of `DEFECTS`; drawn from the seed by default.
-        difficulty (`float`, 0 to 1): from plain anomalies to faint and small ones too.
 
     Returns:
         the damaged image uint8 `(H, W, 3)`, its mask bool `(H, W)`, and the kind. On a plain background the anomaly
@@ -42,8 +41,6 @@ def draw_anomaly_on(
     """
     if defect is not None and defect not in DEFECTS:
         raise ValueError(f"defect={defect!r}, expected one of: {', '.join(DEFECTS)}")
-    if not 0 <= difficulty <= 1:
-        raise ValueError(f"difficulty={difficulty!r}, expected a number from 0 to 1")
     before = np.asarray(read_image(image))
     if min(before.shape[:2]) < MIN_SIDE:
         height, width = before.shape[:2]
@@ -56,8 +53,8 @@ def draw_anomaly_on(
     for attempt in range(_ATTEMPTS + 1):
         # Stronger ones while nothing shows; at last a contrast that shows on any image.
         push = attempt / _ATTEMPTS
-        opacity = min(1.0, rng.uniform(1 - 0.75 * difficulty, 1) + push)
-        area = math.exp(rng.uniform(math.log(0.02 - 0.015 * difficulty), math.log(0.12)))
+        opacity = min(1.0, rng.uniform(0.625, 1) + push)
+        area = math.exp(rng.uniform(math.log(0.0125), math.log(0.12)))
         center = spots[rng.integers(len(spots))]
         content, alpha = _DRAW[kind](rng, pixels, center, area)
         if attempt == _ATTEMPTS:

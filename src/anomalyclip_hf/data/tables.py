@@ -5,16 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 from ..images_anomalyclip import split_page
 from .file_tree import FileTree, examples, file_key, normal_form
-from .images import MaskRule
 from .layouts import OWN_NORMAL_KINDS, SPLITS, DatasetLayout, Table
 from .options import SourceOptions
 from .records import Index, Record, kind_of
@@ -28,8 +27,6 @@ COLUMN_ALIASES: dict[str, tuple[str, ...]] = {
     "defect_type": ("defect_type", "defect", "kind", "specie_name", "anomaly_type"),
     "split": ("split", "phase", "subset"),
 }
-# The field of `SourceOptions` that names each.
-COLUMN_OPTIONS = {name: f"{name.removesuffix('_name').removesuffix('_type')}_column" for name in COLUMN_ALIASES}
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 META = Table(
     path="meta.json",
@@ -84,12 +81,12 @@ def read_rows(path: str) -> list[Row]:
     ]
 
 
-def pick_columns(names: Iterable[str], chosen: Mapping[str, str | None], where: str) -> dict[str, str]:
+def pick_columns(names: Iterable[str], options: SourceOptions, where: str) -> dict[str, str]:
     """Match the schema's fields to column names: the user's choice first, then the usual names.
 
     Args:
         names: the columns there are.
-        chosen: field -> column name; None where the user left it open.
+        options (`SourceOptions`): the columns that the user names.
         where (`str`): the source, for messages.
 
     Raises:
@@ -100,11 +97,12 @@ def pick_columns(names: Iterable[str], chosen: Mapping[str, str | None], where: 
     spelled = {normal_form(name): name for name in reversed(names)}
     columns: dict[str, str] = {}
     for field_name, aliases in COLUMN_ALIASES.items():
-        wanted = chosen.get(field_name)
-        if wanted is not None and (wanted := spelled.get(normal_form(wanted))) is None:
-            option = COLUMN_OPTIONS[field_name]
-            raise ValueError(f"{option}={chosen[field_name]!r}, but {where} has the columns {', '.join(names)}")
-        found = wanted or next((lower[alias] for alias in aliases if alias in lower), None)
+        option = f"{field_name.removesuffix('_name').removesuffix('_type')}_column"
+        wanted = getattr(options, option)
+        if wanted is not None and normal_form(wanted) not in spelled:
+            raise ValueError(f"{option}={wanted!r}, but {where} has the columns {', '.join(names)}")
+        usual = next((lower[alias] for alias in aliases if alias in lower), None)
+        found = usual if wanted is None else spelled[normal_form(wanted)]
         if found is not None and found not in columns.values():
             columns[field_name] = found
     if "image" not in columns:
@@ -140,14 +138,12 @@ def to_label(value: Any, normal_values: Sequence[Any] | None, where: str = "") -
     return int(text in _ONE)
 
 
-def label_of_kind(value: Any, normal_values: Sequence[Any] | None) -> int | None:
-    """Label of an image that has a kind of defect but no label: 0 for a normal kind, "none" or 0; None if empty."""
-    return to_label(value, normal_values or _NORMAL_KINDS)
+def labels_of_kinds(kinds: Sequence[Any], normal_values: Sequence[Any] | None) -> list[int | None]:
+    """Labels of images that have a kind of defect but no label: 0 for a normal kind, "none" or 0; None if empty.
 
-
-def labels_of_kinds(values: Iterable[Any], normal_values: Sequence[Any] | None) -> list[int | None]:
-    """[`label_of_kind`] of a whole column; where no cell names a normal kind, an empty one means no defect."""
-    labels = [label_of_kind(value, normal_values) for value in values]
+    Where no cell of a whole column names a normal kind, an empty one means no defect.
+    """
+    labels = [to_label(kind, normal_values or _NORMAL_KINDS) for kind in kinds]
     empty_is_normal = normal_values is None and 0 not in labels and 1 in labels
     return [0 if label is None and empty_is_normal else label for label in labels]
 
@@ -158,11 +154,9 @@ def index_rows(
     root: str,
     form: str,
     *,
-    source: str,
     class_name: str,
     split: str = "test",
     folder: str = "",
-    mask_rule: MaskRule | None = None,
     layout: DatasetLayout | None = None,
     tree: FileTree | None = None,
 ) -> Index:
@@ -173,10 +167,8 @@ def index_rows(
         table (`Table`): what its columns mean.
         root (`str`): the folder of the files.
         form (`str`): what the index is, in words.
-        source (`str`): file of the table, for messages.
         class_name, split (`str`): where no column says another.
         folder (`str`): where relative paths start, from the root.
-        mask_rule (`MaskRule`, *optional*): how masks are binarised.
         layout (`DatasetLayout`, *optional*): of a named data set: its classes, spelled as there.
         tree (`FileTree`, *optional*): the files below the root, where they are already listed.
 
@@ -190,51 +182,48 @@ def index_rows(
         written = os.path.join(folder, path)
         if os.path.isfile(split_page(os.path.join(root, written))[0]):
             return written
-        if layout is not None:
-            return list_files().find(path, folder, numbers=True)
         found = list_files().find(path, folder)
         same = found is not None and os.path.splitext(found)[1].lower() == os.path.splitext(path)[1].lower()
-        return found if same else None  # a 1 in a column of one's own may be a flag, and is no 1.png
+        return found if same or layout is not None else None  # a 1 in one's own column may be a flag, and is no 1.png
 
     if table.label_column is None and table.kind_column is not None:
-        labels = labels_of_kinds([row[table.kind_column] for _, row in rows], table.normal_labels)
+        labels = labels_of_kinds([_cell(row, table.kind_column, where) for where, row in rows], table.normal_labels)
     else:
-        labels = [to_label(_cell(row, table.label_column), table.normal_labels, where) for where, row in rows]
+        labels = [to_label(_cell(row, table.label_column, where), table.normal_labels, where) for where, row in rows]
     classes = {file_key(name): name for name in (layout.classes if layout else ())}
     records, missing = [], []
     respelled: dict[str, str] = {}
     for (where, row), label in zip(rows, labels, strict=True):
-        named = [_fill(pattern, row, where) for pattern in table.image]
-        if not named[0]:
-            raise ValueError(f"{where}: the column {table.image[0][1:-1]!r} is empty")
-        image = next((there for path in named if (there := find(path))), None)
-        masks_named = [_fill(pattern, row, where) for pattern in table.mask]
-        mask_named = masks_named[0] if masks_named else ""
-        mask = next((there for path in masks_named if path and (there := find(path))), None)
-        for path, there in ((named[0], image), (mask_named, mask)):
-            if path and there is None:
-                missing.append(os.path.join(folder, path))
-            elif there is not None and there != os.path.join(folder, path):
-                respelled[path] = there
+        files: list[str | None] = []
+        for patterns in (table.image, table.mask):
+            named = [path for pattern in patterns if (path := _fill(pattern, row, where))]
+            if not named and patterns is table.image:
+                raise ValueError(f"{where}: no image is named, {patterns[0]} is empty")
+            there = next((found for path in named if (found := find(path))), None)
+            if named and there is None:
+                missing.append(os.path.join(folder, named[0]))
+            elif there is not None and there != os.path.join(folder, named[0]):
+                respelled[named[0]] = there
+            files.append(there)
+        image, mask = files
         if image is None:
             continue
-        name = _text(_cell(row, table.class_column)) or class_name
-        said = _text(_cell(row, table.split_column)).casefold()
-        kind = kind_of(label, _text(_cell(row, table.kind_column)))
+        name = _text(_cell(row, table.class_column, where)) or class_name
+        said = _text(_cell(row, table.split_column, where)).casefold()
+        kind = kind_of(label, _text(_cell(row, table.kind_column, where)))
         name = classes.get(file_key(name), name)
         records.append(Record(image, mask, label, name, kind, SPLITS.get(said, said) or split))
     if not records:
-        raise ValueError(f"none of the {len(missing)} images named by {source} exists below {root}, e.g. {missing[0]}")
+        raise ValueError(f"none of the {len(missing)} images named by {form} exists below {root}, e.g. {missing[0]}")
     notes = []
     if respelled and layout is None:
-        path, there = next(iter(respelled.items()))
-        notes = [f"{len(respelled)} paths found by another spelling or by their last parts: {path} as {there}, ..."]
-    return Index(root, form, records, mask_rule or MaskRule(), layout, True, missing=missing, notes=notes)
+        path, other = next(iter(respelled.items()))
+        notes = [f"{len(respelled)} paths found by another spelling or by their last parts: {path} as {other}, ..."]
+    return Index(root, form, records, layout=layout, listed=True, missing=missing, notes=notes)
 
 
 def index_layout_table(table: Table, layout: DatasetLayout, tree: FileTree) -> Index | None:
     """Index a data set that comes with a table, or one for each class; None where there is none."""
-    path, form = os.path.join(tree.root, table.path), f"{layout.title}: {table.path}"
     files = sorted(map(str, Path(tree.root).glob(table.path)))
     if not files:
         return None
@@ -245,110 +234,87 @@ def index_layout_table(table: Table, layout: DatasetLayout, tree: FileTree) -> I
         if heads and not any(os.path.isdir(os.path.join(tree.root, head, Path(file).stem)) for head in heads)
     ]
     files = [file for file in files if file not in absent] or files  # not all classes may have been unpacked
-    index = index_rows(
-        [row for file in files for row in (_rows_of_splits(file) if file.endswith(".json") else read_rows(file))],
-        table,
-        tree.root,
-        form,
-        source=path,
-        class_name=layout.classes[0],
-        mask_rule=layout.mask_rule,
-        layout=layout,
-        tree=tree,
-    )
+    rows = [row for file in files for row in (rows_of_splits(file) if file.endswith(".json") else read_rows(file))]
+    form = f"{layout.title}: {table.path}"
+    index = index_rows(rows, table, tree.root, form, class_name=layout.classes[0], layout=layout, tree=tree)
     notes = [f"{len(absent)} classes of the index have no folder ({examples(absent)})"] if absent else []
     return replace(index, notes=index.notes + notes)
 
 
-def _rows_of_splits(path: str) -> list[Row]:
-    """Rows of a JSON file {split: [rows]}, with the columns `split` and `file`; keys without a list are passed over.
+def rows_of_splits(path: str) -> list[Row]:
+    """Rows of a JSON file {split: [rows]} or {split: {class: [rows]}}; what holds no lists is passed over.
+
+    All have the columns `split`, `file` (the stem of the file's name), `cls_name`, `specie_name` and `mask_path`.
 
     Raises:
-        ValueError: not such a file.
+        ValueError: not such a file, or without rows.
     """
+    stem, rows = Path(path).stem, list[Row]()
     try:
         with open(path, encoding="utf-8-sig") as file:
-            parts = [(split, rows) for split, rows in json.load(file).items() if isinstance(rows, list)]
-        stem = os.path.splitext(os.path.basename(path))[0]
-        return [(f"{path}, {split}", {**row, "split": split, "file": stem}) for split, rows in parts for row in rows]
+            splits = json.load(file).items()
+        for split, content in splits:
+            for name, group in content.items() if isinstance(content, dict) else [(stem, content)]:
+                for row in group if isinstance(group, list) else ():
+                    optional = {"cls_name": name, "specie_name": None, "mask_path": None}
+                    given = {key: cell for key, cell in row.items() if cell or key not in optional}
+                    rows.append((f"{path}, {split}/{name}", {**optional, **given, "split": split, "file": stem}))
     except (ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} is not an index of the form {{split: [rows]}}: {error}") from error
+        raise ValueError(
+            f"{path} is not an index {{split: [rows]}} or {{split: {{class: [rows]}}}}: {error}"
+        ) from error
+    if not rows:
+        raise ValueError(f"{path}: it is empty")
+    return rows
 
 
-def index_own_table(
-    path: str,
-    root: str | None,
-    options: SourceOptions,
-    split: str = "test",
-    folder: str = "",
-) -> Index:
-    """Index a user's CSV, TSV, JSON lines or parquet file.
+def index_own_tables(name: str, root: str, tables: Mapping[str, str], options: SourceOptions) -> Index:
+    """Index a user's CSV, TSV, JSON lines or parquet file, or those of the splits of an image folder.
 
     Args:
-        path (`str`): the table.
-        root (`str`, *optional*): folder of the files; the table's own by default.
+        name (`str`): the folder of the tables.
+        root (`str`): where relative paths start; a split's from its folder in there.
+        tables: folder of a split, or "", -> name of its table.
         options (`SourceOptions`): columns, labels that mean normal, and the rest.
-        split (`str`): where no column names one.
-        folder (`str`): where relative paths start, from the root.
     """
-    rows = read_rows(path)
-    root = root or os.path.dirname(path) or "."
-    found = pick_columns(rows[0][1], options.columns(), f"the table {path}")
-    table = Table(
-        path=path,
-        image=(f"{{{found['image']}}}",),
-        mask=(f"{{{found['mask']}}}",) if "mask" in found else (),
-        label_column=found.get("label"),
-        class_column=found.get("class_name"),
-        split_column=found.get("split"),
-        kind_column=found.get("defect_type"),
-        normal_labels=None if options.normal_labels is None else tuple(options.normal_labels),
-    )
-    name = options.only_class() or os.path.basename(os.path.abspath(root))
-    form, rule = f"table {os.path.basename(path)}", options.mask_rule()
-    return index_rows(
-        rows, table, root, form, source=path, class_name=name, split=split, folder=folder, mask_rule=rule
+    class_name, parts = options.only_class() or os.path.basename(os.path.abspath(root)), []
+    names = [os.path.join(part, file).replace(os.sep, "/") for part, file in tables.items()]
+    for part, file in zip(tables, names, strict=True):
+        rows = read_rows(os.path.join(name, file))
+        found = pick_columns(rows[0][1], options, f"the table {os.path.join(name, file)}")
+        rows = [(where, {field: row[column] for field, column in found.items()}) for where, row in rows]
+        own = {field: field if field in found else None for field in COLUMN_ALIASES}
+        table = Table(
+            path=file,
+            image=("{image}",),
+            mask=("{mask}",) if own["mask"] else (),
+            label_column=own["label"],
+            class_column=own["class_name"],
+            split_column=own["split"],
+            kind_column=own["defect_type"],
+            normal_labels=None if options.normal_labels is None else tuple(options.normal_labels),
+        )
+        split = SPLITS.get(part.casefold(), "test")
+        parts.append(index_rows(rows, table, root, f"table {file}", class_name=class_name, split=split, folder=part))
+    return replace(
+        parts[0],
+        form=f"table {', '.join(names)}",
+        records=[record for part in parts for record in part.records],
+        missing=[path for part in parts for path in part.missing],
+        notes=[note for part in parts for note in part.notes],
     )
 
 
 def metadata_files(folder: str) -> dict[str, str]:
     """Tables of an image folder of `datasets`, by the folder they speak of: its own, "", or those of its splits."""
-    splits = sorted(name for name in os.listdir(folder) if name.casefold() in SPLITS)
+    splits = [name for name in sorted(os.listdir(folder)) if name.casefold() in SPLITS]
     for parts in ([""], splits):
-        found: dict[str, str] = {}
-        for part in parts:
-            inside = os.path.join(folder, part)
-            names = {name.casefold(): name for name in os.listdir(inside)} if os.path.isdir(inside) else {}
-            for file in METADATA_FILES:
-                if file in names:
-                    found.setdefault(part, names[file])
-        if found:
-            return found
+        inside = {part: os.path.join(folder, part) for part in parts}
+        names = {part: sorted(os.listdir(path), key=str.lower) for part, path in inside.items() if os.path.isdir(path)}
+        found = {part: [name for name in among if name.casefold() in METADATA_FILES] for part, among in names.items()}
+        if any(found.values()):
+            return {part: tables[0] for part, tables in found.items() if tables}
     return {}
-
-
-def index_image_folder(name: str, root: str, tables: Mapping[str, str], options: SourceOptions) -> Index:
-    """Index an image folder of `datasets` by its metadata files.
-
-    Args:
-        name (`str`): the folder.
-        root (`str`): where relative paths start; a split's from its folder in there.
-        tables: folder of a split, or "", -> name of its table.
-        options (`SourceOptions`): columns and the rest.
-    """
-    parts = [
-        index_own_table(os.path.join(name, part, file), root, options, SPLITS.get(part.casefold(), "test"), part)
-        for part, file in tables.items()
-    ]
-    form = "table " + ", ".join(os.path.join(part, file).replace(os.sep, "/") for part, file in tables.items())
-    index = replace(
-        parts[0],
-        form=form,
-        records=[record for part in parts for record in part.records],
-        missing=[path for part in parts for path in part.missing],
-        notes=[note for part in parts for note in part.notes],
-    )
-    return add_unnamed(index)
 
 
 def add_unnamed(index: Index) -> Index:
@@ -363,42 +329,26 @@ def add_unnamed(index: Index) -> Index:
     return replace(index, unused={reason: paths for reason, paths in left.items() if paths})
 
 
-def index_meta(path: str, root: str | None, mask_rule: MaskRule) -> Index:
+def index_meta(path: str, root: str | None) -> Index:
     """Index the authors' `meta.json`: {split: {class: [{img_path, mask_path, cls_name, specie_name, anomaly}]}}.
 
     Raises:
         ValueError: not such a file, or none of its images exists.
     """
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            meta = json.load(file)
-        entries = [(split, name, entry) for split, by in meta.items() for name, rows in by.items() for entry in rows]
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} is not the authors' index {{split: {{class: [entries]}}}}: {error}") from error
-    if not entries:
-        raise ValueError(f"{path}: it is empty")
-    rows: list[Row] = []
-    for split, name, entry in entries:
-        if not isinstance(entry, dict) or "img_path" not in entry or "anomaly" not in entry:
-            raise ValueError(f'{path}: an entry of {split}/{name} has no "img_path" or "anomaly": {entry!r}')
-        named = {"mask_path": None, **entry, "cls_name": entry.get("cls_name") or name, "split": split}
-        rows.append((f"{path}, {split}/{name}", named))
-    root = root or os.path.dirname(path) or "."
-    form = "the authors' meta.json"  # whose splits have the names they have, be it ""
-    return index_rows(rows, META, root, form, source=path, class_name="", split="", mask_rule=mask_rule)
+    root = root or os.path.dirname(path) or "."  # splits have the names they have, be it ""
+    return index_rows(rows_of_splits(path), META, root, "the authors' meta.json", class_name="", split="")
 
 
-def _cell(row: Mapping[str, Any], column: str | None) -> Any:
-    return None if column is None else row.get(column)
+def _cell(row: Mapping[str, Any], column: str | None, where: str) -> Any:
+    if column is not None and column not in row:
+        raise ValueError(f"{where}: there is no column {column!r}, found {', '.join(row)}")
+    return None if column is None else row[column]
 
 
 def _fill(pattern: str, row: Mapping[str, Any], where: str) -> str:
     """A pattern with each `{column}` replaced by its cell, "" where one of them is empty."""
-    columns = re.findall(r"\{([^{}]+)\}", pattern)
-    if lacking := [name for name in columns if name not in row]:
-        raise ValueError(f"{where}: there is no column {lacking[0]!r}, found {', '.join(row)}")
-    cells = {name: _text(row[name]) for name in columns}
-    return re.sub(r"\{([^{}]+)\}", lambda match: cells[match.group(1)], pattern) if all(cells.values()) else ""
+    cells = {name: _text(_cell(row, name, where)) for _, name, *_ in Formatter().parse(pattern) if name}
+    return pattern.format_map(cells) if all(cells.values()) else ""
 
 
 def _text(value: Any) -> str:

@@ -69,7 +69,7 @@ def score_images(
     if batch_size < 1 or num_workers < 0:
         raise ValueError(f"batch_size={batch_size}, num_workers={num_workers}: expected 1 or more and 0 or more")
     # A generator of its own leaves the caller's random numbers alone.
-    more: dict[str, Any] = {"collate": _as_they_are, "pin_memory": pin_memory, "generator": torch.Generator()}
+    more: dict[str, Any] = {"pin_memory": pin_memory, "generator": torch.Generator()}
     if hasattr(source, "__len__"):
         more["sampler"] = list(range(len(source)) if indices is None else indices)
         if not more["sampler"]:
@@ -77,7 +77,7 @@ def score_images(
         rows: Any = _Prepared(source, prepare)
     else:
         rows = _PreparedStream(source, prepare, wanted)
-    for batch in make_loader(rows, None, batch_size, num_workers, **more):
+    for batch in make_loader(rows, _as_they_are, batch_size, num_workers, **more):
         readable = [record for record in batch if record.error is None]
         scored = {record.index: record for record in _score(score, readable)}
         yield from (scored.get(record.index, record) for record in batch)
