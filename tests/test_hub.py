@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from anomalyclip_hf import AnomalyCLIPConfig, AnomalyCLIPModel, AnomalyCLIPProcessor
 from anomalyclip_hf import prompts_anomalyclip as prompts_module
-from anomalyclip_hf.profiles_anomalyclip import Profile
+from anomalyclip_hf.sharing.profiles import Profile
+from anomalyclip_hf.sharing.writing import write_prompts
 from hub_server import TOKEN, LocalHub
 from tiny_models import make_tiny_clip, randomize
 
@@ -69,9 +70,7 @@ class TestPromptsAlone:
         config = AnomalyCLIPConfig()
         context, deep = torch.zeros(2, 12, 768), torch.zeros(8, 4, 768)
         fingerprint = torch.zeros(222)
-        prompts_module.write_prompts(
-            prompts_module.PromptSet(context, deep, config, fingerprint), tmp_path / "prompts.safetensors"
-        )
+        write_prompts(prompts_module.PromptSet(context, deep, config, fingerprint), tmp_path / "prompts.safetensors")
         assert 172_032 < (tmp_path / "prompts.safetensors").stat().st_size < 174_000
 
     def test_same_results_after_loading(self, tiny_model, prompts_dir, pixels):

@@ -15,13 +15,13 @@ from transformers.dynamic_module_utils import get_imports
 
 import anomalyclip_hf
 from anomalyclip_hf import AnomalyCLIPModel
-from anomalyclip_hf.prompts_anomalyclip import AUTO_MAP, CUSTOM_PIPELINES
+from anomalyclip_hf.sharing.writing import AUTO_MAP, CUSTOM_PIPELINES
 from hub_server import TOKEN, LocalHub
 from tiny_models import make_tiny_clip
 
 SOURCE = Path(anomalyclip_hf.__file__).parent
 _NAMES = ("addresses", "configuration", "dicom", "image_processing", "images", "loss", "modeling", "options")
-_MORE = ("pipeline", "pixels", "profiles", "prompts", "references", "regions", "tiff", "tiling")
+_MORE = ("pipeline", "pixels", "prompts", "references", "regions", "tiff", "tiling")
 TRAVELLING = {f"{name}_anomalyclip" for name in _NAMES + _MORE}
 OPTIONAL = {"pydicom", "tifffile"}  # imported where they are needed, such that transformers does not ask for them
 MAX_BYTES = 285_000

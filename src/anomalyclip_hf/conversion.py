@@ -27,15 +27,9 @@ from .configuration_anomalyclip import (
 )
 from .image_processing_anomalyclip import AnomalyCLIPImageProcessor
 from .modeling_anomalyclip import AnomalyCLIPModel, commit_of
-from .prompts_anomalyclip import (
-    PromptSet,
-    add_card,
-    add_code,
-    portable_base_name,
-    refuse_full_checkpoint,
-    whole_folder,
-    write_checkpoint,
-)
+from .prompts_anomalyclip import PromptSet, portable_base_name
+from .sharing.hub import add_card
+from .sharing.writing import add_code, refuse_full_checkpoint, whole_folder, write_checkpoint
 
 logger = logging.get_logger(__name__)
 

@@ -6,7 +6,6 @@ the references) / 2: 0 for a patch of a reference, 1/2 for one that is orthogona
 map P and a weight w, the anomaly map is (M + w P) / (1 + w), and the score (max M + w P(anomalous)) / (1 + w).
 """
 
-import base64
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
@@ -26,8 +24,8 @@ from transformers.utils import logging
 from .configuration_anomalyclip import check_fields
 from .image_processing_anomalyclip import AnomalyCLIPImageProcessor, with_resizing
 from .images_anomalyclip import load_image
-from .options_anomalyclip import THRESHOLDS, WITH_REFERENCES
-from .prompts_anomalyclip import backbone_fingerprint, same_fingerprints, whole_folder
+from .options_anomalyclip import THRESHOLDS, WITH_REFERENCES, installed
+from .prompts_anomalyclip import backbone_fingerprint, same_fingerprints, stored_fingerprint
 
 logger = logging.get_logger(__name__)
 
@@ -156,19 +154,8 @@ def choose_patches(features: Tensor, limit: int) -> Tensor:
     return torch.stack(kept).to(features.dtype)
 
 
-def save_references(references: References, path: str | os.PathLike) -> None:
-    """Write references as a safetensors file, whole or not at all."""
-    facts = {"layers": references.layers, "weight": references.weight, "num_images": references.num_images}
-    metadata = {"format": "pt", KEY: json.dumps(facts)}
-    if references.fingerprint is not None:
-        metadata["backbone"] = base64.b64encode(references.fingerprint.numpy().astype("<f4").tobytes()).decode()
-    with whole_folder(Path(path).parent) as stage:
-        content = save({"features": references.features.cpu().contiguous()}, metadata)
-        (stage / Path(path).name).write_bytes(content)
-
-
 def read_references(path: str | os.PathLike) -> References:
-    """Read what [`save_references`] wrote.
+    """Read what [`~AnomalyCLIPModel.save_references`] wrote.
 
     Raises:
         ValueError: if it is damaged, or holds other things.
@@ -180,9 +167,7 @@ def read_references(path: str | os.PathLike) -> References:
             features = stored.get_tensor("features")
             layers = tuple(int(layer) for layer in facts["layers"])
             weight, count = float(facts["weight"]), int(facts["num_images"])
-        fingerprint = None
-        if "backbone" in metadata:
-            fingerprint = torch.from_numpy(np.frombuffer(base64.b64decode(metadata["backbone"]), "<f4").copy())
+        fingerprint = stored_fingerprint(metadata)
         sound = features.ndim == 3 and features.is_floating_point() and features.numel() and features.isfinite().all()
         if not sound or len(features) != len(layers) * len(NEIGHBOURHOODS):
             raise ValueError(f"its features are {features.dtype} of shape {tuple(features.shape)}")
@@ -300,7 +285,7 @@ class ReferencesMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ig
             raise ValueError("this model has no references; set_references(images) sets them")
         if not str(path).endswith(".safetensors"):
             raise ValueError(f"references are saved as {str(path)!r}, expected a name that ends in .safetensors")
-        save_references(self.references, path)
+        installed("sharing.writing").write_references(self.references, path)
 
     def _read_references(self, images: Any, processor: AnomalyCLIPImageProcessor | None, size: int) -> References:
         if isinstance(images, str | os.PathLike):

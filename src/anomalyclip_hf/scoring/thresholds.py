@@ -21,8 +21,8 @@ from ..configuration_anomalyclip import check_fields
 from ..data.files import atomic_path
 from ..images_anomalyclip import load_image
 from ..options_anomalyclip import READING, WITH_REFERENCES
-from ..profiles_anomalyclip import Profile
 from ..regions_anomalyclip import fit_roi
+from ..sharing.profiles import Profile
 from .calibration import (
     HALF_MARGIN,
     MARGIN,
