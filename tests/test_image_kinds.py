@@ -12,12 +12,12 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, generate_uid
 
 from anomalyclip_hf.data import inspect_source, load_anomaly_dataset, read_image, read_mask
+from anomalyclip_hf.data.formats import list_pages
 from anomalyclip_hf.images_anomalyclip import (
     ImageReadError,
     bit_depth_of,
     check_channels,
     check_window,
-    list_pages,
     load_image,
     open_image,
 )

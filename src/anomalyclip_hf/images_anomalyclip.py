@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .dicom_anomalyclip import count_frames, first_bytes, is_dicom, read_dicom
+from .options_anomalyclip import installed
 from .pixels_anomalyclip import (
     WINDOWED,
     ImageReadError,
@@ -32,7 +32,6 @@ from .pixels_anomalyclip import (
     to_uint8,
 )
 from .pixels_anomalyclip import check_channels as check_channels
-from .tiff_anomalyclip import TIFF_STARTS, is_beyond_pil, pick_page, plain_tiff, read_tiff, tiff_pages
 
 # No EPS, PDF or the like: whatever the file is called, no other program is started to read it.
 FORMATS = ("PNG", "JPEG", "MPO", "BMP", "GIF", "TIFF", "WEBP", "PPM", "AVIF")
@@ -52,10 +51,7 @@ for _noisy in ("PIL.TiffImagePlugin", "tifffile", "pydicom"):
     logging.getLogger(_noisy).setLevel(logging.CRITICAL)
 warnings.filterwarnings("ignore", "", UserWarning, r"PIL\.(Tiff|Jpeg|Png)ImagePlugin|pydicom\..*")
 _METADATA_KEYS = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
-_METADATA_MARKS = (b"Exif", b"EXIF", b"XMP ", b"MPF\0", b"http://ns.adobe.com/xap/1.0/\0", b"application/rdf+xml")
 _PAGE = re.compile(r"(.+)#page=(\d{1,6})", re.DOTALL)
-_PNG_START = b"\x89PNG\r\n\x1a\n"
-_PNG_METADATA = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
 
 
 def describe_source(source: Any) -> str:
@@ -75,23 +71,23 @@ def split_page(path: str) -> tuple[str, int]:
     return (path, 1) if found is None or os.path.lexists(path) else (found[1], int(found[2]))
 
 
-def list_pages(path: str | os.PathLike) -> list[str]:
-    """The pages of an image file as paths that can be read: "scan.tif#page=1", ...; the path itself if there is one.
+def first_bytes(source: Any, number: int) -> bytes:
+    """The first bytes of a path or a binary file, which is put back to where it was; none of what is no file."""
+    if isinstance(source, (str, os.PathLike)):
+        if not os.path.isfile(source):
+            return b""
+        with open(source, "rb") as file:
+            return file.read(number)
+    place = source.tell()
+    source.seek(0)
+    start = source.read(number)
+    source.seek(place)
+    return start
 
-    Only TIFF and DICOM have pages; of animations the first frame is read. Reduced copies and masks within a TIFF are
-    none. What can't be read is one page, whose reader will say why.
-    """
-    path = os.fspath(path)
-    try:
-        if is_dicom(path):
-            number = count_frames(path)
-        elif path.lower().endswith((".tif", ".tiff")):
-            number = len(tiff_pages(path))
-        else:
-            number = 1
-    except Exception:
-        number = 1
-    return [path] if number <= 1 else [f"{path}#page={page}" for page in range(1, number + 1)]
+
+def is_dicom(source: Any) -> bool:
+    """Whether a path or a binary file holds "DICM" at byte 128."""
+    return first_bytes(source, 132)[128:] == b"DICM"
 
 
 def open_image(source: Any, window: Window = None, channels: Sequence[int] | None = None) -> Image.Image:
@@ -112,24 +108,19 @@ def open_image(source: Any, window: Window = None, channels: Sequence[int] | Non
     try:
         stream, page = _stream_of(source)
         if is_dicom(stream):
-            return read_dicom(stream, page, window)
+            return installed("data.dicom").read_dicom(stream, page, window)
         try:
-            image = _open_page(stream, page)
+            image = open_page(stream, page)
         except FileNotFoundError:
             raise
-        except Exception as refusal:  # perhaps of the metadata alone, or of a kind of TIFF
-            content = _without_metadata(stream)
+        except Exception as refusal:
             try:
-                if content is None:
-                    raise
-                stream = io.BytesIO(content)
-                image = _open_page(stream, page)
-            except Exception:
-                if first_bytes(stream, 4) not in TIFF_STARTS:
-                    raise
-                return read_tiff(stream, page, window, channels, refusal)
-        if image.format == "TIFF" and is_beyond_pil(image):
-            return read_tiff(stream, page, window, channels)
+                formats = installed("data.formats")
+            except ImportError:
+                raise refusal from None
+            image, stream = formats.open_refused(stream, page, window, channels, refusal)
+        if image.format == "TIFF" and _is_beyond_pil(image):
+            image = installed("data.tiff").read_tiff(stream, page, window, channels)
         if _swapped_tiles(image):
             image = _deep_color(image, stream, page, window)
     except Exception as error:  # PIL raises many kinds for broken files
@@ -325,13 +316,29 @@ def _stream_of(source: Any) -> tuple[Any, int]:
     return (source if hasattr(source, "seek") else io.BytesIO(source.read())), page
 
 
-def _open_page(stream: Any, page: int) -> Image.Image:
+def open_page(stream: Any, page: int) -> Image.Image:
+    """Open a page, from 1, of a path or a binary file by PIL."""
     if hasattr(stream, "seek"):
         stream.seek(0)
     image: Image.Image = Image.open(stream, formats=_formats())
     if page != 1:
-        image.seek(pick_page(tiff_pages(stream) if image.format == "TIFF" else [0], page))
+        frames = installed("data.tiff").tiff_pages(stream) if image.format == "TIFF" else [0]
+        image.seek(pick_page(frames, page))
     return image
+
+
+def pick_page(frames: Sequence[int], page: int) -> int:
+    """The frame of a page, from 1."""
+    if not 1 <= page <= len(frames):
+        raise ImageReadError(f"it has {len(frames)} pages, but page {page} is asked for")
+    return frames[page - 1]
+
+
+def _is_beyond_pil(image: Any) -> bool:
+    """Whether PIL, which opened a TIFF, would read something else: many channels, signed bytes, deep planes."""
+    tags = image.tag_v2
+    bits, kind = tags.get(258, (1,))[0], tags.get(339, (1,))[0]
+    return tags.get(277, 1) > 4 or (bits == 8 and kind == 2) or (bits > 8 and tags.get(284) == 2)
 
 
 def _swapped_tiles(image: Image.Image) -> list:
@@ -363,7 +370,7 @@ def _deep_color(image: Image.Image, stream: Any, page: int | None, window: Windo
     if hasattr(stream, "seek"):
         stream.seek(0)
     again = io.BytesIO(stream.read()) if hasattr(stream, "read") else stream
-    other: Any = _open_page(again, page or 1)
+    other: Any = open_page(again, page or 1)
     with other:
         if page is None and image.tell():
             other.seek(image.tell())
@@ -404,29 +411,6 @@ def _tame_metadata(image: Image.Image) -> None:
     for key in _METADATA_KEYS:
         image.info.pop(key, None)
     image.getexif = lambda: kept  # type: ignore[method-assign]
-
-
-def _without_metadata(stream: Any) -> bytes | None:
-    """The content of a file with its metadata taken out or under names no one looks for; None where it has none."""
-    if isinstance(stream, (str, os.PathLike)):
-        with open(stream, "rb") as file:
-            content = file.read()
-    else:
-        stream.seek(0)
-        content = stream.read()
-    changed = content
-    if content.startswith(_PNG_START):
-        changed, place = content[:8], 8
-        while place + 12 <= len(content):
-            end = place + 12 + int.from_bytes(content[place : place + 4], "big")
-            changed += b"" if content[place + 4 : place + 8] in _PNG_METADATA else content[place:end]
-            place = end
-    elif content[:4] in TIFF_STARTS[:2]:
-        changed = plain_tiff(content)
-    else:
-        for mark in _METADATA_MARKS:
-            changed = changed.replace(mark, b"x" * len(mark))
-    return None if changed == content else changed
 
 
 def _reason(error: Exception) -> str:

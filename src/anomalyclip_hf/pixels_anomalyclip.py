@@ -1,4 +1,4 @@
-"""Values of pixels: how arrays of any depth become 8 bits, images a model's input, and its maps smooth and large.
+"""Values of pixels: how arrays of any depth become 8 bits, images a model's input, and its maps smooth.
 
 Importing this needs numpy and PIL only.
 """
@@ -284,20 +284,3 @@ def smoothing_matrix(size: int, sigma: float) -> np.ndarray:
     columns = np.where(columns >= size, 2 * size - 1 - columns, columns)
     np.add.at(matrix, (rows, columns), np.tile(weights, size))
     return matrix.astype(np.float32)
-
-
-def resized_map(anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A map `(h, w)` float32 at another size (H, W): bilinear between the centers of pixels, as torch does it.
-
-    Unlike PIL, which takes means where it reduces a map.
-    """
-    for axis, side in enumerate(size):
-        length = anomaly_map.shape[axis]
-        place = np.clip((np.arange(side) + 0.5) * (length / side) - 0.5, 0, None)
-        before = place.astype(np.intp)
-        after = np.minimum(before + 1, length - 1)
-        share = (place - before).astype(np.float32)
-        share = share[:, None] if axis == 0 else share
-        low, high = np.take(anomaly_map, before, axis), np.take(anomaly_map, after, axis)
-        anomaly_map = low * (1 - share) + high * share
-    return anomaly_map

@@ -16,7 +16,6 @@ from ..images_anomalyclip import (
     bit_depth_of,
     fit_mask,
     is_deep,
-    list_pages,
     orientation_of,
     split_page,
     states_orientation,
@@ -26,6 +25,7 @@ from . import contact_sheet as sheets
 from .contact_sheet import SheetRow, inside, outline_mask
 from .file_tree import examples, natural_key
 from .files import one_line
+from .formats import list_pages
 from .images import ImageReadError, MaskRule, mask_files, open_image, read_bytes, read_mask
 from .loading import open_source, select_parts
 from .options import SourceOptions, make_options
