@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from anomalyclip_hf import AnomalyCLIPConfig, AnomalyCLIPModel
+from anomalyclip_hf.scoring.profiles import Profile
 from anomalyclip_hf.scoring.rows import digest_model
-from anomalyclip_hf.sharing.profiles import Profile
 from tiny_models import make_tiny_clip, randomize
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from anomalyclip_hf import AnomalyCLIPConfig, AnomalyCLIPModel, AnomalyCLIPProcessor
 from anomalyclip_hf import prompts_anomalyclip as prompts_module
-from anomalyclip_hf.sharing.profiles import Profile
+from anomalyclip_hf.scoring.profiles import Profile
 from anomalyclip_hf.sharing.writing import write_prompts
 from hub_server import TOKEN, LocalHub
 from tiny_models import make_tiny_clip, randomize

@@ -20,7 +20,7 @@ from tiny_models import make_tiny_clip
 
 SOURCE = Path(anomalyclip_hf.__file__).parent
 _NAMES = ("addresses", "configuration", "image_processing", "images", "loss", "modeling", "options")
-_MORE = ("pipeline", "pixels", "prompts", "references", "regions", "tiling")
+_MORE = ("pipeline", "pixels", "prompts", "references")
 TRAVELLING = {f"{name}_anomalyclip" for name in _NAMES + _MORE}
 MAX_BYTES = 232_000
 
@@ -54,12 +54,23 @@ for name in sys.argv[1:]:
         "config": type(AutoConfig.from_pretrained(name, **trust)).__name__,
         "size": processor.size["height"], "sigma": processor.sigma, "task": detector.task,
         "score": result["score"], "shape": list(result["anomaly_map"].shape),
-        "map": float(result["anomaly_map"].mean()), "mask": float(result["mask"].mean()),
+        "map": float(result["anomaly_map"].mean()), "highest": float(result["anomaly_map"].max()),
+        "mask": float(result["mask"].mean()),
         "module": type(model).__module__.split(".")[0], "base": model.config.base_model_name_or_path,
         "direct": model(**processor(image, return_tensors="pt")).logits.softmax(-1)[0, 1].item(),
     }
     if not model.config.vision_only:
         model.load_prompts(name)
+    found[name]["same"] = float(detector(image, references=[image])["anomaly_map"].max())
+    found[name]["needs"] = []
+    calls = (model.save_prompts, "x"), (model.set_profile, "x"), (lambda size: detector(image, resize="tile"), 0)
+    for call, argument in calls:
+        try:
+            call(argument)
+        except ImportError as error:
+            found[name]["needs"].append(str(error))
+model.save_pretrained("saved")
+assert AutoModel.from_pretrained("saved", **trust).config.to_dict() == model.config.to_dict()
 print(json.dumps(found))
 """
 
@@ -204,3 +215,5 @@ def check_local(found, folders, model, processor):
         assert one["shape"] == [40, 50] and one["size"] == 42 and one["sigma"] == 4.0
         assert one["module"] == "transformers_modules" and one["config"] == "AnomalyCLIPConfig"
         assert one["task"] == "zero-shot-anomaly-detection" and 0 <= one["mask"] <= 1
+        assert one["same"] < one["highest"] and len(one["needs"]) == 3
+        assert all("pip install anomalyclip_hf" in message for message in one["needs"])

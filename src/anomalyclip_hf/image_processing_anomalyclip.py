@@ -17,10 +17,8 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file
 
 from .configuration_anomalyclip import LOADING_FIELDS, AnomalyCLIPConfig, check_fields, missing_folder_named
 from .images_anomalyclip import binary_mask, to_pil_image
-from .options_anomalyclip import RESIZING
+from .options_anomalyclip import RESIZING, installed
 from .pixels_anomalyclip import normalized_pixels, smoothing_matrix
-from .regions_anomalyclip import mark_regions
-from .tiling_anomalyclip import ImageTiles, fit_size, tile_boxes
 
 logger = logging.get_logger(__name__)
 
@@ -83,7 +81,7 @@ class AnomalyCLIPImageProcessor(PilBackend):
         resize (`str`, defaults to `"square"`): `"square"`, as the model was trained. `"fit"` keeps the ratio of the
             sides: the longer one is made as long as the input's, the other one the nearest multiple of the patch size.
             `"tile"` prepares the square whole view, and overlapping tiles that are scored as well (see
-            [`~tiling_anomalyclip.score_views`]); an image no larger than a tile has none.
+            [`~scoring.tiling.score_views`]); an image no larger than a tile has none.
         tile_size (`int`, pixels of the image, *optional*): side of a tile; as long as the input's if absent.
         overlap (`float` in [0, 0.9], defaults to 0.25): least share of a tile that its neighbour covers too.
         patch_size (`int`, *optional*): the model's, which `"fit"` needs, and `"tile"` for images narrower than a tile.
@@ -220,7 +218,7 @@ class AnomalyCLIPImageProcessor(PilBackend):
             data["masks"] = np.stack(prepared)
         features = BatchFeature(data=data, tensor_type=return_tensors)
         if given["resize"] == "tile":
-            features["tiles"] = [_cut(image, given, kwargs) for image in pil]
+            features["tiles"] = [installed("scoring.tiling").cut_tiles(image, given, kwargs) for image in pil]
         return features
 
     def _prepare_image(self, image: Image.Image, settings: dict) -> np.ndarray:
@@ -307,10 +305,23 @@ class AnomalyCLIPImageProcessor(PilBackend):
                 result["label"] = "anomalous" if score >= image_threshold else "normal"
             if pixel_threshold is not None:
                 size = None if image_sizes is None else (int(image_sizes[index][1]), int(image_sizes[index][0]))
-                found = mark_regions(anomaly_map.cpu().numpy(), pixel_threshold, min_area, roi, size)
-                result["mask"], result["regions"] = torch.from_numpy(found[0]).to(maps.device), found[1]
+                result |= _mark(anomaly_map, pixel_threshold, min_area, roi, size)
             results.append(result)
         return results
+
+
+def _mark(
+    anomaly_map: Tensor, pixel_threshold: float, min_area: int, roi: Any, image_size: tuple[int, int] | None
+) -> dict[str, Any]:
+    """Mask and regions; the mask alone where this code came with a checkpoint, without its package."""
+    try:
+        regions = installed("scoring.regions")
+    except ImportError:
+        if min_area > 1 or roi is not None:
+            raise
+        return {"mask": anomaly_map >= pixel_threshold}
+    mask, found = regions.mark_regions(anomaly_map.cpu().numpy(), pixel_threshold, min_area, roi, image_size)
+    return {"mask": torch.from_numpy(mask).to(anomaly_map.device), "regions": found}
 
 
 def _apply_rule(rule: str, whole: Tensor, maps: Tensor) -> Tensor:
@@ -440,17 +451,26 @@ def _fitted(settings: dict, image_size: tuple[int, int]) -> dict:
     return {**settings, "size": SizeDict(height=height, width=width)}
 
 
-def _cut(image: Image.Image, settings: dict, given: dict[str, Any]) -> ImageTiles:
-    side = max(settings["size"].width, settings["size"].height)
-    boxes = tile_boxes(image.size, settings["tile_size"] or side, settings["overlap"])
-    if not boxes:
-        return ImageTiles(image, [], {})
-    if image.mode not in ("L", "RGB"):
-        image = image.convert("L" if image.mode in ("1", "LA") else "RGB")
-    x0, y0, x1, y1 = boxes[0]
-    width, height = fit_size((x1 - x0, y1 - y0), side, settings["patch_size"])
-    others = {name: value for name, value in given.items() if name not in ("tile_size", "overlap")}
-    return ImageTiles(image, boxes, {**others, "resize": "square", "size": {"height": height, "width": width}})
+def fit_size(size: tuple[int, int], side: int, patch_size: int | None) -> tuple[int, int]:
+    """Width and height in pixels at which the longer side is `side`, and both are multiples of the patch size.
+
+    Args:
+        size (`tuple[int, int]`): width and height of the image in pixels.
+        side (`int`): of the model's input in pixels.
+        patch_size (`int`, *optional*): of the model; a square needs none.
+
+    Raises:
+        ValueError: no patch size for an image that is no square.
+    """
+    if size[0] == size[1]:
+        return side, side
+    if patch_size is None:
+        raise ValueError(
+            f"patch_size=None, expected the model's patch size in pixels: an image or tile of {size[0]}x{size[1]} "
+            "pixels keeps the ratio of its sides; give the processor patch_size=model.config.vision_config.patch_size"
+        )
+    width, height = (max(1, round(one * side / max(size) / patch_size)) * patch_size for one in size)
+    return width, height
 
 
 def _as_list(value) -> list:

@@ -16,10 +16,8 @@ from .addresses_anomalyclip import DOWNLOAD_BYTES, DOWNLOAD_TIMEOUT, check_limit
 from .configuration_anomalyclip import check_fields
 from .image_processing_anomalyclip import AnomalyCLIPImageProcessor, with_resizing
 from .images_anomalyclip import check_channels, check_window
-from .options_anomalyclip import READING, RESIZING, THRESHOLDS
+from .options_anomalyclip import READING, RESIZING, THRESHOLDS, installed
 from .references_anomalyclip import References
-from .regions_anomalyclip import read_roi
-from .tiling_anomalyclip import score_views
 
 logger = logging.get_logger(__name__)
 PRE_OPTIONS = ("timeout", "max_bytes", *READING, *RESIZING)
@@ -120,7 +118,7 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         check_limits(timeout, max_bytes)
         options = {key: value for key, value in options.items() if value is not None}
         if "roi" in options:
-            options["roi"] = read_roi(options["roi"])
+            options["roi"] = installed("scoring.regions").read_roi(options["roi"])
         for name, check in (("window", check_window), ("channels", check_channels)):
             if name in options:
                 options[name] = check(options[name])
@@ -171,6 +169,7 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
             views = model_inputs["view"]
             is_batch = isinstance(views, list)
             sigma = self.settings_of_profile(["sigma"]).get("sigma") if sigma is None else sigma
+            score_views = installed("scoring.tiling").score_views
             found = score_views(forward, self.image_processor, views if is_batch else [views], sigma)
             return {name: [one[name][0] for one in found] if is_batch else found[0][name] for name in found[0]}
         target_size = model_inputs.pop("target_size")

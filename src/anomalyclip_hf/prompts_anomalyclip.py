@@ -396,7 +396,7 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
     @property
     def profile_names(self) -> list[str]:
         """Names of the profiles of the model's checkpoint, and of those that were set."""
-        return installed("sharing.profiles").known_profiles(self)
+        return installed("scoring.profiles").known_profiles(self)
 
     def get_profile(self, name: str) -> Any:
         """A [`Profile`] by its name, read from the model's checkpoint the first time.
@@ -404,7 +404,7 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
         Raises:
             ValueError: if there is no such profile (the known ones are named), or one that can't be used.
         """
-        return installed("sharing.profiles").get_profile(self, name)
+        return installed("scoring.profiles").get_profile(self, name)
 
     def set_profile(self, profile) -> None:
         """Judge by the settings of one product from now on; a switch between profiles takes well under a millisecond.
@@ -420,7 +420,7 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
             ValueError: if there is no such profile (the known ones are named), or one that can't be used; the model is
                 then unchanged.
         """
-        installed("sharing.profiles").set_profile(self, profile)
+        installed("scoring.profiles").set_profile(self, profile)
 
     def save_profiles(self, save_directory, names: list[str] | None = None) -> None:
         """Write profiles with all that belongs to them into the folder of a saved checkpoint.
@@ -430,7 +430,7 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
             names (`list[str]`, *optional*): all that are known if absent; of those, one that can't be read is left out
                 with a warning.
         """
-        installed("sharing.profiles").save_profiles(self, save_directory, names)
+        installed("scoring.profiles").save_profiles(self, save_directory, names)
 
     def _copy_prompts(self) -> PromptSet:
         """The prompts that are on the backbone, to be put back on this one."""

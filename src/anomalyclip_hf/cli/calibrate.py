@@ -112,7 +112,7 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
 
 def _set_profile(model: AnomalyCLIPModel, settings: Settings) -> None:
     """Set the profile that thresholds are chosen for: the one there is, or a new one, with what options say of it."""
-    from ..sharing.profiles import Profile
+    from ..scoring.profiles import Profile
 
     name = str(settings.profile)
     profile = model.get_profile(name) if name in model.profile_names else Profile(name)

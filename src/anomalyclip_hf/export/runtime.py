@@ -18,7 +18,7 @@ from ..addresses_anomalyclip import check_limits, read_image
 from ..images_anomalyclip import check_channels, check_window
 from ..options_anomalyclip import READING, THRESHOLDS, WITH_REFERENCES, check_options
 from ..pixels_anomalyclip import normalized_pixels, smoothing_matrix
-from ..regions_anomalyclip import fit_roi, mark_regions, read_roi
+from ..scoring.regions import fit_roi, mark_regions, read_roi
 from .engines import Engine, load_engine, read_facts, read_json
 
 CALLING = ("timeout", "max_bytes", *READING)

@@ -21,11 +21,11 @@ from ..data.files import MAP_FORMATS
 from ..data.images import read_image as read_cell
 from ..options_anomalyclip import READING, THRESHOLDS
 from ..pipeline_anomalyclip import read_image
-from ..regions_anomalyclip import read_roi
 from .engine import Record, own_share, score_images
 from .inputs import check_apart, find_images, relative_names, unique_name
 from .mutual import BLOCK_SIZE, MutualJudge, score_images_mutually
 from .pictures import resize_map
+from .regions import read_roi
 from .rows import PipelinePreparer, digest_model, score_prepared
 from .writing import (
     PREDICTIONS,

@@ -17,7 +17,7 @@ from ..images_anomalyclip import fit_mask
 from ..options_anomalyclip import READING, RESIZING, THRESHOLDS
 from ..pipeline_anomalyclip import PRE_OPTIONS, prepare_image, read_image
 from ..prompts_anomalyclip import backbone_fingerprint
-from ..tiling_anomalyclip import ImageTiles, View, score_views
+from .tiling import ImageTiles, View, score_views
 
 if TYPE_CHECKING:
     from .. import AnomalyCLIPModel, AnomalyCLIPProcessor

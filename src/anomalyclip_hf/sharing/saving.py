@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 from ..image_processing_anomalyclip import AnomalyCLIPImageProcessor
 from ..prompts_anomalyclip import PROMPTS_NAME, PromptsMixin
 from .hub import add_card, upload
-from .profiles import save_profiles
 from .writing import add_code, refuse_full_checkpoint, whole_folder, write_checkpoint
 
 Card = bool | dict | str | ModelCard
@@ -59,7 +58,7 @@ def save_prompts(
         _add_code(stage, model, save_code)
         facts = {"prompts_file": stage / PROMPTS_NAME, "base": base, "repo_id": repo_id or os.fspath(save_directory)}
         add_card(stage, model, card, tags, **facts)
-    save_profiles(model, save_directory)
+    model.save_profiles(save_directory)
 
 
 def push_prompts_to_hub(
@@ -130,7 +129,7 @@ def save_pretrained(
         PreTrainedModel.save_pretrained(model, stage, **kwargs)
         _add_code(stage, model, save_code)
     if kwargs.get("is_main_process", True):
-        save_profiles(model, save_directory)
+        model.save_profiles(save_directory)
     if push:
         repo_id = hub.pop("repo_id", Path(save_directory).resolve().name)
         push_to_hub(model, repo_id, save_code=save_code, token=kwargs.get("token"), **hub)

@@ -28,8 +28,8 @@ from ..prompts_anomalyclip import (
     read_prompts,
     refuse_vision_only,
 )
-from ..regions_anomalyclip import read_roi
-from .writing import whole_folder, write_checkpoint, write_references
+from ..sharing.writing import whole_folder, write_checkpoint, write_references
+from .regions import read_roi
 
 logger = logging.get_logger(__name__)
 
