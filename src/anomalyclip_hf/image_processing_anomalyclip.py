@@ -16,7 +16,7 @@ from transformers.processing_utils import ImagesKwargs
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file, logging, safe_load_json_file
 
 from .configuration_anomalyclip import LOADING_FIELDS, AnomalyCLIPConfig, check_fields, missing_folder_named
-from .images_anomalyclip import binary_mask, to_pil_image
+from .images_anomalyclip import to_pil_image
 from .options_anomalyclip import RESIZING, installed
 from .pixels_anomalyclip import normalized_pixels, smoothing_matrix
 
@@ -235,7 +235,7 @@ class AnomalyCLIPImageProcessor(PilBackend):
         width, height = (size.width, size.height) if settings["do_resize"] else image_size
         if mask is None:
             return np.full((height, width), UNKNOWN_MASK, dtype=np.float32)
-        mask = binary_mask(mask, f"masks[{index}]")
+        mask = installed("data.paint").binary_mask(mask, f"masks[{index}]")
         if mask.size != image_size:
             raise ValueError(
                 f"masks[{index}] is {mask.width}x{mask.height} pixels but its image is {image_size[0]}x{image_size[1]}"

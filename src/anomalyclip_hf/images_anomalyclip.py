@@ -7,13 +7,11 @@ import io
 import logging
 import os
 import re
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from .options_anomalyclip import installed
@@ -21,12 +19,9 @@ from .pixels_anomalyclip import (
     WINDOWED,
     ImageReadError,
     Window,
-    bit_depth_of,
     channels_last,
     check_window,
     is_deep,
-    painted,
-    painted_channels,
     pixels_of,
     to_array,
     to_uint8,
@@ -121,11 +116,11 @@ def open_image(source: Any, window: Window = None, channels: Sequence[int] | Non
             image, stream = formats.open_refused(stream, page, window, channels, refusal)
         if image.format == "TIFF" and _is_beyond_pil(image):
             image = installed("data.tiff").read_tiff(stream, page, window, channels)
-        if _swapped_tiles(image):
-            image = _deep_color(image, stream, page, window)
+        if _has_deep_colors(image):
+            image = installed("data.formats").deep_color(image, stream, page, window)
     except Exception as error:  # PIL raises many kinds for broken files
         raise unreadable(source, error) from error
-    _tame_metadata(image)
+    tame_metadata(image)
     return image
 
 
@@ -156,7 +151,7 @@ def upright(image: Image.Image, name: str = "") -> Image.Image:
         except Exception:  # TIFF looks into the metadata when it reads pixels
             if not hasattr(image, "tag_v2"):
                 raise
-            _tame_metadata(image)
+            tame_metadata(image)
             image.load()
         if not image.width or not image.height:
             raise ImageReadError(f"{image.width}x{image.height} pixels, it is empty")
@@ -226,8 +221,9 @@ def to_pil_image(
         TypeError: if it is no image.
     """
     if isinstance(image, Image.Image):
-        if _swapped_tiles(image) and (stream := getattr(image, "fp", None) or getattr(image, "filename", None)):
-            image = _deep_color(image, stream, None, window)  # opened by the user, its pixels not read yet
+        if _has_deep_colors(image) and (stream := getattr(image, "fp", None) or getattr(image, "filename", None)):
+            # Opened by the user, its pixels not read yet.
+            image = installed("data.formats").deep_color(image, stream, None, window)
         image = upright(image, name)
         if not is_deep(image):
             if window is None or WINDOWED in image.info:
@@ -240,47 +236,6 @@ def to_pil_image(
     if window is not None:
         scaled.info[WINDOWED] = True
     return scaled
-
-
-def binary_mask(mask: Any, name: str, threshold: int = 0) -> Image.Image:
-    """A mask of any kind as an 8-bit image of 0 and 255, made binary before it is resized, as the authors do.
-
-    Args:
-        mask: PIL image, array or tensor; anomalous is what is above 0 in any color, or above 0.5 in floats.
-        name (`str`): what to call it in errors.
-        threshold (`int`, 0 to 254): of PIL images, as of [`painted`].
-    """
-    if isinstance(mask, Image.Image):
-        inside = painted(upright(mask, name), threshold)
-    else:
-        mask = channels_last(to_array(mask, name), name)
-        if np.isnan(mask).any():
-            raise ValueError(f"{name} holds NaN, expected 0 where normal and more where anomalous")
-        level = 0.5 if np.issubdtype(mask.dtype, np.floating) and mask.max() <= 1 else 0
-        inside = painted_channels(mask, level) if mask.ndim == 3 else mask > level
-    return Image.fromarray(inside.astype(np.uint8) * 255)
-
-
-def fit_mask(mask: Image.Image, size: tuple[int, int], name: str = "mask") -> Image.Image:
-    """Bring a mask to its image's size, where only the scale differs (aspect ratios within 1 %).
-
-    Args:
-        mask (`PIL.Image.Image`): mode L.
-        size (`tuple[int, int]`): (W, H) of the image.
-        name (`str`): file name for the message.
-
-    Raises:
-        ImageReadError: the aspect ratios differ, so the mask belongs to another image or to a crop.
-    """
-    if mask.size == tuple(size):
-        return mask
-    ratio = (mask.size[0] * size[1]) / (mask.size[1] * size[0])
-    if abs(ratio - 1) > 0.01:
-        raise ImageReadError(
-            f"mask {name} is {mask.size[0]}x{mask.size[1]} but its image is {size[0]}x{size[1]} (width x height): "
-            "the shapes differ, so it is not the same picture; check the pairing of images and masks"
-        )
-    return mask.resize(size, Image.Resampling.NEAREST)
 
 
 def _is_file(source: Any) -> bool:
@@ -341,58 +296,11 @@ def _is_beyond_pil(image: Any) -> bool:
     return tags.get(277, 1) > 4 or (bits == 8 and kind == 2) or (bits > 8 and tags.get(284) == 2)
 
 
-def _swapped_tiles(image: Image.Image) -> list:
-    """The tiles of an image of 16 bits a channel that PIL reads as 8, such that its lower bytes are read; else none.
-
-    Colors are read in the other byte order. Gray with alpha has none in PIL: its four bytes are read as four channels.
-    """
-    tiles = getattr(image, "tile", [])
-    modes = [tile.args if isinstance(tile.args, str) else tile.args[0] for tile in tiles if tile.args]
-    if not modes or not all(isinstance(mode, str) and mode[:2] in ("RG", "LA") and ";16" in mode for mode in modes):
-        return []
-    native = "L" if sys.byteorder == "little" else "B"
-    swapped = [
-        "RGBA" if mode == "LA;16B" else mode[:-1] + {"B": "L", "L": "B"}[mode[-1].replace("N", native)]
-        for mode in modes
-    ]
-    return [
-        tile._replace(args=mode if isinstance(tile.args, str) else (mode, *tile.args[1:]))
-        for tile, mode in zip(tiles, swapped, strict=True)
-    ]
-
-
-def _deep_color(image: Image.Image, stream: Any, page: int | None, window: Window) -> Image.Image:
-    """An image of 16 bits a channel, of which PIL reads the upper byte: with the lower one too where there is a
-    window, or where the upper holds less than 7 bits (12-bit data would be as good as black).
-
-    `info["bit_depth"]` says what was found. `page` None is the frame that the image stands at.
-    """
-    if hasattr(stream, "seek"):
-        stream.seek(0)
-    again = io.BytesIO(stream.read()) if hasattr(stream, "read") else stream
-    other: Any = open_page(again, page or 1)
-    with other:
-        if page is None and image.tell():
-            other.seek(image.tell())
-        # First of all: whatever looks into a PNG's metadata reads its pixels.
-        other.tile, gray = _swapped_tiles(other), other.tile[0].args == "LA;16B"
-        _tame_metadata(other)
-        _tame_metadata(image)
-        image.load()
-        upper = np.asarray(image)[..., :3]
-        if upper.max() >= 64 and window is None:
-            image.info["bit_depth"] = 16
-            return image
-        lower = np.asarray(other)
-        values = upper.astype(np.uint16) << 8 | (lower[..., 1:2] if gray else lower[..., :3])
-    deep = Image.fromarray(to_uint8(values, "it", window))
-    if "A" in image.mode:
-        deep.putalpha(image.getchannel("A"))
-    deep.getexif().update(image.getexif())
-    deep.info["bit_depth"] = bit_depth_of(values)
-    if window is not None:
-        deep.info[WINDOWED] = True
-    return deep
+def _has_deep_colors(image: Image.Image) -> bool:
+    """Whether an image, not read yet, has colors of 16 bits a channel, of which PIL reads the upper byte alone."""
+    codings = [tile.args for tile in getattr(image, "tile", ()) if tile.args]
+    modes = [coding if isinstance(coding, str) else coding[0] for coding in codings]
+    return bool(modes) and all(isinstance(mode, str) and mode[:2] in ("RG", "LA") and ";16" in mode for mode in modes)
 
 
 def _stated_orientation(image: Image.Image) -> int | None:
@@ -403,7 +311,7 @@ def _stated_orientation(image: Image.Image) -> int | None:
         return None
 
 
-def _tame_metadata(image: Image.Image) -> None:
+def tame_metadata(image: Image.Image) -> None:
     """Leave nothing of the metadata in an opened image but its orientation, so that no one trips over the rest."""
     orientation, kept = _stated_orientation(image), Image.Exif()
     if orientation is not None:

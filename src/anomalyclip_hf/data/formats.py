@@ -1,4 +1,4 @@
-"""Files that PIL alone does not read: which pages they have, and what to do where it refuses one.
+"""Files that PIL alone does not read: pages, what it refuses, and colors of 16 bits, of which it reads half.
 
 Importing this needs numpy and PIL only.
 """
@@ -6,13 +6,15 @@ Importing this needs numpy and PIL only.
 import io
 import os
 import struct
+import sys
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
-from ..images_anomalyclip import first_bytes, is_dicom, open_page
-from ..pixels_anomalyclip import Window
+from ..images_anomalyclip import first_bytes, is_dicom, open_page, tame_metadata
+from ..pixels_anomalyclip import WINDOWED, Window, bit_depth_of, to_uint8
 from .dicom import count_frames
 from .tiff import read_tiff, tiff_pages
 
@@ -101,3 +103,54 @@ def _plain_tiff(content: bytes) -> bytes:
         if struct.unpack_from(f"{order}H", content, place)[0] not in _TIFF_PIXELS:
             struct.pack_into(f"{order}HI", changed, place + 2, 1, 1)
     return bytes(changed)
+
+
+def deep_color(image: Image.Image, stream: Any, page: int | None, window: Window) -> Image.Image:
+    """An image of 16 bits a channel, of which PIL reads the upper byte: with the lower one too where there is a
+    window, or where the upper holds less than 7 bits (12-bit data would be as good as black).
+
+    `info["bit_depth"]` says what was found. `page` None is the frame that the image stands at.
+    """
+    if hasattr(stream, "seek"):
+        stream.seek(0)
+    again = io.BytesIO(stream.read()) if hasattr(stream, "read") else stream
+    other: Any = open_page(again, page or 1)
+    with other:
+        if page is None and image.tell():
+            other.seek(image.tell())
+        # First of all: whatever looks into a PNG's metadata reads its pixels.
+        other.tile, gray = _swapped_tiles(other), other.tile[0].args == "LA;16B"
+        tame_metadata(other)
+        tame_metadata(image)
+        image.load()
+        upper = np.asarray(image)[..., :3]
+        if upper.max() >= 64 and window is None:
+            image.info["bit_depth"] = 16
+            return image
+        lower = np.asarray(other)
+        values = upper.astype(np.uint16) << 8 | (lower[..., 1:2] if gray else lower[..., :3])
+    deep = Image.fromarray(to_uint8(values, "it", window))
+    if "A" in image.mode:
+        deep.putalpha(image.getchannel("A"))
+    deep.getexif().update(image.getexif())
+    deep.info["bit_depth"] = bit_depth_of(values)
+    if window is not None:
+        deep.info[WINDOWED] = True
+    return deep
+
+
+def _swapped_tiles(image: Any) -> list:
+    """The tiles of an image of 16 bits a channel that PIL reads as 8, such that its lower bytes are read.
+
+    Colors are read in the other byte order. Gray with alpha has none in PIL: its four bytes are read as four channels.
+    """
+    modes = [tile.args if isinstance(tile.args, str) else tile.args[0] for tile in image.tile]
+    native = "L" if sys.byteorder == "little" else "B"
+    swapped = [
+        "RGBA" if mode == "LA;16B" else mode[:-1] + {"B": "L", "L": "B"}[mode[-1].replace("N", native)]
+        for mode in modes
+    ]
+    return [
+        tile._replace(args=mode if isinstance(tile.args, str) else (mode, *tile.args[1:]))
+        for tile, mode in zip(image.tile, swapped, strict=True)
+    ]

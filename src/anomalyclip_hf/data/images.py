@@ -19,7 +19,8 @@ from PIL import Image, ImageChops
 from .. import images_anomalyclip as reader
 from ..images_anomalyclip import UPRIGHT, describe_source, orientation_of, states_orientation, unreadable, upright_size
 from ..images_anomalyclip import ImageReadError as ImageReadError
-from ..images_anomalyclip import fit_mask as fit_mask
+from .paint import fit_mask as fit_mask
+from .paint import painted
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def read_mask(source: Any, rule: MaskRule | None = None, turn: int | None = None
         own = states_orientation(image)
         image.load()  # turns a TIFF
         orientation = orientation_of(image) if own or turn is None else turn
-        mask = Image.fromarray(reader.painted(image, threshold).astype(np.uint8) * 255)
+        mask = Image.fromarray(painted(image, threshold).astype(np.uint8) * 255)
         return mask if orientation == 1 else mask.transpose(UPRIGHT[orientation])
     except Exception as error:
         raise unreadable(source, error, "mask") from error

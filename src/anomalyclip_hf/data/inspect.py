@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from ..images_anomalyclip import (
-    bit_depth_of,
-    fit_mask,
-    is_deep,
     orientation_of,
     split_page,
     states_orientation,
     upright_size,
 )
+from ..pixels_anomalyclip import bit_depth_of, is_deep
 from . import contact_sheet as sheets
 from .contact_sheet import SheetRow, inside, outline_mask
 from .file_tree import examples, natural_key
@@ -29,6 +27,7 @@ from .formats import list_pages
 from .images import ImageReadError, MaskRule, mask_files, open_image, read_bytes, read_mask
 from .loading import open_source, select_parts
 from .options import SourceOptions, make_options
+from .paint import fit_mask
 from .records import NORMAL_KIND, Index
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from ..images_anomalyclip import fit_mask
+from .paint import fit_mask
 
 if TYPE_CHECKING:
     import datasets

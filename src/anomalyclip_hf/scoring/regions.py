@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..images_anomalyclip import binary_mask, describe_source, fit_mask, open_image
+from ..data.paint import binary_mask, fit_mask
+from ..images_anomalyclip import describe_source, open_image
 from ..options_anomalyclip import check_options
 
 Roi = Image.Image | list[list[float]]
