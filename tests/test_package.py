@@ -63,7 +63,6 @@ def test_the_package_imports_itself_and_what_it_declares(distribution):
 FLOORS = [
     {"_lazy", "assets", "loss_anomalyclip", "options_anomalyclip", "pixels_anomalyclip"},
     {"configuration_anomalyclip", "images_anomalyclip"},
-    {"addresses_anomalyclip"},
     {"image_processing_anomalyclip"},
     {"prompts_anomalyclip", "processing_anomalyclip"},
     {"references_anomalyclip"},

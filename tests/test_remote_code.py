@@ -19,7 +19,7 @@ from hub_server import TOKEN, LocalHub
 from tiny_models import make_tiny_clip
 
 SOURCE = Path(anomalyclip_hf.__file__).parent
-_NAMES = ("addresses", "configuration", "image_processing", "images", "loss", "modeling", "options")
+_NAMES = ("configuration", "image_processing", "images", "loss", "modeling", "options")
 _MORE = ("pipeline", "pixels", "prompts", "references")
 TRAVELLING = {f"{name}_anomalyclip" for name in _NAMES + _MORE}
 MAX_BYTES = 206_000
@@ -37,12 +37,13 @@ print(model.config.base_model_revision)
 """
 
 LOAD = """
-import importlib.util, json, sys
+import base64, importlib.util, io, json, sys
 assert importlib.util.find_spec("anomalyclip_hf") is None
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor, pipeline
 trust = {"trust_remote_code": True}
 image = Image.radial_gradient("L").resize((50, 40)).convert("RGB")
+image.save(png := io.BytesIO(), "PNG")
 found = {}
 for name in sys.argv[1:]:
     processor = AutoProcessor.from_pretrained(name, **trust)
@@ -61,6 +62,8 @@ for name in sys.argv[1:]:
     }
     if not model.config.vision_only:
         model.load_prompts(name)
+    address = "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
+    assert abs(detector(address)["score"] - result["score"]) < 1e-5
     found[name]["same"] = float(detector(image, references=[image])["anomaly_map"].max())
     found[name]["needs"] = []
     calls = (model.save_prompts, "x"), (model.set_profile, "x"), (lambda size: detector(image, resize="tile"), 0)

@@ -21,6 +21,7 @@ WITH_REFERENCES = " with references"
 READING = ("window", "channels")
 RESIZING = ("resize", "tile_size", "overlap")
 THRESHOLDS = ("image_threshold", "pixel_threshold")
+DOWNLOAD_TIMEOUT, DOWNLOAD_BYTES = 30.0, 100_000_000  # seconds and bytes, of an address
 SCORE, SIDE, SIZE = (0.0, 1.0), range(1, 16385), range(1, 65537)
 
 OPTION_RULES: dict[str, Rule] = {
@@ -37,6 +38,8 @@ OPTION_RULES: dict[str, Rule] = {
     "score_rule": frozenset(SCORE_RULES),
     "reference_weight": (0.0, 1000.0),
     "sigma": (0.0, 16384.0),
+    "timeout": (1e-6, float("inf")),
+    "max_bytes": range(1, 2**60),
     **dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "default_to_square"), bool),
 }
 

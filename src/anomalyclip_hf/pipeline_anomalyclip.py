@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from transformers.image_utils import load_image as load_from_address
 from transformers.pipelines import Pipeline
 from transformers.utils import logging
 
-from .addresses_anomalyclip import DOWNLOAD_BYTES, DOWNLOAD_TIMEOUT, check_limits, read_image
 from .configuration_anomalyclip import check_fields
 from .image_processing_anomalyclip import AnomalyCLIPImageProcessor, with_resizing
-from .images_anomalyclip import check_channels, check_window
-from .options_anomalyclip import READING, RESIZING, THRESHOLDS, installed
+from .images_anomalyclip import ADDRESSES, check_channels, check_window, load_image
+from .options_anomalyclip import DOWNLOAD_BYTES, DOWNLOAD_TIMEOUT, READING, RESIZING, THRESHOLDS, installed
 from .references_anomalyclip import References
 
 logger = logging.get_logger(__name__)
@@ -111,11 +111,10 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
             return list(super().__call__((image for image in images), **kwargs))
         return super().__call__(inputs, **kwargs)
 
-    def _sanitize_parameters(self, timeout=None, max_bytes=None, **options) -> tuple[dict, dict, dict]:
+    def _sanitize_parameters(self, **options) -> tuple[dict, dict, dict]:
         known = (*POST_OPTIONS, *PRE_OPTIONS, *COMPARING)
         if unknown := sorted(set(options) - set(known)):
             raise TypeError(f"unknown arguments {unknown}; known are {', '.join(known)}")
-        check_limits(timeout, max_bytes)
         options = {key: value for key, value in options.items() if value is not None}
         if "roi" in options:
             options["roi"] = installed("scoring.regions").read_roi(options["roi"])
@@ -123,10 +122,8 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
             if name in options:
                 options[name] = check(options[name])
         check_fields({key: value for key, value in options.items() if key not in ("roi", "references", *READING)})
-        limits = {"timeout": timeout, "max_bytes": max_bytes}
         resizing = {key: options[key] for key in RESIZING if key in options}
-        pre = {key: value for key, value in limits.items() if value is not None} | resizing
-        pre |= {key: options[key] for key in READING if key in options}
+        pre = {key: value for key, value in options.items() if key in PRE_OPTIONS}
         post = {key: value for key, value in options.items() if key in POST_OPTIONS}
         during = {"sigma": options["sigma"]} if "sigma" in options else {}
         if (references := self._make_references(resizing, **{key: options.get(key) for key in COMPARING})) is not None:
@@ -143,7 +140,7 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         options = {**self.settings_of_profile(PRE_OPTIONS), **options}
         reading = {name: options.pop(name) for name in READING if name in options}
         patch_size = self.model.config.vision_config.patch_size
-        image = read_image(image, timeout, max_bytes, **reading)
+        image = _read_image(image, timeout, max_bytes, **reading)
         return prepare_image(image, self.image_processor, self.dtype, patch_size=patch_size, **options)
 
     def _make_references(
@@ -218,6 +215,16 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         return {name: options[name] for name in names if name in options}
 
 
+def _read_image(image: Any, timeout: float, max_bytes: int, **reading: Any) -> Image.Image:
+    """An upright 8-bit image of any kind; without the package, transformers fetches what lies at an address."""
+    if isinstance(image, str) and image[:8].lower().startswith(ADDRESSES):
+        try:
+            return installed("data.addresses").read_image(image, timeout, max_bytes, **reading)
+        except ImportError:
+            image = load_from_address(image, timeout)
+    return load_image(image, **reading)
+
+
 def prepare_image(
     image: Image.Image, processor: AnomalyCLIPImageProcessor, dtype: torch.dtype, **resizing: Any
 ) -> dict[str, Any]:
@@ -254,4 +261,4 @@ def _is_column(inputs: Any) -> bool:
     return hasattr(inputs, "__iter__") or (hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__"))
 
 
-__all__ = ["ZeroShotAnomalyDetectionPipeline", "read_image"]
+__all__ = ["ZeroShotAnomalyDetectionPipeline"]

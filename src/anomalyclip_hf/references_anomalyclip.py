@@ -31,6 +31,7 @@ logger = logging.get_logger(__name__)
 
 NEIGHBOURHOODS = (1, 3)  # r: on photographs 5 made both images and pixels worse
 MAX_IMAGES = 32
+MAX_PATCHES = MAX_IMAGES * 37 * 37  # of as many whole images of 518 pixels
 SIMILARITIES = 2**22  # held at once
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".dcm")
 KEY = "references"
@@ -56,6 +57,9 @@ class References:
 
     def __post_init__(self):
         check_fields({"reference_weight": self.weight})
+
+    def __repr__(self) -> str:
+        return f"References(num_images={self.num_images}, layers={self.layers}, weight={self.weight})"
 
     def compare(self, states: Mapping[int, Tensor], grid: tuple[int, int]) -> Tensor:
         """How far the patches of images are from those of the references.
@@ -217,9 +221,12 @@ class ReferencesMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ig
             images: a list of paths, PIL images or arrays, a folder of images, a `.safetensors` file of
                 [`~AnomalyCLIPModel.save_references`], `pixel_values` `(B, 3, H, W)`, or [`References`].
             reference_weight (`float`, 0 or more, *optional*): of the model's own map and score; 0.1, or as stored.
-            max_patches (`int`, 1 or more, *optional*): patches kept, chosen by greedy k-center; all if absent.
+            max_patches (`int`, 1 or more, *optional*): patches kept, chosen by greedy k-center, which compares each of
+                them with all. If absent, all up to 43,808, as many as 32 whole images of 518 pixels have (0.5 GB for
+                ViT-L); of more, every second, fourth, ... of all is kept, before memory is taken for the rest: tiles
+                may then miss rare details of good parts. A higher number keeps more.
             processor ([`AnomalyCLIPImageProcessor`], *optional*): prepares images; the model's own if absent. Where it
-                makes tiles, patches of the references' tiles are kept too, so that memory grows with their number.
+                makes tiles, patches of the references' tiles are kept too.
             batch_size (`int`): images per forward.
 
         Raises:
@@ -235,7 +242,7 @@ class ReferencesMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ig
             self._check_references(images)
             found = images
         else:
-            found = self._read_references(images, processor, batch_size)
+            found = self._read_references(images, processor, batch_size, max(MAX_PATCHES, max_patches or 0))
         if max_patches is not None:
             found = replace(found, features=choose_patches(found.features, max_patches))
         found = replace(found, features=found.features.to(self.device))
@@ -287,7 +294,9 @@ class ReferencesMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ig
             raise ValueError(f"references are saved as {str(path)!r}, expected a name that ends in .safetensors")
         installed("sharing.writing").write_references(self.references, path)
 
-    def _read_references(self, images: Any, processor: AnomalyCLIPImageProcessor | None, size: int) -> References:
+    def _read_references(
+        self, images: Any, processor: AnomalyCLIPImageProcessor | None, size: int, limit: int
+    ) -> References:
         if isinstance(images, str | os.PathLike):
             images = _files_of(images)
         layers = tuple(sorted(self.config.reference_layers or default_layers(len(self.vision_model.encoder.layers))))
@@ -302,11 +311,14 @@ class ReferencesMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ig
         if not isinstance(inputs, Tensor):
             inputs = _views(inputs, with_resizing(processor or self.default_processor(), {}, patch))
         parts: list[Tensor] = []
+        step = 1
         for batch in _batches(inputs, size):
             states: Any = dict.fromkeys(layers)
             self.encode_images(batch.to(self.device), kept_states=states)
             sets = describe_patches(states, layers, (batch.shape[-2] // patch, batch.shape[-1] // patch))
-            parts.append(torch.stack([one.flatten(0, 1) for one in sets]))
+            parts.append(torch.stack([one.flatten(0, 1)[::step] for one in sets]))
+            while sum(part.shape[1] for part in parts) > limit:
+                parts, step = [torch.cat(parts, dim=1)[:, ::2]], 2 * step
         features = torch.cat(parts, dim=1)
         if not bool(features.isfinite().all()):
             raise ValueError("features of the references are not finite; check the checkpoint and the images")

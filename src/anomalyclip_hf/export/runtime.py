@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..addresses_anomalyclip import check_limits, read_image
+from ..data.addresses import read_image
 from ..images_anomalyclip import check_channels, check_window
 from ..options_anomalyclip import READING, THRESHOLDS, WITH_REFERENCES, check_options
 from ..pixels_anomalyclip import normalized_pixels, smoothing_matrix
@@ -113,7 +113,7 @@ class AnomalyCLIPExported:
         given = {name: value for name, value in options.items() if value is not None and name != "resize"}
         if unknown := sorted(set(given) - {*CALLING, *JUDGING}):
             raise TypeError(f"unknown arguments {unknown}; known are {', '.join(JUDGING + CALLING)}")
-        check_limits(given.get("timeout"), given.get("max_bytes"))
+        check_options({name: given.get(name) for name in ("timeout", "max_bytes")})
         for name, check in (("window", check_window), ("channels", check_channels), ("roi", read_roi)):
             if name in given:
                 given[name] = check(given[name])

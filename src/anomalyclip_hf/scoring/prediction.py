@@ -17,10 +17,10 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..configuration_anomalyclip import check_fields
+from ..data.addresses import read_image
 from ..data.files import MAP_FORMATS
 from ..data.images import read_image as read_cell
 from ..options_anomalyclip import READING, THRESHOLDS
-from ..pipeline_anomalyclip import read_image
 from .engine import Record, own_share, score_images
 from .inputs import check_apart, find_images, relative_names, unique_name
 from .mutual import BLOCK_SIZE, MutualJudge, score_images_mutually

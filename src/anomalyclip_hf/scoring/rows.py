@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..data.addresses import read_image
 from ..data.paint import fit_mask
 from ..image_processing_anomalyclip import check_tiling, with_resizing
 from ..options_anomalyclip import READING, RESIZING, THRESHOLDS
-from ..pipeline_anomalyclip import PRE_OPTIONS, prepare_image, read_image
+from ..pipeline_anomalyclip import PRE_OPTIONS, prepare_image
 from ..prompts_anomalyclip import backbone_fingerprint
 from .tiling import ImageTiles, View, score_views
 

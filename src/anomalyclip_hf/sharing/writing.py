@@ -115,8 +115,7 @@ def add_code(folder: Path, model_class: type) -> None:
     pipeline = Path(inspect.getfile(model_class)).with_name("pipeline_anomalyclip.py")
     fields: dict[str, dict] = {"auto_map": AUTO_MAP}
     if pipeline.is_file():  # a checkpoint that brought its code itself may have brought no pipeline
-        for name in ("addresses_anomalyclip.py", pipeline.name):  # which the model's own code doesn't import
-            shutil.copy(pipeline.with_name(name), folder)
+        shutil.copy(pipeline, folder)  # which the model's own code doesn't import
         fields["custom_pipelines"] = CUSTOM_PIPELINES
     images = {"auto_map": {"AutoImageProcessor": AUTO_MAP["AutoImageProcessor"]}}
     for name, added in (("config.json", fields), ("preprocessor_config.json", images)):
