@@ -116,13 +116,13 @@ class TestPromptsAlone:
         assert same(results_of(loaded.load_prompts(tiny_checkpoint), pixels), results_of(tiny_model, pixels))
 
     def test_embedded_base_has_a_portable_name(self, tiny_checkpoint, tmp_path, monkeypatch):
-        monkeypatch.setattr(prompts_module, "_folder_of_known_base", lambda name: tiny_checkpoint)
+        monkeypatch.setattr(prompts_module, "_folder_of_demo", lambda: tiny_checkpoint)
         model = AnomalyCLIPModel.from_pretrained(tiny_checkpoint)
         model.save_prompts(tmp_path / "prompts", card=False)
         assert "anomalyclip_hf/demo" in (tmp_path / "prompts" / "config.json").read_text()
         again = AnomalyCLIPModel.from_pretrained(tmp_path / "prompts")
         assert again.config.base_model_name_or_path == "anomalyclip_hf/demo"
-        monkeypatch.setattr(prompts_module, "_folder_of_known_base", lambda name: None)
+        monkeypatch.setattr(prompts_module, "_folder_of_demo", lambda: None)
         with pytest.raises(OSError, match=r"comes with the package anomalyclip_hf.*pip install"):
             AnomalyCLIPModel.from_pretrained(tmp_path / "prompts")
 

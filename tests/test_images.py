@@ -14,6 +14,7 @@ import pytest
 from PIL import Image, ImageOps, features
 from PIL.PngImagePlugin import PngInfo
 
+from anomalyclip_hf.data.images import upright_size
 from anomalyclip_hf.data.paint import painted
 from anomalyclip_hf.images_anomalyclip import (
     FORMATS,
@@ -22,7 +23,6 @@ from anomalyclip_hf.images_anomalyclip import (
     open_image,
     orientation_of,
     to_pil_image,
-    upright_size,
 )
 from anomalyclip_hf.pixels_anomalyclip import bit_depth_of
 

@@ -139,7 +139,7 @@ class AnomalyCLIPImageProcessor(PilBackend):
         else:  # A CLIP checkpoint: keep how it reads values, not its crop to 224 pixels.
             config, _ = AnomalyCLIPConfig.get_config_dict(pretrained_model_name_or_path, **hub)
             kept = ("image_mean", "image_std", "rescale_factor", "do_rescale", "do_normalize")
-            side = config.get("image_size") or default_image_size(config)
+            side = config.get("image_size") or _default_image_size(config)
             values = {key: stored[key] for key in kept if stored.get(key) is not None}
             processor = cls(**{"size": {"height": side, "width": side}, **values, **fields})
         return processor if unused is None else (processor, unused)
@@ -345,11 +345,11 @@ def with_resizing(
     return processor
 
 
-def default_image_size(config: dict[str, Any], wanted: int = DEFAULT_SIZE) -> int:
-    """Largest multiple of a CLIP configuration's patch size within `wanted` pixels."""
+def _default_image_size(config: dict[str, Any]) -> int:
+    """Largest multiple of a CLIP configuration's patch size within 518 pixels."""
     vision = config.get("vision_config") or config.get("vision_config_dict") or {}
     patch = vision.get("patch_size") or 32
-    return max(wanted // patch, 1) * patch
+    return max(DEFAULT_SIZE // patch, 1) * patch
 
 
 def _stored_settings(cls, name, hub: dict) -> dict[str, Any]:
@@ -384,8 +384,11 @@ def _check_settings(settings: dict[str, Any]) -> None:
         value = settings.get(name)
         if value is not None and value != neutral:
             raise ValueError(f"{name}={value!r} is not supported by this processor, expected {neutral!r}")
-    names = ["image_mean", "image_std", "rescale_factor", *FLAGS, *RESIZING, "patch_size"]
-    check_fields({**{name: settings.get(name) for name in names}, "resample": _as_number(settings.get("resample"))})
+    names = ["image_mean", "image_std", "rescale_factor", *FLAGS, *RESIZING, "patch_size", "resample"]
+    given = {name: settings.get(name) for name in names}
+    if isinstance(given["resample"], PILImageResampling):
+        given["resample"] = int(given["resample"])
+    check_fields(given)
     if settings.get("do_resize") is False and (resize := settings.get("resize")) not in (None, "square"):
         raise ValueError(
             f"resize={resize!r} with do_resize=False, which leaves images as they are; give one of the two"
@@ -398,10 +401,6 @@ def _check_settings(settings: dict[str, Any]) -> None:
     if not all(type(side) is int and 1 <= side <= MAX_SIDE for side in sides):
         raise ValueError(f"size={dict(size or {})!r}, expected whole sides from 1 to {MAX_SIDE} pixels")
     _check_sigma(settings.get("sigma"), max([*sides, 1]))
-
-
-def _as_number(filter_of_pil: Any) -> Any:
-    return int(filter_of_pil) if isinstance(filter_of_pil, PILImageResampling) else filter_of_pil
 
 
 def _check_sigma(sigma: Any, side: int) -> None:
@@ -482,5 +481,3 @@ def _as_list(value) -> list:
 
 
 AnomalyCLIPProcessor = AnomalyCLIPImageProcessor  # its name in checkpoints of older versions
-
-__all__ = ["AnomalyCLIPImageProcessor", "AnomalyCLIPProcessor", "gaussian_smooth"]

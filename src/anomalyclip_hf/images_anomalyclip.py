@@ -127,17 +127,7 @@ def open_image(source: Any, window: Window = None, channels: Sequence[int] | Non
 
 def orientation_of(image: Image.Image) -> int:
     """EXIF orientation that still is to be applied to an image, 1 to 8; 1 where there is none."""
-    return _stated_orientation(image) or 1
-
-
-def states_orientation(image: Image.Image) -> bool:
-    """Whether the metadata of an image hold an orientation, be it 1."""
-    return _stated_orientation(image) is not None
-
-
-def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(W, H) of an opened image once it is upright. PIL states the size of a TIFF so before it has read its pixels."""
-    return image.size[::-1] if orientation_of(image) >= 5 and image.format != "TIFF" else image.size
+    return stated_orientation(image) or 1
 
 
 def upright(image: Image.Image, name: str = "") -> Image.Image:
@@ -185,7 +175,7 @@ def load_image(source: Any, window: Window = None, channels: Sequence[int] | Non
         ImageReadError: it can't be read; the message names the file and the reason.
         TypeError: it is nothing that could be an image.
     """
-    if not isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview, Mapping)) and not _is_file(source):
+    if not isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview, Mapping)) and not is_file(source):
         return to_pil_image(source, window=window, channels=channels)
     window = check_window(window)
     image = open_image(source, window, channels)
@@ -239,7 +229,7 @@ def to_pil_image(
     return scaled
 
 
-def _is_file(source: Any) -> bool:
+def is_file(source: Any) -> bool:
     return callable(getattr(source, "read", None))
 
 
@@ -267,7 +257,7 @@ def _stream_of(source: Any) -> tuple[Any, int]:
         if os.path.isfile(source) and os.path.getsize(source) == 0:
             raise ImageReadError("it is empty (0 bytes)")
         return source, page
-    if not _is_file(source):
+    if not is_file(source):
         raise ImageReadError(f"a {type(source).__name__} is no image, path, bytes or binary file")
     return (source if hasattr(source, "seek") else io.BytesIO(source.read())), page
 
@@ -278,16 +268,10 @@ def open_page(stream: Any, page: int) -> Image.Image:
         stream.seek(0)
     image: Image.Image = Image.open(stream, formats=_formats())
     if page != 1:
-        frames = installed("data.tiff").tiff_pages(stream) if image.format == "TIFF" else [0]
-        image.seek(pick_page(frames, page))
+        if image.format != "TIFF":
+            raise ImageReadError(f"it has 1 pages, but page {page} is asked for")
+        image.seek(installed("data.tiff").frame_of_page(stream, page))
     return image
-
-
-def pick_page(frames: Sequence[int], page: int) -> int:
-    """The frame of a page, from 1."""
-    if not 1 <= page <= len(frames):
-        raise ImageReadError(f"it has {len(frames)} pages, but page {page} is asked for")
-    return frames[page - 1]
 
 
 def _is_beyond_pil(image: Any) -> bool:
@@ -304,7 +288,8 @@ def _has_deep_colors(image: Image.Image) -> bool:
     return bool(modes) and all(isinstance(mode, str) and mode[:2] in ("RG", "LA") and ";16" in mode for mode in modes)
 
 
-def _stated_orientation(image: Image.Image) -> int | None:
+def stated_orientation(image: Image.Image) -> int | None:
+    """EXIF orientation in the metadata of an image, be it 1; None where there is none."""
     try:
         value = image.getexif().get(ORIENTATION_TAG)
         return int(value) if value == 1 or value in UPRIGHT else None
@@ -314,7 +299,7 @@ def _stated_orientation(image: Image.Image) -> int | None:
 
 def tame_metadata(image: Image.Image) -> None:
     """Leave nothing of the metadata in an opened image but its orientation, so that no one trips over the rest."""
-    orientation, kept = _stated_orientation(image), Image.Exif()
+    orientation, kept = stated_orientation(image), Image.Exif()
     if orientation is not None:
         kept[ORIENTATION_TAG] = orientation
     for key in _METADATA_KEYS:

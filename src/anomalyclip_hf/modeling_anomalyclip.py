@@ -685,7 +685,9 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
         else:
             side = self.config.image_size
             size = (masks.shape[-2], masks.shape[-1]) if masks is not None else (side, side)
-        self._check_targets(image_embeds.shape[0], size, labels, masks)
+        if labels is not None or masks is not None:
+            refuse_vision_only(self.config, "its prompts are folded and can't be trained")
+        check_targets(image_embeds.shape[0], size, labels, masks)
 
         # 2. Text embeddings of the two prompts.
         if text_embeds is None:
@@ -748,11 +750,6 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
                 f"pixel_values is {shape[2]}x{shape[3]} pixels but patch_size={patch} does not divide it; "
                 f"resize to multiples of {patch} (the processor does so)"
             )
-
-    def _check_targets(self, batch: int, size: tuple, labels: Tensor | None, masks: Tensor | None) -> None:
-        if labels is not None or masks is not None:
-            refuse_vision_only(self.config, "its prompts are folded and can't be trained")
-        check_targets(batch, size, labels, masks)
 
 
 # Where a model comes from

@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from .configuration_anomalyclip import check_fields
 from .image_processing_anomalyclip import AnomalyCLIPImageProcessor, with_resizing
-from .images_anomalyclip import ADDRESSES, check_channels, check_window, load_image
+from .images_anomalyclip import ADDRESSES, check_channels, check_window, is_file, load_image
 from .options_anomalyclip import DOWNLOAD_BYTES, DOWNLOAD_TIMEOUT, READING, RESIZING, THRESHOLDS, installed
 from .references_anomalyclip import References
 
@@ -90,8 +90,10 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         compared = {name: kwargs.pop(name) for name in COMPARING if name in kwargs}
         super().__init__(*args, **kwargs)
         # Found here and not by the base class, which would take CLIP's own processor for a plain CLIP checkpoint.
-        is_ours = bool(given) and isinstance(given[0], AnomalyCLIPImageProcessor)
-        self.image_processor: Any = given[0] if is_ours else _find_processor(self.model, *given)
+        processor: Any = given[0] if given else self.model.default_processor()
+        if isinstance(processor, str | os.PathLike):
+            processor = AnomalyCLIPImageProcessor.from_pretrained(processor)
+        self.image_processor: Any = processor
         self._forward_params |= self._sanitize_parameters(**compared)[1]
         if notice := getattr(self.model.config, "notice", None):
             logger.warning(notice)
@@ -103,7 +105,7 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
             return super().__call__(list(inputs), **kwargs) if inputs else []
         if isinstance(inputs, np.ndarray | torch.Tensor) and inputs.ndim == 4:
             return super().__call__(list(inputs), **kwargs)
-        if isinstance(inputs, Iterator) and not isinstance(inputs, GeneratorType) and not _is_file(inputs):
+        if isinstance(inputs, Iterator) and not isinstance(inputs, GeneratorType) and not is_file(inputs):
             inputs = (image for image in inputs)
         if _is_column(inputs):
             indexed = hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__")
@@ -128,11 +130,7 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         during = {"sigma": options["sigma"]} if "sigma" in options else {}
         if (references := self._make_references(resizing, **{key: options.get(key) for key in COMPARING})) is not None:
             during["references"] = references
-        return (
-            pre,
-            during,
-            post | ({"resizing": resizing} if resizing else {}),
-        )
+        return pre, during, post | ({"resizing": resizing} if resizing else {})
 
     def preprocess(
         self, image: Any, timeout: float = DOWNLOAD_TIMEOUT, max_bytes: int = DOWNLOAD_BYTES, **options: Any
@@ -243,20 +241,11 @@ def prepare_image(
     return {"view": (inputs["pixel_values"][0].to(dtype), image.size[::-1], inputs.get("tiles", [None])[0])}
 
 
-def _is_file(inputs: Any) -> bool:
-    return callable(getattr(inputs, "read", None))
-
-
-def _find_processor(model: Any, name: str | os.PathLike | None = None) -> AnomalyCLIPImageProcessor:
-    """The processor named by the user, or the one stored with the model, or one that fits the model's input."""
-    return model.default_processor() if name is None else AnomalyCLIPImageProcessor.from_pretrained(name)
-
-
 def _is_column(inputs: Any) -> bool:
     """A `datasets` column or another sized sequence that is neither an image nor a list, path or torch dataset."""
     one = (str, bytes, bytearray, memoryview, os.PathLike, Mapping, Image.Image, np.ndarray, torch.Tensor)
     several = (list, tuple, GeneratorType, Iterator, torch.utils.data.Dataset)
-    if isinstance(inputs, (*one, *several)) or _is_file(inputs):
+    if isinstance(inputs, (*one, *several)) or is_file(inputs):
         return False
     return hasattr(inputs, "__iter__") or (hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__"))
 

@@ -40,8 +40,7 @@ TOWER_FIELDS = {
     "text_config": ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size"),
     "vision_config": ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size"),
 }
-# Backbones that lie in an installed package: portable name -> (package, folder in it).
-KNOWN_BASES = {"anomalyclip_hf/demo": ("anomalyclip_hf", "assets/demo")}
+DEMO_BASE = "anomalyclip_hf/demo"  # the backbone that lies in the installed package
 
 
 @dataclass
@@ -79,19 +78,18 @@ def _prompt_set(learned: dict[str, Any], config: AnomalyCLIPConfig, **facts: Any
 
 
 def portable_base_name(name: str) -> str:
-    """Name of a backbone that is written beside prompts: that of a known base, else a repository or a full path."""
-    for known in KNOWN_BASES:
-        folder = _folder_of_known_base(known)
-        if name == known or (folder is not None and os.path.realpath(name) == os.path.realpath(folder)):
-            return known
+    """Name of a backbone as it is written beside prompts: of the embedded one, a repository, or a full path."""
+    folder = _folder_of_demo()
+    if name == DEMO_BASE or (folder is not None and os.path.realpath(name) == os.path.realpath(folder)):
+        return DEMO_BASE
     return os.path.abspath(name) if os.path.isdir(name) else name
 
 
-def _folder_of_known_base(name: str) -> str | None:
-    package, folder = KNOWN_BASES[name]
-    spec = importlib.util.find_spec(package)
-    places = spec.submodule_search_locations if spec is not None else None
-    return str(Path(next(iter(places)), folder)) if places else None
+def _folder_of_demo() -> str | None:
+    try:
+        return installed("assets").demo_checkpoint()
+    except ImportError:
+        return None
 
 
 def locate_base(name: str | None, source: str) -> str:
@@ -103,18 +101,16 @@ def locate_base(name: str | None, source: str) -> str:
 
     Raises:
         ValueError: if the name is missing or is neither a repository's nor a local folder's.
-        OSError: if it is a known base of a package that isn't installed, or a folder that isn't there.
+        OSError: if it is the one of the package, and that isn't installed, or a folder that isn't there.
     """
     advice = "give base_model_name_or_path=... to from_pretrained to name the backbone yourself"
     if not name:
         raise ValueError(f"{source} holds prompts alone but its config.json lacks base_model_name_or_path; {advice}")
-    if name in KNOWN_BASES:
-        folder = _folder_of_known_base(name)
-        if folder is None:
-            package = KNOWN_BASES[name][0]
+    if name == DEMO_BASE:
+        if (folder := _folder_of_demo()) is None:
             raise OSError(
-                f"the prompts of {source} belong to {name!r}, which comes with the package {package}, and that isn't "
-                f"installed: pip install {package}, or {advice}"
+                f"the prompts of {source} belong to {name!r}, which comes with the package anomalyclip_hf, and that "
+                f"isn't installed: pip install anomalyclip_hf, or {advice}"
             )
         return folder
     if os.path.isabs(name) and ".." not in Path(name).parts:
@@ -337,7 +333,7 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
         own = self.config.base_model_name_or_path
         if name is not None:
             return portable_base_name(os.fspath(name)), revision
-        if own is None or loaded_from in KNOWN_BASES:
+        if own is None or loaded_from == DEMO_BASE:
             return loaded_from, commit
         return portable_base_name(own), self.config.base_model_revision
 
@@ -399,11 +395,7 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
         return installed("scoring.profiles").known_profiles(self)
 
     def get_profile(self, name: str) -> Any:
-        """A [`Profile`] by its name, read from the model's checkpoint the first time.
-
-        Raises:
-            ValueError: if there is no such profile (the known ones are named), or one that can't be used.
-        """
+        """A [`Profile`] by its name, read from the model's checkpoint the first time; raises as `set_profile` does."""
         return installed("scoring.profiles").get_profile(self, name)
 
     def set_profile(self, profile) -> None:
@@ -525,7 +517,7 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
         size = {"height": self.config.image_size, "width": self.config.image_size}
         name, hub = getattr(self, "_processor_source", (None, {}))
         if name:
-            known = locate_base(name, ".") if name in KNOWN_BASES else name
+            known = locate_base(name, ".") if name == DEMO_BASE else name
             stored = AnomalyCLIPImageProcessor.from_pretrained(known, **hub)
             if (own := stored.size).height is None or own.height != own.width:
                 raise ValueError(f"the processor of {name} has size={dict(own)}, expected equal height and width")

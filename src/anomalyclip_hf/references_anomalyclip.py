@@ -29,7 +29,7 @@ from .prompts_anomalyclip import backbone_fingerprint, same_fingerprints, stored
 
 logger = logging.get_logger(__name__)
 
-NEIGHBOURHOODS = (1, 3)  # r: on photographs 5 made both images and pixels worse
+NEIGHBOURHOODS = (1, 3)  # sides r, in patches: on photographs 5 made both images and pixels worse
 MAX_IMAGES = 32
 MAX_PATCHES = MAX_IMAGES * 37 * 37  # of as many whole images of 518 pixels
 SIMILARITIES = 2**22  # held at once
@@ -100,15 +100,12 @@ class References:
         return distances, self.blend(distances, maps), scores
 
 
-def describe_patches(
-    states: Mapping[int, Tensor], layers: Sequence[int], grid: tuple[int, int], neighbourhoods=NEIGHBOURHOODS
-) -> list[Tensor]:
-    """Unit vectors of patches, one set for each layer and neighbourhood.
+def describe_patches(states: Mapping[int, Tensor], layers: Sequence[int], grid: tuple[int, int]) -> list[Tensor]:
+    """Unit vectors of patches, one set for each layer and neighbourhood, averaged over the patches that exist.
 
     Args:
         states, grid: as of [`References.compare`].
         layers: which of them, in this order.
-        neighbourhoods: sides r of the squares of patches, odd, that are averaged over the patches that exist.
 
     Returns:
         for each layer and r a `Tensor` of shape `(B, N, d)`, float32.
@@ -116,7 +113,7 @@ def describe_patches(
     sets = []
     for layer in layers:
         maps = states[layer][:, 1:].float().transpose(1, 2).unflatten(2, grid)
-        for r in neighbourhoods:
+        for r in NEIGHBOURHOODS:
             mean = maps if r == 1 else nn.functional.avg_pool2d(maps, r, 1, r // 2, count_include_pad=False)
             sets.append(nn.functional.normalize(mean.flatten(2).transpose(1, 2), dim=-1))
     return sets
@@ -364,6 +361,3 @@ def _files_of(place: str | os.PathLike) -> list[Path]:
     if files := sorted(one for one in path.rglob("*") if one.suffix.lower() in SUFFIXES and one.is_file()):
         return files
     raise ValueError(f"the folder {path} holds no image files, expected 1 to {MAX_IMAGES} images of good parts")
-
-
-__all__ = ["References", "ReferencesMixin"]

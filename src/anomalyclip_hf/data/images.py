@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageChops
 
 from .. import images_anomalyclip as reader
-from ..images_anomalyclip import UPRIGHT, describe_source, orientation_of, states_orientation, unreadable, upright_size
+from ..images_anomalyclip import UPRIGHT, describe_source, orientation_of, stated_orientation, unreadable
 from ..images_anomalyclip import ImageReadError as ImageReadError
 from .paint import fit_mask as fit_mask
 from .paint import painted
@@ -43,6 +43,16 @@ class MaskRule:
             value = getattr(self, name)
             if not 0 <= value <= 254:
                 raise ValueError(f"MaskRule.{name}={value} must lie in 0 .. 254, in 8-bit units")
+
+
+def states_orientation(image: Image.Image) -> bool:
+    """Whether the metadata of an image hold an orientation, be it 1."""
+    return stated_orientation(image) is not None
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(W, H) of an opened image once it is upright. PIL states the size of a TIFF so before it has read its pixels."""
+    return image.size[::-1] if orientation_of(image) >= 5 and image.format != "TIFF" else image.size
 
 
 def open_image(source: Any, window: reader.Window = None, channels: Sequence[int] | None = None) -> Image.Image:

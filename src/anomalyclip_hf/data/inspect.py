@@ -15,8 +15,6 @@ from PIL import Image
 from ..images_anomalyclip import (
     orientation_of,
     split_page,
-    states_orientation,
-    upright_size,
 )
 from ..pixels_anomalyclip import bit_depth_of, is_deep
 from . import contact_sheet as sheets
@@ -24,7 +22,16 @@ from .contact_sheet import SheetRow, inside, outline_mask
 from .file_tree import examples, natural_key
 from .files import one_line
 from .formats import list_pages
-from .images import ImageReadError, MaskRule, mask_files, open_image, read_bytes, read_mask
+from .images import (
+    ImageReadError,
+    MaskRule,
+    mask_files,
+    open_image,
+    read_bytes,
+    read_mask,
+    states_orientation,
+    upright_size,
+)
 from .loading import open_source, select_parts
 from .options import SourceOptions, make_options
 from .paint import fit_mask

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..images_anomalyclip import ORIENTATION_TAG, pick_page
+from ..images_anomalyclip import ORIENTATION_TAG
 from ..pixels_anomalyclip import WINDOWED, ImageReadError, Window, bit_depth_of, three_channels, to_uint8
 
 
@@ -24,10 +24,18 @@ def tiff_pages(source: Any) -> list[int]:
         return [page.index for page in file.pages if page.index == 0 or not page.subfiletype & 0b101]
 
 
+def frame_of_page(source: Any, page: int) -> int:
+    """The frame of a page, from 1."""
+    frames = tiff_pages(source)
+    if not 1 <= page <= len(frames):
+        raise ImageReadError(f"it has {len(frames)} pages, but page {page} is asked for")
+    return frames[page - 1]
+
+
 def read_tiff(source: Any, page: int, window: Window, channels: Any, refusal: Exception | None = None) -> Image.Image:
     """A page of a TIFF by tifffile, where PIL refuses it: in 8 bits, gray that PIL can hold as it is stored."""
     try:
-        frame = 0 if page == 1 else pick_page(tiff_pages(source), page)
+        frame = 0 if page == 1 else frame_of_page(source, page)
         with _open(source) as file:
             stored = file.pages[frame]
             # Damaged sizes would be looked for piece by piece, without end.

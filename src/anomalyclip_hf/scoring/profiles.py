@@ -20,7 +20,7 @@ from ..image_processing_anomalyclip import with_resizing
 from ..images_anomalyclip import check_channels, check_window
 from ..options_anomalyclip import READING
 from ..prompts_anomalyclip import (
-    KNOWN_BASES,
+    DEMO_BASE,
     PromptSet,
     PromptsMixin,
     check_same_backbone,
@@ -291,7 +291,7 @@ def save_profiles(model: PromptsMixin, save_directory: str | os.PathLike, names:
 
 def _source_of(model: PromptsMixin) -> tuple[str | None, dict[str, Any]]:
     name, hub = getattr(model, "_processor_source", (None, {}))
-    return (locate_base(name, ".") if name in KNOWN_BASES else name), hub
+    return (locate_base(name, ".") if name == DEMO_BASE else name), hub
 
 
 def _references_of(model: PromptsMixin, profile: Profile, own: Any) -> Any:
