@@ -18,8 +18,8 @@ from scipy.ndimage import gaussian_filter
 from transformers import pipeline
 
 import anomalyclip_hf
-from anomalyclip_hf import tiling_anomalyclip
 from anomalyclip_hf.evaluation import StreamingPixelMetrics, image_metrics
+from anomalyclip_hf.scoring import tiling
 
 METRICS = ("pixel_auroc", "pixel_ap", "aupro")
 
@@ -76,7 +76,7 @@ def main() -> None:
         note("whole view", whole["score"], whole["anomaly_map"], mask)
         for size in arguments.tile_sizes:
             start = time.perf_counter()
-            with patch.object(tiling_anomalyclip, "WHOLE_SHARE", 0.0):
+            with patch.object(tiling, "WHOLE_SHARE", 0.0):
                 tiled = detector(image, resize="tile", tile_size=size, overlap=arguments.overlap)
             name = f"tiles of {size}"
             seconds[name] = seconds.get(name, 0.0) + (time.perf_counter() - start) / arguments.images

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from anomalyclip_hf import AnomalyCLIPConfig, AnomalyCLIPModel
-from anomalyclip_hf.profiles_anomalyclip import Profile
+from anomalyclip_hf.scoring.profiles import Profile
 from anomalyclip_hf.scoring.rows import digest_model
 from tiny_models import make_tiny_clip, randomize
 

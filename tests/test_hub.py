@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from anomalyclip_hf import AnomalyCLIPConfig, AnomalyCLIPModel, AnomalyCLIPProcessor
 from anomalyclip_hf import prompts_anomalyclip as prompts_module
-from anomalyclip_hf.profiles_anomalyclip import Profile
+from anomalyclip_hf.scoring.profiles import Profile
+from anomalyclip_hf.sharing.writing import write_prompts
 from hub_server import TOKEN, LocalHub
 from tiny_models import make_tiny_clip, randomize
 
@@ -69,9 +70,7 @@ class TestPromptsAlone:
         config = AnomalyCLIPConfig()
         context, deep = torch.zeros(2, 12, 768), torch.zeros(8, 4, 768)
         fingerprint = torch.zeros(222)
-        prompts_module.write_prompts(
-            prompts_module.PromptSet(context, deep, config, fingerprint), tmp_path / "prompts.safetensors"
-        )
+        write_prompts(prompts_module.PromptSet(context, deep, config, fingerprint), tmp_path / "prompts.safetensors")
         assert 172_032 < (tmp_path / "prompts.safetensors").stat().st_size < 174_000
 
     def test_same_results_after_loading(self, tiny_model, prompts_dir, pixels):
@@ -117,13 +116,13 @@ class TestPromptsAlone:
         assert same(results_of(loaded.load_prompts(tiny_checkpoint), pixels), results_of(tiny_model, pixels))
 
     def test_embedded_base_has_a_portable_name(self, tiny_checkpoint, tmp_path, monkeypatch):
-        monkeypatch.setattr(prompts_module, "_folder_of_known_base", lambda name: tiny_checkpoint)
+        monkeypatch.setattr(prompts_module, "_folder_of_demo", lambda: tiny_checkpoint)
         model = AnomalyCLIPModel.from_pretrained(tiny_checkpoint)
         model.save_prompts(tmp_path / "prompts", card=False)
         assert "anomalyclip_hf/demo" in (tmp_path / "prompts" / "config.json").read_text()
         again = AnomalyCLIPModel.from_pretrained(tmp_path / "prompts")
         assert again.config.base_model_name_or_path == "anomalyclip_hf/demo"
-        monkeypatch.setattr(prompts_module, "_folder_of_known_base", lambda name: None)
+        monkeypatch.setattr(prompts_module, "_folder_of_demo", lambda: None)
         with pytest.raises(OSError, match=r"comes with the package anomalyclip_hf.*pip install"):
             AnomalyCLIPModel.from_pretrained(tmp_path / "prompts")
 

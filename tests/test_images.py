@@ -14,17 +14,17 @@ import pytest
 from PIL import Image, ImageOps, features
 from PIL.PngImagePlugin import PngInfo
 
+from anomalyclip_hf.data.images import upright_size
+from anomalyclip_hf.data.paint import painted
 from anomalyclip_hf.images_anomalyclip import (
     FORMATS,
     ImageReadError,
-    bit_depth_of,
     load_image,
     open_image,
     orientation_of,
-    painted,
     to_pil_image,
-    upright_size,
 )
+from anomalyclip_hf.pixels_anomalyclip import bit_depth_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)

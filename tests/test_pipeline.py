@@ -17,7 +17,7 @@ from PIL import Image
 from transformers import pipeline
 
 from anomalyclip_hf import AnomalyCLIPModel, AnomalyCLIPProcessor, ZeroShotAnomalyDetectionPipeline
-from anomalyclip_hf.pipeline_anomalyclip import read_image
+from anomalyclip_hf.data.addresses import read_image
 
 TASK = "zero-shot-anomaly-detection"
 SIZES = [(50, 40), (30, 60), (42, 42), (64, 20), (21, 33)]

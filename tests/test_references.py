@@ -77,6 +77,18 @@ def test_a_core_of_patches_covers_the_others():
     assert choose_patches(features, 60) is features
 
 
+def test_more_patches_than_are_held_are_thinned_evenly(tiny_model, pixels, monkeypatch):
+    every = tiny_model.make_references(pixels, batch_size=1)
+    monkeypatch.setattr("anomalyclip_hf.references_anomalyclip.MAX_PATCHES", every.features.shape[1] // 4)
+    for size in (1, len(pixels)):
+        fourth = tiny_model.make_references(pixels, batch_size=size)
+        torch.testing.assert_close(fourth.features, every.features[:, ::4], atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        tiny_model.make_references(pixels, max_patches=10**6).features, every.features, atol=1e-3, rtol=0
+    )
+    assert repr(every) == f"References(num_images={len(pixels)}, layers={every.layers}, weight=0.1)"
+
+
 def test_references_are_saved_and_read_exactly(tiny_model, pixels, tmp_path):
     tiny_model.set_references(pixels[:2], reference_weight=0.5, max_patches=20)
     expected = run(tiny_model, pixels).anomaly_maps

@@ -11,20 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from transformers.dynamic_module_utils import get_imports
 
 import anomalyclip_hf
 from anomalyclip_hf import AnomalyCLIPModel
-from anomalyclip_hf.prompts_anomalyclip import AUTO_MAP, CUSTOM_PIPELINES
+from anomalyclip_hf.sharing.writing import AUTO_MAP, CUSTOM_PIPELINES
 from hub_server import TOKEN, LocalHub
 from tiny_models import make_tiny_clip
 
 SOURCE = Path(anomalyclip_hf.__file__).parent
-_NAMES = ("addresses", "configuration", "dicom", "image_processing", "images", "loss", "modeling", "options")
-_MORE = ("pipeline", "pixels", "profiles", "prompts", "references", "regions", "tiff", "tiling")
+_NAMES = ("configuration", "image_processing", "images", "loss", "modeling", "options")
+_MORE = ("pipeline", "pixels", "prompts", "references")
 TRAVELLING = {f"{name}_anomalyclip" for name in _NAMES + _MORE}
-OPTIONAL = {"pydicom", "tifffile"}  # imported where they are needed, such that transformers does not ask for them
-MAX_BYTES = 285_000
+MAX_BYTES = 200_000
 
 PUSH = """
 import sys, torch
@@ -39,12 +37,13 @@ print(model.config.base_model_revision)
 """
 
 LOAD = """
-import importlib.util, json, sys
+import base64, importlib.util, io, json, sys
 assert importlib.util.find_spec("anomalyclip_hf") is None
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor, pipeline
 trust = {"trust_remote_code": True}
 image = Image.radial_gradient("L").resize((50, 40)).convert("RGB")
+image.save(png := io.BytesIO(), "PNG")
 found = {}
 for name in sys.argv[1:]:
     processor = AutoProcessor.from_pretrained(name, **trust)
@@ -56,12 +55,27 @@ for name in sys.argv[1:]:
         "config": type(AutoConfig.from_pretrained(name, **trust)).__name__,
         "size": processor.size["height"], "sigma": processor.sigma, "task": detector.task,
         "score": result["score"], "shape": list(result["anomaly_map"].shape),
-        "map": float(result["anomaly_map"].mean()), "mask": float(result["mask"].mean()),
+        "map": float(result["anomaly_map"].mean()), "highest": float(result["anomaly_map"].max()),
+        "mask": float(result["mask"].mean()),
         "module": type(model).__module__.split(".")[0], "base": model.config.base_model_name_or_path,
         "direct": model(**processor(image, return_tensors="pt")).logits.softmax(-1)[0, 1].item(),
     }
     if not model.config.vision_only:
         model.load_prompts(name)
+    address = "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
+    assert abs(detector(address)["score"] - result["score"]) < 1e-5
+    found[name]["same"] = float(detector(image, references=[image])["anomaly_map"].max())
+    found[name]["needs"] = []
+    calls = (model.save_prompts, "x"), (model.set_profile, "x"), (lambda size: detector(image, resize="tile"), 0)
+    for call, argument in calls:
+        try:
+            call(argument)
+        except ImportError as error:
+            found[name]["needs"].append(str(error))
+model.save_pretrained("saved")
+inputs = processor(image, return_tensors="pt")
+again, before = (one(**inputs).logits for one in (AutoModel.from_pretrained("saved", **trust), model))
+assert (again - before).abs().max() < 1e-4
 print(json.dumps(found))
 """
 
@@ -107,7 +121,6 @@ def test_travelling_files_import_one_another_and_what_transformers_needs():
         if name not in reached:
             reached.add(name)
             files, packages = imports(f"{name}.py")
-            packages -= OPTIONAL - set(get_imports(SOURCE / f"{name}.py"))
             assert not packages - allowed, f"{name} imports {packages - allowed}"
             queue += files
     assert reached == TRAVELLING
@@ -207,3 +220,5 @@ def check_local(found, folders, model, processor):
         assert one["shape"] == [40, 50] and one["size"] == 42 and one["sigma"] == 4.0
         assert one["module"] == "transformers_modules" and one["config"] == "AnomalyCLIPConfig"
         assert one["task"] == "zero-shot-anomaly-detection" and 0 <= one["mask"] <= 1
+        assert one["same"] < one["highest"] and len(one["needs"]) == 3
+        assert all("pip install anomalyclip_hf" in message for message in one["needs"])

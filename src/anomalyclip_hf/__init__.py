@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from .conversion import convert_checkpoint
     from .data import load_anomaly_dataset
     from .export.runtime import AnomalyCLIPExported
-    from .profiles_anomalyclip import Profile
-    from .regions_anomalyclip import find_regions
+    from .scoring.profiles import Profile
+    from .scoring.regions import find_regions
 
 __version__ = "0.1.0"
 
@@ -42,7 +42,7 @@ __all__ = [
 
 # name -> module that defines it, imported when first asked for.
 _LAZY = {"convert_checkpoint": "conversion", "load_anomaly_dataset": "data"}
-_LAZY |= {"Profile": "profiles_anomalyclip", "find_regions": "regions_anomalyclip"}
+_LAZY |= {"Profile": "scoring.profiles", "find_regions": "scoring.regions"}
 _LAZY |= {"AnomalyCLIPExported": "export.runtime"}
 
 

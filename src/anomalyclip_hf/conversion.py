@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CLIPConfig
+from transformers import AutoTokenizer, CLIPConfig
 from transformers.utils import logging
 
 from .configuration_anomalyclip import (
@@ -27,15 +27,9 @@ from .configuration_anomalyclip import (
 )
 from .image_processing_anomalyclip import AnomalyCLIPImageProcessor
 from .modeling_anomalyclip import AnomalyCLIPModel, commit_of
-from .prompts_anomalyclip import (
-    PromptSet,
-    add_card,
-    add_code,
-    portable_base_name,
-    refuse_full_checkpoint,
-    whole_folder,
-    write_checkpoint,
-)
+from .prompts_anomalyclip import PromptSet, portable_base_name
+from .sharing.hub import add_card
+from .sharing.writing import add_code, refuse_full_checkpoint, whole_folder, write_checkpoint
 
 logger = logging.get_logger(__name__)
 
@@ -348,6 +342,26 @@ def _save(folder: Path, path, prompts: AuthorsPrompts, learned: PromptSet, model
         if save_code:
             add_code(stage, AnomalyCLIPModel)
         add_card(stage, model, _card(facts))
+
+
+def prompt_ids_of_tokenizer(name: str, hub: dict[str, Any], prompt_length: int) -> list[list[int]] | None:
+    """Ids of both prompts by a checkpoint's own tokenizer, as of `encode_prompts`; None if it has none."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **hub)
+        texts = ("x", "object.", "damaged object.")
+        placeholder, normal, anomalous = (tokenizer(text, add_special_tokens=False).input_ids for text in texts)
+        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        # Without files, transformers makes up an empty tokenizer that knows no word.
+        is_known = not {tokenizer.unk_token_id, bos, eos} & {*placeholder, *normal, *anomalous}
+        if placeholder and normal and is_known and normal != anomalous:
+            return encode_prompts((normal, anomalous), prompt_length, bos, placeholder[0], eos)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    logger.warning(
+        f"{name} has an unusual vocabulary and no tokenizer that knows its words: the prompts are learned words "
+        "alone, without 'object.' and 'damaged object.'. Give prompt_token_ids to set them."
+    )
+    return None
 
 
 def _card(facts: dict[str, Any]) -> str:

@@ -16,11 +16,9 @@ from transformers.processing_utils import ImagesKwargs
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file, logging, safe_load_json_file
 
 from .configuration_anomalyclip import LOADING_FIELDS, AnomalyCLIPConfig, check_fields, missing_folder_named
-from .images_anomalyclip import binary_mask, to_pil_image
-from .options_anomalyclip import RESIZING
+from .images_anomalyclip import to_pil_image
+from .options_anomalyclip import RESIZING, installed
 from .pixels_anomalyclip import normalized_pixels, smoothing_matrix
-from .regions_anomalyclip import mark_regions
-from .tiling_anomalyclip import ImageTiles, fit_size, tile_boxes
 
 logger = logging.get_logger(__name__)
 
@@ -83,7 +81,7 @@ class AnomalyCLIPImageProcessor(PilBackend):
         resize (`str`, defaults to `"square"`): `"square"`, as the model was trained. `"fit"` keeps the ratio of the
             sides: the longer one is made as long as the input's, the other one the nearest multiple of the patch size.
             `"tile"` prepares the square whole view, and overlapping tiles that are scored as well (see
-            [`~tiling_anomalyclip.score_views`]); an image no larger than a tile has none.
+            [`~scoring.tiling.score_views`]); an image no larger than a tile has none.
         tile_size (`int`, pixels of the image, *optional*): side of a tile; as long as the input's if absent.
         overlap (`float` in [0, 0.9], defaults to 0.25): least share of a tile that its neighbour covers too.
         patch_size (`int`, *optional*): the model's, which `"fit"` needs, and `"tile"` for images narrower than a tile.
@@ -141,7 +139,7 @@ class AnomalyCLIPImageProcessor(PilBackend):
         else:  # A CLIP checkpoint: keep how it reads values, not its crop to 224 pixels.
             config, _ = AnomalyCLIPConfig.get_config_dict(pretrained_model_name_or_path, **hub)
             kept = ("image_mean", "image_std", "rescale_factor", "do_rescale", "do_normalize")
-            side = config.get("image_size") or default_image_size(config)
+            side = config.get("image_size") or _default_image_size(config)
             values = {key: stored[key] for key in kept if stored.get(key) is not None}
             processor = cls(**{"size": {"height": side, "width": side}, **values, **fields})
         return processor if unused is None else (processor, unused)
@@ -220,7 +218,7 @@ class AnomalyCLIPImageProcessor(PilBackend):
             data["masks"] = np.stack(prepared)
         features = BatchFeature(data=data, tensor_type=return_tensors)
         if given["resize"] == "tile":
-            features["tiles"] = [_cut(image, given, kwargs) for image in pil]
+            features["tiles"] = [installed("scoring.tiling").cut_tiles(image, given, kwargs) for image in pil]
         return features
 
     def _prepare_image(self, image: Image.Image, settings: dict) -> np.ndarray:
@@ -237,7 +235,7 @@ class AnomalyCLIPImageProcessor(PilBackend):
         width, height = (size.width, size.height) if settings["do_resize"] else image_size
         if mask is None:
             return np.full((height, width), UNKNOWN_MASK, dtype=np.float32)
-        mask = binary_mask(mask, f"masks[{index}]")
+        mask = installed("data.paint").binary_mask(mask, f"masks[{index}]")
         if mask.size != image_size:
             raise ValueError(
                 f"masks[{index}] is {mask.width}x{mask.height} pixels but its image is {image_size[0]}x{image_size[1]}"
@@ -307,10 +305,23 @@ class AnomalyCLIPImageProcessor(PilBackend):
                 result["label"] = "anomalous" if score >= image_threshold else "normal"
             if pixel_threshold is not None:
                 size = None if image_sizes is None else (int(image_sizes[index][1]), int(image_sizes[index][0]))
-                found = mark_regions(anomaly_map.cpu().numpy(), pixel_threshold, min_area, roi, size)
-                result["mask"], result["regions"] = torch.from_numpy(found[0]).to(maps.device), found[1]
+                result |= _mark(anomaly_map, pixel_threshold, min_area, roi, size)
             results.append(result)
         return results
+
+
+def _mark(
+    anomaly_map: Tensor, pixel_threshold: float, min_area: int, roi: Any, image_size: tuple[int, int] | None
+) -> dict[str, Any]:
+    """Mask and regions; the mask alone where this code came with a checkpoint, without its package."""
+    try:
+        regions = installed("scoring.regions")
+    except ImportError:
+        if min_area > 1 or roi is not None:
+            raise
+        return {"mask": anomaly_map >= pixel_threshold}
+    mask, found = regions.mark_regions(anomaly_map.cpu().numpy(), pixel_threshold, min_area, roi, image_size)
+    return {"mask": torch.from_numpy(mask).to(anomaly_map.device), "regions": found}
 
 
 def _apply_rule(rule: str, whole: Tensor, maps: Tensor) -> Tensor:
@@ -334,11 +345,11 @@ def with_resizing(
     return processor
 
 
-def default_image_size(config: dict[str, Any], wanted: int = DEFAULT_SIZE) -> int:
-    """Largest multiple of a CLIP configuration's patch size within `wanted` pixels."""
+def _default_image_size(config: dict[str, Any]) -> int:
+    """Largest multiple of a CLIP configuration's patch size within 518 pixels."""
     vision = config.get("vision_config") or config.get("vision_config_dict") or {}
     patch = vision.get("patch_size") or 32
-    return max(wanted // patch, 1) * patch
+    return max(DEFAULT_SIZE // patch, 1) * patch
 
 
 def _stored_settings(cls, name, hub: dict) -> dict[str, Any]:
@@ -373,8 +384,11 @@ def _check_settings(settings: dict[str, Any]) -> None:
         value = settings.get(name)
         if value is not None and value != neutral:
             raise ValueError(f"{name}={value!r} is not supported by this processor, expected {neutral!r}")
-    names = ["image_mean", "image_std", "rescale_factor", *FLAGS, *RESIZING, "patch_size"]
-    check_fields({**{name: settings.get(name) for name in names}, "resample": _as_number(settings.get("resample"))})
+    names = ["image_mean", "image_std", "rescale_factor", *FLAGS, *RESIZING, "patch_size", "resample"]
+    given = {name: settings.get(name) for name in names}
+    if isinstance(given["resample"], PILImageResampling):
+        given["resample"] = int(given["resample"])
+    check_fields(given)
     if settings.get("do_resize") is False and (resize := settings.get("resize")) not in (None, "square"):
         raise ValueError(
             f"resize={resize!r} with do_resize=False, which leaves images as they are; give one of the two"
@@ -387,10 +401,6 @@ def _check_settings(settings: dict[str, Any]) -> None:
     if not all(type(side) is int and 1 <= side <= MAX_SIDE for side in sides):
         raise ValueError(f"size={dict(size or {})!r}, expected whole sides from 1 to {MAX_SIDE} pixels")
     _check_sigma(settings.get("sigma"), max([*sides, 1]))
-
-
-def _as_number(filter_of_pil: Any) -> Any:
-    return int(filter_of_pil) if isinstance(filter_of_pil, PILImageResampling) else filter_of_pil
 
 
 def _check_sigma(sigma: Any, side: int) -> None:
@@ -440,17 +450,26 @@ def _fitted(settings: dict, image_size: tuple[int, int]) -> dict:
     return {**settings, "size": SizeDict(height=height, width=width)}
 
 
-def _cut(image: Image.Image, settings: dict, given: dict[str, Any]) -> ImageTiles:
-    side = max(settings["size"].width, settings["size"].height)
-    boxes = tile_boxes(image.size, settings["tile_size"] or side, settings["overlap"])
-    if not boxes:
-        return ImageTiles(image, [], {})
-    if image.mode not in ("L", "RGB"):
-        image = image.convert("L" if image.mode in ("1", "LA") else "RGB")
-    x0, y0, x1, y1 = boxes[0]
-    width, height = fit_size((x1 - x0, y1 - y0), side, settings["patch_size"])
-    others = {name: value for name, value in given.items() if name not in ("tile_size", "overlap")}
-    return ImageTiles(image, boxes, {**others, "resize": "square", "size": {"height": height, "width": width}})
+def fit_size(size: tuple[int, int], side: int, patch_size: int | None) -> tuple[int, int]:
+    """Width and height in pixels at which the longer side is `side`, and both are multiples of the patch size.
+
+    Args:
+        size (`tuple[int, int]`): width and height of the image in pixels.
+        side (`int`): of the model's input in pixels.
+        patch_size (`int`, *optional*): of the model; a square needs none.
+
+    Raises:
+        ValueError: no patch size for an image that is no square.
+    """
+    if size[0] == size[1]:
+        return side, side
+    if patch_size is None:
+        raise ValueError(
+            f"patch_size=None, expected the model's patch size in pixels: an image or tile of {size[0]}x{size[1]} "
+            "pixels keeps the ratio of its sides; give the processor patch_size=model.config.vision_config.patch_size"
+        )
+    width, height = (max(1, round(one * side / max(size) / patch_size)) * patch_size for one in size)
+    return width, height
 
 
 def _as_list(value) -> list:
@@ -462,5 +481,3 @@ def _as_list(value) -> list:
 
 
 AnomalyCLIPProcessor = AnomalyCLIPImageProcessor  # its name in checkpoints of older versions
-
-__all__ = ["AnomalyCLIPImageProcessor", "AnomalyCLIPProcessor", "gaussian_smooth"]

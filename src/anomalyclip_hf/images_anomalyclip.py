@@ -7,35 +7,30 @@ import io
 import logging
 import os
 import re
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
-from .dicom_anomalyclip import count_frames, first_bytes, is_dicom, read_dicom
+from .options_anomalyclip import installed
 from .pixels_anomalyclip import (
     WINDOWED,
     ImageReadError,
     Window,
-    bit_depth_of,
     channels_last,
     check_window,
     is_deep,
-    painted,
-    painted_channels,
     pixels_of,
     to_array,
     to_uint8,
 )
 from .pixels_anomalyclip import check_channels as check_channels
-from .tiff_anomalyclip import TIFF_STARTS, is_beyond_pil, pick_page, plain_tiff, read_tiff, tiff_pages
 
 # No EPS, PDF or the like: whatever the file is called, no other program is started to read it.
 FORMATS = ("PNG", "JPEG", "MPO", "BMP", "GIF", "TIFF", "WEBP", "PPM", "AVIF")
+ADDRESSES = ("http://", "https://", "data:")
 ORIENTATION_TAG = 274
 # EXIF orientation -> what puts the stored pixels upright; the last four swap width and height.
 UPRIGHT = {
@@ -52,10 +47,7 @@ for _noisy in ("PIL.TiffImagePlugin", "tifffile", "pydicom"):
     logging.getLogger(_noisy).setLevel(logging.CRITICAL)
 warnings.filterwarnings("ignore", "", UserWarning, r"PIL\.(Tiff|Jpeg|Png)ImagePlugin|pydicom\..*")
 _METADATA_KEYS = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
-_METADATA_MARKS = (b"Exif", b"EXIF", b"XMP ", b"MPF\0", b"http://ns.adobe.com/xap/1.0/\0", b"application/rdf+xml")
 _PAGE = re.compile(r"(.+)#page=(\d{1,6})", re.DOTALL)
-_PNG_START = b"\x89PNG\r\n\x1a\n"
-_PNG_METADATA = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
 
 
 def describe_source(source: Any) -> str:
@@ -75,23 +67,23 @@ def split_page(path: str) -> tuple[str, int]:
     return (path, 1) if found is None or os.path.lexists(path) else (found[1], int(found[2]))
 
 
-def list_pages(path: str | os.PathLike) -> list[str]:
-    """The pages of an image file as paths that can be read: "scan.tif#page=1", ...; the path itself if there is one.
+def first_bytes(source: Any, number: int) -> bytes:
+    """The first bytes of a path or a binary file, which is put back to where it was; none of what is no file."""
+    if isinstance(source, (str, os.PathLike)):
+        if not os.path.isfile(source):
+            return b""
+        with open(source, "rb") as file:
+            return file.read(number)
+    place = source.tell()
+    source.seek(0)
+    start = source.read(number)
+    source.seek(place)
+    return start
 
-    Only TIFF and DICOM have pages; of animations the first frame is read. Reduced copies and masks within a TIFF are
-    none. What can't be read is one page, whose reader will say why.
-    """
-    path = os.fspath(path)
-    try:
-        if is_dicom(path):
-            number = count_frames(path)
-        elif path.lower().endswith((".tif", ".tiff")):
-            number = len(tiff_pages(path))
-        else:
-            number = 1
-    except Exception:
-        number = 1
-    return [path] if number <= 1 else [f"{path}#page={page}" for page in range(1, number + 1)]
+
+def is_dicom(source: Any) -> bool:
+    """Whether a path or a binary file holds "DICM" at byte 128."""
+    return first_bytes(source, 132)[128:] == b"DICM"
 
 
 def open_image(source: Any, window: Window = None, channels: Sequence[int] | None = None) -> Image.Image:
@@ -112,45 +104,30 @@ def open_image(source: Any, window: Window = None, channels: Sequence[int] | Non
     try:
         stream, page = _stream_of(source)
         if is_dicom(stream):
-            return read_dicom(stream, page, window)
+            return installed("data.dicom").read_dicom(stream, page, window)
         try:
-            image = _open_page(stream, page)
+            image = open_page(stream, page)
         except FileNotFoundError:
             raise
-        except Exception as refusal:  # perhaps of the metadata alone, or of a kind of TIFF
-            content = _without_metadata(stream)
+        except Exception as refusal:
             try:
-                if content is None:
-                    raise
-                stream = io.BytesIO(content)
-                image = _open_page(stream, page)
-            except Exception:
-                if first_bytes(stream, 4) not in TIFF_STARTS:
-                    raise
-                return read_tiff(stream, page, window, channels, refusal)
-        if image.format == "TIFF" and is_beyond_pil(image):
-            return read_tiff(stream, page, window, channels)
-        if _swapped_tiles(image):
-            image = _deep_color(image, stream, page, window)
+                formats = installed("data.formats")
+            except ImportError:
+                raise refusal from None
+            image, stream = formats.open_refused(stream, page, window, channels, refusal)
+        if image.format == "TIFF" and _is_beyond_pil(image):
+            image = installed("data.tiff").read_tiff(stream, page, window, channels)
+        if _has_deep_colors(image):
+            image = installed("data.formats").deep_color(image, stream, page, window)
     except Exception as error:  # PIL raises many kinds for broken files
         raise unreadable(source, error) from error
-    _tame_metadata(image)
+    tame_metadata(image)
     return image
 
 
 def orientation_of(image: Image.Image) -> int:
     """EXIF orientation that still is to be applied to an image, 1 to 8; 1 where there is none."""
-    return _stated_orientation(image) or 1
-
-
-def states_orientation(image: Image.Image) -> bool:
-    """Whether the metadata of an image hold an orientation, be it 1."""
-    return _stated_orientation(image) is not None
-
-
-def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(W, H) of an opened image once it is upright. PIL states the size of a TIFF so before it has read its pixels."""
-    return image.size[::-1] if orientation_of(image) >= 5 and image.format != "TIFF" else image.size
+    return stated_orientation(image) or 1
 
 
 def upright(image: Image.Image, name: str = "") -> Image.Image:
@@ -165,7 +142,7 @@ def upright(image: Image.Image, name: str = "") -> Image.Image:
         except Exception:  # TIFF looks into the metadata when it reads pixels
             if not hasattr(image, "tag_v2"):
                 raise
-            _tame_metadata(image)
+            tame_metadata(image)
             image.load()
         if not image.width or not image.height:
             raise ImageReadError(f"{image.width}x{image.height} pixels, it is empty")
@@ -198,7 +175,7 @@ def load_image(source: Any, window: Window = None, channels: Sequence[int] | Non
         ImageReadError: it can't be read; the message names the file and the reason.
         TypeError: it is nothing that could be an image.
     """
-    if not isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview, Mapping)) and not _is_file(source):
+    if not isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview, Mapping)) and not is_file(source):
         return to_pil_image(source, window=window, channels=channels)
     window = check_window(window)
     image = open_image(source, window, channels)
@@ -235,8 +212,9 @@ def to_pil_image(
         TypeError: if it is no image.
     """
     if isinstance(image, Image.Image):
-        if _swapped_tiles(image) and (stream := getattr(image, "fp", None) or getattr(image, "filename", None)):
-            image = _deep_color(image, stream, None, window)  # opened by the user, its pixels not read yet
+        if _has_deep_colors(image) and (stream := getattr(image, "fp", None) or getattr(image, "filename", None)):
+            # Opened by the user, its pixels not read yet.
+            image = installed("data.formats").deep_color(image, stream, None, window)
         image = upright(image, name)
         if not is_deep(image):
             if window is None or WINDOWED in image.info:
@@ -251,48 +229,7 @@ def to_pil_image(
     return scaled
 
 
-def binary_mask(mask: Any, name: str, threshold: int = 0) -> Image.Image:
-    """A mask of any kind as an 8-bit image of 0 and 255, made binary before it is resized, as the authors do.
-
-    Args:
-        mask: PIL image, array or tensor; anomalous is what is above 0 in any color, or above 0.5 in floats.
-        name (`str`): what to call it in errors.
-        threshold (`int`, 0 to 254): of PIL images, as of [`painted`].
-    """
-    if isinstance(mask, Image.Image):
-        inside = painted(upright(mask, name), threshold)
-    else:
-        mask = channels_last(to_array(mask, name), name)
-        if np.isnan(mask).any():
-            raise ValueError(f"{name} holds NaN, expected 0 where normal and more where anomalous")
-        level = 0.5 if np.issubdtype(mask.dtype, np.floating) and mask.max() <= 1 else 0
-        inside = painted_channels(mask, level) if mask.ndim == 3 else mask > level
-    return Image.fromarray(inside.astype(np.uint8) * 255)
-
-
-def fit_mask(mask: Image.Image, size: tuple[int, int], name: str = "mask") -> Image.Image:
-    """Bring a mask to its image's size, where only the scale differs (aspect ratios within 1 %).
-
-    Args:
-        mask (`PIL.Image.Image`): mode L.
-        size (`tuple[int, int]`): (W, H) of the image.
-        name (`str`): file name for the message.
-
-    Raises:
-        ImageReadError: the aspect ratios differ, so the mask belongs to another image or to a crop.
-    """
-    if mask.size == tuple(size):
-        return mask
-    ratio = (mask.size[0] * size[1]) / (mask.size[1] * size[0])
-    if abs(ratio - 1) > 0.01:
-        raise ImageReadError(
-            f"mask {name} is {mask.size[0]}x{mask.size[1]} but its image is {size[0]}x{size[1]} (width x height): "
-            "the shapes differ, so it is not the same picture; check the pairing of images and masks"
-        )
-    return mask.resize(size, Image.Resampling.NEAREST)
-
-
-def _is_file(source: Any) -> bool:
+def is_file(source: Any) -> bool:
     return callable(getattr(source, "read", None))
 
 
@@ -320,75 +257,39 @@ def _stream_of(source: Any) -> tuple[Any, int]:
         if os.path.isfile(source) and os.path.getsize(source) == 0:
             raise ImageReadError("it is empty (0 bytes)")
         return source, page
-    if not _is_file(source):
+    if not is_file(source):
         raise ImageReadError(f"a {type(source).__name__} is no image, path, bytes or binary file")
     return (source if hasattr(source, "seek") else io.BytesIO(source.read())), page
 
 
-def _open_page(stream: Any, page: int) -> Image.Image:
+def open_page(stream: Any, page: int) -> Image.Image:
+    """Open a page, from 1, of a path or a binary file by PIL."""
     if hasattr(stream, "seek"):
         stream.seek(0)
     image: Image.Image = Image.open(stream, formats=_formats())
     if page != 1:
-        image.seek(pick_page(tiff_pages(stream) if image.format == "TIFF" else [0], page))
+        if image.format != "TIFF":
+            raise ImageReadError(f"it has 1 pages, but page {page} is asked for")
+        image.seek(installed("data.tiff").frame_of_page(stream, page))
     return image
 
 
-def _swapped_tiles(image: Image.Image) -> list:
-    """The tiles of an image of 16 bits a channel that PIL reads as 8, such that its lower bytes are read; else none.
-
-    Colors are read in the other byte order. Gray with alpha has none in PIL: its four bytes are read as four channels.
-    """
-    tiles = getattr(image, "tile", [])
-    modes = [tile.args if isinstance(tile.args, str) else tile.args[0] for tile in tiles if tile.args]
-    if not modes or not all(isinstance(mode, str) and mode[:2] in ("RG", "LA") and ";16" in mode for mode in modes):
-        return []
-    native = "L" if sys.byteorder == "little" else "B"
-    swapped = [
-        "RGBA" if mode == "LA;16B" else mode[:-1] + {"B": "L", "L": "B"}[mode[-1].replace("N", native)]
-        for mode in modes
-    ]
-    return [
-        tile._replace(args=mode if isinstance(tile.args, str) else (mode, *tile.args[1:]))
-        for tile, mode in zip(tiles, swapped, strict=True)
-    ]
+def _is_beyond_pil(image: Any) -> bool:
+    """Whether PIL, which opened a TIFF, would read something else: many channels, signed bytes, deep planes."""
+    tags = image.tag_v2
+    bits, kind = tags.get(258, (1,))[0], tags.get(339, (1,))[0]
+    return tags.get(277, 1) > 4 or (bits == 8 and kind == 2) or (bits > 8 and tags.get(284) == 2)
 
 
-def _deep_color(image: Image.Image, stream: Any, page: int | None, window: Window) -> Image.Image:
-    """An image of 16 bits a channel, of which PIL reads the upper byte: with the lower one too where there is a
-    window, or where the upper holds less than 7 bits (12-bit data would be as good as black).
-
-    `info["bit_depth"]` says what was found. `page` None is the frame that the image stands at.
-    """
-    if hasattr(stream, "seek"):
-        stream.seek(0)
-    again = io.BytesIO(stream.read()) if hasattr(stream, "read") else stream
-    other: Any = _open_page(again, page or 1)
-    with other:
-        if page is None and image.tell():
-            other.seek(image.tell())
-        # First of all: whatever looks into a PNG's metadata reads its pixels.
-        other.tile, gray = _swapped_tiles(other), other.tile[0].args == "LA;16B"
-        _tame_metadata(other)
-        _tame_metadata(image)
-        image.load()
-        upper = np.asarray(image)[..., :3]
-        if upper.max() >= 64 and window is None:
-            image.info["bit_depth"] = 16
-            return image
-        lower = np.asarray(other)
-        values = upper.astype(np.uint16) << 8 | (lower[..., 1:2] if gray else lower[..., :3])
-    deep = Image.fromarray(to_uint8(values, "it", window))
-    if "A" in image.mode:
-        deep.putalpha(image.getchannel("A"))
-    deep.getexif().update(image.getexif())
-    deep.info["bit_depth"] = bit_depth_of(values)
-    if window is not None:
-        deep.info[WINDOWED] = True
-    return deep
+def _has_deep_colors(image: Image.Image) -> bool:
+    """Whether an image, not read yet, has colors of 16 bits a channel, of which PIL reads the upper byte alone."""
+    codings = [tile.args for tile in getattr(image, "tile", ()) if tile.args]
+    modes = [coding if isinstance(coding, str) else coding[0] for coding in codings]
+    return bool(modes) and all(isinstance(mode, str) and mode[:2] in ("RG", "LA") and ";16" in mode for mode in modes)
 
 
-def _stated_orientation(image: Image.Image) -> int | None:
+def stated_orientation(image: Image.Image) -> int | None:
+    """EXIF orientation in the metadata of an image, be it 1; None where there is none."""
     try:
         value = image.getexif().get(ORIENTATION_TAG)
         return int(value) if value == 1 or value in UPRIGHT else None
@@ -396,37 +297,14 @@ def _stated_orientation(image: Image.Image) -> int | None:
         return None
 
 
-def _tame_metadata(image: Image.Image) -> None:
+def tame_metadata(image: Image.Image) -> None:
     """Leave nothing of the metadata in an opened image but its orientation, so that no one trips over the rest."""
-    orientation, kept = _stated_orientation(image), Image.Exif()
+    orientation, kept = stated_orientation(image), Image.Exif()
     if orientation is not None:
         kept[ORIENTATION_TAG] = orientation
     for key in _METADATA_KEYS:
         image.info.pop(key, None)
     image.getexif = lambda: kept  # type: ignore[method-assign]
-
-
-def _without_metadata(stream: Any) -> bytes | None:
-    """The content of a file with its metadata taken out or under names no one looks for; None where it has none."""
-    if isinstance(stream, (str, os.PathLike)):
-        with open(stream, "rb") as file:
-            content = file.read()
-    else:
-        stream.seek(0)
-        content = stream.read()
-    changed = content
-    if content.startswith(_PNG_START):
-        changed, place = content[:8], 8
-        while place + 12 <= len(content):
-            end = place + 12 + int.from_bytes(content[place : place + 4], "big")
-            changed += b"" if content[place + 4 : place + 8] in _PNG_METADATA else content[place:end]
-            place = end
-    elif content[:4] in TIFF_STARTS[:2]:
-        changed = plain_tiff(content)
-    else:
-        for mark in _METADATA_MARKS:
-            changed = changed.replace(mark, b"x" * len(mark))
-    return None if changed == content else changed
 
 
 def _reason(error: Exception) -> str:

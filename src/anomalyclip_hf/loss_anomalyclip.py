@@ -106,13 +106,3 @@ def check_targets(batch: int, size: tuple[int, int], labels: Tensor | None, mask
             f"masks reaches {masks.max().item():g}, expected 0 (normal) to 1 (anomalous), or -1; the "
             "processor makes such masks"
         )
-
-
-__all__ = [
-    "check_targets",
-    "dice_loss",
-    "fill_masks_of_normal_images",
-    "focal_loss",
-    "global_anomaly_loss",
-    "local_anomaly_loss",
-]

@@ -15,7 +15,7 @@ from huggingface_hub import constants, is_offline_mode
 from huggingface_hub.file_download import repo_folder_name
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoTokenizer, CLIPConfig, CLIPTextModel, CLIPVisionConfig, PreTrainedModel
+from transformers import CLIPConfig, CLIPTextModel, CLIPVisionConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -37,10 +37,10 @@ from .configuration_anomalyclip import (
     WRONG_VALUE,
     AnomalyCLIPConfig,
     check_stored,
-    encode_prompts,
     in_one_line,
 )
 from .loss_anomalyclip import check_targets, fill_masks_of_normal_images, global_anomaly_loss, local_anomaly_loss
+from .options_anomalyclip import installed
 from .prompts_anomalyclip import (
     HUB_ARGUMENTS,
     PROMPT_FIELDS,
@@ -242,7 +242,6 @@ class AnomalyCLIPVisionModel(CLIPPreTrainedModel):
         feature_layers: list[int],
         dpam_layers: int,
         dpam_attention: str = "vv",
-        hidden_states: list[Tensor] | None = None,
         kept_states: dict[int, Tensor] | None = None,
         **kwargs,
     ) -> tuple[Tensor, list[Tensor]]:
@@ -253,8 +252,8 @@ class AnomalyCLIPVisionModel(CLIPPreTrainedModel):
             feature_layers (`list[int]`): layers, counted from 1, whose patch features are wanted, rising.
             dpam_layers (`int`): the last n layers carry the refined path.
             dpam_attention (`str`): `"vv"`, `"qq"` or `"kk"`.
-            hidden_states (`list`, *optional*): the states `(B, 1 + N, d)` of the original path are appended to it.
-            kept_states (`dict`, *optional*): has layers as keys, and gets what leaves them on the original path.
+            kept_states (`dict`, *optional*): has layers as keys, and gets the states `(B, 1 + N, d)` that leave them
+                on the original path; 0 stands for what enters the first one.
             **kwargs: passed on to the attention.
 
         Returns:
@@ -263,22 +262,20 @@ class AnomalyCLIPVisionModel(CLIPPreTrainedModel):
         """
         depth, kept = len(self.encoder.layers), {} if kept_states is None else kept_states
         states, refined, features = self.pre_layrnorm(tokens), None, []
+        if 0 in kept:
+            kept[0] = states
         for number, layer in enumerate(self.encoder.layers, start=1):
-            if hidden_states is not None:
-                hidden_states.append(states)
             in_dpam = number > depth - dpam_layers
             # Past the last feature layer nothing reads the refined path; in the last layer nothing but the class
             # token of the original path is read, unless its patches are a feature or its states are wanted.
             refine = dpam_attention if in_dpam and number <= feature_layers[-1] else None
             unread = in_dpam or feature_layers[-1] != depth
-            class_token_only = number == depth and unread and hidden_states is None and depth not in kept
+            class_token_only = number == depth and unread and depth not in kept
             states, refined = layer(states, refined, refine, class_token_only, **kwargs)
             if number in kept:
                 kept[number] = states
             if number in feature_layers:
                 features.append(self.post_layernorm(refined if refine else states[:, 1:]))
-        if hidden_states is not None:
-            hidden_states.append(states)
         return states[:, 0], features
 
 
@@ -610,18 +607,14 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
 
     @torch.no_grad()
     def encode_images(
-        self,
-        pixel_values: Tensor,
-        hidden_states: list[Tensor] | None = None,
-        kept_states: dict[int, Tensor] | None = None,
-        **kwargs,
+        self, pixel_values: Tensor, kept_states: dict[int, Tensor] | None = None, **kwargs
     ) -> tuple[Tensor, Tensor]:
         """Embeddings of images and of their patches; never builds a graph.
 
         Args:
             pixel_values (`Tensor` of shape `(B, 3, H, W)`, float): normalised; H and W multiples of the patch size.
-            hidden_states (`list`, *optional*): the states of the vision tower's original path are appended to it.
-            kept_states (`dict`, *optional*): has layers as keys, and gets what leaves them on that path.
+            kept_states (`dict`, *optional*): has layers of the vision tower as keys, and gets what leaves them on the
+                original path; 0 stands for what enters the first one.
             **kwargs: passed on to the attention.
 
         Returns:
@@ -630,7 +623,7 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
         self._check_pixel_values(pixel_values)
         config, layers = self.config, sorted(self.config.feature_layers)
         class_token, features = self.vision_model(
-            pixel_values, layers, config.dpam_layers, config.dpam_attention, hidden_states, kept_states, **kwargs
+            pixel_values, layers, config.dpam_layers, config.dpam_attention, kept_states, **kwargs
         )
         patches = [self.project(self.visual_projection, states) for states in features]
         return self.project(self.visual_projection, class_token), torch.stack(patches, dim=1)
@@ -680,18 +673,21 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
         """
         # 1. Frozen features of the images.
         wants_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        states: list[Tensor] | None = [] if wants_states and pixel_values is not None else None
+        layers = range(self.config.vision_config.num_hidden_layers + 1) if wants_states else ()
+        kept: Any = {}
         if pixel_values is not None:
             size = (pixel_values.shape[-2], pixel_values.shape[-1])
             references = self.references if references is None else references
-            kept: Any = None if references is None else dict.fromkeys(references.layers)
-            image_embeds, patch_embeds = self.encode_images(pixel_values, states, kept, **kwargs)
+            kept = dict.fromkeys((*layers, *(() if references is None else references.layers)))
+            image_embeds, patch_embeds = self.encode_images(pixel_values, kept, **kwargs)
         elif image_embeds is None or patch_embeds is None:
             raise ValueError("give pixel_values, or both image_embeds and patch_embeds")
         else:
             side = self.config.image_size
             size = (masks.shape[-2], masks.shape[-1]) if masks is not None else (side, side)
-        self._check_targets(image_embeds.shape[0], size, labels, masks)
+        if labels is not None or masks is not None:
+            refuse_vision_only(self.config, "its prompts are folded and can't be trained")
+        check_targets(image_embeds.shape[0], size, labels, masks)
 
         # 2. Text embeddings of the two prompts.
         if text_embeds is None:
@@ -737,7 +733,7 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
             image_embeds=image_embeds,
             text_embeds=text_embeds,
             patch_embeds=patch_embeds,
-            hidden_states=None if states is None else tuple(states),
+            hidden_states=tuple(kept[layer] for layer in layers) if layers and kept else None,
             reference_maps=distances,
             reference_scores=scores,
         )
@@ -754,11 +750,6 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
                 f"pixel_values is {shape[2]}x{shape[3]} pixels but patch_size={patch} does not divide it; "
                 f"resize to multiples of {patch} (the processor does so)"
             )
-
-    def _check_targets(self, batch: int, size: tuple, labels: Tensor | None, masks: Tensor | None) -> None:
-        if labels is not None or masks is not None:
-            refuse_vision_only(self.config, "its prompts are folded and can't be trained")
-        check_targets(batch, size, labels, masks)
 
 
 # Where a model comes from
@@ -804,7 +795,9 @@ def resolve_config(raw: dict[str, Any], name: str, hub: dict[str, Any], fields: 
     }
     has_own_words = clip.text_config.vocab_size != CLIP_VOCAB_SIZE and fields.get("prompt_type") != "free"
     if has_own_words and "prompt_token_ids" not in fields:
-        known["prompt_token_ids"] = _prompt_ids_of_tokenizer(name, hub, fields.get("prompt_length", 12))
+        known["prompt_token_ids"] = installed("conversion").prompt_ids_of_tokenizer(
+            name, hub, fields.get("prompt_length", 12)
+        )
     return AnomalyCLIPConfig(**{**known, **fields})
 
 
@@ -814,25 +807,6 @@ def commit_of(name: str, hub: dict[str, Any]) -> str | None:
         return None
     revision = hub.get("revision")
     return extract_commit_hash(cached_file(name, "config.json", **hub), None) or (revision and str(revision))
-
-
-def _prompt_ids_of_tokenizer(name: str, hub: dict[str, Any], prompt_length: int) -> list[list[int]] | None:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **hub)
-        texts = ("x", "object.", "damaged object.")
-        placeholder, normal, anomalous = (tokenizer(text, add_special_tokens=False).input_ids for text in texts)
-        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-        # Without files, transformers makes up an empty tokenizer that knows no word.
-        is_known = not {tokenizer.unk_token_id, bos, eos} & {*placeholder, *normal, *anomalous}
-        if placeholder and normal and is_known and normal != anomalous:
-            return encode_prompts((normal, anomalous), prompt_length, bos, placeholder[0], eos)
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    logger.warning(
-        f"{name} has an unusual vocabulary and no tokenizer that knows its words: the prompts are learned words "
-        "alone, without 'object.' and 'damaged object.'. Give prompt_token_ids to set them."
-    )
-    return None
 
 
 def _revision_of_weights(name: str, hub: dict[str, Any], pinned: bool) -> str | None:

@@ -1,9 +1,11 @@
-"""What options of a call and settings of an image processor may hold.
+"""What options of a call and settings of an image processor may hold, and the way to what does not travel.
 
 Importing this needs numpy only: what scores without torch checks its options too.
 """
 
+import importlib
 from collections.abc import Hashable
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ WITH_REFERENCES = " with references"
 READING = ("window", "channels")
 RESIZING = ("resize", "tile_size", "overlap")
 THRESHOLDS = ("image_threshold", "pixel_threshold")
+DOWNLOAD_TIMEOUT, DOWNLOAD_BYTES = 30.0, 100_000_000  # seconds and bytes, of an address
 SCORE, SIDE, SIZE = (0.0, 1.0), range(1, 16385), range(1, 65537)
 
 OPTION_RULES: dict[str, Rule] = {
@@ -35,6 +38,8 @@ OPTION_RULES: dict[str, Rule] = {
     "score_rule": frozenset(SCORE_RULES),
     "reference_weight": (0.0, 1000.0),
     "sigma": (0.0, 16384.0),
+    "timeout": (1e-6, float("inf")),
+    "max_bytes": range(1, 2**60),
     **dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "default_to_square"), bool),
 }
 
@@ -83,3 +88,20 @@ def check_options(values: dict[str, Any]) -> None:
     for name, value in values.items():
         if value is not None and not follows(value, OPTION_RULES[name]):
             raise ValueError(f"{name}={value!r:.100}, expected {expected(OPTION_RULES[name])}")
+
+
+def installed(module: str) -> ModuleType:
+    """A module of the installed package, of those that do not travel with checkpoints (`trust_remote_code`).
+
+    Raises:
+        ImportError: if the package isn't installed.
+    """
+    try:
+        return importlib.import_module(f"anomalyclip_hf.{module}")
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] != "anomalyclip_hf":
+            raise
+        raise ImportError(
+            f"this needs {module.replace('.', '/')} of the package, which does not travel with a checkpoint: "
+            "pip install anomalyclip_hf"
+        ) from error

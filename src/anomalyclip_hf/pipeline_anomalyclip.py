@@ -9,17 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from transformers.image_utils import load_image as load_from_address
 from transformers.pipelines import Pipeline
 from transformers.utils import logging
 
-from .addresses_anomalyclip import DOWNLOAD_BYTES, DOWNLOAD_TIMEOUT, check_limits, read_image
 from .configuration_anomalyclip import check_fields
 from .image_processing_anomalyclip import AnomalyCLIPImageProcessor, with_resizing
-from .images_anomalyclip import check_channels, check_window
-from .options_anomalyclip import READING, RESIZING, THRESHOLDS
+from .images_anomalyclip import ADDRESSES, check_channels, check_window, is_file, load_image
+from .options_anomalyclip import DOWNLOAD_BYTES, DOWNLOAD_TIMEOUT, READING, RESIZING, THRESHOLDS, installed
 from .references_anomalyclip import References
-from .regions_anomalyclip import read_roi
-from .tiling_anomalyclip import score_views
 
 logger = logging.get_logger(__name__)
 PRE_OPTIONS = ("timeout", "max_bytes", *READING, *RESIZING)
@@ -92,8 +90,10 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         compared = {name: kwargs.pop(name) for name in COMPARING if name in kwargs}
         super().__init__(*args, **kwargs)
         # Found here and not by the base class, which would take CLIP's own processor for a plain CLIP checkpoint.
-        is_ours = bool(given) and isinstance(given[0], AnomalyCLIPImageProcessor)
-        self.image_processor: Any = given[0] if is_ours else _find_processor(self.model, *given)
+        processor: Any = given[0] if given else self.model.default_processor()
+        if isinstance(processor, str | os.PathLike):
+            processor = AnomalyCLIPImageProcessor.from_pretrained(processor)
+        self.image_processor: Any = processor
         self._forward_params |= self._sanitize_parameters(**compared)[1]
         if notice := getattr(self.model.config, "notice", None):
             logger.warning(notice)
@@ -105,7 +105,7 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
             return super().__call__(list(inputs), **kwargs) if inputs else []
         if isinstance(inputs, np.ndarray | torch.Tensor) and inputs.ndim == 4:
             return super().__call__(list(inputs), **kwargs)
-        if isinstance(inputs, Iterator) and not isinstance(inputs, GeneratorType) and not _is_file(inputs):
+        if isinstance(inputs, Iterator) and not isinstance(inputs, GeneratorType) and not is_file(inputs):
             inputs = (image for image in inputs)
         if _is_column(inputs):
             indexed = hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__")
@@ -113,31 +113,24 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
             return list(super().__call__((image for image in images), **kwargs))
         return super().__call__(inputs, **kwargs)
 
-    def _sanitize_parameters(self, timeout=None, max_bytes=None, **options) -> tuple[dict, dict, dict]:
+    def _sanitize_parameters(self, **options) -> tuple[dict, dict, dict]:
         known = (*POST_OPTIONS, *PRE_OPTIONS, *COMPARING)
         if unknown := sorted(set(options) - set(known)):
             raise TypeError(f"unknown arguments {unknown}; known are {', '.join(known)}")
-        check_limits(timeout, max_bytes)
         options = {key: value for key, value in options.items() if value is not None}
         if "roi" in options:
-            options["roi"] = read_roi(options["roi"])
+            options["roi"] = installed("scoring.regions").read_roi(options["roi"])
         for name, check in (("window", check_window), ("channels", check_channels)):
             if name in options:
                 options[name] = check(options[name])
         check_fields({key: value for key, value in options.items() if key not in ("roi", "references", *READING)})
-        limits = {"timeout": timeout, "max_bytes": max_bytes}
         resizing = {key: options[key] for key in RESIZING if key in options}
-        pre = {key: value for key, value in limits.items() if value is not None} | resizing
-        pre |= {key: options[key] for key in READING if key in options}
+        pre = {key: value for key, value in options.items() if key in PRE_OPTIONS}
         post = {key: value for key, value in options.items() if key in POST_OPTIONS}
         during = {"sigma": options["sigma"]} if "sigma" in options else {}
         if (references := self._make_references(resizing, **{key: options.get(key) for key in COMPARING})) is not None:
             during["references"] = references
-        return (
-            pre,
-            during,
-            post | ({"resizing": resizing} if resizing else {}),
-        )
+        return pre, during, post | ({"resizing": resizing} if resizing else {})
 
     def preprocess(
         self, image: Any, timeout: float = DOWNLOAD_TIMEOUT, max_bytes: int = DOWNLOAD_BYTES, **options: Any
@@ -145,7 +138,7 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         options = {**self.settings_of_profile(PRE_OPTIONS), **options}
         reading = {name: options.pop(name) for name in READING if name in options}
         patch_size = self.model.config.vision_config.patch_size
-        image = read_image(image, timeout, max_bytes, **reading)
+        image = _read_image(image, timeout, max_bytes, **reading)
         return prepare_image(image, self.image_processor, self.dtype, patch_size=patch_size, **options)
 
     def _make_references(
@@ -171,6 +164,7 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
             views = model_inputs["view"]
             is_batch = isinstance(views, list)
             sigma = self.settings_of_profile(["sigma"]).get("sigma") if sigma is None else sigma
+            score_views = installed("scoring.tiling").score_views
             found = score_views(forward, self.image_processor, views if is_batch else [views], sigma)
             return {name: [one[name][0] for one in found] if is_batch else found[0][name] for name in found[0]}
         target_size = model_inputs.pop("target_size")
@@ -219,6 +213,16 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         return {name: options[name] for name in names if name in options}
 
 
+def _read_image(image: Any, timeout: float, max_bytes: int, **reading: Any) -> Image.Image:
+    """An upright 8-bit image of any kind; without the package, transformers fetches what lies at an address."""
+    if isinstance(image, str) and image[:8].lower().startswith(ADDRESSES):
+        try:
+            return installed("data.addresses").read_image(image, timeout, max_bytes, **reading)
+        except ImportError:
+            image = load_from_address(image, timeout)
+    return load_image(image, **reading)
+
+
 def prepare_image(
     image: Image.Image, processor: AnomalyCLIPImageProcessor, dtype: torch.dtype, **resizing: Any
 ) -> dict[str, Any]:
@@ -237,22 +241,13 @@ def prepare_image(
     return {"view": (inputs["pixel_values"][0].to(dtype), image.size[::-1], inputs.get("tiles", [None])[0])}
 
 
-def _is_file(inputs: Any) -> bool:
-    return callable(getattr(inputs, "read", None))
-
-
-def _find_processor(model: Any, name: str | os.PathLike | None = None) -> AnomalyCLIPImageProcessor:
-    """The processor named by the user, or the one stored with the model, or one that fits the model's input."""
-    return model.default_processor() if name is None else AnomalyCLIPImageProcessor.from_pretrained(name)
-
-
 def _is_column(inputs: Any) -> bool:
     """A `datasets` column or another sized sequence that is neither an image nor a list, path or torch dataset."""
     one = (str, bytes, bytearray, memoryview, os.PathLike, Mapping, Image.Image, np.ndarray, torch.Tensor)
     several = (list, tuple, GeneratorType, Iterator, torch.utils.data.Dataset)
-    if isinstance(inputs, (*one, *several)) or _is_file(inputs):
+    if isinstance(inputs, (*one, *several)) or is_file(inputs):
         return False
     return hasattr(inputs, "__iter__") or (hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__"))
 
 
-__all__ = ["ZeroShotAnomalyDetectionPipeline", "read_image"]
+__all__ = ["ZeroShotAnomalyDetectionPipeline"]

@@ -1,4 +1,4 @@
-"""Values of pixels: how arrays of any depth become 8 bits, images a model's input, and its maps smooth and large.
+"""Values of pixels: how arrays of any depth become 8 bits, images a model's input, and its maps smooth.
 
 Importing this needs numpy and PIL only.
 """
@@ -176,53 +176,6 @@ def _ends(values: np.ndarray, name: str, window: Any) -> tuple[float, float]:
     return low, high
 
 
-def painted(image: Image.Image, threshold: int = 0) -> np.ndarray:
-    """Which pixels of a mask are anomalous, as bool (H, W) on the stored pixels.
-
-    Those whose largest color channel exceeds the threshold. Where the transparent pixels have a color (paint on
-    transparent white), alpha has to exceed it too; where one color, be it black, is drawn on nothing, alpha decides.
-
-    Args:
-        image: opened PIL image of any mode.
-        threshold (`int`, 0 to 254): largest 8-bit value that is background; scaled to the bit depth of deeper masks.
-
-    Raises:
-        ImageReadError: if it holds NaN or infinite values.
-    """
-    if is_deep(image):
-        values = pixels_of(image)
-        if image.mode == "F":
-            if not np.isfinite(values).all():
-                raise ImageReadError("it holds NaN or infinite values")
-            return values > threshold
-        inside = values > threshold * ((1 << bit_depth_of(values)) - 1) / 255
-        clear = image.info.get("transparency")
-        return inside & (values != clear) if isinstance(clear, int) else inside
-    has_alpha = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
-    if image.mode in ("1", "L") and not has_alpha:
-        return np.asarray(image.convert("L")) > threshold
-    pixels = np.asarray(image.convert("RGBA" if has_alpha else "RGB"))
-    return painted_channels(pixels, threshold)
-
-
-def painted_channels(pixels: np.ndarray, threshold: float = 0) -> np.ndarray:
-    """As [`painted`], of an array (H, W, 3) or (H, W, 4)."""
-    colors, inside = pixels[..., :3], pixels[..., :3].max(axis=-1) > threshold
-    if pixels.shape[-1] == 3:
-        return inside
-    alpha = pixels[..., 3]
-    if alpha.min() == alpha.max():  # it says nothing of single pixels
-        nothing = alpha.max() == 0 and bool((colors == colors[:1, :1]).all())
-        return np.zeros_like(inside) if nothing else inside
-    seen = alpha > threshold
-    if seen.all():
-        return inside
-    if np.median(colors[~seen].max(axis=-1)) <= threshold:  # transparent black is background by its color already
-        return inside if inside.any() else seen
-    shown = colors[seen]
-    return seen if bool((shown == shown[:1]).all()) else inside & seen
-
-
 def pixels_of(image: Image.Image, rows: int = 256) -> np.ndarray:
     """As `np.asarray(image)`, in strips: at once it would take three times the image's memory."""
     image.load()
@@ -284,20 +237,3 @@ def smoothing_matrix(size: int, sigma: float) -> np.ndarray:
     columns = np.where(columns >= size, 2 * size - 1 - columns, columns)
     np.add.at(matrix, (rows, columns), np.tile(weights, size))
     return matrix.astype(np.float32)
-
-
-def resized_map(anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A map `(h, w)` float32 at another size (H, W): bilinear between the centers of pixels, as torch does it.
-
-    Unlike PIL, which takes means where it reduces a map.
-    """
-    for axis, side in enumerate(size):
-        length = anomaly_map.shape[axis]
-        place = np.clip((np.arange(side) + 0.5) * (length / side) - 0.5, 0, None)
-        before = place.astype(np.intp)
-        after = np.minimum(before + 1, length - 1)
-        share = (place - before).astype(np.float32)
-        share = share[:, None] if axis == 0 else share
-        low, high = np.take(anomaly_map, before, axis), np.take(anomaly_map, after, axis)
-        anomaly_map = low * (1 - share) + high * share
-    return anomaly_map

@@ -5,37 +5,29 @@ import copy
 import importlib
 import json
 import os
-import shutil
-import tempfile
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from huggingface_hub import CommitInfo, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from .configuration_anomalyclip import PROMPT_STD, AnomalyCLIPConfig
-from .image_processing_anomalyclip import AnomalyCLIPImageProcessor, with_resizing
-from .profiles_anomalyclip import FOLDER, Profile, profile_names, read_profile
+from .image_processing_anomalyclip import AnomalyCLIPImageProcessor
+from .options_anomalyclip import installed
 
 logger = logging.get_logger(__name__)
 
 PROMPTS_NAME = "prompts.safetensors"
 WEIGHTS_NAME, WEIGHTS_INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
-WEIGHTS_PATTERNS = ("model.safetensors*", "model-*-of-*.safetensors", PROMPTS_NAME)
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 # Configuration that goes with prompts when they move to another copy of their backbone.
 PROMPT_FIELDS = (
@@ -48,22 +40,7 @@ TOWER_FIELDS = {
     "text_config": ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size"),
     "vision_config": ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size"),
 }
-# Backbones that lie in an installed package: portable name -> (package, folder in it).
-KNOWN_BASES = {"anomalyclip_hf/demo": ("anomalyclip_hf", "assets/demo")}
-# What a checkpoint that brings its code says of it.
-AUTO_MAP = {
-    "AutoConfig": "configuration_anomalyclip.AnomalyCLIPConfig",
-    "AutoModel": "modeling_anomalyclip.AnomalyCLIPModel",
-    "AutoImageProcessor": "image_processing_anomalyclip.AnomalyCLIPImageProcessor",
-    "AutoProcessor": "image_processing_anomalyclip.AnomalyCLIPImageProcessor",
-}
-CUSTOM_PIPELINES = {
-    "zero-shot-anomaly-detection": {
-        "impl": "pipeline_anomalyclip.ZeroShotAnomalyDetectionPipeline",
-        "pt": ["AutoModel"],
-        "type": "image",
-    }
-}
+DEMO_BASE = "anomalyclip_hf/demo"  # the backbone that lies in the installed package
 
 
 @dataclass
@@ -101,19 +78,18 @@ def _prompt_set(learned: dict[str, Any], config: AnomalyCLIPConfig, **facts: Any
 
 
 def portable_base_name(name: str) -> str:
-    """Name of a backbone that is written beside prompts: that of a known base, else a repository or a full path."""
-    for known in KNOWN_BASES:
-        folder = _folder_of_known_base(known)
-        if name == known or (folder is not None and os.path.realpath(name) == os.path.realpath(folder)):
-            return known
+    """Name of a backbone as it is written beside prompts: of the embedded one, a repository, or a full path."""
+    folder = _folder_of_demo()
+    if name == DEMO_BASE or (folder is not None and os.path.realpath(name) == os.path.realpath(folder)):
+        return DEMO_BASE
     return os.path.abspath(name) if os.path.isdir(name) else name
 
 
-def _folder_of_known_base(name: str) -> str | None:
-    package, folder = KNOWN_BASES[name]
-    spec = importlib.util.find_spec(package)
-    places = spec.submodule_search_locations if spec is not None else None
-    return str(Path(next(iter(places)), folder)) if places else None
+def _folder_of_demo() -> str | None:
+    try:
+        return installed("assets").demo_checkpoint()
+    except ImportError:
+        return None
 
 
 def locate_base(name: str | None, source: str) -> str:
@@ -125,18 +101,16 @@ def locate_base(name: str | None, source: str) -> str:
 
     Raises:
         ValueError: if the name is missing or is neither a repository's nor a local folder's.
-        OSError: if it is a known base of a package that isn't installed, or a folder that isn't there.
+        OSError: if it is the one of the package, and that isn't installed, or a folder that isn't there.
     """
     advice = "give base_model_name_or_path=... to from_pretrained to name the backbone yourself"
     if not name:
         raise ValueError(f"{source} holds prompts alone but its config.json lacks base_model_name_or_path; {advice}")
-    if name in KNOWN_BASES:
-        folder = _folder_of_known_base(name)
-        if folder is None:
-            package = KNOWN_BASES[name][0]
+    if name == DEMO_BASE:
+        if (folder := _folder_of_demo()) is None:
             raise OSError(
-                f"the prompts of {source} belong to {name!r}, which comes with the package {package}, and that isn't "
-                f"installed: pip install {package}, or {advice}"
+                f"the prompts of {source} belong to {name!r}, which comes with the package anomalyclip_hf, and that "
+                f"isn't installed: pip install anomalyclip_hf, or {advice}"
             )
         return folder
     if os.path.isabs(name) and ".." not in Path(name).parts:
@@ -169,6 +143,13 @@ def backbone_fingerprint(model: nn.Module) -> Tensor | None:
             return None
         samples.append(weight.detach()[(weight.shape[0] // 2, *[0] * (weight.ndim - 1))].float())
     return torch.stack([sample.to(samples[0].device) for sample in samples]).cpu()
+
+
+def stored_fingerprint(metadata: dict[str, str]) -> Tensor | None:
+    """The fingerprint in the metadata of a file; a ValueError if it is damaged."""
+    if "backbone" not in metadata:
+        return None
+    return torch.from_numpy(np.frombuffer(base64.b64decode(metadata["backbone"], validate=True), "<f4").copy())
 
 
 def same_fingerprints(one: Tensor, other: Tensor) -> bool:
@@ -258,8 +239,7 @@ def read_prompts(source: str | os.PathLike, config: AnomalyCLIPConfig | None = N
         with safe_open(cached_file(name, file, **hub), framework="pt") as stored:
             keys, metadata = set(stored.keys()), stored.metadata() or {}
             tensors = {key: stored.get_tensor(key) for key in wanted & keys}
-        backbone = base64.b64decode(metadata["backbone"], validate=True) if "backbone" in metadata else None
-        fingerprint = None if backbone is None else torch.from_numpy(np.frombuffer(backbone, "<f4").copy())
+        fingerprint = stored_fingerprint(metadata)
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{where} is truncated or no safetensors file ({error}); fetch it again") from error
     if missing := sorted(wanted - keys):
@@ -323,150 +303,6 @@ def read_index(path: str | None) -> dict[str, str]:
     return files
 
 
-def write_prompts(prompts: PromptSet, path: str | os.PathLike) -> None:
-    """Write the two tensors and the backbone's fingerprint; the same prompts make the same bytes."""
-    tensors = {
-        f"prompt_learner.{key}": value.detach().cpu().float().contiguous() for key, value in prompts.tensors.items()
-    }
-    metadata = None  # of two entries or more, safetensors would write the order at random
-    if prompts.fingerprint is not None:
-        metadata = {"backbone": base64.b64encode(prompts.fingerprint.numpy().astype("<f4").tobytes()).decode()}
-    with whole_folder(Path(path).parent) as stage:
-        save_file(tensors, stage / Path(path).name, metadata=metadata)
-
-
-def write_checkpoint(
-    folder: Path, prompts: PromptSet, processor: AnomalyCLIPImageProcessor, model_class: type
-) -> None:
-    """Write prompts as a checkpoint of their own: the file of [`write_prompts`], config.json and the processor's."""
-    write_prompts(prompts, folder / PROMPTS_NAME)
-    config = copy.deepcopy(prompts.config)
-    config.prompts_only, config.architectures, config.dtype = True, [model_class.__name__], None
-    config.save_pretrained(folder)
-    processor.save_pretrained(folder)
-
-
-@contextmanager
-def whole_folder(folder: str | os.PathLike) -> Iterator[Path]:
-    """A hidden folder inside `folder`; when all went well, its files take their places, config.json last.
-
-    Weights of an older checkpoint that the new one does not replace are deleted.
-    """
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file, expected a folder to save into")
-    existed, stage = folder.is_dir(), folder / f".saving-{uuid.uuid4().hex}"
-    stage.mkdir(parents=True)
-    try:
-        yield stage
-        files = sorted(stage.iterdir(), key=lambda path: (path.name == "config.json", path.name))
-        names = {path.name for path in files}
-        if "config.json" in names and any(path.match(one) for path in files for one in WEIGHTS_PATTERNS):
-            for old in [old for pattern in WEIGHTS_PATTERNS for old in folder.glob(pattern)]:
-                if old.name not in names:
-                    old.unlink(missing_ok=True)
-        for path in files:
-            os.replace(path, folder / path.name)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-        if not existed and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-
-
-def refuse_full_checkpoint(folder: str | os.PathLike) -> None:
-    """Raise a ValueError if prompts would be saved over a full checkpoint, whose config.json they would replace."""
-    for name in (WEIGHTS_NAME, WEIGHTS_INDEX_NAME):
-        if Path(folder, name).exists():
-            raise ValueError(f"{folder} holds a full checkpoint ({name}); save the prompts to another folder")
-
-
-def add_code(folder: Path, model_class: type) -> None:
-    """Copy the code of a model, and of the pipeline, beside its config.json, for `trust_remote_code=True`."""
-    custom_object_save(model_class, folder)
-    pipeline = Path(__file__).with_name("pipeline_anomalyclip.py")
-    fields: dict[str, dict] = {"auto_map": AUTO_MAP}
-    if pipeline.is_file():  # a checkpoint that brought its code itself may have brought no pipeline
-        for name in ("addresses_anomalyclip.py", pipeline.name):  # which the model's own code doesn't import
-            shutil.copy(pipeline.with_name(name), folder)
-        fields["custom_pipelines"] = CUSTOM_PIPELINES
-    images = {"auto_map": {"AutoImageProcessor": AUTO_MAP["AutoImageProcessor"]}}
-    for name, added in (("config.json", fields), ("preprocessor_config.json", images)):
-        if (path := folder / name).is_file():
-            stored = {**json.loads(path.read_text(encoding="utf-8")), **added}
-            path.write_text(json.dumps(stored, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def add_card(
-    folder: Path, model: PreTrainedModel, card: bool | dict | str | ModelCard = True, tags=None, **facts: Any
-) -> None:
-    """Write README.md into a saved checkpoint.
-
-    Args:
-        card (`bool`, `dict`, `str` or `ModelCard`): False = none; True or a dict of arguments = made by
-            `make_model_card`, where the package is installed.
-        tags (`str` or `list[str]`, *optional*): added to the card's metadata.
-        **facts: what `make_model_card` takes, beneath the card's own.
-    """
-    if card is True or isinstance(card, dict):
-        try:
-            maker = importlib.import_module("anomalyclip_hf.evaluation.model_card")
-            facts["with_code"] = (folder / "modeling_anomalyclip.py").is_file()
-            card = maker.make_model_card(model, **{**facts, **(card if isinstance(card, dict) else {})})
-        except ModuleNotFoundError:
-            card = False
-    if tags:
-        empty = ModelCard.from_template(ModelCardData(), template_str="---\n{{ card_data }}\n---\n")
-        card = ModelCard(str(card or empty))
-        data: Any = card.data
-        data.tags = list(dict.fromkeys([*(data.tags or []), *([tags] if isinstance(tags, str) else tags)]))
-    if card:
-        (folder / "README.md").write_text(str(card), encoding="utf-8")
-
-
-def upload(
-    folder: str | os.PathLike,
-    repo_id: str,
-    *,
-    commit_message: str | None = None,
-    commit_description: str | None = None,
-    private: bool | None = None,
-    token: bool | str | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    dry_run: bool = False,
-) -> CommitInfo | dict[str, int]:
-    """Send all of a folder to the Hub in one commit, and delete weights there that are no longer part of it.
-
-    Args:
-        folder, repo_id, commit_message, ..., create_pr: as in every `push_to_hub`; the repository is made if absent.
-        dry_run (`bool`): make no contact, and return what would be sent: `{path: bytes}`.
-
-    Raises:
-        ConnectionError: if the Hub can't be reached. What it refuses is the Hub client's own error.
-    """
-    if dry_run:
-        files = [path for path in sorted(Path(folder).rglob("*")) if path.is_file()]
-        return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
-    api = HfApi(token=token)
-    try:
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if revision is not None and not revision.startswith("refs/"):
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-        return api.upload_folder(
-            repo_id=repo_id,
-            folder_path=Path(folder),
-            commit_message=commit_message,
-            commit_description=commit_description,
-            revision=revision,
-            create_pr=create_pr,
-            delete_patterns=[*WEIGHTS_PATTERNS],
-        )
-    except (OSError, ValueError):
-        raise
-    except Exception as error:  # the HTTP client's own, which names neither the repository nor the address
-        raise ConnectionError(f"can't push to {repo_id}: the connection to {api.endpoint} failed ({error})") from error
-
-
 class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignore[misc]
     """What a model can do with its prompts, and how it is saved and shared."""
 
@@ -497,7 +333,7 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
         own = self.config.base_model_name_or_path
         if name is not None:
             return portable_base_name(os.fspath(name)), revision
-        if own is None or loaded_from in KNOWN_BASES:
+        if own is None or loaded_from == DEMO_BASE:
             return loaded_from, commit
         return portable_base_name(own), self.config.base_model_revision
 
@@ -549,39 +385,20 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
         return list(self.__dict__.get("_prompt_sets", {}))
 
     @property
-    def profile(self) -> Profile | None:
-        """The profile that is set; None = the model's own settings."""
+    def profile(self) -> Any:
+        """The [`Profile`] that is set; None = the model's own settings."""
         return self.__dict__.get("_profile")
 
     @property
     def profile_names(self) -> list[str]:
         """Names of the profiles of the model's checkpoint, and of those that were set."""
-        source, hub = self._profiles_source()
-        return sorted({*self.__dict__.get("_profiles", {}), *(profile_names(source, **hub) if source else [])})
+        return installed("scoring.profiles").known_profiles(self)
 
-    def get_profile(self, name: str) -> Profile:
-        """A profile by its name, read from the model's checkpoint the first time.
+    def get_profile(self, name: str) -> Any:
+        """A [`Profile`] by its name, read from the model's checkpoint the first time; raises as `set_profile` does."""
+        return installed("scoring.profiles").get_profile(self, name)
 
-        Raises:
-            ValueError: if there is no such profile (the known ones are named), or one that can't be used.
-        """
-        profiles = self.__dict__.setdefault("_profiles", {})
-        if name not in profiles:
-            source, hub = self._profiles_source()
-            if source is None:
-                raise ValueError(f"this model has no profile {name!r}; known are: {', '.join(profiles) or 'none'}")
-            profile = read_profile(name, source, **hub)
-            if profile.prompts is not None:
-                if os.path.isabs(profile.prompts):
-                    profile.prompts = read_prompts(profile.prompts)
-                else:
-                    inner = "/".join(filter(None, (hub.get("subfolder"), profile.prompts)))
-                    profile.prompts = read_prompts(source, **{**hub, "subfolder": inner})
-                check_same_backbone(profile.prompts, self)
-            profiles[name] = profile
-        return profiles[name]
-
-    def set_profile(self, profile: str | Profile | None) -> None:
+    def set_profile(self, profile) -> None:
         """Judge by the settings of one product from now on; a switch between profiles takes well under a millisecond.
 
         The pipeline takes the profile's options where a call gives none. Prompts of a profile are put on the backbone,
@@ -595,25 +412,7 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
             ValueError: if there is no such profile (the known ones are named), or one that can't be used; the model is
                 then unchanged.
         """
-        wanted = self.get_profile(profile) if isinstance(profile, str) else profile
-        prompts = None if wanted is None else self._prompts_of(wanted)
-        own = self.__dict__.get("_own_prompts")
-        before = self.__dict__.get("_own_references", getattr(self, "references", None))
-        found = None if wanted is None else self._references_of(wanted, before)
-        if found is not None:
-            self.__dict__["_own_references"] = before
-            self.references = found
-        elif "_own_references" in self.__dict__:
-            self.references = self.__dict__.pop("_own_references")
-        if prompts is not None:
-            own = own or self._copy_prompts()
-            self._put(prompts)
-            self.__dict__["_own_prompts"] = own
-        elif own is not None:
-            self._put(own)
-        if wanted is not None:
-            self.__dict__.setdefault("_profiles", {})[wanted.name] = wanted
-        self.__dict__["_profile"] = wanted
+        installed("scoring.profiles").set_profile(self, profile)
 
     def save_profiles(self, save_directory, names: list[str] | None = None) -> None:
         """Write profiles with all that belongs to them into the folder of a saved checkpoint.
@@ -623,71 +422,7 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
             names (`list[str]`, *optional*): all that are known if absent; of those, one that can't be read is left out
                 with a warning.
         """
-        if names is None and self.profile is not None and "_own_prompts" in self.__dict__:
-            logger.warning(
-                f"profile {self.profile.name} is set, so that its prompts are saved as the model's own; to save the "
-                "others, call set_profile(None) first"
-            )
-        if names is None and self.__dict__.get("_own_references", self.references) is not None:
-            logger.warning(
-                "the model's own references are not saved with it; save_references(...) writes them, and a profile "
-                "keeps those of a product"
-            )
-        for name in self.profile_names if names is None else names:
-            try:
-                profile = self.get_profile(name)
-                prompts = self._prompts_of(profile)
-                references = None if profile.references is None else self._references_of(profile, None)
-            except (OSError, ValueError) as error:
-                if names is not None:
-                    raise
-                logger.warning(f"profile {name} is not saved: {error}")
-                continue
-            if prompts is not None:
-                with whole_folder(Path(save_directory, FOLDER, name)) as stage:
-                    write_checkpoint(stage, prompts, self.default_processor(), type(self))
-            if references is not None:
-                path = Path(save_directory, FOLDER, name, "references.safetensors")
-                path.parent.mkdir(parents=True, exist_ok=True)
-                own: Any = getattr(self, "references", None)
-                self.references = references
-                try:
-                    self.save_references(path)
-                finally:
-                    self.references = own
-            profile.save(save_directory)
-
-    def _profiles_source(self) -> tuple[str | None, dict[str, Any]]:
-        name, hub = getattr(self, "_processor_source", (None, {}))
-        return (locate_base(name, ".") if name in KNOWN_BASES else name), hub
-
-    def _references_of(self, profile: Profile, own: Any) -> Any:
-        """A profile's references, made once; those of the model where it weighs them alone."""
-        weight, given = profile.reference_weight, profile.references
-        if given is None:
-            if weight is not None and own is None:
-                raise ValueError(f"profile {profile.name}: reference_weight={weight} without references; give both")
-            return None if weight is None else self.make_references(own, weight)
-        processor = None
-        if not hasattr(given, "fingerprint"):  # images: patches are compared with those of the same scale
-            patch_size = self.config.vision_config.patch_size
-            processor = with_resizing(self.default_processor(), profile.options, patch_size)
-        profile.references = self.make_references(given, weight, processor=processor)
-        return profile.references
-
-    def _prompts_of(self, profile: Profile) -> PromptSet | None:
-        """A profile's prompts, read and checked once."""
-        prompts = profile.prompts
-        if prompts is None:
-            return None
-        refuse_vision_only(self.config, f"profile {profile.name} can't put its prompts on it")
-        if isinstance(prompts, str) and prompts in self.prompt_names:
-            return self.__dict__["_prompt_sets"][prompts]
-        if not isinstance(prompts, PromptSet):
-            prompts = read_prompts(prompts)
-            check_same_backbone(prompts, self)
-            profile.prompts = prompts
-        return prompts
+        installed("scoring.profiles").save_profiles(self, save_directory, names)
 
     def _copy_prompts(self) -> PromptSet:
         """The prompts that are on the backbone, to be put back on this one."""
@@ -782,7 +517,7 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
         size = {"height": self.config.image_size, "width": self.config.image_size}
         name, hub = getattr(self, "_processor_source", (None, {}))
         if name:
-            known = locate_base(name, ".") if name in KNOWN_BASES else name
+            known = locate_base(name, ".") if name == DEMO_BASE else name
             stored = AnomalyCLIPImageProcessor.from_pretrained(known, **hub)
             if (own := stored.size).height is None or own.height != own.width:
                 raise ValueError(f"the processor of {name} has size={dict(own)}, expected equal height and width")
@@ -793,17 +528,7 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
         except (OSError, ValueError):  # no base model, or it is not in the cache
             return AnomalyCLIPImageProcessor(size=size)
 
-    def save_prompts(
-        self,
-        save_directory,
-        processor=None,
-        base_model_name_or_path=None,
-        base_model_revision=None,
-        card=True,
-        save_code=False,
-        tags=None,
-        repo_id=None,
-    ) -> None:
+    def save_prompts(self, save_directory, processor=None, **settings) -> None:
         """Save the prompts alone, loadable by `from_pretrained` of model, processor and pipeline.
 
         Those for ViT-L take 172 KB; free ones 6 KB, and 6 KB for each feature layer.
@@ -811,71 +536,19 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
         Args:
             save_directory (`str` or `os.PathLike`): folder, made if absent; each file appears complete or not at all.
             processor ([`AnomalyCLIPImageProcessor`], *optional*): the model's own if absent.
-            base_model_name_or_path, base_model_revision (`str`, *optional*): name the backbone otherwise than the
-                configuration does.
-            card (`bool`, `dict`, `str` or `ModelCard`, defaults to `True`): the README.md to write. False = none; a
-                dict, such as `{"training": ..., "results": ...}`, is passed to `make_model_card`.
-            save_code (`bool`, defaults to `False`): add the code that `trust_remote_code=True` runs.
-            tags (`str` or `list[str]`, *optional*): added to the card's.
-            repo_id (`str`, *optional*): what the card calls the repository; the folder's name if absent.
-
-        Raises:
-            ValueError: if nothing names the backbone, the folder holds a full checkpoint, or the model is vision-only.
+            **settings: `base_model_name_or_path`, `base_model_revision`, `card`, `save_code` and `tags`, as of
+                `anomalyclip_hf.sharing.saving.save_prompts`, which says what is raised, too.
         """
-        prompts = self.get_prompts(base_model_name_or_path, base_model_revision)
-        base = prompts.config.base_model_name_or_path
-        if base is None:
-            raise ValueError(
-                "nothing says which backbone these prompts belong to, and alone they are of no use; give "
-                "base_model_name_or_path=... (a Hub repository or a folder), or use save_pretrained"
-            )
-        refuse_full_checkpoint(save_directory)
-        with whole_folder(save_directory) as stage:
-            write_checkpoint(stage, prompts, processor or self.default_processor(), type(self))
-            self._add_code(stage, save_code)
-            facts = {
-                "prompts_file": stage / PROMPTS_NAME,
-                "base": base,
-                "repo_id": repo_id or os.fspath(save_directory),
-            }
-            add_card(stage, self, card, tags, **facts)
-        self.save_profiles(save_directory)
+        installed("sharing.saving").save_prompts(self, save_directory, processor, **settings)
 
-    def push_prompts_to_hub(
-        self,
-        repo_id: str,
-        *,
-        processor=None,
-        base_model_name_or_path=None,
-        base_model_revision=None,
-        card=True,
-        save_code=False,
-        tags=None,
-        commit_message="Upload prompts",
-        **hub,
-    ):
+    def push_prompts_to_hub(self, repo_id: str, *, processor=None, **settings):
         """Share the prompts alone on the Hub, in one commit.
 
         Args:
             repo_id (`str`): such as `"me/anomalyclip-prompts"`; made if absent.
-            processor, ..., tags: as in [`~AnomalyCLIPModel.save_prompts`]. The base model must be on the Hub too.
-            commit_message, **hub: as in [`~AnomalyCLIPModel.push_to_hub`], which says what is raised, too.
-
-        Raises:
-            ValueError: if the base model is a local folder, which nobody else has.
+            processor, **settings: as of [`~AnomalyCLIPModel.save_prompts`] and [`~AnomalyCLIPModel.push_to_hub`].
         """
-        validate_repo_id(repo_id)
-        base, _ = self._base_of_prompts(base_model_name_or_path)
-        if base is not None and os.path.isabs(base):
-            raise ValueError(
-                f"the prompts' base model is the local folder {base!r}, which nobody else has; give "
-                "base_model_name_or_path=... (the repository it came from), or share everything with push_to_hub"
-            )
-        with tempfile.TemporaryDirectory(prefix="anomalyclip-") as folder:
-            self.save_prompts(
-                folder, processor, base_model_name_or_path, base_model_revision, card, save_code, tags, repo_id
-            )
-            return upload(folder, repo_id, commit_message=commit_message, **hub)
+        return installed("sharing.saving").push_prompts_to_hub(self, repo_id, processor=processor, **settings)
 
     def save_pretrained(self, save_directory, *, push_to_hub=False, save_code=False, **kwargs) -> None:
         """Save everything, as `PreTrainedModel.save_pretrained` does; each file appears complete or not at all.
@@ -886,63 +559,23 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
             save_code (`bool`, defaults to `False`): add the code that `trust_remote_code=True` runs.
             **kwargs: as in `PreTrainedModel.save_pretrained` and [`~AnomalyCLIPModel.push_to_hub`].
         """
-        quantization = getattr(self.config, "quantization_config", None)
-        if getattr(quantization, "quant_method", None) == "torchao":
-            raise ValueError(
-                "weights quantised by torchao can't be read again: it takes each name for module.weight, and CLIP's "
-                "logit_scale has no module. Use save_prompts, and quantise when loading, by quantization_config=..."
-            )
-        names = ("repo_id", "commit_message", "commit_description", "private", "create_pr", "revision", "tags")
-        hub = {name: kwargs.pop(name) for name in names if name in kwargs}
-        if kwargs.get("distributed_checkpoint"):
-            return super().save_pretrained(save_directory, **kwargs)
-        with whole_folder(save_directory) as stage:
-            super().save_pretrained(stage, **kwargs)
-            self._add_code(stage, save_code)
-        if kwargs.get("is_main_process", True):
-            self.save_profiles(save_directory)
-        if push_to_hub:
-            repo_id = hub.pop("repo_id", Path(save_directory).resolve().name)
-            self.push_to_hub(repo_id, save_code=save_code, token=kwargs.get("token"), **hub)
+        try:
+            saving = installed("sharing.saving")
+        except ImportError:  # this code came with a checkpoint: saved as every such model, with its code
+            return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        saving.save_pretrained(self, save_directory, push=push_to_hub, save_code=save_code, **kwargs)
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        processor=None,
-        card=True,
-        save_code=False,
-        tags=None,
-        max_shard_size="50GB",
-        variant=None,
-        commit_message="Upload model",
-        **hub,
-    ):
+    def push_to_hub(self, repo_id: str, *, processor=None, **settings):
         """Share everything on the Hub, in one commit: weights, configuration, processor and card.
 
         Args:
             repo_id (`str`): such as `"me/anomalyclip"`; made if absent.
-            processor, card, save_code, tags: as in [`~AnomalyCLIPModel.save_prompts`].
-            max_shard_size (`int` or `str`), variant (`str`, *optional*): as in `PreTrainedModel.save_pretrained`.
-            commit_message (`str`).
-            **hub: `commit_description`, `private`, `token`, `revision`, `create_pr` as in
-                `PreTrainedModel.push_to_hub`; `dry_run=True` sends nothing and returns `{path: bytes}`.
-
-        Raises:
-            ConnectionError: if the Hub can't be reached. What it refuses is the Hub client's own error.
+            processor ([`AnomalyCLIPImageProcessor`], *optional*): the model's own if absent.
+            **settings: `card`, `save_code`, `tags`, `max_shard_size`, `variant`, `commit_message`,
+                `commit_description`, `private`, `token`, `revision`, `create_pr` and `dry_run`, as of
+                `anomalyclip_hf.sharing.saving.push_to_hub`, which says what is raised, too.
         """
-        validate_repo_id(repo_id)
-        with tempfile.TemporaryDirectory(prefix="anomalyclip-") as folder:
-            self.save_pretrained(folder, max_shard_size=max_shard_size, variant=variant)
-            (processor or self.default_processor()).save_pretrained(folder)
-            self._add_code(Path(folder), save_code)
-            add_card(Path(folder), self, card, tags, repo_id=repo_id)
-            return upload(folder, repo_id, commit_message=commit_message, **hub)
-
-    def _add_code(self, folder: Path, wanted: bool) -> None:
-        """Code goes with what is saved where it is asked for, and where the model itself came with its code."""
-        if wanted or self.is_remote_code():
-            add_code(folder, type(self))
+        return installed("sharing.saving").push_to_hub(self, repo_id, processor=processor, **settings)
 
 
-__all__ = ["PromptSet", "PromptsMixin", "read_prompts", "write_prompts"]
+__all__ = ["PromptSet", "PromptsMixin", "read_prompts"]

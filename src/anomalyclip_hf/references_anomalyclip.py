@@ -6,7 +6,6 @@ the references) / 2: 0 for a patch of a reference, 1/2 for one that is orthogona
 map P and a weight w, the anomaly map is (M + w P) / (1 + w), and the score (max M + w P(anomalous)) / (1 + w).
 """
 
-import base64
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
@@ -26,13 +24,14 @@ from transformers.utils import logging
 from .configuration_anomalyclip import check_fields
 from .image_processing_anomalyclip import AnomalyCLIPImageProcessor, with_resizing
 from .images_anomalyclip import load_image
-from .options_anomalyclip import THRESHOLDS, WITH_REFERENCES
-from .prompts_anomalyclip import backbone_fingerprint, same_fingerprints, whole_folder
+from .options_anomalyclip import THRESHOLDS, WITH_REFERENCES, installed
+from .prompts_anomalyclip import backbone_fingerprint, same_fingerprints, stored_fingerprint
 
 logger = logging.get_logger(__name__)
 
-NEIGHBOURHOODS = (1, 3)  # r: on photographs 5 made both images and pixels worse
+NEIGHBOURHOODS = (1, 3)  # sides r, in patches: on photographs 5 made both images and pixels worse
 MAX_IMAGES = 32
+MAX_PATCHES = MAX_IMAGES * 37 * 37  # of as many whole images of 518 pixels
 SIMILARITIES = 2**22  # held at once
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".dcm")
 KEY = "references"
@@ -58,6 +57,9 @@ class References:
 
     def __post_init__(self):
         check_fields({"reference_weight": self.weight})
+
+    def __repr__(self) -> str:
+        return f"References(num_images={self.num_images}, layers={self.layers}, weight={self.weight})"
 
     def compare(self, states: Mapping[int, Tensor], grid: tuple[int, int]) -> Tensor:
         """How far the patches of images are from those of the references.
@@ -98,15 +100,12 @@ class References:
         return distances, self.blend(distances, maps), scores
 
 
-def describe_patches(
-    states: Mapping[int, Tensor], layers: Sequence[int], grid: tuple[int, int], neighbourhoods=NEIGHBOURHOODS
-) -> list[Tensor]:
-    """Unit vectors of patches, one set for each layer and neighbourhood.
+def describe_patches(states: Mapping[int, Tensor], layers: Sequence[int], grid: tuple[int, int]) -> list[Tensor]:
+    """Unit vectors of patches, one set for each layer and neighbourhood, averaged over the patches that exist.
 
     Args:
         states, grid: as of [`References.compare`].
         layers: which of them, in this order.
-        neighbourhoods: sides r of the squares of patches, odd, that are averaged over the patches that exist.
 
     Returns:
         for each layer and r a `Tensor` of shape `(B, N, d)`, float32.
@@ -114,7 +113,7 @@ def describe_patches(
     sets = []
     for layer in layers:
         maps = states[layer][:, 1:].float().transpose(1, 2).unflatten(2, grid)
-        for r in neighbourhoods:
+        for r in NEIGHBOURHOODS:
             mean = maps if r == 1 else nn.functional.avg_pool2d(maps, r, 1, r // 2, count_include_pad=False)
             sets.append(nn.functional.normalize(mean.flatten(2).transpose(1, 2), dim=-1))
     return sets
@@ -156,19 +155,8 @@ def choose_patches(features: Tensor, limit: int) -> Tensor:
     return torch.stack(kept).to(features.dtype)
 
 
-def save_references(references: References, path: str | os.PathLike) -> None:
-    """Write references as a safetensors file, whole or not at all."""
-    facts = {"layers": references.layers, "weight": references.weight, "num_images": references.num_images}
-    metadata = {"format": "pt", KEY: json.dumps(facts)}
-    if references.fingerprint is not None:
-        metadata["backbone"] = base64.b64encode(references.fingerprint.numpy().astype("<f4").tobytes()).decode()
-    with whole_folder(Path(path).parent) as stage:
-        content = save({"features": references.features.cpu().contiguous()}, metadata)
-        (stage / Path(path).name).write_bytes(content)
-
-
 def read_references(path: str | os.PathLike) -> References:
-    """Read what [`save_references`] wrote.
+    """Read what [`~AnomalyCLIPModel.save_references`] wrote.
 
     Raises:
         ValueError: if it is damaged, or holds other things.
@@ -180,9 +168,7 @@ def read_references(path: str | os.PathLike) -> References:
             features = stored.get_tensor("features")
             layers = tuple(int(layer) for layer in facts["layers"])
             weight, count = float(facts["weight"]), int(facts["num_images"])
-        fingerprint = None
-        if "backbone" in metadata:
-            fingerprint = torch.from_numpy(np.frombuffer(base64.b64decode(metadata["backbone"]), "<f4").copy())
+        fingerprint = stored_fingerprint(metadata)
         sound = features.ndim == 3 and features.is_floating_point() and features.numel() and features.isfinite().all()
         if not sound or len(features) != len(layers) * len(NEIGHBOURHOODS):
             raise ValueError(f"its features are {features.dtype} of shape {tuple(features.shape)}")
@@ -232,9 +218,12 @@ class ReferencesMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ig
             images: a list of paths, PIL images or arrays, a folder of images, a `.safetensors` file of
                 [`~AnomalyCLIPModel.save_references`], `pixel_values` `(B, 3, H, W)`, or [`References`].
             reference_weight (`float`, 0 or more, *optional*): of the model's own map and score; 0.1, or as stored.
-            max_patches (`int`, 1 or more, *optional*): patches kept, chosen by greedy k-center; all if absent.
+            max_patches (`int`, 1 or more, *optional*): patches kept, chosen by greedy k-center, which compares each of
+                them with all. If absent, all up to 43,808, as many as 32 whole images of 518 pixels have (0.5 GB for
+                ViT-L); of more, every second, fourth, ... of all is kept, before memory is taken for the rest: tiles
+                may then miss rare details of good parts. A higher number keeps more.
             processor ([`AnomalyCLIPImageProcessor`], *optional*): prepares images; the model's own if absent. Where it
-                makes tiles, patches of the references' tiles are kept too, so that memory grows with their number.
+                makes tiles, patches of the references' tiles are kept too.
             batch_size (`int`): images per forward.
 
         Raises:
@@ -250,7 +239,7 @@ class ReferencesMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ig
             self._check_references(images)
             found = images
         else:
-            found = self._read_references(images, processor, batch_size)
+            found = self._read_references(images, processor, batch_size, max(MAX_PATCHES, max_patches or 0))
         if max_patches is not None:
             found = replace(found, features=choose_patches(found.features, max_patches))
         found = replace(found, features=found.features.to(self.device))
@@ -300,9 +289,11 @@ class ReferencesMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ig
             raise ValueError("this model has no references; set_references(images) sets them")
         if not str(path).endswith(".safetensors"):
             raise ValueError(f"references are saved as {str(path)!r}, expected a name that ends in .safetensors")
-        save_references(self.references, path)
+        installed("sharing.writing").write_references(self.references, path)
 
-    def _read_references(self, images: Any, processor: AnomalyCLIPImageProcessor | None, size: int) -> References:
+    def _read_references(
+        self, images: Any, processor: AnomalyCLIPImageProcessor | None, size: int, limit: int
+    ) -> References:
         if isinstance(images, str | os.PathLike):
             images = _files_of(images)
         layers = tuple(sorted(self.config.reference_layers or default_layers(len(self.vision_model.encoder.layers))))
@@ -317,11 +308,14 @@ class ReferencesMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ig
         if not isinstance(inputs, Tensor):
             inputs = _views(inputs, with_resizing(processor or self.default_processor(), {}, patch))
         parts: list[Tensor] = []
+        step = 1
         for batch in _batches(inputs, size):
             states: Any = dict.fromkeys(layers)
             self.encode_images(batch.to(self.device), kept_states=states)
             sets = describe_patches(states, layers, (batch.shape[-2] // patch, batch.shape[-1] // patch))
-            parts.append(torch.stack([one.flatten(0, 1) for one in sets]))
+            parts.append(torch.stack([one.flatten(0, 1)[::step] for one in sets]))
+            while sum(part.shape[1] for part in parts) > limit:
+                parts, step = [torch.cat(parts, dim=1)[:, ::2]], 2 * step
         features = torch.cat(parts, dim=1)
         if not bool(features.isfinite().all()):
             raise ValueError("features of the references are not finite; check the checkpoint and the images")
@@ -367,6 +361,3 @@ def _files_of(place: str | os.PathLike) -> list[Path]:
     if files := sorted(one for one in path.rglob("*") if one.suffix.lower() in SUFFIXES and one.is_file()):
         return files
     raise ValueError(f"the folder {path} holds no image files, expected 1 to {MAX_IMAGES} images of good parts")
-
-
-__all__ = ["References", "ReferencesMixin"]

@@ -17,8 +17,8 @@ from transformers import pipeline
 from anomalyclip_hf import AnomalyCLIPModel
 from anomalyclip_hf.cli import run_command
 from anomalyclip_hf.data import load_anomaly_dataset
-from anomalyclip_hf.profiles_anomalyclip import Profile
 from anomalyclip_hf.scoring import predict_dataset
+from anomalyclip_hf.scoring.profiles import Profile
 
 
 def records(path):

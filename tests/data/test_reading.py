@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from anomalyclip_hf.data.images import ImageReadError, mask_turn, read_image, read_mask
-from anomalyclip_hf.images_anomalyclip import fit_mask
+from anomalyclip_hf.data.paint import fit_mask
 
 SHAPE = (6, 10)
 TRUTH = np.zeros(SHAPE, dtype=bool)

@@ -151,7 +151,7 @@ def test_threads_get_what_one_gets(exported_folders, images):
         ({"sigma": 99}, ValueError, "sigma=99, expected 0 to 64 pixels"),
         ({"resize": "tile"}, ValueError, "resize='tile': an exported model takes squares alone"),
         ({"batch_size": 0}, ValueError, "batch_size=0, expected a whole number above 0"),
-        ({"timeout": -1}, ValueError, "timeout=-1, expected seconds"),
+        ({"timeout": -1}, ValueError, "timeout=-1, expected a number"),
         ({"window": (5, 2)}, ValueError, "window="),
     ],
 )

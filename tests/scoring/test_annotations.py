@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from anomalyclip_hf.regions_anomalyclip import mark_regions
 from anomalyclip_hf.scoring.annotations import write_coco, write_label_studio, write_submission
+from anomalyclip_hf.scoring.regions import mark_regions
 
 
 @pytest.fixture

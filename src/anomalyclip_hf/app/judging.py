@@ -21,10 +21,10 @@ from PIL import Image, ImageDraw, ImageFont
 from ..data.files import atomic_path, json_line
 from ..images_anomalyclip import load_image
 from ..options_anomalyclip import READING
-from ..regions_anomalyclip import mark_regions
 from ..scoring.inputs import LEGEND, find_images
 from ..scoring.pictures import to_rgb
 from ..scoring.prediction import predict_files
+from ..scoring.regions import mark_regions
 from ..scoring.rows import processor_for
 from ..scoring.thresholds import calibrate
 from ..scoring.writing import FOLDERS, PREDICTIONS, SKIPPED, make_record

@@ -274,7 +274,7 @@ def draw_examples(folder: Path) -> list[tuple[str, str]]:
         ("Scratched tray", "scar"),
         ("Stained tray", "noise"),
     ):
-        pictures[name] = Image.fromarray(draw_anomaly_on(tray, seed=1, defect=kind, difficulty=0.0)[0])
+        pictures[name] = Image.fromarray(draw_anomaly_on(tray, seed=1, defect=kind)[0])
     folder.mkdir(parents=True)
     for name, picture in pictures.items():
         picture.save(folder / f"{name}.png")

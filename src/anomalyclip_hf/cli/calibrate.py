@@ -108,7 +108,7 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
 def _set_profile(model: AnomalyCLIPModel, settings: Settings, processor: AnomalyCLIPProcessor) -> None:
     """Set the profile that thresholds are chosen for: the one there is, or a new one, with what options say of it."""
     from ..image_processing_anomalyclip import with_resizing
-    from ..profiles_anomalyclip import Profile
+    from ..scoring.profiles import Profile
 
     name = str(settings.profile)
     profile = model.get_profile(name) if name in model.profile_names else Profile(name)

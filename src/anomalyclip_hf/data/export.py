@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from ..images_anomalyclip import ORIENTATION_TAG, fit_mask, orientation_of, upright_size
+from ..images_anomalyclip import ORIENTATION_TAG, orientation_of
 from .file_tree import examples, leaves_root
 from .files import MAX_NAME, one_line
-from .images import open_image, read_bytes, read_mask
+from .images import open_image, read_bytes, read_mask, upright_size
 from .loading import open_source, select_parts
 from .options import SourceOptions, make_options
+from .paint import fit_mask
 from .records import Index
 
 if TYPE_CHECKING:

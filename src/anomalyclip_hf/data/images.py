@@ -16,11 +16,22 @@ import numpy as np
 from PIL import Image, ImageChops
 
 from .. import images_anomalyclip as reader
-from ..images_anomalyclip import UPRIGHT, describe_source, orientation_of, states_orientation, unreadable, upright_size
+from ..images_anomalyclip import UPRIGHT, describe_source, orientation_of, stated_orientation, unreadable
 from ..images_anomalyclip import ImageReadError as ImageReadError
-from ..images_anomalyclip import fit_mask as fit_mask
+from .paint import binary_mask, painted
+from .paint import fit_mask as fit_mask
 
 JPEG_BACKGROUND = 127  # what of a mask in a JPEG file is none, in 8-bit units: its ringing is not truth
+
+
+def states_orientation(image: Image.Image) -> bool:
+    """Whether the metadata of an image hold an orientation, be it 1."""
+    return stated_orientation(image) is not None
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(W, H) of an opened image once it is upright. PIL states the size of a TIFF so before it has read its pixels."""
+    return image.size[::-1] if orientation_of(image) >= 5 and image.format != "TIFF" else image.size
 
 
 def open_image(source: Any, window: reader.Window = None, channels: Sequence[int] | None = None) -> Image.Image:
@@ -106,7 +117,7 @@ def read_mask(source: Any, threshold: int | None = None, turn: int | None = None
         return reduce(ImageChops.lighter, masks)
     if isinstance(source, np.ndarray):
         try:
-            return reader.binary_mask(source, "the array")
+            return binary_mask(source, "the array")
         except ValueError as error:
             raise unreadable(source, error, "mask") from error
     image = open_image(source)
@@ -116,7 +127,7 @@ def read_mask(source: Any, threshold: int | None = None, turn: int | None = None
         own = states_orientation(image)
         image.load()  # turns a TIFF
         orientation = orientation_of(image) if own or turn is None else turn
-        mask = Image.fromarray(reader.painted(image, threshold).astype(np.uint8) * 255)
+        mask = Image.fromarray(painted(image, threshold).astype(np.uint8) * 255)
         return mask if orientation == 1 else mask.transpose(UPRIGHT[orientation])
     except Exception as error:
         raise unreadable(source, error, "mask") from error

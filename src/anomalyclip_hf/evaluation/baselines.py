@@ -29,7 +29,7 @@ from ..options_anomalyclip import SCORE_RULES
 from ..prompts_anomalyclip import locate_base
 from ..references_anomalyclip import MAX_IMAGES
 from ..scoring.rows import rule_of
-from ..tiling_anomalyclip import score_of, score_views
+from ..scoring.tiling import score_of, score_views
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

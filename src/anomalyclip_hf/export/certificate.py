@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..addresses_anomalyclip import read_image
+from ..data.addresses import read_image
 from ..evaluation.evaluator import evaluate_model
 from ..evaluation.results import versions
 

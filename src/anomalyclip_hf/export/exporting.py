@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from ..addresses_anomalyclip import read_image
+from ..data.addresses import read_image
 from ..modeling_anomalyclip import AnomalyCLIPModel, AnomalyCLIPOutput
 from ..pixels_anomalyclip import smoothing_matrix
 from .certificate import (

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..addresses_anomalyclip import check_limits, read_image
+from ..data.addresses import read_image
 from ..images_anomalyclip import check_channels, check_window
 from ..options_anomalyclip import READING, THRESHOLDS, WITH_REFERENCES, check_options
-from ..pixels_anomalyclip import normalized_pixels, resized_map, smoothing_matrix
-from ..regions_anomalyclip import fit_roi, mark_regions, read_roi
+from ..pixels_anomalyclip import normalized_pixels, smoothing_matrix
+from ..scoring.regions import fit_roi, mark_regions, read_roi
 from .engines import Engine, load_engine, read_facts, read_json
 
 CALLING = ("timeout", "max_bytes", *READING)
@@ -113,7 +113,7 @@ class AnomalyCLIPExported:
         given = {name: value for name, value in options.items() if value is not None and name != "resize"}
         if unknown := sorted(set(given) - {*CALLING, *JUDGING}):
             raise TypeError(f"unknown arguments {unknown}; known are {', '.join(JUDGING + CALLING)}")
-        check_limits(given.get("timeout"), given.get("max_bytes"))
+        check_options({name: given.get(name) for name in ("timeout", "max_bytes")})
         for name, check in (("window", check_window), ("channels", check_channels), ("roi", read_roi)):
             if name in given:
                 given[name] = check(given[name])
@@ -186,13 +186,30 @@ class AnomalyCLIPExported:
             pixels = np.sort(anomaly_map.ravel().clip(0, 1))[::-1]
             highest = float(pixels[: max(1, len(pixels) // 100)].mean())
             score = float(pixels[0]) if score_rule == "max" else (score + highest) / 2
-        anomaly_map = resized_map(anomaly_map, image_size[::-1])
+        anomaly_map = _resized_map(anomaly_map, image_size[::-1])
         result: dict[str, Any] = {"score": score, "anomaly_map": anomaly_map}
         if image_threshold is not None:
             result["label"] = "anomalous" if score >= image_threshold else "normal"
         if pixel_threshold is not None:
             result |= _mark(anomaly_map, pixel_threshold, min_area, roi)
         return result
+
+
+def _resized_map(anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A map `(h, w)` float32 at another size (H, W): bilinear between the centers of pixels, as torch does it.
+
+    Unlike PIL, which takes means where it reduces a map.
+    """
+    for axis, side in enumerate(size):
+        length = anomaly_map.shape[axis]
+        place = np.clip((np.arange(side) + 0.5) * (length / side) - 0.5, 0, None)
+        before = place.astype(np.intp)
+        after = np.minimum(before + 1, length - 1)
+        share = (place - before).astype(np.float32)
+        share = share[:, None] if axis == 0 else share
+        low, high = np.take(anomaly_map, before, axis), np.take(anomaly_map, after, axis)
+        anomaly_map = low * (1 - share) + high * share
+    return anomaly_map
 
 
 def _mark(anomaly_map: np.ndarray, pixel_threshold: float, min_area: int, roi: Any) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from ..data.file_tree import BAD_NAME, IMAGE_SUFFIXES, UNLISTED, FileTree, is_mask_folder
 from ..data.files import safe_name
-from ..images_anomalyclip import list_pages, split_page
+from ..data.formats import list_pages
+from ..images_anomalyclip import split_page
 
 LEGEND = "legend.png"
 _NAME_CHARACTERS = "".join(map(chr, (letter for letter in range(32, 127) if chr(letter) not in '/\\:*?"<>|')))

@@ -15,14 +15,15 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..configuration_anomalyclip import check_fields
+from ..data.addresses import read_image
 from ..data.images import read_image as read_cell
 from ..options_anomalyclip import READING, THRESHOLDS
-from ..pipeline_anomalyclip import COMPARING, read_image
-from ..regions_anomalyclip import read_roi
+from ..pipeline_anomalyclip import COMPARING
 from .engine import Record, own_share, score_images
 from .inputs import check_apart, find_images, relative_names, unique_name
 from .mutual import MutualJudge, score_images_mutually
 from .pictures import resize_map
+from .regions import read_roi
 from .rows import PipelinePreparer, PipelineScorer, digest_model
 from .settings import TABLES, PredictionSettings
 from .writing import (

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..data.paint import fit_mask
 from ..image_processing_anomalyclip import check_tiling, with_resizing
-from ..images_anomalyclip import fit_mask
 from ..options_anomalyclip import READING, RESIZING, THRESHOLDS
 from ..pipeline_anomalyclip import PRE_OPTIONS, prepare_image
 from ..prompts_anomalyclip import backbone_fingerprint
-from ..tiling_anomalyclip import ImageTiles, View, score_views
+from .tiling import ImageTiles, View, score_views
 
 if TYPE_CHECKING:
     from .. import AnomalyCLIPModel, AnomalyCLIPProcessor

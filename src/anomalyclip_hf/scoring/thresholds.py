@@ -21,8 +21,6 @@ from ..configuration_anomalyclip import check_fields
 from ..data.files import atomic_path
 from ..images_anomalyclip import load_image
 from ..options_anomalyclip import READING, WITH_REFERENCES
-from ..profiles_anomalyclip import Profile
-from ..regions_anomalyclip import fit_roi
 from .calibration import (
     HALF_MARGIN,
     MARGIN,
@@ -36,6 +34,8 @@ from .calibration import (
 )
 from .engine import score_images
 from .histogram import PixelHistogram
+from .profiles import Profile
+from .regions import fit_roi
 from .rows import PreparedRow, prepare_row, processor_for, resizing_of, score_rows
 
 if TYPE_CHECKING:

@@ -20,10 +20,10 @@ from PIL import Image, ImageDraw
 
 from ..configuration_anomalyclip import check_fields
 from ..data.files import atomic_path, json_line
-from ..regions_anomalyclip import read_roi
 from .engine import explain, score_images
 from .pictures import colorize, overlay
 from .prediction import EXAMPLES, PredictionSummary
+from .regions import read_roi
 from .writing import PREDICTIONS, SKIPPED, make_record
 
 VIDEO_SUFFIXES = (

@@ -4,7 +4,6 @@ Coordinates are pixels of the image: pixel (column x, row y) covers [x, x + 1] x
 (x + 0.5, y + 0.5). scikit-image is imported where regions are asked for, and not before.
 """
 
-import importlib
 import math
 import os
 from functools import lru_cache
@@ -14,8 +13,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .images_anomalyclip import binary_mask, describe_source, fit_mask, open_image
-from .options_anomalyclip import check_options
+from ..data.paint import binary_mask, fit_mask
+from ..images_anomalyclip import describe_source, open_image
+from ..options_anomalyclip import check_options
 
 Roi = Image.Image | list[list[float]]
 
@@ -70,8 +70,8 @@ def mark_regions(
         mask &= inside
     if not mask.any():
         return mask, []
-    try:  # such that transformers does not ask for it where this file has travelled
-        measure = importlib.import_module("skimage.measure")
+    try:
+        from skimage import measure
     except ImportError as error:
         raise ImportError("regions need scikit-image: pip install scikit-image") from error
     labels = measure.label(mask, connectivity=2)
@@ -179,6 +179,3 @@ def _inside_polygon(points: tuple[tuple[float, float], ...], size: tuple[int, in
     inside = np.logical_xor.accumulate(flips, axis=1)[:, :-1]
     inside.flags.writeable = False  # it is kept
     return inside
-
-
-__all__ = ["find_regions"]

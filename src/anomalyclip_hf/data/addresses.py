@@ -6,16 +6,14 @@ Importing this needs numpy and PIL only.
 import threading
 import urllib.request
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any
 from urllib.parse import quote
 
 from PIL import Image
 
-from .images_anomalyclip import ImageReadError, Window, load_image, unreadable
+from ..images_anomalyclip import ADDRESSES, ImageReadError, Window, load_image, unreadable
+from ..options_anomalyclip import DOWNLOAD_BYTES, DOWNLOAD_TIMEOUT, check_options
 
-DOWNLOAD_TIMEOUT = 30.0
-DOWNLOAD_BYTES = 100_000_000
 URL_SAFE = "%/:=&?~#+!$,;'@()*[]"  # what has a meaning in a URL; spaces and the like are quoted
 
 
@@ -42,26 +40,14 @@ def read_image(
         TypeError: if it is nothing that could be an image.
     """
     timeout = DOWNLOAD_TIMEOUT if timeout is None else timeout
-    check_limits(timeout, max_bytes)
-    if isinstance(image, str) and image[:8].lower().startswith(("http://", "https://", "data:")):
+    check_options({"timeout": timeout, "max_bytes": max_bytes})
+    if isinstance(image, str) and image[:8].lower().startswith(ADDRESSES):
         try:
             content = _fetch(image, timeout, max_bytes)
         except Exception as error:  # of the address, the network, the server's answer
             raise unreadable(image, error) from error
         return load_image({"bytes": content, "path": image}, window, channels)
     return load_image(image, window, channels)
-
-
-def check_limits(timeout: float | None, max_bytes: int | None) -> None:
-    """Refuse seconds and bytes that are no limits; None is left to the defaults.
-
-    Raises:
-        ValueError: naming the one.
-    """
-    if timeout is not None and not (isinstance(timeout, Real) and timeout > 0):
-        raise ValueError(f"timeout={timeout!r}, expected seconds above 0")
-    if max_bytes is not None and not (type(max_bytes) is int and max_bytes > 0):
-        raise ValueError(f"max_bytes={max_bytes!r}, expected a whole number of bytes above 0")
 
 
 def _fetch(url: str, timeout: float, max_bytes: int) -> bytes:

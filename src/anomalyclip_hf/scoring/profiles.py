@@ -6,19 +6,32 @@
 import json
 import os
 import re
-import tempfile
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from huggingface_hub import HfApi
 from PIL import Image
+from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
-from .configuration_anomalyclip import check_fields
-from .images_anomalyclip import check_channels, check_window
-from .options_anomalyclip import READING
-from .regions_anomalyclip import read_roi
+from ..configuration_anomalyclip import check_fields
+from ..image_processing_anomalyclip import with_resizing
+from ..images_anomalyclip import check_channels, check_window
+from ..options_anomalyclip import READING
+from ..prompts_anomalyclip import (
+    DEMO_BASE,
+    PromptSet,
+    PromptsMixin,
+    check_same_backbone,
+    locate_base,
+    read_prompts,
+    refuse_vision_only,
+)
+from ..sharing.writing import whole_folder, write_checkpoint, write_references
+from .regions import read_roi
+
+logger = logging.get_logger(__name__)
 
 FOLDER = "profiles"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -96,15 +109,12 @@ class Profile:
         Prompts and references are written by [`~AnomalyCLIPModel.save_profiles`].
         """
         own = Path(folder, FOLDER, self.name)
-        own.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=own.parent, prefix=".saving-") as stage:
-            if isinstance(self.roi, Image.Image):
-                self.roi.save(Path(stage, "roi.png"))
-                own.mkdir(exist_ok=True)
-                os.replace(Path(stage, "roi.png"), own / "roi.png")
+        if isinstance(self.roi, Image.Image):
+            with whole_folder(own) as stage:
+                self.roi.save(stage / "roi.png")
+        with whole_folder(own.parent) as stage:
             text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
-            Path(stage, "profile").write_text(text, encoding="utf-8")
-            os.replace(Path(stage, "profile"), own.with_name(f"{self.name}.json"))
+            (stage / f"{self.name}.json").write_text(text, encoding="utf-8")
 
 
 def check_profile_name(name: Any) -> None:
@@ -198,4 +208,117 @@ def _local_path(value: str, source: str, hub: dict[str, Any]) -> str:
     return path
 
 
-__all__ = ["Profile"]
+# What a model does with its profiles
+
+
+def known_profiles(model: PromptsMixin) -> list[str]:
+    """Names of the profiles of a model's checkpoint, and of those that were set."""
+    source, hub = _source_of(model)
+    return sorted({*model.__dict__.get("_profiles", {}), *(profile_names(source, **hub) if source else [])})
+
+
+def get_profile(model: PromptsMixin, name: str) -> Profile:
+    """As [`~AnomalyCLIPModel.get_profile`]."""
+    profiles = model.__dict__.setdefault("_profiles", {})
+    if name not in profiles:
+        source, hub = _source_of(model)
+        if source is None:
+            raise ValueError(f"this model has no profile {name!r}; known are: {', '.join(profiles) or 'none'}")
+        profile = read_profile(name, source, **hub)
+        if profile.prompts is not None:
+            if os.path.isabs(profile.prompts):
+                profile.prompts = read_prompts(profile.prompts)
+            else:
+                inner = "/".join(filter(None, (hub.get("subfolder"), profile.prompts)))
+                profile.prompts = read_prompts(source, **{**hub, "subfolder": inner})
+            check_same_backbone(profile.prompts, model)
+        profiles[name] = profile
+    return profiles[name]
+
+
+def set_profile(model: PromptsMixin, profile: str | Profile | None) -> None:
+    """As [`~AnomalyCLIPModel.set_profile`]."""
+    wanted = get_profile(model, profile) if isinstance(profile, str) else profile
+    prompts = None if wanted is None else _prompts_of(model, wanted)
+    own = model.__dict__.get("_own_prompts")
+    before = model.__dict__.get("_own_references", getattr(model, "references", None))
+    found = None if wanted is None else _references_of(model, wanted, before)
+    if found is not None:
+        model.__dict__["_own_references"] = before
+        model.references = found
+    elif "_own_references" in model.__dict__:
+        model.references = model.__dict__.pop("_own_references")
+    if prompts is not None:
+        own = own or model._copy_prompts()
+        model._put(prompts)
+        model.__dict__["_own_prompts"] = own
+    elif own is not None:
+        model._put(own)
+    if wanted is not None:
+        model.__dict__.setdefault("_profiles", {})[wanted.name] = wanted
+    model.__dict__["_profile"] = wanted
+
+
+def save_profiles(model: PromptsMixin, save_directory: str | os.PathLike, names: list[str] | None = None) -> None:
+    """As [`~AnomalyCLIPModel.save_profiles`]."""
+    if names is None and model.profile is not None and "_own_prompts" in model.__dict__:
+        logger.warning(
+            f"profile {model.profile.name} is set, so that its prompts are saved as the model's own; to save the "
+            "others, call set_profile(None) first"
+        )
+    if names is None and model.__dict__.get("_own_references", model.references) is not None:
+        logger.warning(
+            "the model's own references are not saved with it; save_references(...) writes them, and a profile "
+            "keeps those of a product"
+        )
+    for name in known_profiles(model) if names is None else names:
+        try:
+            profile = get_profile(model, name)
+            prompts = _prompts_of(model, profile)
+            references = None if profile.references is None else _references_of(model, profile, None)
+        except (OSError, ValueError) as error:
+            if names is not None:
+                raise
+            logger.warning(f"profile {name} is not saved: {error}")
+            continue
+        if prompts is not None:
+            with whole_folder(Path(save_directory, FOLDER, name)) as stage:
+                write_checkpoint(stage, prompts, model.default_processor(), type(model))
+        if references is not None:
+            write_references(references, Path(save_directory, FOLDER, name, "references.safetensors"))
+        profile.save(save_directory)
+
+
+def _source_of(model: PromptsMixin) -> tuple[str | None, dict[str, Any]]:
+    name, hub = getattr(model, "_processor_source", (None, {}))
+    return (locate_base(name, ".") if name == DEMO_BASE else name), hub
+
+
+def _references_of(model: PromptsMixin, profile: Profile, own: Any) -> Any:
+    """A profile's references, made once; those of the model where it weighs them alone."""
+    weight, given = profile.reference_weight, profile.references
+    if given is None:
+        if weight is not None and own is None:
+            raise ValueError(f"profile {profile.name}: reference_weight={weight} without references; give both")
+        return None if weight is None else model.make_references(own, weight)
+    processor = None
+    if not hasattr(given, "fingerprint"):  # images: patches are compared with those of the same scale
+        patch_size = model.config.vision_config.patch_size
+        processor = with_resizing(model.default_processor(), profile.options, patch_size)
+    profile.references = model.make_references(given, weight, processor=processor)
+    return profile.references
+
+
+def _prompts_of(model: PromptsMixin, profile: Profile) -> PromptSet | None:
+    """A profile's prompts, read and checked once."""
+    prompts = profile.prompts
+    if prompts is None:
+        return None
+    refuse_vision_only(model.config, f"profile {profile.name} can't put its prompts on it")
+    if isinstance(prompts, str) and prompts in model.prompt_names:
+        return model.__dict__["_prompt_sets"][prompts]
+    if isinstance(prompts, str | os.PathLike):
+        prompts = read_prompts(prompts)
+        check_same_backbone(prompts, model)
+        profile.prompts = prompts
+    return prompts

@@ -1,23 +1,17 @@
-"""TIFFs: their pages, those that PIL can't hold, and broken metadata.
+"""TIFFs, by tifffile: their pages, and those that PIL can't hold.
 
 Importing this needs numpy and PIL only.
 """
 
 import math
-import struct
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from .pixels_anomalyclip import WINDOWED, ImageReadError, Window, bit_depth_of, three_channels, to_uint8
-
-TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # of the common kind, of the big one
-_ORIENTATION = 274
-# Tags of a TIFF that say where and how its pixels lie.
-_TIFF_PIXELS = {*range(254, 267), 273, 274, *range(277, 280), 284, 292, 293, 317, *range(320, 326), 332, 334}
-_TIFF_PIXELS |= {*range(338, 343), 347, *range(512, 534)}
+from ..images_anomalyclip import ORIENTATION_TAG
+from ..pixels_anomalyclip import WINDOWED, ImageReadError, Window, bit_depth_of, three_channels, to_uint8
 
 
 def tiff_pages(source: Any) -> list[int]:
@@ -30,39 +24,33 @@ def tiff_pages(source: Any) -> list[int]:
         return [page.index for page in file.pages if page.index == 0 or not page.subfiletype & 0b101]
 
 
-def is_beyond_pil(image: Any) -> bool:
-    """Whether PIL, which opened a TIFF, would read something else: many channels, signed bytes, deep planes."""
-    tags = image.tag_v2
-    bits, kind = tags.get(258, (1,))[0], tags.get(339, (1,))[0]
-    return tags.get(277, 1) > 4 or (bits == 8 and kind == 2) or (bits > 8 and tags.get(284) == 2)
+def frame_of_page(source: Any, page: int) -> int:
+    """The frame of a page, from 1."""
+    frames = tiff_pages(source)
+    if not 1 <= page <= len(frames):
+        raise ImageReadError(f"it has {len(frames)} pages, but page {page} is asked for")
+    return frames[page - 1]
 
 
 def read_tiff(source: Any, page: int, window: Window, channels: Any, refusal: Exception | None = None) -> Image.Image:
     """A page of a TIFF by tifffile, where PIL refuses it: in 8 bits, gray that PIL can hold as it is stored."""
     try:
-        frame = 0 if page == 1 else pick_page(tiff_pages(source), page)
+        frame = 0 if page == 1 else frame_of_page(source, page)
         with _open(source) as file:
             stored = file.pages[frame]
             # Damaged sizes would be looked for piece by piece, without end.
             pixels = int(stored.imagewidth) * int(stored.imagelength) * int(stored.imagedepth)
             if pixels > 2 * (Image.MAX_IMAGE_PIXELS or pixels) or len(stored.dataoffsets) < math.prod(stored.chunked):
                 raise ImageReadError(f"it states {stored.shape} values, but is damaged or too large")
-            values, planes, tag = stored.asarray(), stored.axes.startswith("S"), stored.tags.get(_ORIENTATION)
+            values, planes, tag = stored.asarray(), stored.axes.startswith("S"), stored.tags.get(ORIENTATION_TAG)
     except Exception as error:  # tifffile raises many kinds
         if refusal is None or "imagecodecs" in str(error) or isinstance(error, ImageReadError):
             raise
         raise refusal from error
     image = _of_values(np.moveaxis(values, 0, -1) if planes else values, window, channels)
     if tag is not None and tag.value in range(2, 9):
-        image.getexif()[_ORIENTATION] = int(tag.value)
+        image.getexif()[ORIENTATION_TAG] = int(tag.value)
     return image
-
-
-def pick_page(frames: Sequence[int], page: int) -> int:
-    """The frame of a page, from 1."""
-    if not 1 <= page <= len(frames):
-        raise ImageReadError(f"it has {len(frames)} pages, but page {page} is asked for")
-    return frames[page - 1]
 
 
 def _open(source: Any) -> Any:
@@ -89,17 +77,3 @@ def _of_values(values: np.ndarray, window: Window, channels: Sequence[int] | Non
     if window is not None:
         image.info[WINDOWED] = True
     return image
-
-
-def plain_tiff(content: bytes) -> bytes:
-    """A TIFF whose first directory says nothing but how its pixels lie: other entries become a byte each."""
-    order, changed = ("<" if content[:2] == b"II" else ">"), bytearray(content)
-    (start,) = struct.unpack_from(f"{order}I", content, 4)
-    (number,) = struct.unpack_from(f"{order}H", content, start)
-    for place in range(start + 2, min(start + 2 + 12 * number, len(content) - 11), 12):
-        if struct.unpack_from(f"{order}H", content, place)[0] not in _TIFF_PIXELS:
-            struct.pack_into(f"{order}HI", changed, place + 2, 1, 1)
-    return bytes(changed)
-
-
-__all__ = ["TIFF_STARTS", "is_beyond_pil", "pick_page", "plain_tiff", "read_tiff", "tiff_pages"]

@@ -12,9 +12,9 @@ from transformers import pipeline
 
 from anomalyclip_hf import AnomalyCLIPModel, ZeroShotAnomalyDetectionPipeline, load_anomaly_dataset
 from anomalyclip_hf.evaluation import evaluate_model
-from anomalyclip_hf.profiles_anomalyclip import Profile, profile_names, read_profile
-from anomalyclip_hf.regions_anomalyclip import find_regions
 from anomalyclip_hf.scoring import calibrate
+from anomalyclip_hf.scoring.profiles import Profile, profile_names, read_profile
+from anomalyclip_hf.scoring.regions import find_regions
 from tiny_models import randomize
 
 POLYGON = [[0.0, 0.0], [25.0, 0.0], [25.0, 40.0], [0.0, 40.0]]
@@ -135,7 +135,7 @@ def test_prompts_of_a_profile_come_and_go(checkpoint, model, other_prompts, tmp_
 
 def test_prompts_of_a_profile_are_not_saved_unsaid(model, other_prompts, tmp_path, monkeypatch):
     said: list[str] = []
-    monkeypatch.setattr("anomalyclip_hf.prompts_anomalyclip.logger.warning", said.append)
+    monkeypatch.setattr("anomalyclip_hf.scoring.profiles.logger.warning", said.append)
     model.set_profile(Profile("bottle", prompts=other_prompts))
     others = embeds(model)
     model.save_prompts(tmp_path / "with", card=False)
@@ -339,7 +339,7 @@ def test_own_references_come_back_go_along_and_are_not_lost_unsaid(model, make_i
     model.set_profile(None)
     assert model.references is own and model.to_vision_only().references is own
     said = []
-    monkeypatch.setattr("anomalyclip_hf.prompts_anomalyclip.logger.warning", said.append)
+    monkeypatch.setattr("anomalyclip_hf.scoring.profiles.logger.warning", said.append)
     model.save_pretrained(tmp_path / "saved")
     assert "references are not saved" in said[0]
     model.set_profile("bottle")

@@ -7,8 +7,8 @@ from PIL import Image
 from skimage.measure import grid_points_in_poly
 from transformers import pipeline
 
-from anomalyclip_hf.regions_anomalyclip import find_regions, fit_roi, mark_regions, polygon_area
 from anomalyclip_hf.scoring.annotations import join_outlines
+from anomalyclip_hf.scoring.regions import find_regions, fit_roi, mark_regions, polygon_area
 
 
 def pixels_in(polygon, shape) -> np.ndarray:

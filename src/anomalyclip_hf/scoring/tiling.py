@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..image_processing_anomalyclip import fit_size
+
 TILES_PER_FORWARD = 8
 WHOLE_SHARE = 0.5  # of the whole view in the map of a tiled image
 
@@ -34,28 +36,6 @@ class ImageTiles:
 View = tuple[Tensor, tuple[int, int], ImageTiles | None]  # pixel_values (3, h, w), image size (H, W), tiles
 
 
-def fit_size(size: tuple[int, int], side: int, patch_size: int | None) -> tuple[int, int]:
-    """Width and height in pixels at which the longer side is `side`, and both are multiples of the patch size.
-
-    Args:
-        size (`tuple[int, int]`): width and height of the image in pixels.
-        side (`int`): of the model's input in pixels.
-        patch_size (`int`, *optional*): of the model; a square needs none.
-
-    Raises:
-        ValueError: no patch size for an image that is no square.
-    """
-    if size[0] == size[1]:
-        return side, side
-    if patch_size is None:
-        raise ValueError(
-            f"patch_size=None, expected the model's patch size in pixels: an image or tile of {size[0]}x{size[1]} "
-            "pixels keeps the ratio of its sides; give the processor patch_size=model.config.vision_config.patch_size"
-        )
-    width, height = (max(1, round(one * side / max(size) / patch_size)) * patch_size for one in size)
-    return width, height
-
-
 def tile_boxes(size: tuple[int, int], tile: int, overlap: float = 0.25) -> list[Box]:
     """Boxes of equal size that cover an image, evenly spread so that the last ones end at its borders.
 
@@ -77,6 +57,20 @@ def _starts(length: int, tile: int, overlap: float) -> list[int]:
         return [0]
     count = 1 + math.ceil((length - tile) / max(1, int(tile * (1 - overlap))))
     return [number * (length - tile) // (count - 1) for number in range(count)]
+
+
+def cut_tiles(image: Image.Image, settings: Mapping[str, Any], given: Mapping[str, Any]) -> ImageTiles:
+    """Tiles of an image, by the settings of an image processor and those that were given for one call."""
+    side = max(settings["size"].width, settings["size"].height)
+    boxes = tile_boxes(image.size, settings["tile_size"] or side, settings["overlap"])
+    if not boxes:
+        return ImageTiles(image, [], {})
+    if image.mode not in ("L", "RGB"):
+        image = image.convert("L" if image.mode in ("1", "LA") else "RGB")
+    x0, y0, x1, y1 = boxes[0]
+    width, height = fit_size((x1 - x0, y1 - y0), side, settings["patch_size"])
+    others = {name: value for name, value in given.items() if name not in ("tile_size", "overlap")}
+    return ImageTiles(image, boxes, {**others, "resize": "square", "size": {"height": height, "width": width}})
 
 
 def blend_weights(starts: Iterable[int], tile: int, length: int) -> dict[int, Tensor]:
@@ -192,6 +186,3 @@ def _add_tiles(
             weights = (down[y][:, None] * across[x] * (1 - WHOLE_SHARE)).to(maps.device)
             maps[number // len(boxes), y : y + height, x : x + width] += weights * anomaly_map
     return dict(best)
-
-
-__all__ = ["ImageTiles", "blend_weights", "fit_size", "score_of", "score_views", "tile_boxes"]

@@ -4,34 +4,14 @@ No more than the elements that describe pixels are ever read: what says whose im
 messages. Importing this needs numpy and PIL only.
 """
 
-import os
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from .pixels_anomalyclip import WINDOWED, ImageReadError, Window, to_uint8
+from ..pixels_anomalyclip import WINDOWED, ImageReadError, Window, to_uint8
 
 _PER_FRAME, _SHARED = 0x52009230, 0x52009229  # functional groups of enhanced multi-frame images
-
-
-def first_bytes(source: Any, number: int) -> bytes:
-    """The first bytes of a path or a binary file, which is put back to where it was; none of what is no file."""
-    if isinstance(source, (str, os.PathLike)):
-        if not os.path.isfile(source):
-            return b""
-        with open(source, "rb") as file:
-            return file.read(number)
-    place = source.tell()
-    source.seek(0)
-    start = source.read(number)
-    source.seek(place)
-    return start
-
-
-def is_dicom(source: Any) -> bool:
-    """Whether a path or a binary file holds "DICM" at byte 128."""
-    return first_bytes(source, 132)[128:] == b"DICM"
 
 
 def count_frames(source: Any) -> int:
@@ -116,6 +96,3 @@ def _whole(values: np.ndarray) -> np.ndarray:
     if values.dtype.kind != "f" or not np.isfinite(values).all() or (values != np.rint(values)).any():
         return values
     return values.astype(np.int32)
-
-
-__all__ = ["count_frames", "first_bytes", "is_dicom", "read_dicom"]
