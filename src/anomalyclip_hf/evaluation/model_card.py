@@ -27,15 +27,6 @@ ARXIV = "https://arxiv.org/abs/2310.18961"
 
 # Metrics of an evaluation that the Hub has a name for; others are not shown.
 SHOWN = [key for key, metric in METRICS.items() if metric.hub_type]
-ALIASES = {"pixel_aupro": "aupro"}
-# field of a training record -> what the card calls it; other fields keep their names.
-TRAINING_NAMES = {
-    "dataset": "data",
-    "dataset_license": "license of the data",
-    "learning_rate": "learning rate",
-    "batch_size": "batch size",
-    "num_images": "images",
-}
 
 
 def make_model_card(
@@ -53,7 +44,7 @@ def make_model_card(
     Args:
         model ([`AnomalyCLIPModel`]).
         results (path or `dict`, *optional*): the evaluator's `results.json`: `{"datasets": {name: {"title": ...,
-            "mean": {"image_auroc": ..., ...}}}}`, values in [0, 1]; or with `methods`, the first of which is taken.
+            "mean": {"image_auroc": ..., ...}}}}`, values in [0, 1].
         training (path or `dict`, *optional*): what to say of the training, such as `{"dataset": "MVTec AD, test
             split", "dataset_license": "CC BY-NC-SA 4.0", "dataset_id": "user/name", "epochs": 15, "seed": 111}`.
             `dataset_id`, a data set on the Hub, goes into the metadata.
@@ -107,7 +98,7 @@ def make_model_card(
             {"name": title, "values": [percent(mean.get(key)) for key in shown]} for title, mean in means.values()
         ],
         metrics=[_card_title(key) for key in shown],
-        training=[(TRAINING_NAMES.get(key, key), value) for key, value in recorded.items() if value is not None],
+        training=[(key.replace("_", " "), value) for key, value in recorded.items() if value is not None],
         image_threshold=config.image_threshold,
         pixel_threshold=config.pixel_threshold,
         patch_size=config.vision_config.patch_size,
@@ -163,9 +154,7 @@ def _mean(name: str, entry: Any) -> tuple[str, dict[str, float]]:
     """Title and finite means of one data set."""
     if not isinstance(entry, Mapping):
         raise ValueError(f"results['datasets'][{name!r}] is a {type(entry).__name__}, expected an object")
-    methods = entry.get("methods")
-    main = next(iter(methods.values())) if isinstance(methods, Mapping) and methods else entry
-    mean = {ALIASES.get(key, key): value for key, value in (main.get("mean") or {}).items()}
+    mean = entry.get("mean") or {}
     numbers = {key: float(mean[key]) for key in SHOWN if isinstance(mean.get(key), int | float)}
     return str(entry.get("title") or name), {key: value for key, value in numbers.items() if math.isfinite(value)}
 
