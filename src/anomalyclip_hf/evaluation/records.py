@@ -113,7 +113,7 @@ class RecordWriter:
         scores: dict[str, float] = record.result[0] if record.result else {}
         maps: dict[str, np.ndarray] = record.result[1] if record.result else {}
         mask = record.item.mask if maps else None
-        row = {"index": record.index, "error": record.error, "has_truth": mask is not None}
+        row: dict[str, Any] = {"index": record.index, "error": record.error, "has_truth": mask is not None}
         self._rows.append(row | {f"score {name}": scores.get(name) for name in self.methods})
         if mask is not None and self.exact:
             self._pixels[f"mask {record.index}"] = mask

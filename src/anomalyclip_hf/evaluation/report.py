@@ -25,7 +25,7 @@ from ..scoring.writing import SETTINGS, SKIPPED, read_records
 from .metrics import Curve, thin
 from .plots import plot_metric_curves, plot_score_histograms
 from .tables import class_table, method_table, reasons_of
-from .visualization import COLUMNS, Sample, caption, picture_row
+from .visualization import COLUMNS, Sample, caption, fit_scale, picture_row
 
 TEMPLATE = Path(__file__).parent.parent / "assets" / "report.html"
 MAX_POINTS = 120  # of a curve
@@ -39,26 +39,23 @@ def write_report(
     result: Mapping[str, Any],
     path: str | os.PathLike,
     samples: Mapping[str, Sequence[Sample]] | None = None,
-    vmin: float = 0.0,
-    vmax: float = 1.0,
     pixel_threshold: float | None = None,
-    title: str = "Anomaly detection report",
 ) -> None:
-    """Write the report of a run.
+    """Write the report of a run, all its maps on one scale.
 
     Args:
         result: of `evaluate_sources`; the `classes` of each of its `datasets` will do, what is missing is left out.
         path: HTML file to write.
         samples: heading to samples, such as `{"Worst misses": [...], "Worst false alarms": [...]}`.
-        vmin, vmax: one scale for all maps.
         pixel_threshold: adds the predicted masks.
-        title: heading of the page.
 
     Raises:
         ValueError: `result` has no data set.
     """
     if not result.get("datasets"):
         raise ValueError(f"result has no entry in 'datasets' (its keys: {sorted(result)}): give an evaluator's result")
+    maps = [sample.anomaly_map for group in (samples or {}).values() for sample in group]
+    vmin, vmax = fit_scale(maps) if maps else (0.0, 1.0)
     columns = COLUMNS if pixel_threshold is not None else COLUMNS[:-1]
     groups = {
         heading: [
@@ -70,7 +67,7 @@ def write_report(
     facts = {**result.get("model", {}), **result.get("settings", {}), **result.get("versions", {})}
     _write_page(
         path,
-        title=title,
+        title="AnomalyCLIP evaluation",
         facts=facts,
         vmin=vmin,
         vmax=vmax,

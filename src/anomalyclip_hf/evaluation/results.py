@@ -18,7 +18,6 @@ from .metrics import ASKED_METRICS
 from .model_card import prompts_checksum
 from .report import write_report
 from .tables import class_table, method_table, reasons_of
-from .visualization import fit_scale
 
 if TYPE_CHECKING:
     from .. import AnomalyCLIPModel
@@ -115,10 +114,8 @@ def write_results(
         with atomic_path(folder / name) as temporary:
             temporary.write_text(content, encoding="utf-8", errors="backslashreplace")
     write_scores(result, folder / "scores.parquet")
-    maps = [sample.anomaly_map for group in (samples or {}).values() for sample in group]
     try:
-        scale = fit_scale(maps) if maps else (0.0, 1.0)
-        write_report(result, folder / "report.html", samples, *scale, pixel_threshold, "AnomalyCLIP evaluation")
+        write_report(result, folder / "report.html", samples, pixel_threshold)
     except Exception as error:  # when the numbers are safe
         return [f"report.html ({type(error).__name__}: {error})"]
     return []

@@ -139,7 +139,8 @@ class PromptTrainer:
     def train(self) -> TrainingResult:
         """Run from the start or from the last checkpoint to the end."""
         deterministic = torch.are_deterministic_algorithms_enabled()
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for `deterministic`, on GPUs
+        if self.args.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         set_seed(self.args.seed, deterministic=self.args.deterministic)
         self._claim_output_dir()
         try:
