@@ -7,10 +7,11 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
-from anomalyclip_hf import AnomalyCLIPModel, load_anomaly_dataset
+from anomalyclip_hf import AnomalyCLIPModel, AnomalyCLIPProcessor, load_anomaly_dataset
 from anomalyclip_hf.cli import run_command
 from anomalyclip_hf.cli.evaluate import Settings
 from anomalyclip_hf.cli.loading import load_source
@@ -36,7 +37,7 @@ def test_one_command_judges_everything(tiny_checkpoint, tmp_path, capsys):
     methods += ["score max", "score mean", "mutual, transductive"]
     assert [cell.strip() for name, cell in rows if name.strip() == "mine"] == methods
     assert "paper (trained on visa)" in printed and str(out) in printed
-    names = {"results.json", "results.md", "scores.parquet", "report.html", "samples.png", "records"}
+    names = {"results.json", "results.md", "scores.parquet", "report.html", "records"}
     assert {path.name for path in out.iterdir()} == names
     stored = json.loads((out / "results.json").read_text())
     assert list(stored["datasets"]) == ["mvtec", "mine"]
@@ -90,6 +91,33 @@ def test_thresholds_travel_with_the_prompts(tiny_checkpoint, tiny_clip_dir, tmp_
     )
     learned = AnomalyCLIPModel.from_pretrained(prompts).prompt_learner.context
     assert (learned == AnomalyCLIPModel.from_pretrained(tiny_checkpoint).prompt_learner.context).all()
+
+
+def test_a_profile_judges_by_its_thresholds_rule_and_references(tiny_checkpoint, tiny_processor, make_image, tmp_path):
+    from anomalyclip_hf.profiles_anomalyclip import Profile
+
+    tree, prompts, out = make_tree(tmp_path / "tree", ("bottle",)), tmp_path / "prompts", tmp_path / "out"
+    model = AnomalyCLIPModel.from_pretrained(tiny_checkpoint)
+    model.config.image_threshold = 0.9
+    model.save_prompts(prompts, tiny_processor, base_model_name_or_path=tiny_checkpoint)
+    good = tmp_path / "good.png"
+    make_image().save(good)
+    model.set_profile(Profile("lid", image_threshold=0.4, score_rule="max", references=str(good)))
+    model.save_profiles(prompts)
+    line = ["--model", str(prompts), "--sources", f"mine={tree}", "--cpu", "--disable_tqdm", "--num_pictures", "0"]
+    assert main([*line, "--output_dir", str(out), "--profile", "lid"]) == 0
+    stored = json.loads((out / "results.json").read_text())
+    assert (stored["model"]["profile"], stored["settings"]["image_threshold"]) == ("lid", 0.4)
+    processor = AnomalyCLIPProcessor.from_pretrained(prompts)
+    dataset = load_anomaly_dataset(str(tree))
+    model.set_references([str(good)], processor=processor)
+    expected = []
+    for row in dataset:
+        with torch.no_grad():
+            output = model(**processor([row["image"]], return_tensors="pt"))
+        expected.append(processor.post_process_anomaly_detection(output, score_rule="max")[0]["score"])
+    assert pq.read_table(out / "scores.parquet")["score"].to_pylist() == pytest.approx(expected, abs=1e-5)
+    assert main([*line, "--output_dir", str(out), "--profile", "cap"]) == 2
 
 
 @pytest.mark.filterwarnings("ignore:.* normal samples are too few")
@@ -247,7 +275,7 @@ def test_a_new_run_forgets_its_own_progress_alone(tiny_checkpoint, tmp_path):
     line = ["--model", tiny_checkpoint, "--sources", f"mine={tree}", "--cpu", "--disable_tqdm", "--num_pictures", "0"]
     records = out / "records" / "mine"
     (records / "gone").mkdir(parents=True)
-    for file in ("notes.json", "gone/arrays.npz", "gone/class.json", "gone/00000003.parquet", "gone/00000003.0.npz"):
+    for file in ("notes.json", "gone/arrays.npz", "gone/class.json", "gone/00000003.parquet", "gone/00000003.npz"):
         (records / file).write_text("x")
     assert main([*line, "--output_dir", str(out)]) == 0
     files = {path.relative_to(records).as_posix() for path in records.rglob("*") if path.is_file()}

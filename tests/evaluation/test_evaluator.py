@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 
 from anomalyclip_hf.data import load_anomaly_dataset
-from anomalyclip_hf.data.files import safe_name
 from anomalyclip_hf.evaluation import EvaluationSettings, evaluate_model, evaluate_sources, metrics
 from anomalyclip_hf.evaluation.baselines import MethodScorer
 from anomalyclip_hf.evaluation.model_card import make_model_card
@@ -252,7 +251,6 @@ def test_the_paper_stands_beside_ours(tiny_model, tiny_processor, tmp_path):
     assert "scores" not in stored["datasets"]["mvtec"]
     page = (out / "report.html").read_text()
     assert "mvtec: worst misses" in page and "without DPAM" in page and "http" not in page.replace("http://www.w3", "")
-    assert Image.open(out / "samples.png").width > 700
     card = make_model_card(tiny_model, results=out / "results.json")
     assert f"{100 * ours:.1f}" in str(card) and "MVTec AD" in str(card)
 
@@ -295,10 +293,3 @@ def test_bad_settings_and_data_are_refused(tiny_model, tiny_processor, dataset):
         tiny_model.visual_projection.weight.fill_(math.nan)
     with pytest.raises(ValueError, match="NaN"):
         evaluate_model(tiny_model, tiny_processor, dataset, **SETTINGS)
-
-
-def test_file_names_are_safe_and_do_not_collide():
-    assert safe_name("metal_nut") == "metal_nut"
-    names = ["a/b", "a.b", "a b", "..", "electrical commutators", "a_b"]
-    assert len({safe_name(name) for name in names}) == len(names)
-    assert all("/" not in safe_name(name) and "." not in safe_name(name) for name in names)

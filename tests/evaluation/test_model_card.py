@@ -16,12 +16,10 @@ ROOT = Path(__file__).parent.parent.parent
 
 RESULTS = {
     "datasets": {
-        "mvtec": {"title": "MVTec AD", "mean": {"image_auroc": 0.9151, "image_ap": None, "pixel_aupro": 0.814}},
+        "mvtec": {"title": "MVTec AD", "mean": {"image_auroc": 0.9151, "image_ap": None, "aupro": 0.814}},
         "My parts": {
-            "methods": {
-                "anomalyclip": {"mean": {"image_auroc": 0.5, "pixel_auroc": 0.955, "aupro": 0.25}, "classes": {}},
-                "clip": {"mean": {"image_auroc": 0.1}},
-            }
+            "mean": {"image_auroc": 0.5, "pixel_auroc": 0.955, "aupro": 0.25},
+            "methods": {"clip": {"mean": {"image_auroc": 0.1}}},
         },
     }
 }
@@ -73,7 +71,7 @@ def test_text(tiny_model):
     text = str(make_model_card(tiny_model, RESULTS, TRAINING, repo_id="me/parts"))
     assert "| data set | image AUROC | pixel AUROC | pixel AUPRO |" in text
     assert "| MVTec AD | 91.5 | – | 81.4 |" in text and "| My parts | 50.0 | 95.5 | 25.0 |" in text
-    assert "- **license of the data:** CC BY-NC-SA 4.0\n- **epochs:** 15\n- **seed:** 111\n" in text
+    assert "- **dataset license:** CC BY-NC-SA 4.0\n- **epochs:** 15\n- **seed:** 111\n" in text
     assert "max_steps" not in text and "dataset_id" not in text
     assert "called anomalous from a score of 0.437" in text and "called anomalous from a map value" not in text
     assert "2310.18961" in text and "## Limits" in text and prompts_checksum(tiny_model) in text

@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from anomalyclip_hf.data.contact_sheet import OUTLINE
 from anomalyclip_hf.data.files import atomic_path
 from anomalyclip_hf.evaluation import visualization
+from anomalyclip_hf.evaluation.samples import choose_images
 from anomalyclip_hf.evaluation.visualization import Sample
 
 
@@ -65,7 +67,7 @@ def test_contact_sheet_shows_every_column(tmp_path):
     with Image.open(path) as sheet:
         assert sheet.size[0] == 8 + 5 * 98
         pixels = np.asarray(sheet.convert("RGB"))
-    assert (pixels == visualization.OUTLINE).all(axis=2)[:, 106:196].any()  # the truth, in its column
+    assert (pixels == OUTLINE).all(axis=2)[:, 106:196].any()  # the truth, in its column
     predicted = pixels[:, 8 + 4 * 98 : 8 + 4 * 98 + 90]
     inside = (predicted[:130] == 255).all(axis=2)
     assert inside.any()
@@ -83,10 +85,10 @@ def test_picture_row_thresholds_the_map():
 
 
 def test_worst_cases_are_ordered():
-    scores, labels = np.array([0.9, 0.1, 0.8, 0.3, 0.5]), np.array([1, 1, 0, 0, 1])
-    assert visualization.worst_misses(scores, labels, count=2) == [1, 4]
-    assert visualization.worst_false_alarms(scores, labels) == [2, 3]
-    assert visualization.worst_misses(scores, np.zeros(5)) == []
+    scores, labels = [0.9, 0.1, 0.8, 0.3, 0.5, 0.7], [1, 1, 0, 0, 1, None]
+    headings = ("worst misses", "worst false alarms", "other anomalous images")
+    assert choose_images(scores, labels, 2) == dict(zip(headings, ([1, 4], [2, 3], [0]), strict=True))
+    assert choose_images(scores, [0] * 6, 1) == dict(zip(headings, ([], [0], []), strict=True))
 
 
 def test_images_of_any_mode_are_shown():

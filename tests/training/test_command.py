@@ -176,7 +176,7 @@ def test_a_push_that_fails_is_one_line_and_says_where_prompts_are(table, tiny_cl
     first, last = calls
     assert first == ("me/prompts", 42, False, True) and last[:2] == ("me/prompts", 42) and not last[3]
     facts = last[2]["training"]
-    assert (facts["dataset"], facts["split"], facts["epochs"], facts["num_images"]) == ("table.csv", "test", 1, 10)
+    assert (facts["dataset"], facts["split"], facts["epochs"], facts["images"]) == ("table.csv", "test", 1, 10)
 
 
 def test_training_from_the_command_line(tiny_clip_dir, table, tmp_path, capsys, parse_command):

@@ -157,7 +157,7 @@ def test_building_goes_on_where_it_stopped(build, dataset, encoded, tiny_model, 
 
 
 def test_size_is_announced_and_limited(build, dataset, tmp_path, caplog, monkeypatch):
-    with pytest.raises(ValueError, match=r"features would take .* GB, more than cache_limit_gb=1e-06; raise"):
+    with pytest.raises(ValueError, match=r"features would take .* GB but cache_limit_gb=1e-06; raise"):
         build(dataset, cache_limit_gb=1e-6)
     assert not list((tmp_path / "cache").rglob("*.npy"))
     announced = []

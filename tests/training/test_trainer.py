@@ -85,13 +85,13 @@ def test_a_loss_is_left_out_by_its_weight(run, validation_dataset, tmp_path):
         run(validation=validation_dataset, output_dir=str(tmp_path / "alone"), resume=True)
 
 
-@pytest.mark.parametrize(("label", "kind"), [(0, "normal"), (1, "anomalous")])
-def test_a_kind_without_a_readable_image_is_refused(run, rows, to_dataset, label, kind):
+@pytest.mark.parametrize(("label", "counts"), [(0, "0 normal and 5"), (1, "5 normal and 0")])
+def test_a_kind_without_a_readable_image_is_refused(run, rows, to_dataset, label, counts):
     for row in rows:
         if row["label"] == label:
             with open(row["path"], "wb") as file:
                 file.write(b"no picture")
-    with pytest.raises(ValueError, match=rf"5 readable \w+ images and no {kind} one"):
+    with pytest.raises(ValueError, match=f"{counts} anomalous readable images"):
         run(data=to_dataset(rows), balanced=True)
 
 
@@ -106,7 +106,7 @@ def test_the_card_tells_of_the_training(run, dataset):
     result, _ = run(data=dataset, epochs=1, local_loss_weight=0.5)
     card = (result.output_dir / "README.md").read_text()
     section = card.split("## Training\n")[1].split("\n## ")[0]
-    for line in ("data:** Plates", "license of the data:** cc-by-4.0", "classes:** plate", "images:** 10"):
+    for line in ("dataset:** Plates", "dataset license:** cc-by-4.0", "classes:** plate", "images:** 10"):
         assert f"- **{line}\n" in section
     for line in ("recipe:** authors", "epochs:** 1", "seed:** 111", "weight of the local loss:** 0.5"):
         assert f"- **{line}\n" in section
@@ -161,7 +161,7 @@ def test_checkpoints_leave_out_the_backbone_and_old_ones_go(run):
         assert path.suffix in (".safetensors", ".json") or accelerate_load(path) is not None
 
 
-@pytest.mark.parametrize("stop", [1, 4, 5])
+@pytest.mark.parametrize("stop", [1, 5])
 def test_a_run_cut_off_goes_on_bit_for_bit(run, tmp_path, monkeypatch, stop):
     whole, expected = run(output_dir=str(tmp_path / "whole"), balanced=True)
     original = module.training_step
@@ -311,8 +311,15 @@ def test_an_epoch_that_is_better_by_rounding_is_as_good(run, validation_dataset,
     assert result.best_epoch == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("place", ["_step", "_close_epoch", "validate"])
+@pytest.mark.parametrize(
+    ("number", "place"),
+    [
+        (signal.SIGINT, "_step"),
+        (signal.SIGINT, "validate"),
+        (signal.SIGTERM, "_step"),
+        (signal.SIGTERM, "_close_epoch"),
+    ],
+)
 def test_a_signal_leaves_a_state_from_which_the_run_goes_on_bit_for_bit(
     run, validation_dataset, tmp_path, monkeypatch, number, place
 ):

@@ -56,6 +56,9 @@ class Settings(EvaluationSettings, CalibrationOptions, ModelOptions, ResizingOpt
     shots: list[int] | None = option(
         None, "Judge with so many references too, drawn from each class's own good images: 0 1 4 16 if bare."
     )
+    profile: str | None = option(
+        None, "Judge by a profile of the model; whole images, without its region of interest.", group="Model"
+    )
     tokenizer: str | None = option(None, "Where the backbone's tokenizer lies; beside it by default.", group="Model")
     output_dir: str = option("outputs/evaluation", "Folder for results.json, report, scores and maps.", short="o")
     resume: bool = option(False, "Go on with an interrupted run in the output folder.")
@@ -114,6 +117,10 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
     accelerator = Accelerator(cpu=settings.cpu)
     model = load_model(settings).to(accelerator.device)
     processor = load_processor(settings, model.config)
+    if settings.profile:
+        model.set_profile(settings.profile)
+        settings.window = settings.window or model.profile.window
+        settings.channels = settings.channels or model.profile.channels
     sources = _load_sources(settings, draw)
     words = [OWN, *(["baselines"] if settings.baselines else [])]
     if settings.ablations is not None:

@@ -46,33 +46,19 @@ DPAM_CHOICES = ("off", "vv", "qq", "kk")
 
 @dataclass(frozen=True)
 class Method:
-    """One way to get scores and maps from a model.
+    """One way to get scores and maps from a model."""
 
-    Args:
-        title: how tables call it.
-        sentences: None for the learned prompts, else a key of `SENTENCES`.
-        dpam: one of `DPAM_CHOICES`, or None for the model's own.
-        layers: feature layers counted from 1, or None for the model's own.
-        deep_prompts: False leaves the learned deep prompts out.
-        plain_clip: True takes CLIP as it is, see above.
-        score_rule: one of `SCORE_RULES`, or None for the configuration's.
-        references: so many good images of the class itself are compared with, and not judged.
-        draw: number of this draw of them, from 0.
-        mutual: the images of a class judge one another.
-        resize: "fit" or "tile", where images aren't resized to squares.
-    """
-
-    title: str
-    sentences: str | None = None
-    dpam: str | None = None
-    layers: tuple[int, ...] | None = None
-    deep_prompts: bool = True
-    plain_clip: bool = False
-    score_rule: str | None = None
-    references: int = 0
-    draw: int = 0
-    mutual: bool = False
-    resize: str | None = None
+    title: str  # how tables call it
+    sentences: str | None = None  # None for the learned prompts, else a key of `SENTENCES`
+    dpam: str | None = None  # one of `DPAM_CHOICES`, or None for the model's own
+    layers: tuple[int, ...] | None = None  # feature layers counted from 1, or None for the model's own
+    deep_prompts: bool = True  # False leaves the learned deep prompts out
+    plain_clip: bool = False  # True takes CLIP as it is, see above
+    score_rule: str | None = None  # one of `SCORE_RULES`, or None for the configuration's
+    references: int = 0  # so many good images of the class itself are compared with, and not judged
+    draw: int = 0  # number of this draw of them, from 0
+    mutual: bool = False  # the images of a class judge one another
+    resize: str | None = None  # "fit" or "tile", where images aren't resized to squares
 
     @property
     def in_batches(self) -> bool:
@@ -104,12 +90,8 @@ SENTENCES: dict[str, tuple[tuple[tuple[str, str], ...], tuple[tuple[str, ...], t
 
 
 def resolve_methods(names: Sequence[str], model: AnomalyCLIPModel) -> dict[str, Method]:
-    """Turn names into methods, in their order.
-
-    Args:
-        names: `"anomalyclip"`, `"mutual"`, keys of `BASELINES`, and settings such as `"dpam=off"`, `"layers=6,12"`,
-            `"score=max"` or `"references=4"`.
-        model ([`AnomalyCLIPModel`]): whose depth says what the presets mean.
+    """Turn names into methods, in their order: `"anomalyclip"`, `"mutual"`, keys of `BASELINES`, and settings such as
+    `"dpam=off"`, `"layers=6,12"`, `"score=max"` or `"references=4"`.
 
     Raises:
         ValueError: a name that is unknown, given twice, or beyond this model; the first needs other images.
@@ -348,8 +330,6 @@ def score_methods(
     """Score prepared rows of one class by several methods.
 
     Args:
-        scorer, processor: of the model.
-        rows: of one class.
         sigma: smoothing in pixels at the model's input size; the processor's own where None.
         map_size: of the maps: None is the model's input, or the image's own where it isn't resized to a square;
             "original" the image's own, a number so many pixels square.
@@ -358,37 +338,34 @@ def score_methods(
     Returns:
         for each row method to score, and method to map `(H, W)` float32.
     """
-    device, class_name, names = scorer.model.device, rows[0].class_name, scorer.scoring
-    side, rule = map_size if isinstance(map_size, int) else None, rule_of(scorer.model)
-    rules = [scorer.methods[name].score_rule or rule for name in names]
+    model, class_name, names = scorer.model, rows[0].class_name, scorer.scoring
+    side, rule = map_size if isinstance(map_size, int) else None, rule_of(model)
+    rules = {name: scorer.methods[name].score_rule or rule for name in names}
     found: list[tuple[dict[str, float], dict[str, np.ndarray]]] = [({}, {}) for _ in rows]
     finish = processor.post_process_anomaly_detection
+
+    def add(name: str, results: Sequence[Mapping]) -> None:
+        for (scores, maps), one in zip(found, results, strict=True):
+            scores[name], maps[name] = one["score"], one["anomaly_map"].cpu().numpy()
+
     if processor.resize == "square":
         targets = None if map_size is None else [(side, side) if side else row.size for row in rows]
-        outputs = scorer.score(torch.stack([row.pixel_values for row in rows]).to(device), class_name)
-        results = [
-            finish(outputs[name], targets, sigma, score_rule=rule) for name, rule in zip(names, rules, strict=True)
-        ]
+        outputs = scorer.score(torch.stack([row.pixel_values for row in rows]).to(model.device), class_name)
+        for name in names:
+            add(name, finish(outputs[name], targets, sigma, score_rule=rules[name]))
     else:
-        views = [(row.pixel_values.to(device), row.size, row.tiles) for row in rows]
-        targets = [(side, side)] if side else None
+        views = [(row.pixel_values.to(model.device), row.size, row.tiles) for row in rows]
         by_row = score_views(partial(_stacked, scorer, class_name), processor, views, sigma)
-        results = [
-            [
-                finish({key: value[[place]] for key, value in row.items()}, targets, sigma=0, score_rule=rule)[0]
-                for row in by_row
-            ]
-            for place, rule in enumerate(rules)
-        ]
-    for name, of_rows in zip(names, results, strict=True):
-        for (scores, maps), one in zip(found, of_rows, strict=True):
-            scores[name], maps[name] = one["score"], one["anomaly_map"].cpu().numpy()
+        for place, name in enumerate(names):
+            own = [{key: value[[place]] for key, value in row.items()} for row in by_row]
+            sizes = [(side, side)] if side else None
+            add(name, [finish(one, sizes, sigma=0, score_rule=rules[name])[0] for one in own])
+    sizes_of_maps = [next(iter(maps.values())).shape for _, maps in found]
     for name, other in (others or {}).items():
-        views = [(pixels.to(device), size, tiles) for pixels, size, tiles in (row.views[name] for row in rows)]
-        viewed = score_views(partial(scorer.model.__call__, return_dict=True), other, views, sigma)
-        for (scores, maps), output in zip(found, viewed, strict=True):
-            (one,) = finish(output, [next(iter(maps.values())).shape], sigma=0, score_rule=rule)
-            scores[name], maps[name] = one["score"], one["anomaly_map"].cpu().numpy()
+        views = [(pixels.to(model.device), size, tiles) for pixels, size, tiles in (row.views[name] for row in rows)]
+        viewed = score_views(partial(model.__call__, return_dict=True), other, views, sigma)
+        pairs = zip(viewed, sizes_of_maps, strict=True)
+        add(name, [finish(one, [size], sigma=0, score_rule=rule)[0] for one, size in pairs])
     return found
 
 

@@ -16,13 +16,6 @@ from datasets import Features, Sequence, Value
 from ..scoring.ranking import Maps, Values
 from .metrics import image_metrics, pixel_metrics
 
-_CITATION = """@inproceedings{zhou2024anomalyclip,
-  title={AnomalyCLIP: Object-agnostic Prompt Learning for Zero-shot Anomaly Detection},
-  author={Zhou, Qihang and Pang, Guansong and Tian, Yu and He, Shibo and Chen, Jiming},
-  booktitle={ICLR},
-  year={2024}
-}"""
-
 
 class ImageAnomalyMetrics(evaluate.Metric):
     """All image metrics together."""
@@ -33,13 +26,10 @@ class ImageAnomalyMetrics(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=(type(self).__doc__ or "").strip(),
-            citation=_CITATION,
+            citation="Zhou et al., AnomalyCLIP, ICLR 2024, https://arxiv.org/abs/2310.18961",
             inputs_description="predictions: anomaly scores, higher is more anomalous; references: 1 is anomalous",
             features=Features(self.columns),
         )
-
-    def _download_and_prepare(self, dl_manager: object) -> None:
-        """Nothing to download."""
 
     def _compute(self, predictions: Values, references: Values) -> dict[str, Any]:
         return self._choose(image_metrics(predictions, references))

@@ -98,21 +98,19 @@ def evaluate_model(
         chosen = replace(chosen, map_size="original")
     if output_dir is not None:
         check_name(name, "the data set's name")
-    table = _read_columns(dataset)
-    if chosen.save_maps and output_dir is None:
+    elif chosen.save_maps:
         raise ValueError(f"save_maps={chosen.save_maps!r} needs output_dir, the folder that maps are written to")
+    table = _read_columns(dataset)
     processes = accelerator or _OneProcess()
     model = model.to(accelerator.device if accelerator else model.device).eval()
     scorer = MethodScorer(model, methods, tokenizer, chosen.draws)
     if processor.resize != "square" and (bad := [n for n, one in scorer.methods.items() if one.mutual or one.resize]):
         raise ValueError(f"{', '.join(bad)} can't be judged beside images that aren't squares: leave resize='square'")
-    maps = None
-    if chosen.save_maps and output_dir is not None:
-        maps = _MapWriter(Path(output_dir, "maps", name), table, chosen.save_maps)
+    write_map = _MapWriter(Path(output_dir or "", "maps", name), table, chosen.save_maps)
     classes: dict[str, list[int]] = {}
     for index, class_name in enumerate(table["class_name"]):
         classes.setdefault(class_name, []).append(index)
-    with _records_folder(output_dir, name, accelerator) as folder:
+    with _records_folder(output_dir, name, processes) as folder:
         if processes.is_main_process:
             open_folder(folder, _run_key(scorer, processor, table, chosen), resume)
         processes.wait_for_everyone()
@@ -125,8 +123,7 @@ def evaluate_model(
 
             def note(record: Record) -> None:
                 bar.update(min(processes.num_processes, len(dataset) - bar.n))
-                if maps is not None and record.error is None:
-                    maps.write(record)
+                write_map(record)
 
             for one in unfinished:
                 good = [index for index in classes[one] if table["label"][index] == 0]
@@ -151,9 +148,12 @@ def evaluate_model(
         )
     if MUTUAL in methods:
         summary["notes"].append(f"{MUTUAL}: images of a class judge one another, so these are no zero-shot figures")
-    if maps is not None and (failed := _gather(maps.failed, processes)):
-        summary["unsaved_maps"] = failed
-    return summary
+    failed = write_map.failed
+    if processes.num_processes > 1:
+        from accelerate.utils import gather_object
+
+        failed = gather_object(failed)
+    return summary | ({"unsaved_maps": failed} if failed else {})
 
 
 def score_class(
@@ -169,27 +169,15 @@ def score_class(
 ) -> None:
     """Score a process's share of the images of one class that have no record yet, and write their records.
 
-    Args:
-        dataset: of `evaluate_model`.
-        indices: positions of the class's images in it.
-        good: of its normal ones, which references are drawn from.
-        records: of the class.
-        scorer, processor, settings: of the run.
-        processes: which share the images.
-        note: called with each record.
+    Positions are those of the class's images in the data set, and of its `good` ones, which references are drawn from;
+    `note` is called with each record.
     """
-    writer = RecordWriter(
-        records.folder,
-        records.methods,
-        exact=settings.is_exact(len(indices), scorer.model.config.image_size),
-        num_bins=settings.num_bins,
-        fpr_limit=settings.fpr_limit,
-        shard_size=settings.save_every * settings.batch_size,
-    )
     done = {*records.indices, *records.errors}
     remaining = [index for index in indices if index not in done]
     if not remaining:
         return
+    exact = settings.is_exact(len(indices), scorer.model.config.image_size)
+    writer = RecordWriter(records.folder, records.methods, settings, exact)
     others = other_processors(scorer, processor)
     prepare = partial(prepare_row, processor=processor, map_size=settings.map_size)
     loading: dict[str, Any] = {"batch_size": settings.batch_size, "num_workers": settings.num_workers}
@@ -277,7 +265,7 @@ def evaluate_sources(
     if output_dir is not None and processes.is_main_process:
         scorer = MethodScorer(model.eval(), methods[:1], tokenizer)
         pictures, not_drawn = make_samples(scorer, processor, sources, result, num_pictures, chosen.sigma)
-        write_results(result, output_dir, pictures, pixel_threshold=chosen.pixel_threshold, not_drawn=not_drawn)
+        not_drawn += write_results(result, output_dir, pictures, chosen.pixel_threshold)
         not_drawn += [line for entry in entries.values() for line in entry.get("unsaved_maps", ())]
         if not_drawn:
             result["not_drawn"] = not_drawn
@@ -317,23 +305,20 @@ class _OneProcess:
 
 
 class _MapWriter:
-    """Writes maps of the first method below a folder; `failed` lists those that could not be written, and why.
+    """Writes maps of the first method, if they are wanted (`kind` of `MAP_SUFFIXES`); `failed` lists those that could
+    not be written."""
 
-    Args:
-        folder: of the data set's maps.
-        table: columns of the data set.
-        suffix: of `MAP_SUFFIXES`: "png16", "png", "npy" or "tiff".
-    """
-
-    def __init__(self, folder: Path, table: Mapping[str, list], suffix: str):
-        self.folder, self.table, self.suffix = folder, table, suffix
+    def __init__(self, folder: Path, table: Mapping[str, list], kind: str | None):
+        self.folder, self.table, self.kind = folder, table, kind
         self.failed: list[str] = []
         self._full_disk = FullDisk()
 
-    def write(self, record: Record) -> None:
+    def __call__(self, record: Record) -> None:
         """Write the map of an image as `<class>/<defect>/<index>_<stem>`."""
+        if self.kind is None or record.error is not None:
+            return
         class_name, defect, path = (str(self.table[name][record.index] or "") for name in COLUMNS[3:])
-        name = f"{record.index:06d}_{safe_name(Path(path).stem or 'image')}{MAP_SUFFIXES[self.suffix]}"
+        name = f"{record.index:06d}_{safe_name(Path(path).stem or 'image')}{MAP_SUFFIXES[self.kind]}"
         name = f"{safe_name(class_name)}/{safe_name(defect or 'unknown')}/{name}"
         try:
             save_map(next(iter(record.result[1].values())), self.folder / name)
@@ -344,30 +329,20 @@ class _MapWriter:
             self._full_disk.clear()
 
 
-def _gather(lines: list[str], processes: Accelerator | _OneProcess) -> list[str]:
-    """The lines of all processes."""
-    if processes.num_processes == 1:
-        return lines
-    from accelerate.utils import gather_object
-
-    return gather_object(lines)
-
-
 @contextmanager
 def _records_folder(
-    output_dir: str | os.PathLike | None, name: str, accelerator: Accelerator | None
+    output_dir: str | os.PathLike | None, name: str, processes: Accelerator | _OneProcess
 ) -> Iterator[Path]:
     """The folder of a data set's records, a temporary one where there is no folder for results."""
     if output_dir is not None:
         yield Path(output_dir, "records", name)
         return
     with tempfile.TemporaryDirectory(prefix="anomalyclip-") as folder:
-        if accelerator is None or accelerator.num_processes == 1:
-            yield Path(folder)
-            return
-        from accelerate.utils import broadcast_object_list
+        if processes.num_processes > 1:
+            from accelerate.utils import broadcast_object_list
 
-        yield Path(broadcast_object_list([folder])[0])
+            folder = broadcast_object_list([folder])[0]
+        yield Path(folder)
 
 
 def _run_key(
@@ -375,5 +350,5 @@ def _run_key(
 ) -> str:
     """Digest of all that decides the numbers, so that the records of another run are never taken up."""
     judged = asdict(replace(settings, num_workers=0, save_every=1))
-    facts = [judged, table, list(scorer.methods), digest_model(scorer.model, processor)]
+    facts = ["records 2", judged, table, list(scorer.methods), digest_model(scorer.model, processor)]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

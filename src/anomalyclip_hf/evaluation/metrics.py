@@ -134,13 +134,8 @@ ASKED_METRICS = tuple(name for name in METRICS if name not in (*IMAGE_METRICS, *
 def asked_metrics(
     unit: str, threshold: float | None = None, fpr_limits: Iterable[float] = (), fpr_limit: float = 0.3
 ) -> tuple[str, ...]:
-    """Names of the metrics of a unit, "image" or "pixel": all of the usual ones, and those asked for.
-
-    Args:
-        unit: what is judged.
-        threshold: adds F1 at it, unless None.
-        fpr_limits: of `FPR_LIMITS`; each adds an AUPRO, but `fpr_limit`, which is that of `aupro` itself.
-    """
+    """Names of the metrics of a unit, "image" or "pixel": the usual ones, F1 at a threshold, and an AUPRO for each of
+    `fpr_limits` (of `FPR_LIMITS`) but `fpr_limit`, which is that of `aupro` itself."""
     limits = [] if unit == "image" else [limit for limit in fpr_limits if limit != fpr_limit]
     areas = [f"aupro_{limit:g}" for limit in limits]
     if unknown := [limit for limit, name in zip(limits, areas, strict=True) if name not in METRICS]:
@@ -152,26 +147,16 @@ def asked_metrics(
 def summarize(
     ranking: Ranking, names: Iterable[str], fpr_limit: float = 0.3, threshold: float = math.nan
 ) -> dict[str, Any]:
-    """Metrics of a ranking, undefined ones NaN.
-
-    Args:
-        ranking: counts of images or pixels, with `overlap` where there are regions.
-        names: keys of `METRICS`; those of images or those of pixels.
-        fpr_limit: highest false-positive rate of AUPRO, in (0, 1].
-        threshold: of F1.
-
-    Returns:
-        name to value, `<name>_threshold` beside an F1-max, and `reasons` (name to why it is NaN).
-    """
+    """Metrics (keys of `METRICS`) of a ranking, undefined ones NaN: name to value, `<name>_threshold` beside an F1-max
+    and `reasons` (name to why it is NaN)."""
     check_fpr_limit(fpr_limit)
     result: dict[str, Any] = {}
     reasons: dict[str, str] = {}
     for name in names:
         unit = "image" if name.startswith("image_") else "pixel"
         reason = why_undefined(ranking, needs_regions=name.startswith("aupro"), unit=unit)
-        value = (
-            math.nan if reason else METRICS[name].compute(ranking, threshold if name.endswith("_f1") else fpr_limit)
-        )
+        at = threshold if name.endswith("_f1") else fpr_limit
+        value = math.nan if reason else METRICS[name].compute(ranking, at)
         if name.endswith("f1_max"):
             result[name], result[f"{name}_threshold"] = value if isinstance(value, F1Max) else (math.nan, math.nan)
         else:

@@ -23,19 +23,9 @@ TEMPLATE = Path(__file__).parent.parent / "assets" / "model_card.md"
 TAGS = ["anomaly-detection", "zero-shot", "clip", "anomalyclip"]
 # Image in, map out, and no candidate labels, which zero-shot-image-classification would ask for.
 PIPELINE_TAG = "image-segmentation"
-ARXIV = "https://arxiv.org/abs/2310.18961"
 
 # Metrics of an evaluation that the Hub has a name for; others are not shown.
 SHOWN = [key for key, metric in METRICS.items() if metric.hub_type]
-ALIASES = {"pixel_aupro": "aupro"}
-# field of a training record -> what the card calls it; other fields keep their names.
-TRAINING_NAMES = {
-    "dataset": "data",
-    "dataset_license": "license of the data",
-    "learning_rate": "learning rate",
-    "batch_size": "batch size",
-    "num_images": "images",
-}
 
 
 def make_model_card(
@@ -53,7 +43,7 @@ def make_model_card(
     Args:
         model ([`AnomalyCLIPModel`]).
         results (path or `dict`, *optional*): the evaluator's `results.json`: `{"datasets": {name: {"title": ...,
-            "mean": {"image_auroc": ..., ...}}}}`, values in [0, 1]; or with `methods`, the first of which is taken.
+            "mean": {"image_auroc": ..., ...}}}}`, values in [0, 1].
         training (path or `dict`, *optional*): what to say of the training, such as `{"dataset": "MVTec AD, test
             split", "dataset_license": "CC BY-NC-SA 4.0", "dataset_id": "user/name", "epochs": 15, "seed": 111}`.
             `dataset_id`, a data set on the Hub, goes into the metadata.
@@ -98,7 +88,12 @@ def make_model_card(
         template_str=TEMPLATE.read_text(encoding="utf-8"),
         title=name if name.lower().startswith("anomalyclip") else f"{name}: AnomalyCLIP",
         kind=kind,
-        facts=list(_facts(model, base, prompts_file).items()),
+        config=config,
+        image_threshold=config.image_threshold,  # `save_thresholds` fills this part anew
+        pixel_threshold=config.pixel_threshold,
+        base=os.path.basename(base) if base is not None and in_folder else base,  # others need not know the folder
+        prompts_sha256=prompts_checksum(model),
+        prompts_file_sha256=prompts_file and hashlib.sha256(Path(prompts_file).read_bytes()).hexdigest(),
         repo_id=repo_id or "user/name",
         base_folder=kind == "prompts" and in_folder,
         base_in_package=kind == "prompts" and in_package,
@@ -107,11 +102,7 @@ def make_model_card(
             {"name": title, "values": [percent(mean.get(key)) for key in shown]} for title, mean in means.values()
         ],
         metrics=[_card_title(key) for key in shown],
-        training=[(TRAINING_NAMES.get(key, key), value) for key, value in recorded.items() if value is not None],
-        image_threshold=config.image_threshold,
-        pixel_threshold=config.pixel_threshold,
-        patch_size=config.vision_config.patch_size,
-        image_size=config.image_size,
+        training=[(key.replace("_", " "), value) for key, value in recorded.items() if value is not None],
     )
 
 
@@ -124,27 +115,6 @@ def prompts_checksum(model: AnomalyCLIPModel) -> str:
     for tensor in tensors:
         digest.update(tensor.detach().cpu().float().contiguous().numpy().astype("<f4").tobytes())
     return digest.hexdigest()
-
-
-def _facts(model: AnomalyCLIPModel, base: str | None, prompts_file: str | os.PathLike | None) -> dict[str, str]:
-    config = model.config
-    revision = f" at revision `{config.base_model_revision}`" if config.base_model_revision else ""
-    facts = {"method": f"[AnomalyCLIP]({ARXIV}), Zhou et al., ICLR 2024"}
-    if base:
-        facts["base model"] = f"`{base if not os.path.isabs(base) else os.path.basename(base)}`{revision}"
-    facts["input"] = f"{config.image_size} x {config.image_size} pixels"
-    facts["feature layers"] = f"{config.feature_layers} of {config.vision_config.num_hidden_layers}"
-    facts["refined layers (DPAM)"] = f"the last {config.dpam_layers}, {config.dpam_attention} attention"
-    facts["prompts"] = (
-        f"text-free: two vectors of width {config.projection_dim} for the image and for each feature layer"
-        if config.prompt_type == "free"
-        else f"{config.prompt_length} learned words each; deep prompts of {config.deep_prompt_length} tokens in "
-        f"{config.deep_prompt_depth - 1} text layers"
-    )
-    if prompts_file is not None:
-        facts["SHA-256 of prompts.safetensors"] = f"`{hashlib.sha256(Path(prompts_file).read_bytes()).hexdigest()}`"
-    facts["SHA-256 of the learned values"] = f"`{prompts_checksum(model)}`"
-    return facts
 
 
 def _read(source: str | os.PathLike | Mapping[str, Any] | None, name: str) -> Mapping[str, Any]:
@@ -163,9 +133,7 @@ def _mean(name: str, entry: Any) -> tuple[str, dict[str, float]]:
     """Title and finite means of one data set."""
     if not isinstance(entry, Mapping):
         raise ValueError(f"results['datasets'][{name!r}] is a {type(entry).__name__}, expected an object")
-    methods = entry.get("methods")
-    main = next(iter(methods.values())) if isinstance(methods, Mapping) and methods else entry
-    mean = {ALIASES.get(key, key): value for key, value in (main.get("mean") or {}).items()}
+    mean = entry.get("mean") or {}
     numbers = {key: float(mean[key]) for key in SHOWN if isinstance(mean.get(key), int | float)}
     return str(entry.get("title") or name), {key: value for key, value in numbers.items() if math.isfinite(value)}
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -28,6 +29,9 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 STYLES = ("-", "--", "-.", ":")
 NORMAL_COLOR, ANOMALOUS_COLOR = COLORS[0], COLORS[1]
 NUM_BINS = 40  # of a histogram
+# A "$" in a name is no mathematics.
+OWN_STYLE = {"savefig.dpi": 150, "svg.fonttype": "none", "svg.hashsalt": "0", "text.parse_math": False}
+STYLE: list[str | dict[str, Any]] = ["seaborn-v0_8-whitegrid", "seaborn-v0_8-paper", OWN_STYLE]
 
 _AXES = {
     "roc": ("ROC", "false-positive rate", "true-positive rate"),
@@ -48,23 +52,20 @@ def plot_metric_curves(curves: Mapping[str, Mapping[str, Curve]], path: Target, 
     kinds = [kind for kind in _AXES if any(kind in lines for lines in curves.values())]
     if not kinds:
         raise ValueError("curves holds none of roc, pr, pro: they are empty where a class has no anomaly")
-    figure, axes = _figure(len(kinds), 1, (3.6, 3.5))
-    for axis, kind in zip(axes, kinds, strict=True):
-        heading, x_name, y_name = _AXES[kind]
-        for number, (name, lines) in enumerate(curves.items()):
-            if kind in lines:
-                axis.plot(*lines[kind], label=_label(name), **_line(number))
-        if kind == "roc":
-            axis.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, linestyle=":", zorder=0)
-        if kind == "pro":
-            axis.axvspan(0, fpr_limit, color="#000000", alpha=0.06, linewidth=0, zorder=0)
-            heading += " (shaded: AUPRO)"
-        _name(axis, heading, x_name, y_name)
-        axis.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02))
-        axis.set_aspect("equal")
-    if len(curves) > 1:
-        _outside_legend(figure, axes[0], len(curves))
-    _save(figure, path)
+    with _drawing(path, len(kinds), 1, (3.6, 3.5)) as (figure, axes):
+        for axis, kind in zip(axes, kinds, strict=True):
+            heading, x_name, y_name = _AXES[kind]
+            for number, (name, lines) in enumerate(curves.items()):
+                if kind in lines:
+                    axis.plot(*lines[kind], label=_label(name), **_line(number))
+            if kind == "roc":
+                axis.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, linestyle=":", zorder=0)
+            if kind == "pro":
+                axis.axvspan(0, fpr_limit, color="#000000", alpha=0.06, linewidth=0, zorder=0)
+                heading += " (shaded: AUPRO)"
+            axis.set(title=heading, xlabel=x_name, ylabel=y_name, xlim=(-0.01, 1.01), ylim=(-0.01, 1.02), aspect=1)
+        if len(curves) > 1:
+            _outside_legend(figure, axes[0])
 
 
 def plot_score_histograms(scores: Values, labels: Values, path: Target, classes: Sequence[str] | None = None) -> None:
@@ -77,28 +78,24 @@ def plot_score_histograms(scores: Values, labels: Values, path: Target, classes:
         classes: `(N,)` class of each image; None puts all in one panel.
     """
     scores, labels = to_numpy(scores).astype(np.float64), to_numpy(labels)
-    if scores.ndim != 1 or len(scores) == 0 or labels.shape != scores.shape:
-        raise ValueError(f"scores have shape {scores.shape}, labels {labels.shape}: both should be (N,), N > 0")
     names = np.asarray(["all images"] * len(scores) if classes is None else list(classes))
-    if len(names) != len(scores):
-        raise ValueError(f"{len(names)} classes but {len(scores)} scores: give one class for each score")
+    if len(scores) == 0 or not scores.shape == labels.shape == names.shape == (len(scores),):
+        shapes = f"{scores.shape}, {labels.shape} and {names.shape}"
+        raise ValueError(f"scores, labels and classes have the shapes {shapes}: expected (N,) of each, N > 0")
     panels = sorted(set(names.tolist()))
     columns = min(len(panels), 4)
-    figure, axes = _figure(columns, -(-len(panels) // columns), (3.0 if columns > 1 else 5.0, 2.2))
-    low, high = float(scores.min()), float(scores.max())
-    edges = np.linspace(low, high if high > low else low + 1.0, NUM_BINS + 1)
-    for axis, name in zip(axes, panels, strict=False):
-        for label, color, text in ((0, NORMAL_COLOR, "normal"), (1, ANOMALOUS_COLOR, "anomalous")):
-            chosen = scores[(names == name) & (labels == label)]
-            style: dict[str, Any] = {"facecolor": color, "edgecolor": color, "hatch": "///" if label else None}
-            axis.hist(chosen, edges.tolist(), label=text, histtype="stepfilled", linewidth=1.0, alpha=0.5, **style)
-        _name(axis, _label(name, 26), "anomaly score", "images")
-        axis.set_xlim(edges[0], edges[-1])
-        axis.locator_params(axis="y", integer=True)
-    for axis in axes[len(panels) :]:
-        axis.set_visible(False)
-    _outside_legend(figure, axes[0], 2)
-    _save(figure, path)
+    edges = np.linspace(scores.min(), scores.max() if scores.max() > scores.min() else scores.min() + 1, NUM_BINS + 1)
+    with _drawing(path, columns, -(-len(panels) // columns), (3.0 if columns > 1 else 5.0, 2.2)) as (figure, axes):
+        for axis, name in zip(axes, panels, strict=False):
+            for label, color, text in ((0, NORMAL_COLOR, "normal"), (1, ANOMALOUS_COLOR, "anomalous")):
+                chosen = scores[(names == name) & (labels == label)]
+                style: dict[str, Any] = {"facecolor": color, "edgecolor": color, "hatch": "///" if label else None}
+                axis.hist(chosen, edges.tolist(), label=text, histtype="stepfilled", linewidth=1.0, alpha=0.5, **style)
+            axis.set(title=_label(name, 26), xlabel="anomaly score", ylabel="images", xlim=(edges[0], edges[-1]))
+            axis.locator_params(axis="y", integer=True)
+        for axis in axes[len(panels) :]:
+            axis.set_visible(False)
+        _outside_legend(figure, axes[0])
 
 
 def plot_curves(history: Sequence[Mapping[str, Any]], path: Target, x: str = "epoch", title: str = "") -> None:
@@ -110,8 +107,6 @@ def plot_curves(history: Sequence[Mapping[str, Any]], path: Target, x: str = "ep
         x: key of the horizontal axis; the position in `history` where absent.
         title: heading.
     """
-    if not history:
-        raise ValueError("history is empty but at least one entry is expected")
     skipped = {x, "epoch", "step", "lr", "learning_rate", "seconds"}
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {"loss": {}, "validation": {}}
     for place, entry in enumerate(history):
@@ -121,16 +116,16 @@ def plot_curves(history: Sequence[Mapping[str, Any]], path: Target, x: str = "ep
                 series.append((float(entry.get(x, place)), float(value)))
     panels = {heading: lines for heading, lines in panels.items() if lines}
     if not panels:
-        raise ValueError(f"history has no numbers to plot: its keys are {sorted(history[0])}")
-    figure, axes = _figure(len(panels), 1, (4.6, 3.2), title)
-    for axis, (heading, lines) in zip(axes, panels.items(), strict=True):
-        for number, (key, points) in enumerate(lines.items()):
-            marker = "o" if len(points) <= 30 else None
-            axis.plot(*zip(*points, strict=True), label=key, marker=marker, markersize=3, **_line(number))
-        _name(axis, heading, x, "")
-        axis.locator_params(axis="x", integer=True)
-        axis.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
-    _save(figure, path)
+        raise ValueError(f"none of the {len(history)} entries of history has numbers to plot")
+    with _drawing(path, len(panels), 1, (4.6, 3.2)) as (figure, axes):
+        figure.suptitle(title)
+        for axis, (heading, lines) in zip(axes, panels.items(), strict=True):
+            for number, (key, points) in enumerate(lines.items()):
+                marker = "o" if len(points) <= 30 else None
+                axis.plot(*zip(*points, strict=True), label=key, marker=marker, **_line(number))
+            axis.set(title=heading, xlabel=x)
+            axis.locator_params(axis="x", integer=True)
+            axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
 
 
 def _label(name: str, length: int = 40) -> str:
@@ -143,47 +138,27 @@ def _label(name: str, length: int = 40) -> str:
 
 def _line(number: int) -> dict[str, Any]:
     style = STYLES[number // len(COLORS) % len(STYLES)]
-    return {"color": COLORS[number % len(COLORS)], "linestyle": style, "linewidth": 1.4}
+    return {"color": COLORS[number % len(COLORS)], "linestyle": style}
 
 
-def _figure(columns: int, rows: int, panel: tuple[float, float], title: str = "") -> tuple[Figure, list[Axes]]:
+def _outside_legend(figure: Figure, axis: Axes) -> None:
+    handles, names = axis.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 6))
+
+
+@contextmanager
+def _drawing(path: Target, columns: int, rows: int, panel: tuple[float, float]) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A figure with panels of a size in inches, written when the block ends."""
     # The object interface: pyplot would keep figures alive and pick a display.
+    from matplotlib import style
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(columns * panel[0], rows * panel[1] + (0.3 if title else 0)), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
-    for axis in axes:
-        axis.tick_params(labelsize=7)
-        axis.grid(color="#e6e6e6", linewidth=0.6)
-        axis.set_axisbelow(True)
-        axis.spines[["top", "right"]].set_visible(False)
-    if title:
-        figure.suptitle(title, fontsize=10)
-    return figure, axes
-
-
-def _name(axis: Axes, heading: str, x_name: str, y_name: str) -> None:
-    axis.set_title(heading, fontsize=9)
-    axis.set_xlabel(x_name, fontsize=8)
-    axis.set_ylabel(y_name, fontsize=8)
-
-
-def _outside_legend(figure: Figure, axis: Axes, entries: int) -> None:
-    handles, names = axis.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=min(entries, 6), fontsize=7, frameon=False)
-
-
-def _save(figure: Figure, path: Target) -> None:
-    import matplotlib
-    from matplotlib.text import Text
-
-    for text in figure.findobj(Text):
-        text.set_parse_math(False)  # a "$" in a name is no mathematics
-    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "0"}
-    with matplotlib.rc_context(settings), warnings.catch_warnings():
+    with style.context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of scripts that the font lacks
+        figure = Figure(figsize=(columns * panel[0], rows * panel[1]), layout="constrained")
+        yield figure, figure.subplots(rows, columns, squeeze=False).ravel().tolist()
         if isinstance(path, io.BytesIO):
             figure.savefig(path, format="svg")
             return
         with atomic_path(path) as temporary:
-            figure.savefig(temporary, dpi=150)
+            figure.savefig(temporary)

@@ -70,14 +70,8 @@ PUBLISHED = {
 
 
 def paper_results(name: str) -> dict[str, Any] | None:
-    """Published numbers of a data set as shares: `mean`, `classes` and `log_mean` from the authors' released log.
-
-    Args:
-        name (`str`): of the data set, as in `LAYOUTS`.
-
-    Returns:
-        None where nothing was published.
-    """
+    """Published numbers of a data set of `LAYOUTS` as shares: `mean`, `classes` and `log_mean` from the authors'
+    released log; None where nothing was published."""
     layout = find_layout(name)
     key = name if layout is None else layout.name
     if key not in PUBLISHED:

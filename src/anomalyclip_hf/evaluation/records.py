@@ -1,10 +1,10 @@
 """Records of an evaluation on disk: what was scored is there, what is not is still to be scored.
 
 A folder holds the records of one data set, `run.json` what they depend on, and a folder for each class. There lie
-shards named by their first image. `<position>.parquet` has a row for each image; beside it are the pixels that can be
-judged, whole (`.maps.npy` and `.masks.npy`, memory-mapped) or counted (`.<number of the method>.npz`). The table is
-written last, so that a shard is complete where it has one. `class.json` are the metrics of the class, which take the
-pixels' place.
+shards named by their first image. `<position>.parquet` has a row for each image; `<position>.npz` beside it has the
+pixels that can be judged, whole (`map <method> <position>`, `mask <position>`) or counted (`count <method> ...`). The
+table is written last, so that a shard is complete where it has one. `class.json` are the metrics of the class, which
+take the pixels' place.
 """
 
 from __future__ import annotations
@@ -20,18 +20,15 @@ import numpy as np
 
 from ..data.files import atomic_path, safe_name
 from ..scoring.engine import Record
+from .settings import EvaluationSettings
 from .streaming import StreamingPixelMetrics
 
 MAX_BUFFER = 2**24  # pixels of whole maps held before a shard is written
-_SHARD = re.compile(r"\d{8}\.(parquet|maps\.npy|masks\.npy|\d+\.npz)")
+_SHARD = re.compile(r"\d{8}\.(parquet|npz)")
 
 
 class ClassRecords:
-    """The records of one class, of all processes.
-
-    Args:
-        folder: of the class.
-        methods: their names, in order.
+    """The records of one class in its folder, of all processes.
 
     Attributes:
         indices, scores: positions of the scored images, and method to their scores, in the data set's order;
@@ -47,14 +44,12 @@ class ClassRecords:
         """Take up what lies in the folder now."""
         from pyarrow import parquet
 
-        self._shards = {
-            shard: parquet.read_table(shard).to_pylist() for shard in sorted(self.folder.glob("*.parquet"))
-        }
-        rows = sorted((row for shard in self._shards.values() for row in shard), key=lambda row: row["index"])
+        shards = [parquet.read_table(shard).to_pylist() for shard in self.folder.glob("*.parquet")]
+        rows = sorted((row for shard in shards for row in shard), key=lambda row: row["index"])
         scored = [row for row in rows if row["error"] is None]
         self.indices: list[int] = [row["index"] for row in scored]
         self.errors: dict[int, str] = {row["index"]: row["error"] for row in rows if row["error"] is not None}
-        self._has_truth = [bool(row["height"]) for row in scored]
+        self._has_truth = [row["has_truth"] for row in scored]
         self.scores: dict[str, list[float | None]] = {
             name: [row[f"score {name}"] for row in scored] for name in self.methods
         }
@@ -69,21 +64,15 @@ class ClassRecords:
         place = self.methods.index(method)
         whole: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         counted: StreamingPixelMetrics | None = None
-        for shard, rows in self._shards.items():
-            if (file := shard.with_suffix(f".{place}.npz")).is_file():
-                with np.load(file, allow_pickle=False) as state:
-                    part = StreamingPixelMetrics.from_state_dict(dict(state))
-                counted = part if counted is None else counted.merge(part)
-            elif (file := shard.with_suffix(".maps.npy")).is_file():
-                maps = np.load(file, mmap_mode="r")[place]
-                masks = np.load(shard.with_suffix(".masks.npy"), mmap_mode="r")
-                end = 0
-                for row in rows:
-                    if row["height"]:
-                        shape = row["height"], row["width"]
-                        start, end = end, end + shape[0] * shape[1]
-                        if row[f"score {method}"] is not None:
-                            whole[row["index"]] = maps[start:end].reshape(shape), masks[start:end].reshape(shape)
+        for shard in sorted(self.folder.glob("*.parquet")):
+            if not (file := shard.with_suffix(".npz")).is_file():
+                continue
+            with np.load(file, allow_pickle=False) as stored:
+                if state := _below(stored, f"count {place} "):
+                    part = StreamingPixelMetrics.from_state_dict(state)
+                    counted = part if counted is None else counted.merge(part)
+                for index, anomaly_map in _below(stored, f"map {place} ").items():
+                    whole[int(index)] = anomaly_map, stored[f"mask {index}"]
         if not whole:
             return counted
         ordered = [whole[index] for index in sorted(whole)]
@@ -100,62 +89,45 @@ class ClassRecords:
         """Keep the metrics of the class in place of its pixels."""
         with atomic_path(self.folder / "class.json") as temporary:
             temporary.write_text(json.dumps(metrics), encoding="utf-8")
-        for file in self.folder.iterdir():
-            if _SHARD.fullmatch(file.name) and file.suffix != ".parquet":
+        for file in self.folder.glob("*.npz"):
+            if _SHARD.fullmatch(file.name):
                 file.unlink()
 
 
 class RecordWriter:
-    """Writes the shards of one class, by one process.
+    """Writes the shards of one class, by one process: whole maps in float32 where `exact`, else pixels counted in
+    bins."""
 
-    Args:
-        folder: of the class.
-        methods: their names, in order.
-        exact: keep whole maps in float32 instead of counting pixels in bins.
-        num_bins, fpr_limit: as in [`StreamingPixelMetrics`].
-        shard_size: images of a shard; less where the maps of so many are large.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        methods: Sequence[str],
-        exact: bool = False,
-        num_bins: int = 2**20,
-        fpr_limit: float = 0.3,
-        shard_size: int = 400,
-    ):
-        self.folder, self.methods, self.exact, self.shard_size = folder, list(methods), exact, shard_size
-        self.num_bins, self.fpr_limit = num_bins, fpr_limit
+    def __init__(self, folder: Path, methods: Sequence[str], settings: EvaluationSettings, exact: bool):
+        self.folder, self.methods, self.settings, self.exact = folder, list(methods), settings, exact
         self._start()
 
     def _start(self) -> None:
-        self._rows: list[dict[str, int | float | str | None]] = []
-        self._maps: list[np.ndarray] = []  # (methods, pixels) of an image
-        self._masks: list[np.ndarray] = []
-        self._counts = (
-            [] if self.exact else [StreamingPixelMetrics(self.num_bins, self.fpr_limit) for _ in self.methods]
-        )
+        self._rows: list[dict[str, int | float | str | bool | None]] = []
+        self._pixels: dict[str, np.ndarray] = {}
+        self._counts: dict[int, StreamingPixelMetrics] = {}
 
     def add(self, record: Record) -> None:
         """Add an image: its result are method to score and method to map `(H, W)`, of the methods that judge it; its
         item has the `mask`."""
-        none: tuple[dict[str, float], dict[str, np.ndarray]] = {}, {}
-        scores, maps = record.result or none
+        scores: dict[str, float] = record.result[0] if record.result else {}
+        maps: dict[str, np.ndarray] = record.result[1] if record.result else {}
         mask = record.item.mask if maps else None
-        height, width = (None, None) if mask is None else mask.shape
-        row = {"index": record.index, "error": record.error, "height": height, "width": width}
+        row: dict[str, Any] = {"index": record.index, "error": record.error, "has_truth": mask is not None}
         self._rows.append(row | {f"score {name}": scores.get(name) for name in self.methods})
         if mask is not None and self.exact:
-            nothing = np.zeros(mask.shape, np.float32)
-            stacked = np.stack([maps.get(name, nothing).ravel() for name in self.methods])
-            self._maps.append(stacked.astype(np.float32, copy=False))
-            self._masks.append(mask.ravel())
-        elif mask is not None:
-            for name, counts in zip(self.methods, self._counts, strict=True):
-                if name in maps:
-                    counts.update([maps[name]], [mask])
-        if len(self._rows) >= self.shard_size or sum(one.size for one in self._maps) >= MAX_BUFFER:
+            self._pixels[f"mask {record.index}"] = mask
+        for place, name in enumerate(self.methods):
+            if mask is None or name not in maps:
+                continue
+            if self.exact:
+                self._pixels[f"map {place} {record.index}"] = maps[name].astype(np.float32, copy=False)
+                continue
+            if place not in self._counts:
+                self._counts[place] = StreamingPixelMetrics(self.settings.num_bins, self.settings.fpr_limit)
+            self._counts[place].update([maps[name]], [mask])
+        size = self.settings.save_every * self.settings.batch_size
+        if len(self._rows) >= size or sum(one.size for one in self._pixels.values()) >= MAX_BUFFER:
             self.flush()
 
     def flush(self) -> None:
@@ -166,15 +138,12 @@ class RecordWriter:
         from pyarrow import parquet
 
         shard = self.folder / f"{self._rows[0]['index']:08d}.parquet"
-        if self._maps:
-            for kind, arrays in (("maps", self._maps), ("masks", self._masks)):
-                with atomic_path(shard.with_suffix(f".{kind}.npy")) as temporary:
-                    np.save(temporary, np.concatenate(arrays, axis=-1), allow_pickle=False)
-        for place, counts in enumerate(self._counts):
-            if counts.num_images:
-                with atomic_path(shard.with_suffix(f".{place}.npz")) as temporary:
-                    np.savez(temporary, allow_pickle=False, **counts.state_dict())
-        types = {"index": pa.int64(), "error": pa.string(), "height": pa.int32(), "width": pa.int32()}
+        for place, counts in self._counts.items():
+            self._pixels |= {f"count {place} {name}": value for name, value in counts.state_dict().items()}
+        if self._pixels:
+            with atomic_path(shard.with_suffix(".npz")) as temporary:
+                np.savez(temporary, allow_pickle=False, **self._pixels)
+        types = {"index": pa.int64(), "error": pa.string(), "has_truth": pa.bool_()}
         schema = pa.schema([(name, types.get(name, pa.float64())) for name in self._rows[0]])
         with atomic_path(shard) as temporary:
             parquet.write_table(pa.Table.from_pylist(self._rows, schema=schema), temporary)
@@ -187,13 +156,8 @@ def class_folder(folder: Path, class_name: str) -> Path:
 
 
 def open_folder(folder: Path, key: str, resume: bool) -> None:
-    """Make the folder of a data set's records; records of another run are forgotten.
-
-    Args:
-        folder: made if absent; files in it that are no records stay.
-        key: digest of what the records depend on.
-        resume: keep the records of a run of the same key.
-    """
+    """Make the folder of a data set's records; those of another run (whose `key` differs), or without `resume` all,
+    are forgotten, while files that are no records stay."""
     note = folder / "run.json"
     try:
         known = json.loads(note.read_text(encoding="utf-8")).get("key")
@@ -208,6 +172,11 @@ def open_folder(folder: Path, key: str, resume: bool) -> None:
     if not keep:
         with atomic_path(note) as temporary:
             temporary.write_text(json.dumps({"key": key}), encoding="utf-8")
+
+
+def _below(stored: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The arrays of a file whose names start with a prefix, by what follows it."""
+    return {name.removeprefix(prefix): stored[name] for name in stored if name.startswith(prefix)}
 
 
 def _is_sound(folder: Path) -> bool:

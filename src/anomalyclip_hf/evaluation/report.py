@@ -6,9 +6,7 @@ import base64
 import heapq
 import io
 import json
-import math
 import os
-import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,11 +25,11 @@ from ..scoring.writing import SETTINGS, SKIPPED, read_records
 from .metrics import Curve, thin
 from .plots import plot_metric_curves, plot_score_histograms
 from .tables import class_table, method_table, reasons_of
-from .visualization import COLUMNS, Sample, caption, picture_row
+from .visualization import COLUMNS, Sample, caption, fit_scale, picture_row
 
 TEMPLATE = Path(__file__).parent.parent / "assets" / "report.html"
 MAX_POINTS = 120  # of a curve
-NUM_WORST, NUM_OTHERS, NUM_SKIPPED = 200, 50, 50  # pictures, and lines, of a prediction's report: a few megabytes
+NUM_WORST, NUM_SKIPPED = 200, 50  # pictures, and lines, of a prediction's report: a few megabytes
 THUMBNAIL = 224  # pixels of their longer side
 STEPS = 100  # of the filter by score
 SHOWN_BY_BROWSERS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
@@ -41,26 +39,23 @@ def write_report(
     result: Mapping[str, Any],
     path: str | os.PathLike,
     samples: Mapping[str, Sequence[Sample]] | None = None,
-    vmin: float = 0.0,
-    vmax: float = 1.0,
     pixel_threshold: float | None = None,
-    title: str = "Anomaly detection report",
 ) -> None:
-    """Write the report of a run.
+    """Write the report of a run, all its maps on one scale.
 
     Args:
         result: of `evaluate_sources`; the `classes` of each of its `datasets` will do, what is missing is left out.
         path: HTML file to write.
         samples: heading to samples, such as `{"Worst misses": [...], "Worst false alarms": [...]}`.
-        vmin, vmax: one scale for all maps.
         pixel_threshold: adds the predicted masks.
-        title: heading of the page.
 
     Raises:
         ValueError: `result` has no data set.
     """
     if not result.get("datasets"):
         raise ValueError(f"result has no entry in 'datasets' (its keys: {sorted(result)}): give an evaluator's result")
+    maps = [sample.anomaly_map for group in (samples or {}).values() for sample in group]
+    vmin, vmax = fit_scale(maps) if maps else (0.0, 1.0)
     columns = COLUMNS if pixel_threshold is not None else COLUMNS[:-1]
     groups = {
         heading: [
@@ -72,7 +67,7 @@ def write_report(
     facts = {**result.get("model", {}), **result.get("settings", {}), **result.get("versions", {})}
     _write_page(
         path,
-        title=title,
+        title="AnomalyCLIP evaluation",
         facts=facts,
         vmin=vmin,
         vmax=vmax,
@@ -86,8 +81,8 @@ def write_report(
 def write_prediction_report(output_dir: str | os.PathLike) -> None:
     """Write `report.html` of a prediction that has ended: pictures with the highest scores first, a filter by score.
 
-    It holds small pictures of the `NUM_WORST` highest scores and of `NUM_OTHERS` others, picked by chance; a click
-    opens the overlay, or the image where there is none. Records are read one by one, so that memory does not grow.
+    It holds small pictures of the `NUM_WORST` highest scores; a click opens the overlay, or the image where there is
+    none. Records are read one by one.
 
     Args:
         output_dir: of `predict_files` or `predict_dataset`.
@@ -98,27 +93,30 @@ def write_prediction_report(output_dir: str | os.PathLike) -> None:
     """
     output = Path(output_dir)
     facts = json.loads((output / SETTINGS).read_text(encoding="utf-8"))
-    counts, low, high = Counter[str](), math.inf, -math.inf
+    counts, found = Counter[str](), []
     for record in read_records(output):
         counts.update(["images scored", str(record.get("label"))], regions=len(record.get("regions", ())))
-        low, high = min(low, record["score"]), max(high, record["score"])
-    if not counts:
+        found.append(record["score"])
+    if not found:
         raise ValueError(f"{output} holds no scored image to report")
-    threshold = facts.get("image_threshold")
+    scores, threshold = np.sort(found), facts.get("image_threshold")
+    low, high = scores[[0, -1]].tolist()
     steps = np.linspace(low, high, STEPS + 1).tolist() if low < high else [low]
     if threshold is not None and low < threshold < high:
         steps = sorted({*steps, threshold})
-    num_of_step, worst, others = _sort_out(output, steps)
-    skipped = [f"{one_line(one['path'])}: {one_line(one['error'])}" for one in _first_skipped(output, counts)]
+    at_least = len(scores) - np.searchsorted(scores, steps)
+    bars = np.log1p(at_least - np.append(at_least[1:], 0))
+    worst = heapq.nlargest(NUM_WORST, read_records(output), key=lambda record: record["score"])
     summary: dict[str, int | str] = {"images scored": counts["images scored"]}
     if threshold is not None:
         share = f"{counts['anomalous']:,} ({counts['anomalous'] / counts['images scored']:.1%})"
         summary[f"anomalous ({threshold:.4g} or more)"] = share
+    skipped = _first_skipped(output, counts)
     summary |= {name: counts[name] for name in ("regions", "inputs skipped") if counts[name]}
     reading = {name: facts[name] for name in READING if facts.get(name) is not None}
-    names = iter(relative_names([one["path"] for one in (*worst, *others)]))
-    drawn = [[_card(output, one, next(names), reading) for one in cards] for cards in (worst, others)]
-    highest = math.log1p(max(num_of_step))
+    names = relative_names([one["path"] for one in worst])
+    is_all = len(worst) == counts["images scored"]
+    heading = "All images, worst first" if is_all else f"The {len(worst)} highest scores, worst first"
     _write_page(
         output / "report.html",
         title="Anomalies found",
@@ -128,51 +126,25 @@ def write_prediction_report(output_dir: str | os.PathLike) -> None:
         gallery={
             "summary": {name: f"{one:,}" if isinstance(one, int) else one for name, one in summary.items()},
             "steps": steps,
-            "at_least": np.cumsum(num_of_step[::-1])[::-1].tolist(),
-            "bars": [round(100 * math.log1p(one) / highest, 1) for one in num_of_step],
+            "at_least": at_least.tolist(),
+            "bars": (100 * bars / bars.max()).round(1).tolist(),
             "threshold": steps.index(threshold) if threshold in steps else None,
-            "groups": dict(zip(_headings(counts["images scored"], len(worst), len(others)), drawn, strict=True)),
+            "groups": {heading: [_card(output, *pair, reading) for pair in zip(worst, names, strict=True)]},
             "skipped": skipped,
             "num_skipped": counts["inputs skipped"],
         },
     )
 
 
-def _first_skipped(output: Path, counts: Counter[str]) -> list[dict[str, Any]]:
-    """The first `NUM_SKIPPED` inputs that were not scored; all are counted."""
-    first: list[dict[str, Any]] = []
+def _first_skipped(output: Path, counts: Counter[str]) -> list[str]:
+    """The first `NUM_SKIPPED` inputs that were not scored, and why; all are counted."""
+    first: list[str] = []
     if (output / SKIPPED).is_file():
         for entry in read_records(output, SKIPPED):
             counts["inputs skipped"] += 1
-            first += [entry] if len(first) < NUM_SKIPPED else []
+            if len(first) < NUM_SKIPPED:
+                first.append(f"{one_line(entry['path'])}: {one_line(entry['error'])}")
     return first
-
-
-def _sort_out(output: Path, steps: list[float]) -> tuple[list[int], list[dict], list[dict]]:
-    """How many records score from each step up to the next; the `NUM_WORST` highest, and some others, by score."""
-    num_of_step, chance = [0] * len(steps), random.Random(0)
-    worst: list[tuple[float, int, dict]] = []
-    others: list[tuple[float, int, dict]] = []
-    num_others = 0
-    for number, record in enumerate(read_records(output)):
-        num_of_step[int(np.searchsorted(steps, record["score"], side="right")) - 1] += 1
-        kept = {**record, "regions": len(record["regions"]) if "regions" in record else None}
-        one = (record["score"], -number, kept)
-        if len(worst) < NUM_WORST:
-            heapq.heappush(worst, one)
-            continue
-        one, num_others = heapq.heappushpop(worst, one), num_others + 1
-        if len(others) < NUM_OTHERS:
-            others.append(one)
-        elif (place := chance.randrange(num_others)) < NUM_OTHERS:
-            others[place] = one
-    by_score = ([record for _, _, record in sorted(group, reverse=True)] for group in (worst, others))
-    return num_of_step, next(by_score), next(by_score)
-
-
-def _headings(num_scored: int, num_worst: int, num_others: int) -> tuple[str, str]:
-    first = "All images, worst first" if num_worst == num_scored else f"The {num_worst} highest scores, worst first"
-    return first, f"{num_others} of the other {num_scored - num_worst:,}, picked by chance"
 
 
 def _card(output: Path, record: Mapping[str, Any], name: str, reading: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,7 +163,7 @@ def _card(output: Path, record: Mapping[str, Any], name: str, reading: Mapping[s
         "path": one_line(path),
         "score": record["score"],
         "label": record.get("label"),
-        "regions": record["regions"],
+        "regions": len(record["regions"]) if "regions" in record else None,
         "source": source,
         "size": picture.size if source else None,
         "link": quote(os.fsencode(link)) if link.lower().endswith(SHOWN_BY_BROWSERS) else None,

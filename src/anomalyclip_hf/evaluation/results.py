@@ -6,11 +6,9 @@ All metrics are shares in [0, 1] in JSON and in memory, and percentages in table
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,14 +18,11 @@ from .metrics import ASKED_METRICS
 from .model_card import prompts_checksum
 from .report import write_report
 from .tables import class_table, method_table, reasons_of
-from .visualization import contact_sheet, fit_scale
 
 if TYPE_CHECKING:
     from .. import AnomalyCLIPModel
     from .visualization import Sample
 
-MAX_ROWS = 24  # of samples.png
-TITLE = "AnomalyCLIP evaluation"
 SHORT_METRICS = ("image_auroc", "image_ap", "pixel_auroc", "aupro")
 PACKAGES = ("anomalyclip_hf", "torch", "transformers", "datasets", "accelerate", "numpy", "scipy", "pillow")
 MODEL_FIELDS = (
@@ -38,7 +33,6 @@ MODEL_FIELDS = (
     "dpam_attention",
     "temperature",
 )
-FILES = ("results.json", "results.md", "scores.parquet", "report.html", "samples.png")
 
 
 def versions() -> dict[str, str]:
@@ -60,26 +54,19 @@ def describe_model(model: AnomalyCLIPModel) -> dict[str, Any]:
         "prompts": getattr(model, "prompts_source", None) or model.name_or_path,
         "prompts_sha256": prompts_checksum(model),
         **{name: getattr(model.config, name) for name in MODEL_FIELDS},
+        **({"profile": model.profile.name} if model.profile is not None else {}),
     }
 
 
 def to_json(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a result that results.json holds: all but scores and curves, which have files of their own."""
+    """The part of a result that results.json holds: all but scores and curves, which have files of their own, and None
+    for NaN, which JSON does not have."""
     datasets = {
         name: {key: value for key, value in entry.items() if key not in ("scores", "curves")}
         for name, entry in result["datasets"].items()
     }
-    return _without_nan({**result, "datasets": datasets})
-
-
-def _without_nan(value: Any) -> Any:
-    """A copy of plain data with None for NaN, which JSON does not have."""
-    if isinstance(value, Mapping):
-        return {str(key): _without_nan(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(one) for one in value]
-    value = value.item() if hasattr(value, "item") else value
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    text = json.dumps({**result, "datasets": datasets}, default=lambda value: value.item())
+    return json.loads(text, parse_constant=lambda name: None)
 
 
 def to_markdown(result: Mapping[str, Any]) -> str:
@@ -109,48 +96,29 @@ def write_results(
     result: Mapping[str, Any],
     output_dir: str | os.PathLike,
     samples: Mapping[str, Sequence[Sample]] | None = None,
-    *,
     pixel_threshold: float | None = None,
-    not_drawn: list[str] | None = None,
-) -> dict[str, Path]:
-    """Write `FILES` (samples.png where there are samples), each complete or not at all, the numbers first.
+) -> list[str]:
+    """Write results.json, results.md, scores.parquet and report.html, each complete or not at all, the numbers first.
 
     Args:
         result: of `evaluate_sources`.
-        output_dir: folder, made if absent.
         samples: pictures of the report, by heading.
         pixel_threshold: adds predicted masks to the pictures.
-        not_drawn: gets the name of a report or sheet that fails, and why; None raises instead.
 
     Returns:
-        file name to path.
+        the report and why it failed, if it did.
     """
-    paths = {name: Path(output_dir, name) for name in FILES}
-    write_numbers(result, paths["results.json"])
-    with atomic_path(paths["results.md"]) as temporary:
-        temporary.write_text(to_markdown(result), encoding="utf-8", errors="backslashreplace")
-    write_scores(result, paths["scores.parquet"])
-    shown = [sample for group in (samples or {}).values() for sample in group]
-    vmin, vmax = fit_scale(sample.anomaly_map for sample in shown) if shown else (0.0, 1.0)
-    drawing: dict[str, Any] = {"vmin": vmin, "vmax": vmax, "pixel_threshold": pixel_threshold, "title": TITLE}
-    drawings: dict[str, Callable[..., None]] = {"report.html": partial(write_report, result, samples=samples)}
-    if shown:
-        drawings["samples.png"] = partial(contact_sheet, shown[:MAX_ROWS])
-    for name, draw in drawings.items():
-        try:
-            draw(path=paths[name], **drawing)
-        except Exception as error:
-            if not_drawn is None:
-                raise
-            not_drawn.append(f"{name} ({type(error).__name__}: {error})")
-    return paths
-
-
-def write_numbers(result: Mapping[str, Any], path: str | os.PathLike) -> None:
-    """Write results.json."""
+    folder = Path(output_dir)
     text = json.dumps(to_json(result), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    for name, content in (("results.json", text), ("results.md", to_markdown(result))):
+        with atomic_path(folder / name) as temporary:
+            temporary.write_text(content, encoding="utf-8", errors="backslashreplace")
+    write_scores(result, folder / "scores.parquet")
+    try:
+        write_report(result, folder / "report.html", samples, pixel_threshold)
+    except Exception as error:  # when the numbers are safe
+        return [f"report.html ({type(error).__name__}: {error})"]
+    return []
 
 
 def write_scores(result: Mapping[str, Any], path: str | os.PathLike) -> None:

@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..scoring.engine import score_images
+from ..scoring.pictures import to_rgb
 from ..scoring.rows import PreparedRow, prepare_row
 from .baselines import MethodScorer, score_methods
-from .visualization import Sample, reduce_image, resize_mask, worst_false_alarms, worst_misses
+from .visualization import Sample, resize_mask
 
 if TYPE_CHECKING:
     import datasets
 
     from .. import AnomalyCLIPProcessor
+
+MAX_SHOWN = 1024  # pixels of the longer side: pictures of a report are all kept until it is written
 
 
 def make_samples(
@@ -31,11 +34,9 @@ def make_samples(
 ) -> tuple[dict[str, list[Sample]], list[str]]:
     """Pictures for a report: of each data set the worst misses, the worst false alarms, a few more anomalous images.
 
-    They are scored once more, since maps are not kept.
+    They are scored once more, by the scorer's one method, since maps are not kept.
 
     Args:
-        scorer: of the one method shown.
-        processor, sources, sigma: as of `evaluate_sources`.
         result: of `evaluate_sources`.
         count: pictures of each kind and data set.
 
@@ -48,7 +49,7 @@ def make_samples(
     failed: list[str] = []
     for name, dataset in sources.items():
         scores = result["datasets"][name]["scores"]
-        for heading, places in _choose(scores["scores"][method], scores["label"], count).items():
+        for heading, places in choose_images(scores["scores"][method], scores["label"], count).items():
             records = score_images(
                 dataset,
                 partial(_prepare_sample, processor=processor),
@@ -65,13 +66,15 @@ def make_samples(
     return groups, failed
 
 
-def _choose(scores: Sequence[float], labels: Sequence[int | None], count: int) -> dict[str, list[int]]:
-    """Heading to positions of the images shown below it."""
-    misses = worst_misses(scores, labels, count)
-    others = [place for place, label in enumerate(labels) if label == 1 and place not in misses]
+def choose_images(scores: Sequence[float], labels: Sequence[int | None], count: int) -> dict[str, list[int]]:
+    """Heading to positions of the images shown below it, worst first."""
+    rising = [(place, labels[place]) for place in np.argsort(scores, kind="stable").tolist()]
+    anomalous = [place for place, label in rising if label == 1]
+    normal = [place for place, label in reversed(rising) if label == 0]
+    others = sorted(anomalous[count:])
     return {
-        "worst misses": misses,
-        "worst false alarms": worst_false_alarms(scores, labels, count),
+        "worst misses": anomalous[:count],
+        "worst false alarms": normal[:count],
         "other anomalous images": others[:: max(1, len(others) // count)][:count] if count else [],
     }
 
@@ -79,7 +82,10 @@ def _choose(scores: Sequence[float], labels: Sequence[int | None], count: int) -
 def _prepare_sample(row: Mapping[str, Any], processor: AnomalyCLIPProcessor) -> tuple[PreparedRow, Sample]:
     """A row as the model takes it, and as a report shows it."""
     parts = (row["class_name"], row["defect_type"], Path(str(row["path"])).name)
-    image = reduce_image(row["image"])
+    image = row["image"]
+    if max(image.size) > MAX_SHOWN:
+        image = to_rgb(image)
+        image.thumbnail((MAX_SHOWN, MAX_SHOWN))
     mask = None if row["mask"] is None else resize_mask(row["mask"], image.size)
     title = " / ".join(str(part) for part in parts if part)
     return prepare_row(row, processor), Sample(image, np.zeros((1, 1)), mask, row["label"], title=title)

@@ -68,15 +68,9 @@ def area_under_spro(maps: Sequence[np.ndarray], regions: Sequence[Sequence[Regio
 
 
 def judge_saturated(maps: Sequence[np.ndarray] | None, paths: Sequence[str]) -> dict[str, Any]:
-    """sPRO of images of a class that lie as MVTec LOCO AD's do, beside masks and a `defects_config.json`.
-
-    Args:
-        maps: `(H, W)` of each image, of any size; None where they were counted in bins.
-        paths: of the images, `<class>/<split>/<kind>/<stem>`.
-
-    Returns:
-        `spro`, and `reasons` where it is NaN; nothing where there is no such file.
-    """
+    """sPRO of images of a class that lie as MVTec LOCO AD's do (`<class>/<split>/<kind>/<stem>`), beside masks and a
+    `defects_config.json`: `spro`, and `reasons` where it is NaN; nothing where there is no such file. `maps` are
+    `(H, W)`, None where they were counted in bins."""
     roots = [Path(path).parents[2] if len(Path(path).parts) > 3 else Path() for path in paths]
     if not any((root / DEFECTS).is_file() for root in set(roots)):
         return {}

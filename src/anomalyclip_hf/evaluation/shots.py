@@ -31,9 +31,7 @@ def draw_references(
     of a larger one. Images that can't be read are passed over.
 
     Args:
-        model, processor, dataset: as of `evaluate_model`.
         good: positions of the normal images of the class.
-        methods: name to method; those without references are passed over.
 
     Returns:
         name to references, and to their positions; of the methods that leave good images to be judged.

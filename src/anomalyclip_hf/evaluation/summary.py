@@ -29,21 +29,13 @@ def judge_class(records: ClassRecords, table: Mapping[str, list], settings: Eval
 def judge_method(
     records: ClassRecords, method: str, table: Mapping[str, list], settings: EvaluationSettings
 ) -> dict[str, Any]:
-    """The metrics of one method on one class: a row of the tables.
-
-    Args:
-        records: of the class.
-        method: one of its methods.
-        table: `label` (None where unknown) and `path` of the whole data set.
-        settings: limits of AUPRO, and the model's thresholds, which say nothing of other methods.
-
-    Returns:
-        keys of `METRICS` to values in [0, 1] or NaN, `reasons` for NaN, `curves` and counts.
-    """
+    """The metrics of one method on one class: keys of `METRICS` to values in [0, 1] or NaN, `reasons` for NaN,
+    `curves` and counts. `table` has `label` (None where unknown) and `path` of the whole data set."""
     scores = zip(records.indices, records.scores[method], strict=True)
     known = [(score, table["label"][index]) for index, score in scores if score is not None]
     judged = [(score, label) for score, label in known if label is not None]
     pixels = records.pixels(method)
+    # The model's thresholds say nothing of other methods.
     at_image, at_pixel = (settings.image_threshold, settings.pixel_threshold) if method == OWN else (None, None)
     asked: dict[str, Any] = {"threshold": at_pixel, "fpr_limits": settings.fpr_limits or ()}
     image_names = asked_metrics("image", at_image)
@@ -84,17 +76,8 @@ def summarize_classes(
     table: Mapping[str, list],
     reported: Mapping[str, tuple[str, Sequence[str]]],
 ) -> dict[str, Any]:
-    """The result of a data set.
-
-    Args:
-        records: of each class.
-        judged: what [`judge_class`] made of them.
-        table: columns of the whole data set but the pictures, `label` None where it is unknown.
-        reported: as of [`MethodScorer`].
-
-    Returns:
-        what `evaluate_model` returns.
-    """
+    """What `evaluate_model` returns of a data set, from the records and metrics of its classes, its columns but the
+    pictures, and `reported` of [`MethodScorer`]."""
     methods: dict[str, dict[str, Any]] = {}
     for name, (title, draws) in reported.items():
         drawn = [{one: found["metrics"][draw] for one, found in judged.items()} for draw in draws]

@@ -40,12 +40,8 @@ class Table(NamedTuple):
 
 
 def percent(value: float | None, sign: str = "") -> str:
-    """A share in [0, 1] as a percentage with one decimal, an en dash where it is missing or undefined.
-
-    Args:
-        value: the share.
-        sign: "+" writes the sign of a difference in any case.
-    """
+    """A share in [0, 1] as a percentage with one decimal, an en dash where it is missing or undefined; `sign="+"` is
+    for differences."""
     return "–" if value is None or not math.isfinite(value) else f"{100.0 * float(value):{sign}.1f}"
 
 
@@ -53,9 +49,7 @@ def method_table(entries: Mapping[str, Mapping[str, Any]], metrics: Sequence[str
     """A row for each data set and method: means over classes, the paper's below ours, and the difference; ± is the
     standard deviation over draws of references.
 
-    Args:
-        entries: name of each data set to its result.
-        metrics: keys of `METRICS`; those that a data set has where None.
+    `entries` are results of data sets by name, `metrics` keys of `METRICS`: those that a data set has where None.
     """
     means = [method["mean"] for entry in entries.values() for method in entry.get("methods", {}).values()]
     shown = _metrics_of(means) if metrics is None else list(metrics)
@@ -74,11 +68,7 @@ def method_table(entries: Mapping[str, Mapping[str, Any]], metrics: Sequence[str
 
 
 def class_table(entry: Mapping[str, Any]) -> Table:
-    """A row for each class and their mean, with the numbers of the authors' log and the difference where it has any.
-
-    Args:
-        entry: result of a data set.
-    """
+    """A row for each class and their mean, with the numbers of the authors' log and the differences from it."""
     paper = entry.get("paper") or {}
     shown = _metrics_of(entry["classes"].values())
     logged = PUBLISHED_METRICS if paper.get("classes") else ()

@@ -5,20 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..data.contact_sheet import GAP, INK, MUTED, OUTLINE, PAPER, SheetRow, font, inside, outline_mask, sheet_width
+from ..data.contact_sheet import GAP, INK, PAPER, SheetRow, font, inside, outline_mask, sheet_width
 from ..data.contact_sheet import contact_sheet as write_sheet
 from ..data.files import one_line
-from ..scoring.pictures import colorize, overlay, resize_map, to_rgb
-from ..scoring.ranking import Array, Values, to_numpy
+from ..scoring.pictures import colorize, draw_legend, overlay, resize_map, to_rgb
+from ..scoring.ranking import Array, to_numpy
 
 SCALE = (0.01, 0.999)  # quantiles of a run's pixels that get the first and the last color
-MAX_SHOWN = 1024  # pixels: pictures of a report are all kept until it is written
-Labels: TypeAlias = "Sequence[int | None] | Array"
 COLUMNS = ("image", "truth", "map", "overlay", "predicted mask")
 
 
@@ -75,7 +72,7 @@ def contact_sheet(
     Args:
         rows: samples, one scale for all.
         path: file to write, in any format of Pillow by its suffix.
-        vmin, vmax: the scale of the run, shown as a color bar.
+        vmin, vmax: the scale of the run, shown below.
         pixel_threshold: map values from here on are predicted anomalous; None leaves that column out.
         cell_size: side of a picture in pixels, 64 or more.
         title: heading.
@@ -87,7 +84,7 @@ def contact_sheet(
     strips = [
         SheetRow(picture_row(sample, cell_size, vmin, vmax, pixel_threshold), caption(sample)) for sample in rows
     ]
-    footer = _color_bar(sheet_width(len(names), cell_size) - 2 * GAP, vmin, vmax, pixel_threshold)
+    footer = draw_legend(vmin, vmax, max(200, sheet_width(len(names), cell_size) - 2 * GAP - 40))
     write_sheet(strips, path, columns=names, cell_size=cell_size, title=title, footer=footer)
 
 
@@ -120,26 +117,6 @@ def picture_row(
     return [picture.convert("RGB") for picture in pictures]
 
 
-def reduce_image(image: Image.Image) -> Image.Image:
-    """An image as a report shows it, with at most `MAX_SHOWN` pixels on the longer side."""
-    if max(image.size) > MAX_SHOWN:
-        image = to_rgb(image)
-        image.thumbnail((MAX_SHOWN, MAX_SHOWN))
-    return image
-
-
-def worst_misses(scores: Values, labels: Labels, count: int = 8) -> list[int]:
-    """Indices of the anomalous images with the lowest scores, worst first."""
-    found = np.flatnonzero(to_numpy(labels) == 1)
-    return found[np.argsort(to_numpy(scores)[found], kind="stable")][:count].tolist()
-
-
-def worst_false_alarms(scores: Values, labels: Labels, count: int = 8) -> list[int]:
-    """Indices of the normal images with the highest scores, worst first."""
-    found = np.flatnonzero(to_numpy(labels) == 0)
-    return found[np.argsort(-to_numpy(scores)[found], kind="stable")][:count].tolist()
-
-
 def caption(sample: Sample) -> str:
     """One line for a sample: its title, its label and its score."""
     parts = [one_line(sample.title)] if sample.title else []
@@ -164,20 +141,3 @@ def _tag(cell: Image.Image, text: str) -> None:
     left, top, right, bottom = draw.textbbox((6, 5), text, font=font(12))
     draw.rectangle((left - 4, top - 3, right + 4, bottom + 3), fill=INK)
     draw.text((6, 5), text, fill=PAPER, font=font(12))
-
-
-def _color_bar(width: int, vmin: float, vmax: float, threshold: float | None) -> Image.Image:
-    """The scale of a sheet, with the threshold marked on it."""
-    footer = Image.new("RGB", (width, 32), PAPER)
-    draw = ImageDraw.Draw(footer)
-    footer.paste(colorize(np.linspace(vmin, vmax, width)[None].repeat(10, 0), vmin, vmax), (0, 3))
-    draw.text((0, 16), f"{vmin:.3g}", fill=MUTED, font=font(12))
-    draw.text((width, 16), f"{vmax:.3g}", fill=MUTED, font=font(12), anchor="ra")
-    note = "anomaly map, one scale for all images"
-    if threshold is not None:
-        note += f"; mask from {threshold:.3g}"
-        if vmin <= threshold <= vmax:
-            at = round((threshold - vmin) / (vmax - vmin) * (width - 1))
-            draw.line((at, 0, at, 15), fill=OUTLINE, width=2)
-    draw.text((width // 2, 16), note, fill=MUTED, font=font(12), anchor="ma")
-    return footer

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -29,11 +28,7 @@ RANGES = (
     ),
     ("learning_rate max_grad_norm cache_limit_gb", lambda value: value > 0, "a number above 0"),
     ("adam_beta1 adam_beta2", lambda value: 0 <= value < 1, "a number in [0, 1)"),
-    (
-        "global_loss_weight local_loss_weight",
-        lambda value: math.isfinite(value) and value >= 0,
-        "a finite number, 0 or more",
-    ),
+    ("global_loss_weight local_loss_weight", lambda value: 0 <= value < math.inf, "a finite number, 0 or more"),
     ("seed num_workers", lambda value: value >= 0, "0 or more"),
 )
 
@@ -76,7 +71,6 @@ class PromptTrainingArguments:
     keep_last: int = option(2, "Checkpoints kept.")
     resume: bool = option(False, "Go on from the last checkpoint in output_dir, if there is one.")
     overwrite: bool = option(False, "Discard checkpoints of an earlier run in output_dir.")
-    save_full: bool = option(False, "Save the whole model, not the prompts alone.")
     mixed_precision: str | None = option(None, "no, bf16 or fp16; accelerate's own setting by default.")
     cpu: bool = option(False, "Train on the CPU even if there is an accelerator.")
     deterministic: bool = option(False, "Use deterministic algorithms only.")
@@ -101,9 +95,5 @@ class PromptTrainingArguments:
         return self.global_loss_weight, self.local_loss_weight
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, as saved beside the prompts."""
+        """All fields, as saved beside the prompts; `anomalyclip train --config` takes them as a settings file."""
         return dataclasses.asdict(self)
-
-    def to_json(self) -> str:
-        """The same as JSON text, which `anomalyclip train --config` takes as a settings file."""
-        return json.dumps(self.to_dict(), indent=2) + "\n"

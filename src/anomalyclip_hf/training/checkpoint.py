@@ -74,13 +74,10 @@ def save_checkpoint(
     best_prompts: Mapping[str, Tensor],
     keep_last: int,
 ) -> None:
-    """Write `root/step-XXXXXXXX` and remove the oldest; called by all processes.
+    """Write `root/step-XXXXXXXX` and remove all but the last `keep_last`; called by all processes.
 
-    Args:
-        accelerator (`Accelerator`): has prepared the optimizer, and nothing of another run.
-        model: not wrapped.
-        best_prompts: of the best epoch, as of [`prompt_tensors`]; empty without a validation set.
-        keep_last (`int`): checkpoints that stay.
+    `accelerator` has prepared the optimizer, and nothing of another run; `best_prompts` are those of the best epoch,
+    empty without a validation set.
     """
     folder = root / f"{PREFIX}{state.global_step:08d}"
     temporary = root / f"{UNFINISHED}{folder.name}"
@@ -111,9 +108,6 @@ def load_last_checkpoint(
 ) -> tuple[TrainingState, dict[str, Tensor]] | None:
     """Restore prompts, optimizer and random numbers from the newest checkpoint that can be read.
 
-    Args:
-        settings: as of [`fixed_settings`].
-
     Returns:
         the state, and the prompts of the best epoch ({} if there is none); None if there is no checkpoint.
 
@@ -124,7 +118,7 @@ def load_last_checkpoint(
     for path in reversed(paths):
         try:
             state = TrainingState(**json.loads((path / STATE).read_text()))
-            check_settings(state.settings, settings)
+            _check_settings(state.settings, settings)
             best_prompts = load_file(path / BEST_PROMPTS) if state.best_epoch is not None else {}
             model.prompt_learner.load_state_dict(load_file(path / PROMPTS))
             with _without_backbone(accelerator):
@@ -188,15 +182,8 @@ def fixed_settings(
     return json.loads(json.dumps(settings))
 
 
-def check_settings(old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Refuse to go on with settings that would give another result.
-
-    Args:
-        old, new (`dict`): what [`fixed_settings`] gave to the run that was cut off, and gives now.
-
-    Raises:
-        OtherRunError: naming the first difference.
-    """
+def _check_settings(old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Refuse to go on with settings that would give another result, naming the first difference."""
     for name in {**new, **old}:
         was, now = old.get(name), new.get(name)
         if was != now and name == "number of processes":

@@ -54,12 +54,7 @@ def prepare_image(pair: tuple[Any, Any], processor: AnomalyCLIPImageProcessor) -
 
 
 class UncachedImages:
-    """Images and masks as the model takes them, in place of a [`FeatureCache`]: decoded in each epoch.
-
-    Args:
-        samples, processor.
-        num_workers (`int`): processes that decode.
-    """
+    """Images and masks as the model takes them, in place of a [`FeatureCache`]: decoded in each epoch."""
 
     def __init__(self, samples: TrainingSamples, processor: AnomalyCLIPImageProcessor, num_workers: int = 0):
         self.samples, self.processor, self.num_workers = samples, processor, num_workers
@@ -83,10 +78,7 @@ class UncachedImages:
 
 
 class FeatureCache:
-    """Kept features of a data set. Make one with [`FeatureCache.build`].
-
-    Args:
-        path: its folder.
+    """Kept features of a data set, in the folder `path`. Make one with [`FeatureCache.build`].
 
     Raises:
         CacheError: if it is incomplete or truncated.
@@ -100,19 +92,9 @@ class FeatureCache:
             raise CacheError(f"{self.path} is incomplete")
         self.readable: np.ndarray = self._states > UNREADABLE
 
-    def __len__(self) -> int:
-        return len(self._states)
-
     def read(self, indices: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
-        """Features and masks of some images, as the model takes them.
-
-        Args:
-            indices (`(B,)` int).
-
-        Returns:
-            `image_embeds` (B, P) and `patch_embeds` (B, M, patches, P) as kept, and `masks` (B, H, W) float32, 0 or 1,
-            -1 for an image without one.
-        """
+        """`image_embeds` (B, P) and `patch_embeds` (B, M, patches, P) as kept, and `masks` (B, H, W) float32, 0 or 1,
+        -1 for an image without one, of `indices` (B,)."""
         indices = np.asarray(indices, dtype=np.int64)
         found = {name: self._records[name][indices] for name in ("image_embeds", "patch_embeds", "masks")}
         side = found["masks"].shape[1]
@@ -142,17 +124,15 @@ class FeatureCache:
             accelerator (`Accelerator`): its processes share the work.
 
         Raises:
-            ValueError: if the limit or the free space is too small, no image can be read, or features aren't finite.
+            ValueError: if they would exceed the limit, no image can be read, or features aren't finite.
         """
         names = ("base_model_name_or_path", "base_model_revision", "feature_layers", "dpam_layers", "dpam_attention")
         settings = {name: getattr(model.config, name) for name in names}
         settings |= {"backbone": fingerprint_backbone(model), "processor": describe_processor(processor)}
         settings |= {"dtype": args.cache_dtype, "mixed_precision": str(accelerator.mixed_precision)}
         content = json.dumps([FORMAT, settings, samples.fingerprint()], sort_keys=True)
-        path = (
-            Path(args.cache_dir or f"{HF_HOME}/anomalyclip_hf/features")
-            / hashlib.sha256(content.encode()).hexdigest()[:32]
-        )
+        folder = Path(args.cache_dir or f"{HF_HOME}/anomalyclip_hf/features")
+        path = folder / hashlib.sha256(content.encode()).hexdigest()[:32]
         main = accelerator.is_main_process
         with _only_builder(path) if main else contextlib.nullcontext():
             if main:
@@ -162,11 +142,11 @@ class FeatureCache:
             accelerator.wait_for_everyone()
             cache = cls(path)
         unreadable = [samples.paths[index] for index in np.flatnonzero(~cache.readable)]
+        count = f"{samples.name}: {len(unreadable)} of {len(samples)} images could not be read"
         if len(unreadable) == len(samples):
-            raise ValueError(f"{samples.name}: none of {len(samples)} images can be read, such as {unreadable[0]}")
+            raise ValueError(f"{count}, such as {unreadable[0]}")
         if unreadable and main:
-            count = f"{len(unreadable)} of {len(samples)} images"
-            logger.warning(f"{samples.name}: {count} could not be read and are left out: {shorten(unreadable)}")
+            logger.warning(f"{count} and are left out: {shorten(unreadable)}")
         return cache
 
 
@@ -218,7 +198,7 @@ def _prepare_folder(path: Path, model: AnomalyCLIPModel, count: int, args: Promp
     patches = (len(config.feature_layers), (side // config.vision_config.patch_size) ** 2, config.projection_dim)
     embeds = [("image_embeds", args.cache_dtype, patches[-1:]), ("patch_embeds", args.cache_dtype, patches)]
     record = np.dtype([*embeds, ("masks", np.uint8, (side, -(-side // 8)))])  # the mask as bits
-    size, limit_gb = count * (record.itemsize + 1), args.cache_limit_gb
+    size = count * (record.itemsize + 1)
     if path.exists():
         try:
             _open(path)
@@ -227,12 +207,13 @@ def _prepare_folder(path: Path, model: AnomalyCLIPModel, count: int, args: Promp
         except CacheError as error:
             logger.warning(f"rebuilding kept features: {error}")
             shutil.rmtree(path)
-    free = shutil.disk_usage(path.parent).free
-    way_out = "raise cache_limit_gb, choose cache_dtype=float16, another cache_dir, or no_cache=True"
-    if limit_gb is not None and size > limit_gb * 1e9:
-        raise ValueError(f"features would take {size / 1e9:.3g} GB, more than cache_limit_gb={limit_gb}; {way_out}")
-    if size > free:
-        raise ValueError(f"features would take {size / 1e9:.3g} GB but {path.parent} has {free / 1e9:.3g}; {way_out}")
+    free, limit = shutil.disk_usage(path.parent).free, (args.cache_limit_gb or np.inf) * 1e9
+    if size > min(free, limit):
+        bound = f"{path.parent} has {free / 1e9:.3g}" if free < limit else f"cache_limit_gb={args.cache_limit_gb}"
+        raise ValueError(
+            f"features would take {size / 1e9:.3g} GB but {bound}; raise cache_limit_gb, choose cache_dtype=float16, "
+            "another cache_dir, or no_cache=True"
+        )
     logger.warning(f"keeping features of {count} images: {size / 1e9:.2f} GB in {path}")
     path.mkdir()
     for name, kind in ((RECORDS, record), (STATES, np.dtype(np.uint8))):
@@ -267,16 +248,16 @@ def _fill(
     while batch := list(islice(scored, size)):
         made, known = np.zeros(len(batch), dtype=records.dtype), np.full(len(batch), UNREADABLE, dtype=np.uint8)
         for row, record in enumerate(batch):
+            name = samples.paths[record.index]
             if record.item is None:
-                logger.warning(f"{samples.paths[record.index]} is left out: {record.error}")
-            elif record.result is None:
-                raise RuntimeError(f"the features of {samples.paths[record.index]} can't be made: {record.error}")
-            elif not all(np.isfinite(part).all() for part in record.result):
-                name = samples.paths[record.index]
+                logger.warning(f"{name} is left out: {record.error}")
+                continue
+            if record.result is None:
+                raise RuntimeError(f"the features of {name} can't be made: {record.error}")
+            if not all(np.isfinite(part).all() for part in record.result):
                 raise ValueError(f"the features of {name} are not finite; try another dtype or mixed_precision")
-            else:
-                made[row] = (*record.result, np.packbits(record.item["masks"].numpy() > 0.5, axis=1))
-                known[row] = WITH_MASK if samples.has_mask[record.index] else WITHOUT_MASK
+            made[row] = (*record.result, np.packbits(record.item["masks"].numpy() > 0.5, axis=1))
+            known[row] = WITH_MASK if samples.has_mask[record.index] else WITHOUT_MASK
         _write(path / RECORDS, batch[0].index, made)
         _write(path / STATES, batch[0].index, known)  # when the records have reached the disk
 

@@ -57,9 +57,9 @@ def plot_training(folder: Path) -> None:
     history = []
     for row in (row for row in rows if row["kind"] == kind):
         found = row.get("validation") or {}
-        entry = {name.replace("_", " "): row[name] for name in ("loss", "global_loss", "local_loss")}
-        entry |= {kind: row[kind], **{name: found.get(name) for name in PLOTTED}, "validation loss": found.get("loss")}
-        history.append({name: value for name, value in entry.items() if value is not None})
+        losses = {name.replace("_", " "): row[name] for name in ("loss", "global_loss", "local_loss")}
+        judged = {name: found.get(name) for name in PLOTTED}
+        history.append({kind: row[kind], **losses, **judged, "validation loss": found.get("loss")})
     if history:
         plot_curves(history, folder / PICTURE_NAME, x=kind, title="Training of the prompts")
 
@@ -67,12 +67,8 @@ def plot_training(folder: Path) -> None:
 def describe_training(
     samples: TrainingSamples, args: PromptTrainingArguments, state: TrainingState, num_used: int
 ) -> dict[str, Any]:
-    """What the card says of the training, as `make_model_card` takes it; what nobody stated is left out.
-
-    Args:
-        samples, args, state: of the run.
-        num_used (`int`): images learned from.
-    """
+    """What the card says of a training on `num_used` images, as `make_model_card` takes it; what nobody stated is left
+    out."""
     source, info = getattr(args, "source", None), getattr(samples.dataset, "info", None)
     split = getattr(args, "train_split", None) or getattr(samples.dataset, "split", None)
     # Known data sets carry their title and home page; repositories may have pages of text there.
@@ -85,7 +81,7 @@ def describe_training(
         "dataset_license": getattr(info, "license", None),
         "split": str(split) if split and source != "synthetic" else None,
         "classes": ", ".join(sorted({value for value in samples.class_names if value})),
-        "num_images": num_used,
+        "images": num_used,
         "drawn anomalies": "on each normal image" if args.synthetic_anomalies else None,
         "recipe": args.recipe,
         "epochs": state.epoch,

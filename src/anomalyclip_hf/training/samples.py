@@ -171,11 +171,7 @@ def check_training_set(
 ) -> list[str]:
     """Refuse sets that nothing can be learned from, and contradictions between labels and masks.
 
-    Args:
-        samples ([`TrainingSamples`]).
-        balanced (`bool`): both kinds are drawn equally often.
-        loss_weights (`tuple` of two `float`): of the global and of the local loss; 0 = it is left out.
-        members (`np.ndarray` of shape `(K,)`, int, *optional*): the images that turned out to be readable.
+    `members` `(K,)` are the images that turned out to be readable, where that is known.
 
     Returns:
         warnings, for sets that can be used with care.
@@ -187,29 +183,19 @@ def check_training_set(
     readable = np.arange(len(samples)) if members is None else members
     is_normal, has_mask = samples.labels[readable] == 0, samples.has_mask[readable]
     normal, anomalous, masked = (int(kind.sum()) for kind in (is_normal, ~is_normal, ~is_normal & has_mask))
-    name, which = samples.name, "readable " if len(readable) < len(samples) else ""
-    learns_maps = masked > 0 and loss_weights[1] > 0
-    if anomalous == 0:
-        raise ValueError(
-            f"{name} has {normal} {which}normal images and no anomalous one, so there is nothing to tell apart: train "
-            "on a split with both (train_split=test, as the authors do), or set synthetic_anomalies=True"
-        )
-    if normal == 0 and balanced:
-        raise ValueError(
-            f"balanced=True but {name} has {anomalous} {which}anomalous images and no normal one, so there is nothing "
-            "to balance: add normal images, or set balanced=False"
-        )
-    if normal == 0 and not learns_maps:
-        what = "no mask" if loss_weights[1] > 0 else "local_loss_weight=0 leaves the masks out"
-        raise ValueError(
-            f"{name} has {anomalous} {which}anomalous images, no normal one and {what}, so there is nothing to tell "
-            "apart: add normal images or masks"
-        )
-    if loss_weights[0] == 0 and not learns_maps:
-        raise ValueError(
-            f"global_loss_weight=0 but no {which}anomalous image of {name} has a mask for the local loss: add masks, "
-            "or raise global_loss_weight"
-        )
+    name, learns_maps = samples.name, masked > 0 and loss_weights[1] > 0
+    with_both = "train on a split with both (train_split=test, as the authors do), or set synthetic_anomalies=True"
+    for is_wrong, text in (
+        (anomalous == 0, f"nothing can be told apart; {with_both}"),
+        (normal == 0 and balanced, "balanced=True has nothing to balance; add normal images, or set balanced=False"),
+        (normal == 0 and not learns_maps, "nothing can be told apart without masks; add normal images, or masks"),
+        (loss_weights[0] == 0 and not learns_maps, "global_loss_weight=0 needs masks; add some, or raise it"),
+    ):
+        if is_wrong:
+            which = "readable " if len(readable) < len(samples) else ""
+            counts = f"{normal} normal and {anomalous} anomalous {which}images, {masked} of these with a mask"
+            left_out = "" if loss_weights[1] > 0 else " (local_loss_weight=0 leaves it out)"
+            raise ValueError(f"{name} has {counts}{left_out}, so that {text}")
     if members is not None:
         return []
     if marked := [samples.paths[i] for i in np.flatnonzero(is_normal & has_mask) if _is_marked(samples, int(i))]:
@@ -220,36 +206,27 @@ def check_training_set(
     notices = []
     if normal == 0:
         notices.append(f"{name} has only anomalous images: image scores learn nothing from it, maps from its masks")
-    if masked == 0:
-        notices.append(f"no anomalous image of {name} has a mask: training with the image loss alone")
-    elif masked < anomalous:
+    if masked < anomalous:
         count = f"{anomalous - masked} of {anomalous} anomalous images of {name}"
         notices.append(f"{count} have no mask and take part in the image loss alone")
     return notices
 
 
 def check_validation_set(train: TrainingSamples, validation: TrainingSamples, metric: str) -> None:
-    """Refuse to validate on images that are trained on, or by a metric that the set can't give.
-
-    Raises:
-        ValueError: if both hold the same file or picture, no class has both kinds of images for a metric of images,
-            or no anomalous image has a mask for a metric of pixels.
-    """
+    """Refuse (ValueError) to validate on images that are trained on, or by a metric that the set can't give."""
     if shared := sorted(_identities(train) & _identities(validation)):
         raise ValueError(
             f"{len(shared)} images are in both the training and the validation set, such as {shared[0]}; the best "
             "epoch has to be chosen on other data"
         )
     kinds = set(zip(validation.class_names, validation.labels.tolist(), strict=True))
+    lacking = None
     if metric.startswith("image_") and not any((name, 0) in kinds and (name, 1) in kinds for name, _ in kinds):
-        raise ValueError(
-            f"metric={metric!r} but no class of {validation.name} has both normal and anomalous images; choose "
-            "another metric or validation set"
-        )
-    if not metric.startswith("image_") and metric != "loss" and not validation.uses_masks:
-        raise ValueError(
-            f"metric={metric!r} but no anomalous image of {validation.name} has a mask; choose image_auroc"
-        )
+        lacking = f"no class of {validation.name} has both normal and anomalous images"
+    elif not metric.startswith("image_") and metric != "loss" and not validation.uses_masks:
+        lacking = f"no anomalous image of {validation.name} has a mask"
+    if lacking:
+        raise ValueError(f"metric={metric!r} but {lacking}; choose another metric or validation set")
 
 
 def shorten(names: list[str]) -> str:

@@ -75,12 +75,7 @@ def train_prompts(
     validation_dataset: Rows | None = None,
     accelerator: Accelerator | None = None,
 ) -> TrainingResult:
-    """Learn the two prompts on labelled images: arguments of [`PromptTrainer`], errors also of its `train`."""
-    return PromptTrainer(model, processor, train_dataset, args, validation_dataset, accelerator).train()
-
-
-class PromptTrainer:
-    """Learns the two prompts on labelled images (section 3 of the paper); the backbone stays as it is.
+    """Learn the two prompts on labelled images (section 3 of the paper); the backbone stays as it is.
 
     Args:
         model ([`AnomalyCLIPModel`]): its prompts are trained in place.
@@ -94,7 +89,14 @@ class PromptTrainer:
 
     Raises:
         ValueError: for a data set that can't be learned from, or settings that contradict each other.
+        FileExistsError: if output_dir holds checkpoints, and neither resume nor overwrite is set.
+        NonFiniteLossError: if a loss is NaN or infinite; a checkpoint from before that step is kept.
     """
+    return PromptTrainer(model, processor, train_dataset, args, validation_dataset, accelerator).train()
+
+
+class PromptTrainer:
+    """A run of [`train_prompts`], which has the arguments: checks them, and `train` does the rest."""
 
     def __init__(
         self,
@@ -131,17 +133,11 @@ class PromptTrainer:
         elif self.args.patience is not None:
             raise ValueError(f"patience={self.args.patience} but there is no validation set; give one")
         self.accelerator = accelerator or make_accelerator(self.args)
-        self.accelerator_is_shared = accelerator is not None
         for notice in notices:
             self._say(notice)
 
     def train(self) -> TrainingResult:
-        """Run from the start or from the last checkpoint to the end.
-
-        Raises:
-            FileExistsError: if output_dir holds checkpoints, and neither resume nor overwrite is set.
-            NonFiniteLossError: if a loss is NaN or infinite; a checkpoint from before that step is kept.
-        """
+        """Run from the start or from the last checkpoint to the end."""
         deterministic = torch.are_deterministic_algorithms_enabled()
         if self.args.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -162,8 +158,7 @@ class PromptTrainer:
             # The caller's model as it was, without accelerate's wrappers and hooks.
             torch.use_deterministic_algorithms(deterministic)
             self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
-            if self.accelerator_is_shared:
-                self.accelerator.free_memory()
+            self.accelerator.free_memory()
             self.model.freeze_backbone()
 
     # Before
@@ -176,25 +171,23 @@ class PromptTrainer:
                 f"{self.output_dir} holds checkpoints of an earlier run, such as {found[-1].name}: set resume=True "
                 "to go on from there, overwrite=True to discard them, or another output_dir"
             )
-        self.saves_prompts_alone = not args.save_full and self.model.config.base_model_name_or_path is not None
+        self.saves_prompts_alone = self.model.config.base_model_name_or_path is not None
         if self.saves_prompts_alone and (self.output_dir / "model.safetensors").exists():
             raise FileExistsError(
                 f"{self.output_dir} holds a full checkpoint (model.safetensors), which prompts alone must not "
-                "overwrite: give another output_dir, or save_full=True"
+                "overwrite: give another output_dir"
             )
-        if not self.saves_prompts_alone and not args.save_full:
+        if not self.saves_prompts_alone:
             self._say("nothing names the backbone of this model, so it will be saved whole")
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.output_dir)
             if args.overwrite and not args.resume:
                 shutil.rmtree(self.checkpoints, ignore_errors=True)
                 # What an earlier run left must not be taken for this one's.
                 for name in ("prompts.safetensors", SUMMARY_NAME, PICTURE_NAME):
                     (self.output_dir / name).unlink(missing_ok=True)
-            with atomic_path(self.output_dir / ARGUMENTS_NAME) as temporary:
-                temporary.write_text(args.to_json())
+            self._write_json(ARGUMENTS_NAME, args.to_dict())
         self.accelerator.wait_for_everyone()
 
     def _prepare(self) -> None:
@@ -311,20 +304,18 @@ class PromptTrainer:
                 loss_weights=args.loss_weights,
             )
         except NonFiniteLossError as error:
-            raise NonFiniteLossError(self._explain(error, indices, parts)) from error
-
-    def _explain(self, error: NonFiniteLossError, indices: np.ndarray, parts: list[dict[str, Tensor]]) -> str:
-        # Prompts of the last good step; they were not touched by this one.
-        if all(torch.isfinite(tensor).all() for tensor in prompt_tensors(self.model).values()):
-            self._save()
-        kept = list_checkpoints(self.checkpoints)
-        where = f", the last good prompts are in {kept[-1]}" if kept else ""
-        finite = all(torch.isfinite(value).all() for part in parts for value in part.values())
-        advice = "Try a lower learning_rate or max_grad_norm" if finite else "The features of the batch are not finite"
-        return (
-            f"step {self.state.global_step + 1} (epoch {self.state.epoch + 1}): {error}. Training has stopped{where}. "
-            f"{advice}. Its images: {', '.join(self.samples.paths[i] for i in indices)}"
-        )
+            # Prompts of the last good step; they were not touched by this one.
+            if all(torch.isfinite(tensor).all() for tensor in prompt_tensors(self.model).values()):
+                self._save()
+            kept = list_checkpoints(self.checkpoints)
+            where = f", the last good prompts are in {kept[-1]}" if kept else ""
+            advice = "Try a lower learning_rate or max_grad_norm"
+            if not all(torch.isfinite(value).all() for part in parts for value in part.values()):
+                advice = "The features of the batch are not finite"
+            raise NonFiniteLossError(
+                f"step {self.state.global_step + 1} (epoch {self.state.epoch + 1}): {error}. Training has "
+                f"stopped{where}. {advice}. Its images: {', '.join(self.samples.paths[i] for i in indices)}"
+            ) from error
 
     def _validate(self) -> dict[str, Any] | None:
         if self.validation is None:
@@ -342,8 +333,7 @@ class PromptTrainer:
         """Keep the prompts of the best epoch, stop without a better one, and go on to the next."""
         state, metric, patience = self.state, self.args.metric, self.args.patience
         state.epoch += 1
-        state.step_in_epoch = 0
-        state.epoch_losses = [0.0, 0.0]
+        state.step_in_epoch, state.epoch_losses = 0, [0.0, 0.0]
         if found is None:
             return
         value, best = found[metric], state.best_metric
@@ -384,6 +374,10 @@ class PromptTrainer:
         if self.accelerator.is_main_process:
             logger.warning(text)
 
+    def _write_json(self, name: str, values: dict[str, Any]) -> None:
+        with atomic_path(self.output_dir / name) as temporary:
+            temporary.write_text(json.dumps(values, indent=2) + "\n")
+
     # Afterwards
 
     def _finish(self) -> TrainingResult:
@@ -419,8 +413,7 @@ class PromptTrainer:
             else:
                 model.save_pretrained(self.output_dir)
                 self.processor.save_pretrained(self.output_dir)
-            with atomic_path(self.output_dir / SUMMARY_NAME) as temporary:
-                temporary.write_text(json.dumps({**summary, "card": facts}, indent=2) + "\n")
+            self._write_json(SUMMARY_NAME, {**summary, "card": facts})
             plot_training(self.output_dir)
         accelerator.wait_for_everyone()
         if self.args.report_to:
@@ -433,15 +426,14 @@ def make_accelerator(args: PromptTrainingArguments) -> Accelerator:
     """The `Accelerator` of a run; what args leave open comes from `accelerate launch` or `accelerate config`.
 
     Raises:
-        ValueError: if the tracker is unknown or not installed.
+        ValueError: if the tracker is unknown or not installed, which accelerate would pass over.
     """
     from accelerate.tracking import get_available_trackers
 
-    available = [str(getattr(name, "value", name)) for name in get_available_trackers()]
-    if args.report_to is not None and args.report_to not in available:
-        raise ValueError(
-            f"report_to={args.report_to!r} is not installed; installed trackers: {', '.join(available) or 'none'}"
-        )
+    installed = [str(getattr(name, "value", name)) for name in get_available_trackers()]
+    if args.report_to not in (None, *installed):
+        shown = ", ".join(installed) or "none"
+        raise ValueError(f"report_to={args.report_to!r} is not installed; installed trackers: {shown}")
     return Accelerator(
         mixed_precision=args.mixed_precision, cpu=args.cpu, log_with=args.report_to, project_dir=args.output_dir
     )
@@ -455,16 +447,10 @@ def draw_fresh_prompts(model: AnomalyCLIPModel, seed: int) -> None:
 
 
 def epoch_order(labels: np.ndarray, seed: int, epoch: int, balanced: bool = False) -> np.ndarray:
-    """Order of images in an epoch: a function of these arguments alone, so that any run can be taken up again.
+    """Order `(N,)` of images in an epoch: a function of these alone, so that any run can be taken up again.
 
-    Args:
-        labels (`np.ndarray` of shape `(N,)`, 0 or 1).
-        seed, epoch (`int`, 0 or more).
-        balanced (`bool`): half of the N draws are normal and half anomalous; the rarer kind is repeated, the more
-            frequent one takes turns over the epochs.
-
-    Returns:
-        `np.ndarray` of shape `(N,)`, int64.
+    With `balanced`, half of the N draws are normal and half anomalous (labels `(N,)`, 0 or 1); the rarer kind is
+    repeated, the more frequent one takes turns over the epochs.
     """
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
     chosen, count = np.arange(len(labels)), len(labels)

@@ -35,10 +35,9 @@ def validate(
     """Judge the current prompts: metrics per class, then their mean over classes (section 7), and the losses.
 
     Args:
-        model (not wrapped), processor.
+        model (not wrapped), processor, loss_weights: as in training.
         batches: class names and inputs of this process's share of the images.
         accelerator (`Accelerator`): all its processes return the same.
-        loss_weights (`tuple` of two `float`): of the global and of the local loss, as in training.
 
     Returns:
         the mean of each defined metric over classes (None where no class defines it), `global_loss`, `local_loss`,
