@@ -6,11 +6,12 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test quality format clean
+.PHONY: help demo test docs quality format clean
 
 help:
 	@echo "make demo     photographs with one reference; learn prompts, judge them, draw heat maps (about 3 minutes)"
 	@echo "make test     run the tests"
+	@echo "make docs     build the pages of docs/ into outputs/docs, links checked"
 	@echo "make quality  lint and type-check"
 	@echo "make format   let ruff rewrite the code"
 
@@ -25,6 +26,10 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+docs: $(VENV)/.installed
+	$(BIN)/mkdocs build --strict --quiet --site-dir outputs/docs
+	@echo "open outputs/docs/index.html"
 
 quality: $(VENV)/.installed
 	$(BIN)/ruff check src scripts tests
