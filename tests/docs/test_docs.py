@@ -43,6 +43,7 @@ def folder(tmp_path_factory, load_golden) -> Path:
         for file in [*images, *masks]:
             shutil.copy(file, root / name / file.parent.name)
     (root / "bottles").mkdir()
+    shutil.copytree(root / "good", root / "normal_parts" / "good")
     for index in range(59):
         image = Image.open(goods[index % len(goods)]).resize((96, 128)).rotate(index // len(goods) - 2, fillcolor="white")
         ImageEnhance.Brightness(image).enhance(0.9 + index / 300).save(root / "bottles" / f"{index:02}.png")
