@@ -28,7 +28,7 @@ test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
 docs: $(VENV)/.installed
-	$(BIN)/mkdocs build --strict --quiet --site-dir outputs/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir outputs/docs
 	@echo "open outputs/docs/index.html"
 
 quality: $(VENV)/.installed

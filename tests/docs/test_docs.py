@@ -1,5 +1,6 @@
 """Every code block of README.md and docs/ is run, in order, page by page, on a few small photographs."""
 
+import ast
 import re
 import shlex
 import shutil
@@ -93,3 +94,23 @@ def test_code_blocks(page, folder, tmp_path, monkeypatch, record_property):
     assert text.count("\n```") % 2 == 0
     record_property("not run", left_out)
     print(f"{page.name}: {len(left_out)} blocks not run", *left_out, sep="\n  ")
+
+
+def _messages() -> str:
+    """All texts in the package's source, a … for each value put into them."""
+    texts = []
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                texts.append("".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    return "\n".join(texts)
+
+
+def test_messages_of_the_troubleshooting_page_are_the_packages_own():
+    known = _messages()
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    quoted = [" ".join(text.split()) for text in re.findall(r"\*\*`(.*?)`\*\*", page, re.S)]
+    pieces = [piece.strip(" :") for text in quoted for piece in text.split("…") if len(piece) > 12]
+    assert len(quoted) > 40 and not [piece for piece in pieces if piece not in known]
