@@ -29,7 +29,7 @@ test: $(VENV)/.installed
 
 docs: $(VENV)/.installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir outputs/docs
-	@echo "open outputs/docs/index.html"
+	@echo "open outputs/docs/index.html; its search needs: $(BIN)/python -m http.server -d outputs/docs"
 
 quality: $(VENV)/.installed
 	$(BIN)/ruff check src scripts tests
