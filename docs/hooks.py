@@ -1,4 +1,4 @@
-"""For the API page: docstrings in Hugging Face's style, as [`Name`] and (`int`, *optional*), as mkdocstrings shows them."""
+"""For the API page: docstrings in Hugging Face's style, such as [`Name`] and (`int`, *optional*)."""
 
 import re
 

@@ -17,7 +17,8 @@ FIXTURES = ROOT / "tests" / "fixtures"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CLIP = "openai/clip-vit-large-patch14-336"
 # A fence, and the HTML comment above it, if any.
-BLOCK = re.compile(r"(?:<!--\s*(?P<mark>[^>]*?)\s*-->\s*\n)?^```(?P<kind>[\w-]*)[^\n]*\n(?P<code>.*?)^```$", re.M | re.S)
+MARK, FENCE = r"(?:<!--\s*(?P<mark>[^>]*?)\s*-->\s*\n)?", r"^```(?P<kind>[\w-]*)[^\n]*\n(?P<code>.*?)^```$"
+BLOCK = re.compile(MARK + FENCE, re.M | re.S)
 TEXTS = ("text", "json", "bibtex", "yaml", "dockerfile")  # not code, unless marked as a file
 
 
@@ -46,7 +47,7 @@ def folder(tmp_path_factory, load_golden) -> Path:
     (root / "bottles").mkdir()
     shutil.copytree(root / "good", root / "normal_parts" / "good")
     for index in range(59):
-        image = Image.open(goods[index % len(goods)]).resize((96, 128)).rotate(index // len(goods) - 2, fillcolor="white")
+        image = Image.open(goods[index % len(goods)]).resize((96, 128)).rotate(index // len(goods) - 2)
         ImageEnhance.Brightness(image).enhance(0.9 + index / 300).save(root / "bottles" / f"{index:02}.png")
     Image.fromarray(np.pad(np.full((108, 76), 255, np.uint8), 10)).save(root / "bottle_roi.png")
     golden = load_golden("native_last_layer")
@@ -64,7 +65,7 @@ def _run_bash(code: str, where: str) -> None:
     for line in filter(str.strip, code.replace("\\\n", " ").splitlines()):
         if not (words := shlex.split(line, comments=True)):
             continue
-        assert words[0] == "anomalyclip", f"{where}: {words[0]} can't be run here; mark the block <!-- not run: why -->"
+        assert words[0] == "anomalyclip", f"{where}: {words[0]} can't run here: mark the block <!-- not run: why -->"
         expected = re.search(r"# exit status (\d)", line)
         assert main(words[1:]) == int(expected[1] if expected else 0), f"{where}: {line}"
 
