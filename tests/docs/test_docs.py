@@ -30,14 +30,19 @@ def folder(tmp_path_factory, load_golden) -> Path:
     root = tmp_path_factory.mktemp("docs")
     cookies, boards = FIXTURES / "photos" / "cookies", FIXTURES / "photos" / "pcb"
     goods = sorted(cookies.glob("good/*.jpg"))
-    small = {"photos": [*sorted(cookies.glob("defect/*.jpg"))[:2], goods[-1]], "good": goods[:4], "batch": goods[:6]}
+    small = {
+        "photos": [*sorted(cookies.glob("defect/*.jpg"))[:2], goods[-1]],
+        "good": goods[:4],
+        "more_good": goods[4:8],
+        "batch": goods[:6],
+    }
     for name, files in small.items():
         (root / name).mkdir()
         for file in files:
             shutil.copy(file, root / name)
     shutil.copy(cookies / "defect" / "anomaly-1.jpg", root / "photo.jpg")
     shutil.copy(boards / "defect" / "00041003_test.jpg", root / "part.png")
-    for name, source, count in (("parts", cookies, 5), ("boards", boards, 5), ("new_parts", boards, 2)):
+    for name, source, count in (("parts", cookies, 5), ("boards", boards, 3), ("new_parts", boards, 2)):
         for kind in ("good", "defect", "masks"):
             (root / name / kind).mkdir(parents=True)
         images = [file for kind in ("good", "defect") for file in sorted((source / kind).glob("*.jpg"))[:count]]
