@@ -6,13 +6,13 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test test-slow test-lowest test-newest quality docs dist format clean
+.PHONY: help demo test test-slow test-lowest test-newest docs dist quality format clean
 
 help:
 	@echo "make demo     photographs with one reference; learn prompts, judge them, draw heat maps (about 3 minutes)"
 	@echo "make test     run the tests, but for the slow ones (make test-slow)"
+	@echo "make docs     build the pages of docs/ into outputs/docs, links checked"
 	@echo "make quality  lint and type-check"
-	@echo "make docs     build the pages of docs/ into outputs/site, links checked"
 	@echo "make dist     build and check wheel and sdist"
 	@echo "make format   let ruff rewrite the code"
 
@@ -43,14 +43,18 @@ dist: $(VENV)/.installed
 	$(BIN)/python -m twine check --strict dist/*
 	@ls -l dist | awk 'NR > 1 {print $$9, int($$5 / 1024) " KB"}'
 
+docs: $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir outputs/docs
+	@echo "open outputs/docs/index.html; its search needs: $(BIN)/python -m http.server -d outputs/docs"
+
 quality: $(VENV)/.installed
-	$(BIN)/ruff check src scripts tests
-	$(BIN)/ruff format --check src scripts tests
+	$(BIN)/ruff check src scripts tests docs
+	$(BIN)/ruff format --check src scripts tests docs
 	$(BIN)/mypy
 
 format: $(VENV)/.installed
-	$(BIN)/ruff check --fix src scripts tests
-	$(BIN)/ruff format src scripts tests
+	$(BIN)/ruff check --fix src scripts tests docs
+	$(BIN)/ruff format src scripts tests docs
 
 clean:
 	rm -rf $(VENV) outputs

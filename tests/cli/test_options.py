@@ -91,7 +91,7 @@ def test_help_shows_brackets_zeros_and_whole_paragraphs(capsys, monkeypatch):
         images.
 
         One way is this, and
-        another one is that.
+        another one is that [extra].
         """
 
         roi: str | None = option(None, "A path or '[[x, y], ...]'.")
@@ -105,5 +105,5 @@ def test_help_shows_brackets_zeros_and_whole_paragraphs(capsys, monkeypatch):
         app(["--help"])
     text = capsys.readouterr().out
     assert "A path or '[[x, y], ...]'." in text and "Lowest. [default: 0.0]" in text
-    assert "Find parts in images." in text and "One way is this, and another one is that." in text
+    assert "Find parts in images." in text and "One way is this, and another one is that [extra]." in text
     assert "default: False" not in text

@@ -37,7 +37,7 @@ def make_command(settings: type, run: Callable[[Any], int]) -> Callable[..., Non
         raise typer.Exit(run_until_interrupted(lambda: run(settings(**given)), list(fields)))
 
     # Lines of a paragraph are joined: a terminal may be narrower than a docstring.
-    command.__doc__ = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(settings.__doc__ or ""))
+    command.__doc__ = _escape(re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(settings.__doc__ or "")))
     parameters = [_parameter(field, kind) for field, kind in fields.values()]
     config = typer.Option(
         callback=_read_config(list(fields)),
@@ -130,9 +130,13 @@ def _is_option(word: str) -> bool:
     return word.startswith("-") and not word[1:2].isdigit() and word[1:2] != "."
 
 
+def _escape(text: str) -> str:
+    return re.sub(r"\[(?=[a-z#/@])", r"\\[", text)  # or else Typer takes "[x, y]" for a style
+
+
 def _parameter(field: dataclasses.Field, kind: Any) -> inspect.Parameter:
     facts = field.metadata
-    text = re.sub(r"\[(?=[a-z#/@])", r"\\[", facts["help"])  # or else Typer takes "[x, y]" for a style
+    text = _escape(facts["help"])
     factory = field.default_factory
     default = field.default if factory is dataclasses.MISSING else factory()
     if facts.get("argument"):
