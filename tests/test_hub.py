@@ -596,7 +596,7 @@ def test_script_takes_the_facts_of_the_training(prompts_dir, capsys, local_hub):
     (prompts_dir / "training_summary.json").write_text('{"minutes": 3, "card": {"dataset": "pcb", "epochs": 15}}')
     assert script.main(arguments) == 0
     card = local_hub.files("me/prompts")["README.md"]
-    assert b"- **data:** pcb" in card and b"Not recorded" not in card
+    assert b"- **dataset:** pcb" in card and b"Not recorded" not in card
 
     capsys.readouterr()
     assert script.main([*arguments, "--full"]) == 2

@@ -94,7 +94,7 @@ def test_thresholds_travel_with_the_prompts(tiny_checkpoint, tiny_clip_dir, tmp_
 
 
 def test_a_profile_judges_by_its_thresholds_rule_and_references(tiny_checkpoint, tiny_processor, make_image, tmp_path):
-    from anomalyclip_hf.profiles_anomalyclip import Profile
+    from anomalyclip_hf.scoring.profiles import Profile
 
     tree, prompts, out = make_tree(tmp_path / "tree", ("bottle",)), tmp_path / "prompts", tmp_path / "out"
     model = AnomalyCLIPModel.from_pretrained(tiny_checkpoint)

@@ -140,6 +140,7 @@ def score_images_mutually(
     Raises:
         ValueError: if there are too few images, or blocks are too small.
     """
+    _refuse_few(min(len(indices), block_size))
     blocks = judge_blocks(source, prepare, describe, device=device, block_size=block_size, indices=indices, **loading)
     for positions, values, failed in blocks:
         judged = [one for one in positions if one in values]
@@ -172,7 +173,6 @@ def judge_blocks(
     Yields:
         positions of a block; position to the values `(P,)` of its patches; position to the record of what has none.
     """
-    _refuse_few(min(len(indices), block_size))
     for block in blocks_of(len(indices), block_size):
         positions = [indices[place] for place in block]
         features: dict[int, Tensor] = {}
