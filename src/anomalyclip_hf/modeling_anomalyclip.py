@@ -41,6 +41,7 @@ from .configuration_anomalyclip import (
     in_one_line,
 )
 from .loss_anomalyclip import check_targets, fill_masks_of_normal_images, global_anomaly_loss, local_anomaly_loss
+from .options_anomalyclip import OUTPUT_KINDS
 from .prompts_anomalyclip import (
     HUB_ARGUMENTS,
     PROMPT_FIELDS,
@@ -244,17 +245,19 @@ class AnomalyCLIPVisionModel(CLIPPreTrainedModel):
         dpam_attention: str = "vv",
         hidden_states: list[Tensor] | None = None,
         kept_states: dict[int, Tensor] | None = None,
+        class_token: bool = True,
         **kwargs,
     ) -> tuple[Tensor, list[Tensor]]:
         """Run both paths.
 
         Args:
             tokens (`Tensor` of shape `(B, 1 + N, d)`, float): embedded patches, the class token first.
-            feature_layers (`list[int]`): layers, counted from 1, whose patch features are wanted, rising.
+            feature_layers (`list[int]`): layers, counted from 1, whose patch features are wanted, if any, rising.
             dpam_layers (`int`): the last n layers carry the refined path.
             dpam_attention (`str`): `"vv"`, `"qq"` or `"kk"`.
             hidden_states (`list`, *optional*): the states `(B, 1 + N, d)` of the original path are appended to it.
             kept_states (`dict`, *optional*): has layers as keys, and gets what leaves them on the original path.
+            class_token (`bool`): False = stop after the last layer that features are of.
             **kwargs: passed on to the attention.
 
         Returns:
@@ -263,14 +266,15 @@ class AnomalyCLIPVisionModel(CLIPPreTrainedModel):
         """
         depth, kept = len(self.encoder.layers), {} if kept_states is None else kept_states
         states, refined, features = self.pre_layrnorm(tokens), None, []
-        for number, layer in enumerate(self.encoder.layers, start=1):
+        last = max(feature_layers, default=0)
+        for number, layer in enumerate(self.encoder.layers[: None if class_token else last], start=1):
             if hidden_states is not None:
                 hidden_states.append(states)
             in_dpam = number > depth - dpam_layers
             # Past the last feature layer nothing reads the refined path; in the last layer nothing but the class
             # token of the original path is read, unless its patches are a feature or its states are wanted.
-            refine = dpam_attention if in_dpam and number <= feature_layers[-1] else None
-            unread = in_dpam or feature_layers[-1] != depth
+            refine = dpam_attention if in_dpam and number <= last else None
+            unread = in_dpam or last != depth
             class_token_only = number == depth and unread and hidden_states is None and depth not in kept
             states, refined = layer(states, refined, refine, class_token_only, **kwargs)
             if number in kept:
@@ -614,6 +618,7 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
         pixel_values: Tensor,
         hidden_states: list[Tensor] | None = None,
         kept_states: dict[int, Tensor] | None = None,
+        outputs: str = "all",
         **kwargs,
     ) -> tuple[Tensor, Tensor]:
         """Embeddings of images and of their patches; never builds a graph.
@@ -622,18 +627,20 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
             pixel_values (`Tensor` of shape `(B, 3, H, W)`, float): normalised; H and W multiples of the patch size.
             hidden_states (`list`, *optional*): the states of the vision tower's original path are appended to it.
             kept_states (`dict`, *optional*): has layers as keys, and gets what leaves them on that path.
+            outputs (`str`): as of [`~AnomalyCLIPModel.forward`]; what isn't asked for is empty, B or M being 0.
             **kwargs: passed on to the attention.
 
         Returns:
             image_embeds `(B, P)` and patch_embeds `(B, M, N, P)`, float32, L2-normalised.
         """
         self._check_pixel_values(pixel_values)
-        config, layers = self.config, sorted(self.config.feature_layers)
-        class_token, features = self.vision_model(
-            pixel_values, layers, config.dpam_layers, config.dpam_attention, hidden_states, kept_states, **kwargs
-        )
-        patches = [self.project(self.visual_projection, states) for states in features]
-        return self.project(self.visual_projection, class_token), torch.stack(patches, dim=1)
+        config, layers = self.config, [] if outputs == "score" else sorted(self.config.feature_layers)
+        paths = (layers, config.dpam_layers, config.dpam_attention, hidden_states, kept_states, outputs != "maps")
+        class_token, features = self.vision_model(pixel_values, *paths, **kwargs)
+        image_embeds = self.project(self.visual_projection, class_token[: 0 if outputs == "maps" else None])
+        if not layers:
+            return image_embeds, image_embeds.new_empty(len(image_embeds), 0, 0, image_embeds.shape[-1])
+        return image_embeds, torch.stack([self.project(self.visual_projection, one) for one in features], dim=1)
 
     def get_text_features(self) -> Tensor:
         """Old name of `get_prompt_embeds`, for one release; in CLIP it means another thing."""
@@ -656,6 +663,7 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         references: References | None = None,
+        outputs: str = "all",
         **kwargs,
     ) -> AnomalyCLIPOutput | tuple:
         """Score images and their pixels, with losses where labels or masks are given.
@@ -673,6 +681,8 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
                 setting if absent, as for `return_dict`.
             return_dict (`bool`, *optional*): False = a plain tuple.
             references ([`References`], *optional*): compared with, in place of the model's own.
+            outputs (`str`): `"score"` = logits alone, without the refined path; `"maps"` = maps alone, without layers
+                past the last feature layer; neither takes labels, masks or references.
             **kwargs: passed on to the attention of the vision tower.
 
         Raises:
@@ -684,11 +694,13 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
         if pixel_values is not None:
             size = (pixel_values.shape[-2], pixel_values.shape[-1])
             references = self.references if references is None else references
+            _check_outputs(outputs, labels=labels, masks=masks, references=references)
             kept: Any = None if references is None else dict.fromkeys(references.layers)
-            image_embeds, patch_embeds = self.encode_images(pixel_values, states, kept, **kwargs)
+            image_embeds, patch_embeds = self.encode_images(pixel_values, states, kept, outputs, **kwargs)
         elif image_embeds is None or patch_embeds is None:
             raise ValueError("give pixel_values, or both image_embeds and patch_embeds")
         else:
+            _check_outputs(outputs, labels=labels, masks=masks)
             side = self.config.image_size
             size = (masks.shape[-2], masks.shape[-1]) if masks is not None else (side, side)
         self._check_targets(image_embeds.shape[0], size, labels, masks)
@@ -708,12 +720,16 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
             text_embeds, patch_prompts = split_prompt_embeds(text_embeds.to(image_embeds.device, torch.float32))
             labels = None if labels is None else labels.to(image_embeds.device)
             temperature, patch = self.config.temperature, self.config.vision_config.patch_size
-            logits = image_embeds @ text_embeds.T / temperature
             grid = (size[0] // patch, size[1] // patch)
-            maps = compute_similarity_maps(patch_embeds, patch_prompts, temperature, grid, size)
+            logits: Any = None if outputs == "maps" else image_embeds @ text_embeds.T / temperature
+            maps: Any = None
+            anomaly_maps: Any = None
+            if outputs != "score":
+                maps = compute_similarity_maps(patch_embeds, patch_prompts, temperature, grid, size)
+                anomaly_maps = maps[:, :, 1].mean(dim=1)
 
             # 4. With references: distances to them beside the prompts' probabilities.
-            anomaly_maps, distances, scores = maps[:, :, 1].mean(dim=1), None, None
+            distances = scores = None
             if pixel_values is not None and references is not None:
                 own = logits.softmax(dim=-1)[:, 1]
                 distances, anomaly_maps, scores = references.judge(kept, grid, anomaly_maps, own)
@@ -734,9 +750,9 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
             logits=logits,
             similarity_maps=maps,
             anomaly_maps=anomaly_maps,
-            image_embeds=image_embeds,
+            image_embeds=None if logits is None else image_embeds,
             text_embeds=text_embeds,
-            patch_embeds=patch_embeds,
+            patch_embeds=None if maps is None else patch_embeds,
             hidden_states=None if states is None else tuple(states),
             reference_maps=distances,
             reference_scores=scores,
@@ -759,6 +775,13 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
         if labels is not None or masks is not None:
             refuse_vision_only(self.config, "its prompts are folded and can't be trained")
         check_targets(batch, size, labels, masks)
+
+
+def _check_outputs(outputs: str, **needing_all: Any) -> None:
+    if outputs not in OUTPUT_KINDS:
+        raise ValueError(f"outputs={outputs!r}, expected one of {', '.join(OUTPUT_KINDS)}")
+    if outputs != "all" and (given := [name for name, value in needing_all.items() if value is not None]):
+        raise ValueError(f"outputs={outputs!r} with {', '.join(given)}, which need score and maps: outputs='all'")
 
 
 # Where a model comes from
