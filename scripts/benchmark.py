@@ -12,7 +12,6 @@ every token with full attention matrices in float32, the way the authors' progra
 import argparse
 import copy
 import json
-import math
 import os
 import statistics
 import subprocess
@@ -303,7 +302,7 @@ def _throughput(run: Callable[[], object], batch: int, device: torch.device, lea
         wait()
         count += 1
     rate = count * batch / (time.perf_counter() - start)
-    return {"images_per_s": rate, "peak_gb": torch.cuda.max_memory_allocated(device) / 1e9 if is_cuda else math.nan}
+    return {"images_per_s": rate} | ({"peak_gb": torch.cuda.max_memory_allocated(device) / 1e9} if is_cuda else {})
 
 
 def run_python(code: str, *arguments: str) -> str:
