@@ -93,9 +93,7 @@ class EndpointHandler:
         if isinstance(image, bytes | Image.Image):
             return image
         if not isinstance(image, str):
-            raise ValueError(
-                f"inputs holds a {type(image).__name__}, expected an image file, its bytes or base64 of them"
-            )
+            raise ValueError(f"inputs holds a {type(image).__name__}, expected bytes of an image file, or base64")
         if image.startswith(URLS):
             if not self.allow_urls:
                 raise ValueError("inputs is a URL, which this endpoint does not fetch: send the image in base64")
