@@ -64,9 +64,9 @@ class EndpointHandler:
         """Answer a request.
 
         Args:
-            data: `inputs`: the bytes of an image file, these in base64, a PIL image, or a list of them; URLs where they
-                are allowed, never paths. `parameters` (*optional*): of `PARAMETERS`, as the pipeline takes them (`roi`
-                as a polygon), and `maps` (`bool`): whether maps are sent.
+            data: `inputs`: the bytes of an image file, these in base64, a PIL image, or a list of them; URLs where
+                they are allowed, never paths. `parameters` (*optional*): those of `PARAMETERS`, as the pipeline takes
+                them (`roi` as a polygon), and `maps` (`bool`): whether maps are sent.
 
         Returns:
             for each image a dict of what JSON holds: `score` and, where thresholds are set, `label` and `regions`;
