@@ -105,7 +105,7 @@ class EndpointHandler:
 
 
 def _to_json(result: dict[str, Any], with_maps: bool) -> dict[str, Any]:
-    answer = {name: result[name] for name in ("score", "label", "regions") if name in result}
+    answer: dict[str, Any] = {name: result[name] for name in ("score", "label", "regions") if name in result}
     if with_maps:
         answer["anomaly_map"] = _png((result["anomaly_map"].clip(0, 1) * 65535).round().astype(np.uint16))
         if "mask" in result:
