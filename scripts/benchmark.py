@@ -1,9 +1,9 @@
 """Time this package against a plain two-path forward and itself, in one run, as ratios.
 
-    python scripts/benchmark.py --parts engines --engines_dir outputs/engines             # about 12 minutes, 2 cores
-    python scripts/benchmark.py --parts engines --engines_dir outputs/engines --batch_sizes 4 --repeats 2
+    python scripts/benchmark.py --parts engines --engines_dir outputs/engines --repeats 0     # exports alone
+    python scripts/benchmark.py --parts engines --engines_dir outputs/engines                 # 8 minutes on 2 cores
     python scripts/benchmark.py --parts import metrics loader predict training
-    python scripts/benchmark.py --device cuda                                             # 5 minutes on one GPU
+    python scripts/benchmark.py --device cuda                                                 # 5 minutes on one GPU
 
 Random weights of ViT-L/14@336 size at 518 px unless --model names others. The plain forward computes both paths for
 every token with full attention matrices in float32, the way the authors' program does.

@@ -69,7 +69,7 @@ def time_engines(folder: Path, engines: list[str], batch_sizes: list[int], repea
         folder: holds the model in `MODEL`; exports are kept there.
         engines: of `ENGINES`; `plain` and `float32`, which others are compared with, are always among them.
         batch_sizes: images per forward.
-        repeats: rounds that count, after one that doesn't.
+        repeats: rounds that count, after one that doesn't; 0 = export alone.
 
     Returns:
         dicts: `batch`, `engine`, `ratio_min` and `ratio_median` of seconds to those of `plain` in the same round,
@@ -77,6 +77,8 @@ def time_engines(folder: Path, engines: list[str], batch_sizes: list[int], repea
     """
     engines = [name for name in ENGINES if name in {"plain", "float32", *engines}]
     export_engines(folder, engines)
+    if not repeats:
+        return []
     rows, running = [], {name: _start(name, folder) for name in engines}
     try:
         for one in running.values():
