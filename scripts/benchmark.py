@@ -336,7 +336,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="of the parts device and training")
     parser.add_argument("--model", help="checkpoint; a random ViT-L/14@336 if absent")
     parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=list(ENGINES))
-    parser.add_argument("--engines_dir", type=Path, help="where exports are kept and found again")
+    parser.add_argument(
+        "--engines_dir", type=Path, help="where model and exports are kept, and found again whatever --model says"
+    )
     parser.add_argument("--batch_sizes", nargs="+", type=int)
     parser.add_argument("--repeats", type=int, default=4)
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmark.json"))
