@@ -19,21 +19,10 @@ import numpy as np
 from PIL import Image
 
 from anomalyclip_hf.export.engines import is_exported
-from anomalyclip_hf.export.runtime import AnomalyCLIPExported
+from anomalyclip_hf.export.runtime import JUDGING, AnomalyCLIPExported
+from anomalyclip_hf.options_anomalyclip import READING, RESIZING
 
-PARAMETERS = (
-    "image_threshold",
-    "pixel_threshold",
-    "sigma",
-    "min_area",
-    "roi",
-    "score_rule",
-    "window",
-    "channels",
-    "resize",
-    "tile_size",
-    "overlap",
-)
+PARAMETERS = (*JUDGING, *READING, *RESIZING)
 URLS = ("http://", "https://")
 
 

@@ -63,7 +63,7 @@ def test_a_request_gets_what_the_detector_gives(kind, serving, exported_folders,
         ({}, "inputs holds a NoneType"),
         (
             {"inputs": b"", "parameters": {"references": "/"}},
-            r"unknown parameters \['references'\]; known are image_thr",
+            r"unknown parameters \['references'\]; known are sigma, image_thr",
         ),
         ({"inputs": b"", "parameters": {"roi": "/etc/hostname"}}, "roi names a file, expected a polygon"),
         ({"inputs": b"", "parameters": {"maps": "yes"}}, "maps='yes', expected true or false"),
