@@ -107,7 +107,8 @@ def time_engines(folder: Path, engines: list[str], batch_sizes: list[int], repea
 def _start(name: str, folder: Path) -> subprocess.Popen[str]:
     """A process that holds one engine."""
     command = [sys.executable, __file__, name, str(folder)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    quiet = {**os.environ, "TQDM_DISABLE": "1"}
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=quiet)
 
 
 def _ask(one: subprocess.Popen[str], batch: int | None = None) -> dict[str, Any]:
