@@ -1,9 +1,12 @@
 """Time this package against a plain two-path forward and itself, in one run, as ratios.
 
-    python scripts/benchmark.py --parts import forward memory metrics loader predict training
+    python scripts/benchmark.py --parts engines --engines_dir outputs/engines --repeats 0     # exports alone
+    python scripts/benchmark.py --parts engines --engines_dir outputs/engines                 # 8 minutes on 2 cores
+    python scripts/benchmark.py --parts import metrics loader predict training
+    python scripts/benchmark.py --device cuda                                                 # 5 minutes on one GPU
 
-Random weights of ViT-L/14@336 size at 518 px. The plain forward computes both paths for every token with full
-attention matrices in float32, the way the authors' program does.
+Random weights of ViT-L/14@336 size at 518 px unless --model names others. The plain forward computes both paths for
+every token with full attention matrices in float32, the way the authors' program does.
 """
 
 import argparse
@@ -16,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,45 +27,15 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import anomalyclip_hf
+from anomalyclip_hf.export.certificate import describe_machine
 from anomalyclip_hf.modeling_anomalyclip import AnomalyCLIPModel
+from benchmark_engines import ENGINES, MODEL, time_engines
 
 SIDE = 518
-
-
-@torch.no_grad()
-def plain_forward(model: AnomalyCLIPModel, pixel_values: Tensor, text_embeds: Tensor) -> tuple[Tensor, Tensor]:
-    """Both paths for every token of every layer, with full attention matrices; an independent float32 reference."""
-    config, vision = model.config, model.vision_model
-    hidden = vision.pre_layrnorm(vision.embeddings(pixel_values))
-    refined, features = None, []
-    for number, layer in enumerate(vision.encoder.layers, start=1):
-        attention, normed = layer.self_attn, layer.layer_norm1(hidden)
-        heads = (*normed.shape[:-1], attention.num_heads, attention.head_dim)
-        queries, keys, values = (
-            projection(normed).view(heads).transpose(1, 2)
-            for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
-        )
-
-        def attend(a: Tensor, b: Tensor, values=values, attention=attention, shape=normed.shape) -> Tensor:
-            weights = ((a @ b.transpose(-1, -2)) * attention.scale).softmax(dim=-1)
-            return attention.out_proj((weights @ values).transpose(1, 2).reshape(shape))
-
-        original = attend(queries, keys)
-        if number > config.vision_config.num_hidden_layers - config.dpam_layers:
-            refined = (hidden if refined is None else refined) + attend(values, values)
-        hidden = hidden + original
-        hidden = hidden + layer.mlp(layer.layer_norm2(hidden))
-        if number in config.feature_layers:
-            features.append(vision.post_layernorm(hidden if refined is None else refined)[:, 1:])
-    image = nn.functional.normalize(model.visual_projection(hidden[:, 0]), dim=-1)
-    patches = torch.stack([nn.functional.normalize(model.visual_projection(f), dim=-1) for f in features], dim=1)
-    size = (pixel_values.shape[-2], pixel_values.shape[-1])
-    grid = (size[0] // config.vision_config.patch_size, size[1] // config.vision_config.patch_size)
-    maps = anomalyclip_hf.compute_similarity_maps(patches, text_embeds, config.temperature, grid, size)
-    return image @ text_embeds.T / config.temperature, maps[:, :, 1].mean(dim=1)
+COMPILED = {"bfloat16": (1, 32), "float16": (32,)}  # batch sizes, since compiling takes most of the time
 
 
 def build_model(dtype: torch.dtype) -> AnomalyCLIPModel:
@@ -85,63 +59,39 @@ def seconds(run: Callable[[], object], repeats: int) -> float:
     return statistics.median(times)
 
 
-@torch.no_grad()
-def measure_forward(batch_sizes: list[int], repeats: int) -> list[dict]:
-    """Plain float32, ours in float32 and in bfloat16, with the largest difference of the results."""
-    models = {"float32": build_model(torch.float32), "bfloat16": build_model(torch.bfloat16)}
-    models["bfloat16"].load_state_dict(models["float32"].state_dict())
-    text_embeds = models["float32"].get_prompt_embeds()
-    rows = []
-    for batch in batch_sizes:
-        pixels = torch.randn(batch, 3, SIDE, SIDE)
-        plain_logits, plain_maps = plain_forward(models["float32"], pixels, text_embeds)
-        plain = seconds(partial(plain_forward, models["float32"], pixels, text_embeds), repeats)
-        for name, model in models.items():
-            ours = seconds(partial(model, pixel_values=pixels), repeats)  # type: ignore[misc]
-            output = model(pixel_values=pixels)
-            row = {
-                "batch": batch,
-                "dtype": name,
-                "plain_s": plain,
-                "ours_s": ours,
-                "ratio": ours / plain,
-                "max_map_difference": (output.anomaly_maps - plain_maps).abs().max().item(),
-                "max_logit_difference": (output.logits - plain_logits).abs().max().item(),
-            }
-            rows.append(row)
-            report("forward", row)
-    return rows
+def load_model(arguments: argparse.Namespace) -> tuple[AnomalyCLIPModel, anomalyclip_hf.AnomalyCLIPProcessor]:
+    """The model named, or a random ViT-L/14@336, in float32; with its processor."""
+    if arguments.model is None:
+        return build_model(torch.float32), anomalyclip_hf.AnomalyCLIPProcessor()
+    model = AnomalyCLIPModel.from_pretrained(arguments.model, dtype=torch.float32).eval()
+    return model, model.default_processor()
 
 
-def measure_memory(batch_sizes: list[int], repeats: int) -> list[dict]:
-    """Peak resident memory of processes of their own that score one batch, in GB."""
-    code = (
-        "import sys, torch; sys.path.insert(0, sys.argv[1]); import benchmark;"
-        "model = benchmark.build_model(getattr(torch, sys.argv[2])); torch.set_grad_enabled(False);"
-        "model(pixel_values=torch.randn(int(sys.argv[3]), 3, 518, 518));"
-        "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
-    )
-    rows = []
-    for dtype in ("float32", "bfloat16"):
-        for batch in batch_sizes:
-            kilobytes = run_python(code, str(Path(__file__).parent), dtype, str(batch)).split()[-1]
-            rows.append({"dtype": dtype, "batch": batch, "peak_gb": int(kilobytes) * 1024 / 1e9})
-            report("memory", rows[-1])
-    return rows
+def measure_engines(arguments: argparse.Namespace) -> list[dict]:
+    """Every engine against plain: ratios of interleaved rounds, peak memory, largest differences."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.engines_dir or Path(temporary)
+        if not (folder / MODEL).exists():
+            model, processor = load_model(arguments)
+            (model if model.config.vision_only else model.to_vision_only()).save_pretrained(folder / MODEL)
+            processor.save_pretrained(folder / MODEL)
+            del model
+        rows = time_engines(folder, arguments.engines, arguments.batch_sizes, arguments.repeats)
+    return [report("engines", row) for row in rows]
 
 
-def measure_import(batch_sizes: list[int], repeats: int) -> dict:
+def measure_import(arguments: argparse.Namespace) -> dict:
     """Median seconds of `import transformers` and of `import anomalyclip_hf` after it, in fresh processes."""
     code = (
         "import time; a = time.perf_counter(); import transformers; b = time.perf_counter();"
         "import anomalyclip_hf; c = time.perf_counter(); print(b - a, c - b)"
     )
-    runs = [[float(x) for x in run_python(code).split()] for _ in range(2 * repeats + 1)]
+    runs = [[float(x) for x in run_python(code).split()] for _ in range(2 * arguments.repeats + 1)]
     first, second = (statistics.median(column) for column in zip(*runs, strict=True))
     return report("import", {"transformers_s": first, "anomalyclip_hf_adds_s": second})
 
 
-def measure_metrics(batch_sizes: list[int], repeats: int) -> dict:
+def measure_metrics(arguments: argparse.Namespace) -> dict:
     """All pixel metrics on 40 maps of 518x518: exact, and streaming with its largest difference from exact."""
     from scipy.ndimage import gaussian_filter
 
@@ -161,21 +111,21 @@ def measure_metrics(batch_sizes: list[int], repeats: int) -> dict:
     exact, fast = pixel_metrics(maps, masks), streamed()
     names = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro")
     row = {
-        "exact_s": seconds(lambda: pixel_metrics(maps, masks), repeats),
-        "streaming_s": seconds(streamed, repeats),
+        "exact_s": seconds(lambda: pixel_metrics(maps, masks), arguments.repeats),
+        "streaming_s": seconds(streamed, arguments.repeats),
         "largest_difference": max(abs(exact[name] - fast[name]) for name in names),
     }
     return report("metrics", row)
 
 
 @torch.no_grad()
-def measure_loader(batch_sizes: list[int], repeats: int) -> dict:
+def measure_loader(arguments: argparse.Namespace) -> dict:
     """Images per second of decoding and preprocessing beside those of the bfloat16 encoder."""
     from anomalyclip_hf import AnomalyCLIPProcessor, load_anomaly_dataset
     from anomalyclip_hf.data import make_loader
 
     model, pixels = build_model(torch.bfloat16), torch.randn(4, 3, SIDE, SIDE)
-    row: dict = {"encoder_images_per_s": 4 / seconds(lambda: model.encode_images(pixels), repeats)}
+    row: dict = {"encoder_images_per_s": 4 / seconds(lambda: model.encode_images(pixels), arguments.repeats)}
     generator = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "good").mkdir()
@@ -253,7 +203,7 @@ def compare_training(model, processor, images: int, batch_size: int, epochs: int
     }
 
 
-def measure_predict(batch_sizes: list[int], repeats: int) -> dict:
+def measure_predict(arguments: argparse.Namespace) -> dict:
     """Images per second of `predict_files` with the embedded model, where time goes, and memory by number of files.
 
     Memory is the peak of a process of its own, with a detector that costs nothing, so that only the loop is measured.
@@ -275,10 +225,12 @@ def measure_predict(batch_sizes: list[int], repeats: int) -> dict:
         prepared = score.prepare(image)
         (result,) = score([prepared], sizes)
         drawn = overlay(image, result["anomaly_map"])
-        row["prepare_ms"] = 1000 * seconds(lambda: score.prepare(Image.open(path)), repeats)
-        row["score_ms"] = 1000 * seconds(lambda: score([prepared], sizes), repeats)
-        row["draw_ms"] = 1000 * seconds(lambda: overlay(image, result["anomaly_map"]), repeats)
-        row["encode_ms"] = 1000 * seconds(lambda: drawn.save(Path(folder, ".drawn.png"), compress_level=1), repeats)
+        row["prepare_ms"] = 1000 * seconds(lambda: score.prepare(Image.open(path)), arguments.repeats)
+        row["score_ms"] = 1000 * seconds(lambda: score([prepared], sizes), arguments.repeats)
+        row["draw_ms"] = 1000 * seconds(lambda: overlay(image, result["anomaly_map"]), arguments.repeats)
+        row["encode_ms"] = 1000 * seconds(
+            lambda: drawn.save(Path(folder, ".drawn.png"), compress_level=1), arguments.repeats
+        )
         for overlays in ("none", "all"):
             for workers in (0, 2, 4):
                 settings = {"overlays": overlays, "num_workers": workers, "batch_size": 4, "progress": False}
@@ -301,13 +253,60 @@ def measure_predict(batch_sizes: list[int], repeats: int) -> dict:
     return report("predict", row)
 
 
-def measure_training(batch_sizes: list[int], repeats: int) -> dict:
+def measure_training(arguments: argparse.Namespace) -> dict:
     """An epoch of training on kept features against one without, and how far their losses differ over 20 steps."""
-    model = build_model(torch.float32)
-    processor = anomalyclip_hf.AnomalyCLIPProcessor()
-    timed = compare_training(model, processor, images=8, batch_size=8, epochs=1)
+    model, processor = load_model(arguments)
+    timed = compare_training(model, processor, images=8 if arguments.device == "cpu" else 64, batch_size=8, epochs=1)
     steps = compare_training(model, processor, images=2, batch_size=1, epochs=10)
     return report("training", {**timed, "largest_loss_difference_20_steps": steps["max_loss_difference"]})
+
+
+@torch.no_grad()
+def measure_device(arguments: argparse.Namespace) -> list[dict]:
+    """Images per second and peak memory by dtype, attention and batch size, and compiled, on one device.
+
+    Differences are from float32 on the CPU. A combination that the device lacks or has no memory for says why.
+    """
+    device, (model, _) = torch.device(arguments.device), load_model(arguments)
+    model = model if model.config.vision_only else model.to_vision_only()
+    images = torch.randn(max(arguments.batch_sizes), 3, *[model.config.image_size] * 2)
+    exact, rows = model(pixel_values=images[:1]), []
+    for dtype in (torch.bfloat16, torch.float16):
+        half, name = copy.deepcopy(model).to(device, dtype), str(dtype).removeprefix("torch.")
+        combinations = [(form, batch) for form in ("sdpa", "flash") for batch in arguments.batch_sizes]
+        combinations += [("compiled", batch) for batch in COMPILED[name] if batch in arguments.batch_sizes]
+        for form, batch in combinations:
+            row: dict = {"dtype": name, "form": form, "batch": batch}
+            forward = torch.compile(half, dynamic=False) if form == "compiled" else half
+            run = partial(forward, images[:batch].to(device), text_embeds=half.get_prompt_embeds())
+            try:
+                with sdpa_kernel(SDPBackend.FLASH_ATTENTION) if form == "flash" else nullcontext():
+                    row |= _throughput(run, batch, device)
+                    found = run()
+                for key in ("logits", "anomaly_maps"):
+                    row[f"max_{key}_difference"] = (found[key][0].cpu() - exact[key][0]).abs().max().item()
+                del found
+            except RuntimeError as error:  # no such kernel, or no memory
+                row["failed"] = str(error).splitlines()[0]
+            rows.append(report("device", row))
+    return rows
+
+
+def _throughput(run: Callable[[], object], batch: int, device: torch.device, least: float = 1.0) -> dict[str, float]:
+    """Of runs that take `least` seconds together, 2 at least, after one that doesn't count."""
+    is_cuda = device.type == "cuda"
+    wait = torch.cuda.synchronize if is_cuda else lambda: None
+    if is_cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+    run()
+    wait()
+    count, start = 0, time.perf_counter()
+    while count < 2 or time.perf_counter() - start < least:
+        run()
+        wait()
+        count += 1
+    rate = count * batch / (time.perf_counter() - start)
+    return {"images_per_s": rate} | ({"peak_gb": torch.cuda.max_memory_allocated(device) / 1e9} if is_cuda else {})
 
 
 def run_python(code: str, *arguments: str) -> str:
@@ -326,28 +325,42 @@ def report(part: str, row: dict) -> dict:
 
 
 PARTS = {
+    "engines": measure_engines,
     "import": measure_import,
-    "forward": measure_forward,
-    "memory": measure_memory,
     "metrics": measure_metrics,
     "loader": measure_loader,
     "predict": measure_predict,
     "training": measure_training,
+    "device": measure_device,
 }
+DEVICE_PARTS = ["device", "training", "metrics"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
-    parser.add_argument("--batch_sizes", nargs="+", type=int, default=[1, 4])
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS))
+    parser.add_argument("--device", default="cpu", help="of the parts device and training")
+    parser.add_argument("--model", help="checkpoint; a random ViT-L/14@336 if absent")
+    parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=list(ENGINES))
+    parser.add_argument(
+        "--engines_dir", type=Path, help="where model and exports are kept, and found again whatever --model says"
+    )
+    parser.add_argument("--batch_sizes", nargs="+", type=int)
+    parser.add_argument("--repeats", type=int, default=4)
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmark.json"))
     arguments = parser.parse_args()
+    on_cpu = arguments.device == "cpu"
+    parts = arguments.parts or ([name for name in PARTS if name != "device"] if on_cpu else DEVICE_PARTS)
+    arguments.batch_sizes = arguments.batch_sizes or ([1] if on_cpu else [1, 2, 4, 8, 16, 32, 64])
 
     results: dict = {"torch": torch.__version__, "threads": torch.get_num_threads(), "cpus": os.cpu_count()}
+    results |= describe_machine()
+    if not on_cpu:
+        results["device"] = torch.cuda.get_device_name(arguments.device)
+    report("machine", results)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    for part in arguments.parts:
-        results[part] = PARTS[part](arguments.batch_sizes, arguments.repeats)
+    for part in parts:
+        results[part] = PARTS[part](arguments)
         temporary = arguments.output.with_suffix(".tmp")
         temporary.write_text(json.dumps(results, indent=2) + "\n")
         temporary.replace(arguments.output)

@@ -542,3 +542,26 @@ def test_towers_stored_with_a_dtype_of_their_own_follow_the_one_asked_for(tiny_c
         found = {p.dtype for name, p in model.named_parameters() if not name.startswith("prompt_learner.")}
         assert found == {dtype}
     assert torch.isfinite(model(PIXELS).logits).all()
+
+
+@pytest.mark.parametrize("layers", [[2, 4], [1, 3]])
+def test_a_part_of_the_outputs_is_what_all_hold(tiny_model, layers):
+    tiny_model.config.feature_layers = layers
+    rows = [output_rows(layer.self_attn.out_proj) for layer in tiny_model.vision_model.encoder.layers]
+    with torch.no_grad():
+        full = tiny_model(pixel_values=PIXELS)
+        [one.clear() for one in rows]
+        score = tiny_model(pixel_values=PIXELS, outputs="score")
+        assert rows == [[37], [37], [37], [1]]  # no refined path
+        [one.clear() for one in rows]
+        maps = tiny_model(pixel_values=PIXELS, outputs="maps")
+        assert len(rows[3]) == (2 if layers[-1] == 4 else 0)  # nothing past the last feature layer
+    assert list(score) == ["logits", "image_embeds", "text_embeds"]
+    assert list(maps) == ["similarity_maps", "anomaly_maps", "text_embeds", "patch_embeds"]
+    for part in (score, maps):
+        for key in part:
+            assert_close(part[key], full[key], rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="outputs='label', expected one of all, score, maps"):
+        tiny_model(pixel_values=PIXELS, outputs="label")
+    with pytest.raises(ValueError, match="outputs='score' with labels, which need score and maps"):
+        tiny_model(pixel_values=PIXELS, outputs="score", labels=torch.tensor([0, 1]))

@@ -8,6 +8,7 @@ import json
 import shutil
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import datasets
 import numpy as np
@@ -370,3 +371,33 @@ def test_a_window_and_channels_of_a_call(detector):
         detector(bands)
     with pytest.raises(ValueError, match="window="):
         detector(shown, window=(5, 1))
+
+
+def test_score_or_map_alone(detector, images):
+    thresholds = {"image_threshold": 0.5, "pixel_threshold": 0.5}
+    full = detector(images, batch_size=2, **thresholds)
+    for outputs, names in (("score", ("score", "label")), ("maps", ("anomaly_map", "mask", "regions"))):
+        for one, whole in zip(detector(images, outputs=outputs, batch_size=2, **thresholds), full, strict=True):
+            assert tuple(one) == names
+            assert one.get("score", whole["score"]) == pytest.approx(whole["score"], abs=1e-6)
+            np.testing.assert_allclose(one.get("anomaly_map", whole["anomaly_map"]), whole["anomaly_map"], atol=1e-6)
+    for options, message in (
+        ({"resize": "fit"}, "outputs='score' with resize='fit' or 'tile', expected 'all'"),
+        ({"score_rule": "max"}, "score_rule='max' takes the score from the map, but there is none"),
+        ({"references": images[:1]}, "outputs='score' with references, which need score and maps"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            detector(images[0], outputs="score", **options)
+    with pytest.raises(ValueError, match="outputs='label', expected one of"):
+        detector(images[0], outputs="label")
+
+
+def test_two_pipelines_in_threads_give_what_one_gives(detector, tiny_checkpoint, images):
+    detectors = [pipeline(TASK, model=tiny_checkpoint, device="cpu"), detector]
+    expected = detector(images)
+    with ThreadPoolExecutor(2) as pool:
+        runs = [pool.submit(one, images, batch_size=size) for size in (1, 2, 3) for one in detectors]
+    for run in runs:
+        for found, wanted in zip(run.result(), expected, strict=True):
+            assert found["score"] == pytest.approx(wanted["score"], abs=1e-6)
+            np.testing.assert_allclose(found["anomaly_map"], wanted["anomaly_map"], rtol=0, atol=1e-6)

@@ -259,8 +259,8 @@ class AnomalyCLIPImageProcessor(PilBackend):
         """Turn the model's output into one result per image.
 
         Args:
-            outputs ([`AnomalyCLIPOutput`]): needs `logits` (B, 2) and `anomaly_maps` (B, H, W); where it has
-                `reference_scores` (B,), they stand in for P(anomalous) of the image.
+            outputs ([`AnomalyCLIPOutput`]): has `logits` (B, 2) and `anomaly_maps` (B, H, W), or one of them; where it
+                has `reference_scores` (B,), they stand in for P(anomalous) of the image.
             target_sizes (`list[tuple[int, int]]`, *optional*): height and width of each original image in pixels.
             sigma (`float`, pixels at the model's input size, *optional*): smoothing; the processor's own if absent.
             image_threshold (`float` in [0, 1], *optional*): score from which `label` is "anomalous".
@@ -276,34 +276,38 @@ class AnomalyCLIPImageProcessor(PilBackend):
         Returns:
             for each image `score` (float in [0, 1]), `anomaly_map` (`Tensor` (h, w) float32 in [0, 1]), and, with
             thresholds, `label` ("normal" or "anomalous"), `mask` (`Tensor` (h, w) bool) and `regions` (a list, see
-            [`find_regions`]).
+            [`find_regions`]); without logits or without maps, what the others tell alone.
 
         Raises:
             ValueError: if logits or maps are not finite, target sizes differ in number, or a setting is out of range.
         """
         given = {"image_threshold": image_threshold, "pixel_threshold": pixel_threshold, "min_area": min_area}
         check_fields(given | {"score_rule": score_rule})
-        raw, logits = outputs["anomaly_maps"].float(), outputs["logits"].float()
-        _check_finite(logits, raw)
-        _check_sigma(sigma, max(raw.shape[-2:]))
-        maps = gaussian_smooth(raw, self.sigma if sigma is None else sigma)
-        by_references = outputs.get("reference_scores")
-        whole = logits.softmax(dim=-1)[:, 1] if by_references is None else by_references.float()
-        scores = _apply_rule(score_rule or "global", whole, maps).tolist()
-        if target_sizes is not None and len(target_sizes) != len(scores):
-            raise ValueError(f"target_sizes has {len(target_sizes)} entries for {len(scores)} images")
+        logits, maps, scores = outputs.get("logits"), outputs.get("anomaly_maps"), None
+        count = _check_finite(logits, maps)
+        if maps is not None:
+            _check_sigma(sigma, max(maps.shape[-2:]))
+            maps = gaussian_smooth(maps.float(), self.sigma if sigma is None else sigma)
+        if logits is not None:
+            by_references = outputs.get("reference_scores")
+            whole = logits.float().softmax(dim=-1)[:, 1] if by_references is None else by_references.float()
+            scores = _apply_rule(score_rule or "global", whole, maps).tolist()
+        if target_sizes is not None and len(target_sizes) != count:
+            raise ValueError(f"target_sizes has {len(target_sizes)} entries for {count} images")
         results = []
-        for index, score in enumerate(scores):
-            anomaly_map = maps[index]
-            if target_sizes is not None:
-                target = tuple(int(side) for side in target_sizes[index])
-                anomaly_map = nn.functional.interpolate(
-                    anomaly_map[None, None], size=target, mode="bilinear", align_corners=False
-                )[0, 0]
-            result: dict[str, Any] = {"score": score, "anomaly_map": anomaly_map}
-            if image_threshold is not None:
-                result["label"] = "anomalous" if score >= image_threshold else "normal"
-            if pixel_threshold is not None:
+        for index in range(count):
+            result: dict[str, Any] = {} if scores is None else {"score": scores[index]}
+            if maps is not None:
+                anomaly_map = maps[index]
+                if target_sizes is not None:
+                    target = tuple(int(side) for side in target_sizes[index])
+                    anomaly_map = nn.functional.interpolate(
+                        anomaly_map[None, None], size=target, mode="bilinear", align_corners=False
+                    )[0, 0]
+                result["anomaly_map"] = anomaly_map
+            if scores is not None and image_threshold is not None:
+                result["label"] = "anomalous" if scores[index] >= image_threshold else "normal"
+            if maps is not None and pixel_threshold is not None:
                 size = None if image_sizes is None else (int(image_sizes[index][1]), int(image_sizes[index][0]))
                 result |= _mark(anomaly_map, pixel_threshold, min_area, roi, size)
             results.append(result)
@@ -324,10 +328,12 @@ def _mark(
     return {"mask": torch.from_numpy(mask).to(anomaly_map.device), "regions": found}
 
 
-def _apply_rule(rule: str, whole: Tensor, maps: Tensor) -> Tensor:
+def _apply_rule(rule: str, whole: Tensor, maps: Tensor | None) -> Tensor:
     """Scores `(B,)` by a rule, from those of whole images `(B,)` and maps `(B, H, W)`; top: 1 % of pixels."""
     if rule == "global":
         return whole
+    if maps is None:
+        raise ValueError(f"score_rule={rule!r} takes the score from the map, but there is none: outputs='all'")
     pixels = maps.flatten(1).clamp(0, 1)  # smoothing can leave [0, 1] by a rounding error
     if rule == "max":
         return pixels.amax(dim=1)
@@ -409,15 +415,19 @@ def _check_sigma(sigma: Any, side: int) -> None:
         raise ValueError(f"sigma={sigma!r}, expected 0 to {max(side, 64)} pixels, the input's own side")
 
 
-def _check_finite(logits: Tensor, maps: Tensor) -> None:
-    sound = logits.isfinite().all(dim=-1) & maps.isfinite().flatten(1).all(dim=-1)
+def _check_finite(logits: Tensor | None, maps: Tensor | None) -> int:
+    """The number of images."""
+    given = [one for one in (logits, maps) if one is not None]
+    sound = torch.stack([one.isfinite().flatten(1).all(dim=-1) for one in given]).all(dim=0)
     if not bool(sound.all()):
         index = int((~sound).nonzero()[0])
+        shown = None if logits is None else logits[index].tolist()
         raise ValueError(
-            f"the model's output for image {index} of {len(sound)} is not finite (logits {logits[index].tolist()}): "
+            f"the model's output for image {index} of {len(sound)} is not finite (logits {shown}): "
             "it can't be judged. Its weights hold NaN or infinite values, overflow in this dtype (try float32), or "
             "pixel_values were not finite: load the checkpoint again, and check image_mean and image_std"
         )
+    return len(sound)
 
 
 def _check_sizes(settings: dict, images: list[Image.Image]) -> None:

@@ -40,7 +40,7 @@ from .configuration_anomalyclip import (
     in_one_line,
 )
 from .loss_anomalyclip import check_targets, fill_masks_of_normal_images, global_anomaly_loss, local_anomaly_loss
-from .options_anomalyclip import installed
+from .options_anomalyclip import OUTPUT_KINDS, installed
 from .prompts_anomalyclip import (
     HUB_ARGUMENTS,
     PROMPT_FIELDS,
@@ -243,17 +243,19 @@ class AnomalyCLIPVisionModel(CLIPPreTrainedModel):
         dpam_layers: int,
         dpam_attention: str = "vv",
         kept_states: dict[int, Tensor] | None = None,
+        class_token: bool = True,
         **kwargs,
     ) -> tuple[Tensor, list[Tensor]]:
         """Run both paths.
 
         Args:
             tokens (`Tensor` of shape `(B, 1 + N, d)`, float): embedded patches, the class token first.
-            feature_layers (`list[int]`): layers, counted from 1, whose patch features are wanted, rising.
+            feature_layers (`list[int]`): layers, counted from 1, whose patch features are wanted, if any, rising.
             dpam_layers (`int`): the last n layers carry the refined path.
             dpam_attention (`str`): `"vv"`, `"qq"` or `"kk"`.
             kept_states (`dict`, *optional*): has layers as keys, and gets the states `(B, 1 + N, d)` that leave them
                 on the original path; 0 stands for what enters the first one.
+            class_token (`bool`): False = stop after the last layer that features are of.
             **kwargs: passed on to the attention.
 
         Returns:
@@ -264,12 +266,13 @@ class AnomalyCLIPVisionModel(CLIPPreTrainedModel):
         states, refined, features = self.pre_layrnorm(tokens), None, []
         if 0 in kept:
             kept[0] = states
-        for number, layer in enumerate(self.encoder.layers, start=1):
+        last = max(feature_layers, default=0)
+        for number, layer in enumerate(self.encoder.layers[: None if class_token else last], start=1):
             in_dpam = number > depth - dpam_layers
             # Past the last feature layer nothing reads the refined path; in the last layer nothing but the class
             # token of the original path is read, unless its patches are a feature or its states are wanted.
-            refine = dpam_attention if in_dpam and number <= feature_layers[-1] else None
-            unread = in_dpam or feature_layers[-1] != depth
+            refine = dpam_attention if in_dpam and number <= last else None
+            unread = in_dpam or last != depth
             class_token_only = number == depth and unread and depth not in kept
             states, refined = layer(states, refined, refine, class_token_only, **kwargs)
             if number in kept:
@@ -607,7 +610,7 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
 
     @torch.no_grad()
     def encode_images(
-        self, pixel_values: Tensor, kept_states: dict[int, Tensor] | None = None, **kwargs
+        self, pixel_values: Tensor, kept_states: dict[int, Tensor] | None = None, outputs: str = "all", **kwargs
     ) -> tuple[Tensor, Tensor]:
         """Embeddings of images and of their patches; never builds a graph.
 
@@ -615,18 +618,26 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
             pixel_values (`Tensor` of shape `(B, 3, H, W)`, float): normalised; H and W multiples of the patch size.
             kept_states (`dict`, *optional*): has layers of the vision tower as keys, and gets what leaves them on the
                 original path; 0 stands for what enters the first one.
+            outputs (`str`): as of [`~AnomalyCLIPModel.forward`]; what isn't asked for is empty, B or M being 0.
             **kwargs: passed on to the attention.
 
         Returns:
             image_embeds `(B, P)` and patch_embeds `(B, M, N, P)`, float32, L2-normalised.
         """
         self._check_pixel_values(pixel_values)
-        config, layers = self.config, sorted(self.config.feature_layers)
-        class_token, features = self.vision_model(
-            pixel_values, layers, config.dpam_layers, config.dpam_attention, kept_states, **kwargs
+        config, layers = self.config, [] if outputs == "score" else sorted(self.config.feature_layers)
+        paths = (
+            layers,
+            config.dpam_layers,
+            config.dpam_attention,
+            kept_states,
+            outputs != "maps" or bool(kept_states),
         )
-        patches = [self.project(self.visual_projection, states) for states in features]
-        return self.project(self.visual_projection, class_token), torch.stack(patches, dim=1)
+        class_token, features = self.vision_model(pixel_values, *paths, **kwargs)
+        image_embeds = self.project(self.visual_projection, class_token[: 0 if outputs == "maps" else None])
+        if not layers:
+            return image_embeds, image_embeds.new_empty(len(image_embeds), 0, 0, image_embeds.shape[-1])
+        return image_embeds, torch.stack([self.project(self.visual_projection, one) for one in features], dim=1)
 
     def get_text_features(self) -> Tensor:
         """Old name of `get_prompt_embeds`, for one release; in CLIP it means another thing."""
@@ -649,6 +660,7 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         references: References | None = None,
+        outputs: str = "all",
         **kwargs,
     ) -> AnomalyCLIPOutput | tuple:
         """Score images and their pixels, with losses where labels or masks are given.
@@ -666,6 +678,8 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
                 setting if absent, as for `return_dict`.
             return_dict (`bool`, *optional*): False = a plain tuple.
             references ([`References`], *optional*): compared with, in place of the model's own.
+            outputs (`str`): `"score"` = logits alone, without the refined path; `"maps"` = maps alone, without layers
+                past the last feature layer; neither takes labels, masks or references.
             **kwargs: passed on to the attention of the vision tower.
 
         Raises:
@@ -678,11 +692,13 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
         if pixel_values is not None:
             size = (pixel_values.shape[-2], pixel_values.shape[-1])
             references = self.references if references is None else references
+            _check_outputs(outputs, labels=labels, masks=masks, references=references)
             kept = dict.fromkeys((*layers, *(() if references is None else references.layers)))
-            image_embeds, patch_embeds = self.encode_images(pixel_values, kept, **kwargs)
+            image_embeds, patch_embeds = self.encode_images(pixel_values, kept, outputs, **kwargs)
         elif image_embeds is None or patch_embeds is None:
             raise ValueError("give pixel_values, or both image_embeds and patch_embeds")
         else:
+            _check_outputs(outputs, labels=labels, masks=masks)
             side = self.config.image_size
             size = (masks.shape[-2], masks.shape[-1]) if masks is not None else (side, side)
         if labels is not None or masks is not None:
@@ -704,12 +720,16 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
             text_embeds, patch_prompts = split_prompt_embeds(text_embeds.to(image_embeds.device, torch.float32))
             labels = None if labels is None else labels.to(image_embeds.device)
             temperature, patch = self.config.temperature, self.config.vision_config.patch_size
-            logits = image_embeds @ text_embeds.T / temperature
             grid = (size[0] // patch, size[1] // patch)
-            maps = compute_similarity_maps(patch_embeds, patch_prompts, temperature, grid, size)
+            logits: Any = None if outputs == "maps" else image_embeds @ text_embeds.T / temperature
+            maps: Any = None
+            anomaly_maps: Any = None
+            if outputs != "score":
+                maps = compute_similarity_maps(patch_embeds, patch_prompts, temperature, grid, size)
+                anomaly_maps = maps[:, :, 1].mean(dim=1)
 
             # 4. With references: distances to them beside the prompts' probabilities.
-            anomaly_maps, distances, scores = maps[:, :, 1].mean(dim=1), None, None
+            distances = scores = None
             if pixel_values is not None and references is not None:
                 own = logits.softmax(dim=-1)[:, 1]
                 distances, anomaly_maps, scores = references.judge(kept, grid, anomaly_maps, own)
@@ -730,9 +750,9 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
             logits=logits,
             similarity_maps=maps,
             anomaly_maps=anomaly_maps,
-            image_embeds=image_embeds,
+            image_embeds=None if logits is None else image_embeds,
             text_embeds=text_embeds,
-            patch_embeds=patch_embeds,
+            patch_embeds=None if maps is None else patch_embeds,
             hidden_states=tuple(kept[layer] for layer in layers) if layers and kept else None,
             reference_maps=distances,
             reference_scores=scores,
@@ -750,6 +770,13 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
                 f"pixel_values is {shape[2]}x{shape[3]} pixels but patch_size={patch} does not divide it; "
                 f"resize to multiples of {patch} (the processor does so)"
             )
+
+
+def _check_outputs(outputs: str, **needing_all: Any) -> None:
+    if outputs not in OUTPUT_KINDS:
+        raise ValueError(f"outputs={outputs!r}, expected one of {', '.join(OUTPUT_KINDS)}")
+    if outputs != "all" and (given := [name for name, value in needing_all.items() if value is not None]):
+        raise ValueError(f"outputs={outputs!r} with {', '.join(given)}, which need score and maps: outputs='all'")
 
 
 # Where a model comes from

@@ -16,6 +16,7 @@ Rule = range | tuple[float, float] | frozenset | type | list | None
 
 # How an image's score comes from P(anomalous) of the image and from its map; see the processor.
 SCORE_RULES = ("global", "max", "mean")
+OUTPUT_KINDS = ("all", "score", "maps")  # what is computed of an image
 WITH_REFERENCES = " with references"
 # Options by what they are about: where images come from, how they are resized, and what is called anomalous.
 READING = ("window", "channels")
@@ -36,6 +37,7 @@ OPTION_RULES: dict[str, Rule] = {
     "overlap": (0.0, 0.9),
     "min_area": range(1, 2**40),
     "score_rule": frozenset(SCORE_RULES),
+    "outputs": frozenset(OUTPUT_KINDS),
     "reference_weight": (0.0, 1000.0),
     "sigma": (0.0, 16384.0),
     "timeout": (1e-6, float("inf")),

@@ -57,6 +57,8 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         references (*optional*): good images to compare with, in place of the model's own; of any
             kind that [`~AnomalyCLIPModel.make_references`] takes. Given to `pipeline(...)`, for all calls.
         reference_weight (`float`, 0 or more, *optional*): of the model's own map and score beside references; 0.1.
+        outputs (`str`, defaults to `"all"`): `"score"` = score and label alone, without the refined path and maps;
+            `"maps"` = map, mask and regions alone. For `resize="square"` without references.
         timeout (`float`, seconds, defaults to 30): for a URL, from the request to the last byte.
         max_bytes (`int`, defaults to 100 million): largest file that a URL may lead to.
 
@@ -114,7 +116,7 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         return super().__call__(inputs, **kwargs)
 
     def _sanitize_parameters(self, **options) -> tuple[dict, dict, dict]:
-        known = (*POST_OPTIONS, *PRE_OPTIONS, *COMPARING)
+        known = (*POST_OPTIONS, *PRE_OPTIONS, *COMPARING, "outputs")
         if unknown := sorted(set(options) - set(known)):
             raise TypeError(f"unknown arguments {unknown}; known are {', '.join(known)}")
         options = {key: value for key, value in options.items() if value is not None}
@@ -127,7 +129,7 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         resizing = {key: options[key] for key in RESIZING if key in options}
         pre = {key: value for key, value in options.items() if key in PRE_OPTIONS}
         post = {key: value for key, value in options.items() if key in POST_OPTIONS}
-        during = {"sigma": options["sigma"]} if "sigma" in options else {}
+        during: dict[str, Any] = {key: options[key] for key in ("sigma", "outputs") if key in options}
         if (references := self._make_references(resizing, **{key: options.get(key) for key in COMPARING})) is not None:
             during["references"] = references
         return pre, during, post | ({"resizing": resizing} if resizing else {})
@@ -157,21 +159,29 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         return self.model.make_references(references, reference_weight, processor=processor)
 
     def _forward(
-        self, model_inputs: dict[str, Any], sigma: float | None = None, references: References | None = None
+        self,
+        model_inputs: dict[str, Any],
+        sigma: float | None = None,
+        references: References | None = None,
+        outputs: str = "all",
     ) -> dict[str, Any]:
         forward = partial(self.model, return_dict=True, references=references)
         if "view" in model_inputs:
+            if outputs != "all":
+                raise ValueError(
+                    f"outputs={outputs!r} with resize='fit' or 'tile', expected 'all': give resize='square'"
+                )
             views = model_inputs["view"]
             is_batch = isinstance(views, list)
             sigma = self.settings_of_profile(["sigma"]).get("sigma") if sigma is None else sigma
             score_views = installed("scoring.tiling").score_views
-            found = score_views(forward, self.image_processor, views if is_batch else [views], sigma)
-            return {name: [one[name][0] for one in found] if is_batch else found[0][name] for name in found[0]}
+            scored = score_views(forward, self.image_processor, views if is_batch else [views], sigma)
+            return {name: [one[name][0] for one in scored] if is_batch else scored[0][name] for name in scored[0]}
         target_size = model_inputs.pop("target_size")
-        outputs = self.model(**model_inputs, references=references, return_dict=True)
+        found = forward(**model_inputs, outputs=outputs)
         # Only what has one row per image: the base class takes batches apart row by row.
         kept = ("logits", "anomaly_maps", "reference_scores")
-        return {"target_size": target_size, **{name: outputs[name] for name in kept if name in outputs}}
+        return {"target_size": target_size, **{name: found[name] for name in kept if name in found}}
 
     def postprocess(
         self, outputs: dict[str, Any], resizing: Mapping[str, Any] | None = None, **options: Any

@@ -1,6 +1,7 @@
 """Exported models give what the model gives, with and without torch, and wherever commands take a model."""
 
 import hashlib
+import importlib
 import json
 import shutil
 import subprocess
@@ -70,6 +71,9 @@ def test_a_folder_says_what_it_holds(kind, exported_folders):
     assert list(facts["outputs"]) == ["logits", "anomaly_maps"]
     for name, digest in facts["files"].items():
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+    if kind == "openvino":  # so that programs in C++ can ask the graph for its size
+        graph = importlib.import_module(kind).Core().read_model(folder / "openvino_model.xml")
+        assert str(graph.input("pixel_values").partial_shape) == "[?,3,42,42]"
     assert certificate["num_images"] == 8 and certificate["tolerance"] == 1e-4 and certificate["cpu"]
     assert certificate["max_score_difference"] < 1e-5 and certificate["max_map_difference"] < 1e-5
     assert certificate["files"] == facts["files"] and "torch" in certificate["versions"]

@@ -105,7 +105,9 @@ def load_model(command: BackboneOptions) -> AnomalyCLIPModel:
         given = [*overrides, *(["prompts"] if prompts else [])]
         if given and overrides != {"dtype": "auto"}:
             shown = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-            raise ValueError(f"{folder} is an exported model, whose graph is fixed: leave out {shown}, or export again")
+            raise ValueError(
+                f"{folder} is an exported model, whose graph is fixed: leave out {shown}, or export again"
+            )
         return ExportedModel(folder)  # type: ignore[return-value]
     model = AnomalyCLIPModel.from_pretrained(folder, **overrides)
     if prompts:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,6 @@ from PIL import Image
 
 from ..data.addresses import read_image
 from ..evaluation.evaluator import evaluate_model
-from ..evaluation.results import versions
 
 if TYPE_CHECKING:
     import datasets
@@ -130,11 +128,6 @@ def describe_machine() -> dict[str, Any]:
     facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
     fast = [flag for flag in facts.get("flags", "").split() if flag.startswith(("avx512", "amx", "avx2", "avx_vnni"))]
     return {"cpu": facts.get("model name") or platform.processor() or platform.machine(), "cpu_flags": fast}
-
-
-def describe_versions(*packages: str) -> dict[str, str]:
-    """Versions of Python and of the packages that made an export."""
-    return {**versions(), **{package: version(package) for package in packages}}
 
 
 def _batches(processor: AnomalyCLIPProcessor, images: Sequence[Any], batch_size: int) -> Iterator[torch.Tensor]:

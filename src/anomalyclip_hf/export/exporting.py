@@ -14,6 +14,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +24,13 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from ..data.addresses import read_image
+from ..evaluation.results import versions
 from ..modeling_anomalyclip import AnomalyCLIPModel, AnomalyCLIPOutput
 from ..pixels_anomalyclip import smoothing_matrix
 from .certificate import (
     EXACT,
     compare,
     describe_machine,
-    describe_versions,
     draw_images,
     judge_both,
     refuse_loss,
@@ -132,7 +133,7 @@ def export_model(
         vision.config.save_pretrained(stage)
         stored.save_pretrained(stage)
         _save_profiles(vision, stage)
-        made_with = describe_versions(*_EXPORTERS[format][3], *(["nncf"] if precision == "int8" else []))
+        made_with = versions() | {package: version(package) for package in _packages(format, precision)}
         facts = _describe(stored, format, precision, digests, made_with)
         _write(stage / FACTS, facts)
         exported = ExportedModel(stage)
@@ -187,12 +188,16 @@ def _check(
             f"resize={processor.resize!r}, size={size}: a graph takes squares of the model's "
             f"image_size={side} alone; give a processor with resize='square' and that size"
         )
-    *_, packages = _EXPORTERS[format]
-    for package in (*packages, *(["nncf"] if precision == "int8" else [])):
+    for package in _packages(format, precision):
         try:
             importlib.import_module(package)
         except ImportError as error:
             raise ImportError(f"format={format!r} needs {package}: pip install anomalyclip_hf[export]") from error
+
+
+def _packages(format: str, precision: str) -> tuple[str, ...]:
+    """What an export needs beside torch and transformers."""
+    return (*_EXPORTERS[format][3], *(("nncf",) if precision == "int8" else ()))
 
 
 def _scorer(vision: AnomalyCLIPModel, sigma: float) -> AnomalyCLIPModel:
@@ -219,7 +224,10 @@ def _trace(scorer: AnomalyCLIPModel, format: str) -> Any:
     shapes = {INPUT: {0: torch.export.Dim("batch", min=1, max=MAX_BATCH)}}
     settings = getattr(library, config)(dynamic_shapes=shapes)
     pixel_values = torch.linspace(-2, 2, 2 * 3 * side * side).sin().view(2, 3, side, side)
-    return getattr(library, exporter)().export(scorer, {INPUT: pixel_values}, settings).program
+    program = getattr(library, exporter)().export(scorer, {INPUT: pixel_values}, settings).program
+    if format == "openvino":  # which would leave the sides open too, though the graph is of this one alone
+        program.reshape({INPUT: [-1, 3, side, side]})
+    return program
 
 
 def _quantize(program: Any, processor: AnomalyCLIPProcessor, images: Sequence[Any]) -> Any:

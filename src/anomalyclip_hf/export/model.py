@@ -59,9 +59,10 @@ class ExportedModel(AnomalyCLIPPreTrainedModel):
         return self.facts["precision"] == "float32"
 
     def forward(
-        self, pixel_values: Tensor, return_dict: bool | None = None, **kwargs: Any
+        self, pixel_values: Tensor, return_dict: bool | None = None, outputs: str = "all", **kwargs: Any
     ) -> AnomalyCLIPOutput | tuple[Tensor, ...]:
-        """Logits and maps of normalised images `(B, 3, S, S)`, float, of the size that was exported.
+        """Logits and maps of normalised images `(B, 3, S, S)`, float, of the size that was exported; the graph makes
+        both, whichever of them `outputs` asks for.
 
         Raises:
             ValueError: another size.
@@ -74,7 +75,9 @@ class ExportedModel(AnomalyCLIPPreTrainedModel):
             )
         found = self.engine(pixel_values.detach().float().cpu().contiguous().numpy())
         logits, maps = (torch.from_numpy(np.ascontiguousarray(one)).to(pixel_values.device) for one in found)
-        output = AnomalyCLIPOutput(logits=logits, anomaly_maps=maps)
+        output = AnomalyCLIPOutput(
+            logits=None if outputs == "maps" else logits, anomaly_maps=None if outputs == "score" else maps
+        )
         return output if return_dict is not False else output.to_tuple()
 
 

@@ -220,12 +220,8 @@ def _mark(anomaly_map: np.ndarray, pixel_threshold: float, min_area: int, roi: A
         if min_area > 1:
             raise
         mask = anomaly_map >= pixel_threshold
-        return {"mask": mask if roi is None else mask & fit_roi(roi, _size_of(anomaly_map))}
+        return {"mask": mask if roi is None else mask & fit_roi(roi, mask.shape[::-1])}
     return {"mask": mask, "regions": regions}
-
-
-def _size_of(anomaly_map: np.ndarray) -> tuple[int, int]:
-    return anomaly_map.shape[1], anomaly_map.shape[0]
 
 
 __all__ = ["AnomalyCLIPExported"]
