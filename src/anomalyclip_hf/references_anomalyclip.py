@@ -74,8 +74,8 @@ class References:
         sets = describe_patches(states, self.layers, grid)
         found = [distance_to(own, bank.to(own.device)) for own, bank in zip(sets, self.features, strict=True)]
         alone = found[NEIGHBOURHOODS.index(1) :: len(NEIGHBOURHOODS)]
-        patches, alone = (torch.stack(some).mean(dim=0).unflatten(1, grid) for some in (found, alone))
-        return patches, distance_of_images(alone)
+        blurred, sharp = (torch.stack(some).mean(dim=0).unflatten(1, grid) for some in (found, alone))
+        return blurred, distance_of_images(sharp)
 
     def blend(self, distances: Tensor, own: Tensor) -> Tensor:
         """Distances and the model's own values of the same shape, in [0, 1], as one."""
