@@ -10,6 +10,7 @@ from anomalyclip_hf.references_anomalyclip import (
     choose_patches,
     default_layers,
     describe_patches,
+    distance_of_images,
     distance_to,
 )
 
@@ -51,10 +52,24 @@ def test_maps_and_scores_are_blended_and_all_else_stays(tiny_model, pixels):
     torch.testing.assert_close(found.anomaly_maps, (distances + 0.25 * plain.anomaly_maps) / 1.25)
     own = plain.logits.softmax(-1)[:, 1]
     torch.testing.assert_close(found.reference_scores[:2], 0.25 * own[:2] / 1.25, atol=1e-6, rtol=0)
-    # Distances are of patches, which maps between them do not exceed.
-    assert (found.reference_scores - 0.25 * own / 1.25 >= distances.amax(dim=(1, 2)) / 1.25 - 1e-6).all()
+    kept = dict.fromkeys(tiny_model.references.layers)
+    tiny_model.encode_images(pixels, kept_states=kept)
+    single = describe_patches(kept, list(kept), (6, 6), (1,))
+    banks = describe_patches({layer: states[:2] for layer, states in kept.items()}, list(kept), (6, 6), (1,))
+    far = [distance_to(one, bank.flatten(0, 1)) for one, bank in zip(single, banks, strict=True)]
+    highest = torch.stack(far).mean(dim=0).amax(dim=1)  # one of 36 patches, none left out
+    torch.testing.assert_close(found.reference_scores, (highest + 0.25 * own) / 1.25, atol=1e-4, rtol=0)
     tiny_model.set_references(None)
     assert torch.equal(run(tiny_model, pixels).anomaly_maps, plain.anomaly_maps)
+
+
+def test_an_image_is_as_far_as_its_farthest_patches_away_from_the_border():
+    distances = torch.full((2, 20, 40), 0.9)
+    distances[:, 1:-1, 2:-2] = 0.1
+    assert distance_of_images(distances).tolist() == pytest.approx([0.1, 0.1])
+    distances[1, 1, 2:10] = 0.5  # 8 of the 16 that count
+    assert distance_of_images(distances).tolist() == pytest.approx([0.1, 0.3])
+    assert distance_of_images(torch.tensor([[[0.2, 0.7], [0.1, 0.3]]])).tolist() == pytest.approx([0.7])
 
 
 def test_order_chunks_and_input_size_change_nothing(tiny_model, pixels, monkeypatch):

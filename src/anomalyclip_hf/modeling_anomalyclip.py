@@ -78,7 +78,7 @@ class AnomalyCLIPOutput(ModelOutput):
         hidden_states (`tuple` of `Tensor` of shape `(B, 1 + N, d)`, with `output_hidden_states=True`): of the original
             path of the vision tower, in its dtype: what enters the first layer, and what leaves each.
         reference_maps (`Tensor` of shape `(B, H, W)`, in [0, 1], with references): distance to them.
-        reference_scores (`Tensor` of shape `(B,)`, in [0, 1], with references): the highest distance of a patch,
+        reference_scores (`Tensor` of shape `(B,)`, in [0, 1], with references): the highest distances of patches,
             blended with P(anomalous).
     """
 

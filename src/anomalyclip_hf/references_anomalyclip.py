@@ -3,7 +3,9 @@
 Features come from the original path of the vision tower at middle layers, each patch averaged over its r x r
 neighbours (AF-CLIP's way). For a patch p, M_p is the mean over layers and r of (1 - the highest cosine to a patch of
 the references) / 2: 0 for a patch of a reference, 1/2 for one that is orthogonal to all of them. With the model's own
-map P and a weight w, the anomaly map is (M + w P) / (1 + w), and the score (max M + w P(anomalous)) / (1 + w).
+map P and a weight w, the anomaly map is (M + w P) / (1 + w), and the score (m + w P(anomalous)) / (1 + w). m is of
+patches alone (r = 1) and away from the image's border, where a camera that stood a little otherwise shows what no
+reference has: the mean of the highest 2 % of them.
 """
 
 import json
@@ -61,7 +63,7 @@ class References:
     def __repr__(self) -> str:
         return f"References(num_images={self.num_images}, layers={self.layers}, weight={self.weight})"
 
-    def compare(self, states: Mapping[int, Tensor], grid: tuple[int, int]) -> Tensor:
+    def compare(self, states: Mapping[int, Tensor], grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """How far the patches of images are from those of the references.
 
         Args:
@@ -69,11 +71,13 @@ class References:
             grid (`tuple[int, int]`): rows and columns of the patches, N = rows x columns.
 
         Returns:
-            `Tensor` of shape `(B, rows, columns)`, float32, in [0, 1].
+            distances of patches `(B, rows, columns)` and of images `(B,)`, float32, in [0, 1].
         """
         sets = describe_patches(states, self.layers, grid)
         found = [distance_to(own, bank.to(own.device)) for own, bank in zip(sets, self.features, strict=True)]
-        return torch.stack(found).mean(dim=0).unflatten(1, grid)
+        alone = found[NEIGHBOURHOODS.index(1) :: len(NEIGHBOURHOODS)]
+        blurred, sharp = (torch.stack(some).mean(dim=0).unflatten(1, grid) for some in (found, alone))
+        return blurred, distance_of_images(sharp)
 
     def blend(self, distances: Tensor, own: Tensor) -> Tensor:
         """Distances and the model's own values of the same shape, in [0, 1], as one."""
@@ -92,8 +96,8 @@ class References:
         Returns:
             distances and blended maps `(B, H, W)`, blended scores `(B,)`, in [0, 1].
         """
-        distances = self.compare(states, grid)
-        scores = self.blend(distances.flatten(1).amax(dim=1), scores)
+        distances, of_images = self.compare(states, grid)
+        scores = self.blend(of_images, scores)
         distances = nn.functional.interpolate(
             distances[:, None], size=maps.shape[-2:], mode="bilinear", align_corners=False
         )[:, 0]
@@ -132,6 +136,14 @@ def distance_to(features: Tensor, bank: Tensor) -> Tensor:
         similar = rows @ nn.functional.normalize(part.float(), dim=-1).T
         best = torch.maximum(best, similar.amax(dim=1))
     return ((1 - best) / 2).clamp(0, 1).view(features.shape[:-1])
+
+
+def distance_of_images(distances: Tensor) -> Tensor:
+    """Mean of the highest 2 % of the distances of patches `(B, rows, columns)`, without 5 % at each side: `(B,)`."""
+    rows, columns = distances.shape[1:]
+    top, left = rows // 20, columns // 20
+    inner = distances[:, top : rows - top, left : columns - left].flatten(1)
+    return inner.topk(max(1, rows * columns // 50), dim=1).values.mean(dim=1)
 
 
 def choose_patches(features: Tensor, limit: int) -> Tensor:
