@@ -40,6 +40,7 @@ def folder(tmp_path_factory, load_golden) -> Path:
         (root / name).mkdir()
         for file in files:
             shutil.copy(file, root / name)
+    shutil.copytree(cookies, root / "tests" / "fixtures" / "photos" / "cookies")
     shutil.copy(cookies / "defect" / "anomaly-1.jpg", root / "photo.jpg")
     shutil.copy(boards / "defect" / "00041003_test.jpg", root / "part.png")
     for name, source, count in (("parts", cookies, 5), ("boards", boards, 3), ("new_parts", boards, 2)):

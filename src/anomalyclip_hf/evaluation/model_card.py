@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import __version__
 from .metrics import METRICS
 from .tables import percent
 
@@ -86,6 +87,7 @@ def make_model_card(
     return ModelCard.from_template(
         data,
         template_str=TEMPLATE.read_text(encoding="utf-8"),
+        wheel=f"anomalyclip_hf-{__version__}-py3-none-any.whl",
         title=name if name.lower().startswith("anomalyclip") else f"{name}: AnomalyCLIP",
         kind=kind,
         config=config,
