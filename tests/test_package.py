@@ -11,6 +11,7 @@ from setuptools import Distribution
 from transformers import pipeline
 
 import anomalyclip_hf
+from anomalyclip_hf.options_anomalyclip import installed
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "anomalyclip_hf"
@@ -135,3 +136,21 @@ def test_an_image_is_scored_without_scipy_and_scikit_image(monkeypatch, tiny_che
     assert set(result) == {"score", "label", "anomaly_map"}
     with pytest.raises(ImportError, match="regions need scikit-image: pip install scikit-image"):
         detector(image, pixel_threshold=0.5)
+
+
+def test_code_of_a_checkpoint_says_whether_the_package_is_absent_or_old(monkeypatch):
+    with pytest.raises(ImportError, match="pip install anomalyclip_hf -U, for the one installed lacks it") as found:
+        installed("scoring.of_tomorrow")
+    assert not isinstance(found.value, ModuleNotFoundError)  # which stands for none: then there are other ways
+    for name in [name for name in sys.modules if name.partition(".")[0] == "anomalyclip_hf"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Absent, *sys.meta_path])
+    with pytest.raises(ModuleNotFoundError, match=r"pip install anomalyclip_hf$"):
+        installed("scoring.regions")
+
+
+class Absent:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "anomalyclip_hf":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)

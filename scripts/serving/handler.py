@@ -20,9 +20,9 @@ from PIL import Image
 
 from anomalyclip_hf.export.engines import is_exported
 from anomalyclip_hf.export.runtime import JUDGING, AnomalyCLIPExported
-from anomalyclip_hf.options_anomalyclip import READING, RESIZING
+from anomalyclip_hf.options_anomalyclip import READING
 
-PARAMETERS = (*JUDGING, *READING, *RESIZING)
+PARAMETERS = (*JUDGING, *READING)  # how images are resized, which may cost much, is the model's affair
 URLS = ("http://", "https://")
 
 
@@ -64,6 +64,8 @@ class EndpointHandler:
         Raises:
             ValueError: an image that can't be read, an address, or a parameter that is unknown or out of range.
         """
+        if not isinstance(data, dict) or not isinstance(data.get("parameters") or {}, dict):
+            raise ValueError('expected {"inputs": ..., "parameters": {...}}')
         options = dict(data.get("parameters") or {})
         with_maps = options.pop("maps", False)
         if unknown := sorted(set(options) - {*PARAMETERS}):

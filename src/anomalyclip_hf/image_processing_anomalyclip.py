@@ -320,7 +320,7 @@ def _mark(
     """Mask and regions; the mask alone where this code came with a checkpoint, without its package."""
     try:
         regions = installed("scoring.regions")
-    except ImportError:
+    except ModuleNotFoundError:
         if min_area > 1 or roi is not None:
             raise
         return {"mask": anomaly_map >= pixel_threshold}

@@ -699,6 +699,10 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
             raise ValueError("give pixel_values, or both image_embeds and patch_embeds")
         else:
             _check_outputs(outputs, labels=labels, masks=masks)
+            if len(image_embeds) != len(patch_embeds):
+                raise ValueError(
+                    f"{len(image_embeds)} image_embeds and {len(patch_embeds)} patch_embeds, expected equal"
+                )
             side = self.config.image_size
             size = (masks.shape[-2], masks.shape[-1]) if masks is not None else (side, side)
         if labels is not None or masks is not None:

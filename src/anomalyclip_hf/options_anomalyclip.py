@@ -96,14 +96,17 @@ def installed(module: str) -> ModuleType:
     """A module of the installed package, of those that do not travel with checkpoints (`trust_remote_code`).
 
     Raises:
-        ImportError: if the package isn't installed.
+        ModuleNotFoundError: if the package isn't installed.
+        ImportError: if it is, in a version without the module.
     """
     try:
         return importlib.import_module(f"anomalyclip_hf.{module}")
     except ModuleNotFoundError as error:
         if str(error.name).partition(".")[0] != "anomalyclip_hf":
             raise
-        raise ImportError(
+        absent = error.name == "anomalyclip_hf"
+        kind, advice = (ModuleNotFoundError, "") if absent else (ImportError, " -U, for the one installed lacks it")
+        raise kind(
             f"this needs {module.replace('.', '/')} of the package, which does not travel with a checkpoint: "
-            "pip install anomalyclip_hf"
+            f"pip install anomalyclip_hf{advice}"
         ) from error

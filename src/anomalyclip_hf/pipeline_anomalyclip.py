@@ -82,7 +82,8 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
                 raise ValueError(f"this pipeline uses no {name}; give an AnomalyCLIPImageProcessor as image_processor")
         given = [kwargs[name] for name in ("image_processor", "processor") if kwargs.get(name) is not None]
         for one in given:
-            if not isinstance(one, AnomalyCLIPImageProcessor | str | os.PathLike):
+            # Not by its class, of which code that travels with a checkpoint has its own.
+            if not isinstance(one, str | os.PathLike) and not hasattr(one, "post_process_anomaly_detection"):
                 raise ValueError(
                     f"the processor given is a {type(one).__name__}, which neither resizes nor scores as this model "
                     "needs it; give an AnomalyCLIPImageProcessor, or the name of its folder or repository"
@@ -228,7 +229,7 @@ def _read_image(image: Any, timeout: float, max_bytes: int, **reading: Any) -> I
     if isinstance(image, str) and image[:8].lower().startswith(ADDRESSES):
         try:
             return installed("data.addresses").read_image(image, timeout, max_bytes, **reading)
-        except ImportError:
+        except ModuleNotFoundError:
             image = load_from_address(image, timeout)
     return load_image(image, **reading)
 

@@ -561,7 +561,7 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
         """
         try:
             saving = installed("sharing.saving")
-        except ImportError:  # this code came with a checkpoint: saved as every such model, with its code
+        except ModuleNotFoundError:  # this code came with a checkpoint: saved as every such model, with its code
             return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
         saving.save_pretrained(self, save_directory, push=push_to_hub, save_code=save_code, **kwargs)
 

@@ -183,3 +183,9 @@ def test_masks_fit_only_their_own_shape():
 @pytest.mark.parametrize("kind", [bool, np.uint8, np.uint16, np.int64, np.float64])
 def test_masks_may_be_arrays_of_ones(kind):
     np.testing.assert_array_equal(np.asarray(read_mask(TRUTH.astype(kind))), TRUTH * 255)
+
+
+def test_arrays_follow_the_threshold_that_files_do():
+    values = np.array([[0, 100, 201]], np.uint8)
+    assert np.asarray(read_mask(values, 200)).tolist() == [[0, 0, 255]]
+    assert np.asarray(read_mask(Image.fromarray(values), 200)).tolist() == [[0, 0, 255]]

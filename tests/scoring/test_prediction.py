@@ -255,6 +255,13 @@ def test_an_image_scores_the_same_by_every_way(
         np.testing.assert_allclose(scores, ways["pipeline"], atol=1e-6, rtol=0, err_msg=way)
 
 
+def test_records_need_score_and_map(tiny_checkpoint):
+    for options, given in (({}, {"outputs": "score"}), ({"outputs": "maps"}, {})):
+        detector = pipeline("zero-shot-anomaly-detection", model=tiny_checkpoint, **options)
+        with pytest.raises(ValueError, match="records need score and map"):
+            PipelineScorer(detector, **given)
+
+
 def test_options_of_a_call_are_parsed_once(tiny_checkpoint, make_files, tmp_path, monkeypatch):
     folder = make_files(3)
     detector = pipeline("zero-shot-anomaly-detection", model=tiny_checkpoint)

@@ -117,7 +117,7 @@ def read_mask(source: Any, threshold: int | None = None, turn: int | None = None
         return reduce(ImageChops.lighter, masks)
     if isinstance(source, np.ndarray):
         try:
-            return binary_mask(source, "the array")
+            return binary_mask(source, "the array", threshold or 0)
         except ValueError as error:
             raise unreadable(source, error, "mask") from error
     image = open_image(source)

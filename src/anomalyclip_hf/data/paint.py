@@ -65,7 +65,7 @@ def binary_mask(mask: Any, name: str, threshold: int = 0) -> Image.Image:
     Args:
         mask: PIL image, array or tensor; anomalous is what is above 0 in any color, or above 0.5 in floats.
         name (`str`): what to call it in errors.
-        threshold (`int`, 0 to 254): of PIL images, as of [`painted`].
+        threshold (`int`, 0 to 254): of PIL images, as of [`painted`], and of whole numbers.
     """
     if isinstance(mask, Image.Image):
         inside = painted(upright(mask, name), threshold)
@@ -73,7 +73,7 @@ def binary_mask(mask: Any, name: str, threshold: int = 0) -> Image.Image:
         mask = channels_last(to_array(mask, name), name)
         if np.isnan(mask).any():
             raise ValueError(f"{name} holds NaN, expected 0 where normal and more where anomalous")
-        level = 0.5 if np.issubdtype(mask.dtype, np.floating) and mask.max() <= 1 else 0
+        level = 0.5 if np.issubdtype(mask.dtype, np.floating) and mask.max() <= 1 else threshold
         inside = painted_channels(mask, level) if mask.ndim == 3 else mask > level
     return Image.fromarray(inside.astype(np.uint8) * 255)
 

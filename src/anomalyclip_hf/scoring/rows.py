@@ -174,6 +174,10 @@ class PipelineScorer:
         self.detector, self.prepare = detector, PipelinePreparer(detector, before)
         self.during = {**detector._forward_params, **during}
         self.after = {**detector._postprocess_params, **after}
+        if (outputs := self.during.get("outputs", "all")) != "all":
+            raise ValueError(
+                f"outputs={outputs!r} is for calls of the pipeline; records need score and map: leave it out"
+            )
 
     def __call__(
         self, prepared: Sequence[Mapping[str, Any]], image_sizes: Sequence[tuple[int, int]]
