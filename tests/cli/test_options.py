@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pytest
 import typer
 
+import anomalyclip_hf
 from anomalyclip_hf.cli import main
 from anomalyclip_hf.cli.options import make_command, read_settings, spell
 from anomalyclip_hf.data.options import option
@@ -107,3 +108,7 @@ def test_help_shows_brackets_zeros_and_whole_paragraphs(capsys, monkeypatch):
     assert "A path or '[[x, y], ...]'." in text and "Lowest. [default: 0.0]" in text
     assert "Find parts in images." in text and "One way is this, and another one is that [extra]." in text
     assert "default: False" not in text
+
+
+def test_the_version_is_told(capsys):
+    assert main(["--version"]) == 0 and capsys.readouterr().out == f"anomalyclip_hf {anomalyclip_hf.__version__}\n"

@@ -43,6 +43,15 @@ def test_round_trip(tree, tmp_path):
     assert number_of(next(iter(load_anomaly_dataset(out, streaming=True)))["image"]) == 3
 
 
+def test_another_folder_of_the_same_name_is_not_taken_from_a_cache(tree, tmp_path):
+    first = export_source("mpdd", tmp_path / "a" / "same", tree)
+    assert len(load_anomaly_dataset(first, split="all")) == 4
+    (tree / "tubes/test/good/0.png").unlink()
+    second = export_source("mpdd", tmp_path / "b" / "same", tree)
+    assert len(load_anomaly_dataset(second, split="all")) == 3
+    assert len(load_anomaly_dataset(first, split="all")) == 4
+
+
 def test_any_reader_sees_the_same(tree, tmp_path):
     write_mask(tree / "tubes/ground_truth/cut/0_mask.png", 3, value=1)
     out = export_source("mpdd", tmp_path / "out", tree)

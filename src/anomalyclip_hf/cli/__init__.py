@@ -7,6 +7,8 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 
+from .. import __version__
+
 # name -> what it does; the module of that name has `Settings` (a dataclass) and `run(settings) -> exit status`.
 COMMANDS = {
     "predict": "Score images: files, folders or a data set in; records and heat maps out.",
@@ -34,9 +36,12 @@ def main(words: Sequence[str] | None = None, **given: Callable) -> int:
     import typer
 
     words = list(sys.argv[1:] if words is None else words)
+    if words == ["--version"]:
+        print(f"anomalyclip_hf {__version__}")
+        return 0
     app = typer.Typer(
         name="anomalyclip",
-        help="Find anomalies in images of objects that no model was trained on.",
+        help="Find anomalies in images of objects that no model was trained on. --version says which this is.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,6 +48,8 @@ def load_repository(
     arguments: dict[str, Any] = {"path": name, "revision": options.revision}
     if os.path.isfile(name):
         arguments = {"path": "parquet" if name.lower().endswith(".parquet") else "arrow", "data_files": name}
+    if os.path.exists(name):
+        arguments["cache_dir"] = os.path.join(str(datasets.config.HF_DATASETS_CACHE), _digest_of_files(name))
     try:
         loaded = datasets.load_dataset(**arguments, streaming=streaming)
     except (FileNotFoundError, ConnectionError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
@@ -59,6 +62,17 @@ def load_repository(
     for part in parts.values():
         part.info.license = part.info.license or license or ""
     return parts
+
+
+def _digest_of_files(path: str) -> str:
+    """Stands for what lies at a path now: `datasets` would take another folder of the same name from its cache."""
+    files = (
+        [path]
+        if os.path.isfile(path)
+        else [os.path.join(top, one) for top, _, names in os.walk(path) for one in names]
+    )
+    stated = sorted((os.path.abspath(one), (found := os.stat(one)).st_size, found.st_mtime_ns) for one in files)
+    return hashlib.sha256(repr(stated).encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 def _homes(data_dir: str | None) -> list[str]:
