@@ -66,12 +66,9 @@ def load_repository(
 
 def _digest_of_files(path: str) -> str:
     """Stands for what lies at a path now: `datasets` would take another folder of the same name from its cache."""
-    files = (
-        [path]
-        if os.path.isfile(path)
-        else [os.path.join(top, one) for top, _, names in os.walk(path) for one in names]
-    )
-    stated = sorted((os.path.abspath(one), (found := os.stat(one)).st_size, found.st_mtime_ns) for one in files)
+    below = [os.path.join(top, name) for top, _, names in os.walk(path) for name in names]
+    found = [(os.path.abspath(one), os.lstat(one)) for one in (below or [path])]
+    stated = sorted((name, one.st_size, one.st_mtime_ns) for name, one in found)
     return hashlib.sha256(repr(stated).encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
