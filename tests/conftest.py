@@ -1,6 +1,7 @@
 """What all tests share: no network, a tiny random CLIP built once, and the authors' numbers."""
 
 import copy
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -128,6 +129,20 @@ class Golden:
         missing, unexpected = model.load_state_dict(weights, strict=False)
         assert not unexpected and all("position_ids" in name or name == "logit_scale" for name in missing)
         return model.eval()
+
+
+@pytest.fixture(scope="session")
+def load_script():
+    """Function `(name)` -> the module `scripts/<name>.py`, anew for each call."""
+
+    def load(name: str):
+        path = Path(__file__).parents[1] / "scripts" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(f"script_{path.stem}", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture(scope="session")

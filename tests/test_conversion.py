@@ -1,6 +1,5 @@
 """Reading the authors' checkpoints: exact values, and a reason for every file that is something else."""
 
-import importlib.util
 import json
 import os
 import pickle
@@ -16,8 +15,6 @@ from transformers import CLIPConfig, CLIPModel
 from anomalyclip_hf import AnomalyCLIPModel, AnomalyCLIPProcessor, conversion, convert_checkpoint
 from anomalyclip_hf.conversion import read_authors_checkpoint
 from tiny_models import GOLDEN_CASES
-
-SCRIPT = Path(__file__).parents[1] / "scripts" / "convert_checkpoint.py"
 
 
 @pytest.fixture(scope="module")
@@ -135,10 +132,8 @@ def test_the_published_sizes_are_known(save, tmp_path):
     assert (folder / "prompts.safetensors").stat().st_size < 180_000
 
 
-def test_the_script_does_the_same(save, tmp_path, capsys):
-    spec = importlib.util.spec_from_file_location("convert_checkpoint_script", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+def test_the_script_does_the_same(save, load_script, tmp_path, capsys):
+    script = load_script("convert_checkpoint")
     checkpoint = str(save(vit_l_checkpoint()))
     assert script.main([checkpoint, "--output_dir", str(tmp_path / "out"), "--preset", "paper"]) == 0
     assert json.loads((tmp_path / "out" / "config.json").read_text())["feature_layers"] == [6, 12, 18, 24]

@@ -1,6 +1,6 @@
 """Saving, loading, swapping and sharing: prompts alone, everything, vision-only; damage, attacks, a Hub's errors."""
 
-import importlib.util
+import importlib
 import json
 import os
 import time
@@ -18,8 +18,6 @@ from anomalyclip_hf.scoring.profiles import Profile
 from anomalyclip_hf.sharing.writing import write_prompts
 from hub_server import TOKEN, LocalHub
 from tiny_models import make_tiny_clip, randomize
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -559,10 +557,8 @@ class TestHub:
             AnomalyCLIPModel.from_pretrained("me/prompts", cache_dir=tmp_path / "empty", token=TOKEN)
 
 
-def test_script_lists_what_it_would_send(prompts_dir, capsys, local_hub):
-    spec = importlib.util.spec_from_file_location("push_to_hub", ROOT / "scripts" / "push_to_hub.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+def test_script_lists_what_it_would_send(prompts_dir, load_script, capsys, local_hub):
+    script = load_script("push_to_hub")
     arguments = [str(prompts_dir), "me/prompts", "--base_model", "openai/tiny", "--license", "mit", "--private"]
 
     script.main([*arguments, "--dry_run"])
@@ -585,10 +581,8 @@ def test_script_lists_what_it_would_send(prompts_dir, capsys, local_hub):
     assert "modeling_anomalyclip.py" in capsys.readouterr().out
 
 
-def test_script_takes_the_facts_of_the_training(prompts_dir, capsys, local_hub):
-    spec = importlib.util.spec_from_file_location("push_to_hub", ROOT / "scripts" / "push_to_hub.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+def test_script_takes_the_facts_of_the_training(prompts_dir, load_script, capsys, local_hub):
+    script = load_script("push_to_hub")
     arguments = [str(prompts_dir), "me/prompts", "--base_model", "openai/tiny", "--token", TOKEN]
 
     assert script.main(arguments) == 0

@@ -1,6 +1,5 @@
 """scripts/predict.py: what it writes, what it skips, how it exits."""
 
-import importlib.util
 import json
 import os
 import struct
@@ -18,15 +17,10 @@ from anomalyclip_hf.scoring.pictures import overlay
 from anomalyclip_hf.scoring.prediction import predict_files
 from draw import draw
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "predict.py"
-
 
 @pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("predict_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(load_script):
+    return load_script("predict")
 
 
 @pytest.fixture

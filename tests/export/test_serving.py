@@ -1,11 +1,9 @@
 """The handler of Inference Endpoints, called as they call it."""
 
 import base64
-import importlib.util
 import io
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,16 +11,12 @@ from PIL import Image
 
 from anomalyclip_hf import AnomalyCLIPExported
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "serving" / "handler.py"
 OPTIONS = {"image_threshold": 0.4, "pixel_threshold": 0.45, "roi": [[0, 0], [30, 0], [30, 30]]}
 
 
 @pytest.fixture(scope="module")
-def serving():
-    spec = importlib.util.spec_from_file_location("handler", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def serving(load_script):
+    return load_script("serving/handler")
 
 
 @pytest.fixture

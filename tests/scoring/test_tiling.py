@@ -1,9 +1,7 @@
 """Large images: tiles that cover them, blended maps without seams, one score everywhere."""
 
-import importlib.util
 import json
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,7 +25,6 @@ from anomalyclip_hf.scoring.tiling import TILES_PER_FORWARD, blend_weights, scor
 from evaluation_tools import make_tree
 
 SIZES = [(8000, 2000), (20000, 50), (519, 518), (1, 3000), (777, 1234)]
-SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark_tiles.py"
 TASK = "zero-shot-anomaly-detection"
 
 
@@ -260,11 +257,9 @@ def test_evaluation_judges_tiles_at_the_size_of_the_image(tiny_model, tiles_of, 
 
 
 @pytest.mark.slow
-def test_tiles_find_small_spots_that_the_whole_view_misses():
+def test_tiles_find_small_spots_that_the_whole_view_misses(load_script):
     """Spots of 6 pixels in 1,000; scripts/benchmark_tiles.py has the figures of 2,000."""
-    spec = importlib.util.spec_from_file_location("benchmark_tiles", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = load_script("benchmark_tiles")
     image, mask = script.draw(seed=1, side=1000)
     detector = pipeline(TASK, model=demo_checkpoint(), device="cpu")
     whole, tiled = detector(image), detector(image, resize="tile")
