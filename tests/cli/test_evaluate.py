@@ -282,8 +282,7 @@ def test_a_new_run_forgets_its_own_progress_alone(tiny_checkpoint, tmp_path):
     assert files == {*("run.json", "notes.json", "gone/arrays.npz", "bottle/class.json", "bottle/00000000.parquet")}
 
 
-@pytest.mark.filterwarnings("ignore:Matplotlib currently does not support")  # 3.9
-@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.filterwarnings("error:.*(starts with '_'|missing from font)")
 def test_odd_class_names_reach_every_file(tiny_checkpoint, tmp_path):
     names = ("price_$_to_{$", "_hidden", "ملصق", "long name " * 12, "a\nb|c")
     tree, out = make_tree(tmp_path / "tree", names, good=1, bad=1), tmp_path / "out"
