@@ -8,7 +8,6 @@ accelerate's automatic naming fills them in place, and would take up a half one.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-PREFIX, UNFINISHED = "step-", ".unfinished-"
+PREFIX, UNFINISHED = "step-", ".unfinished"
 STATE, PROMPTS, BEST_PROMPTS = "state.json", "prompts.safetensors", "best_prompts.safetensors"
 # A run can only be taken up again with the same ones.
 FIXED = (
@@ -79,11 +78,9 @@ def save_checkpoint(
     `accelerator` has prepared the optimizer, and nothing of another run; `best_prompts` are those of the best epoch,
     empty without a validation set.
     """
-    folder = root / f"{PREFIX}{state.global_step:08d}"
-    temporary = root / f"{UNFINISHED}{folder.name}"
+    folder, temporary = root / f"{PREFIX}{state.global_step:08d}", root / UNFINISHED
     if accelerator.is_main_process:
-        for unfinished in root.glob(f"{UNFINISHED}*"):  # left by a killed run
-            shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)  # left by a killed run
     accelerator.wait_for_everyone()
     with _without_backbone(accelerator):
         accelerator.save_state(str(temporary))
@@ -93,11 +90,8 @@ def save_checkpoint(
         if best_prompts:
             save_file(dict(best_prompts), temporary / BEST_PROMPTS)
         (temporary / STATE).write_text(json.dumps(asdict(state), indent=1))
-        for file in temporary.iterdir():
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
         shutil.rmtree(folder, ignore_errors=True)
-        os.rename(temporary, folder)
+        temporary.rename(folder)
         for old in list_checkpoints(root)[:-keep_last]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()

@@ -6,12 +6,9 @@ import json
 import math
 import os
 import shutil
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -146,13 +143,7 @@ class PromptTrainer:
         try:
             self._prepare()
             self._resume()
-            try:
-                self._run()
-            except BaseException as error:
-                # Several processes are not interrupted at the same step, and would wait for one another.
-                if not isinstance(error, Exception) and self.accelerator.num_processes == 1:
-                    self._save()
-                raise
+            self._run()
             return self._finish()
         finally:
             # The caller's model as it was, without accelerate's wrappers and hooks.
@@ -244,7 +235,7 @@ class PromptTrainer:
         per_epoch = math.ceil(len(members) / args.batch_size)
         total = min(args.epochs * per_epoch, args.max_steps or sys.maxsize)
         bar = self._bar(total=total, initial=state.global_step, desc="training", unit="step")
-        while not state.stopped and (state.global_step < total or state.step_in_epoch == per_epoch):
+        while not state.stopped and state.global_step < total:
             # 1. The batches of this epoch that are still to be done, and this process's share of each, in parts.
             # accelerate's sampler would repeat images to make shares equal; with unequal ones, n processes equal one.
             order = members[epoch_order(self.samples.labels[members], args.seed, state.epoch, args.balanced)]
@@ -258,15 +249,14 @@ class PromptTrainer:
 
             # 2. A step for each.
             for indices, own in zip(todo, shares, strict=True):
-                with delay_interruption():
-                    started = time.perf_counter()
-                    losses = self._step(indices, own, batches)
-                    state.seconds += time.perf_counter() - started
-                    state.images += len(indices)
-                    state.step_in_epoch += 1
-                    state.global_step += 1
-                    state.epoch_losses = np.add(state.epoch_losses, losses).tolist()
-                    self._log("step", losses)
+                started = time.perf_counter()
+                losses = self._step(indices, own, batches)
+                state.seconds += time.perf_counter() - started
+                state.images += len(indices)
+                state.step_in_epoch += 1
+                state.global_step += 1
+                state.epoch_losses = np.add(state.epoch_losses, losses).tolist()
+                self._log("step", losses)
                 bar.set_postfix({"global": f"{losses[0]:.4f}", "local": f"{losses[1]:.4f}"}, refresh=False)
                 bar.update()
                 if args.save_steps and state.global_step % args.save_steps == 0 and state.step_in_epoch < per_epoch:
@@ -275,11 +265,10 @@ class PromptTrainer:
             # 3. Validation, and a checkpoint; `max_steps` within an epoch keeps the position for a longer run.
             means = StepLosses(*(total / max(state.step_in_epoch, 1) for total in state.epoch_losses))
             found = self._validate()
-            with delay_interruption():
-                self._log("epoch", means, found)
-                if state.step_in_epoch == per_epoch:
-                    self._close_epoch(found)
-                self._save()
+            self._log("epoch", means, found)
+            if state.step_in_epoch == per_epoch:
+                self._close_epoch(found)
+            self._save()
         bar.close()
 
     def _batches(
@@ -426,17 +415,14 @@ def make_accelerator(args: PromptTrainingArguments) -> Accelerator:
     """The `Accelerator` of a run; what args leave open comes from `accelerate launch` or `accelerate config`.
 
     Raises:
-        ValueError: if the tracker is unknown or not installed, which accelerate would pass over.
+        ValueError: if the tracker is unknown or not installed.
     """
-    from accelerate.tracking import get_available_trackers
-
-    installed = [str(getattr(name, "value", name)) for name in get_available_trackers()]
-    if args.report_to not in (None, *installed):
-        shown = ", ".join(installed) or "none"
-        raise ValueError(f"report_to={args.report_to!r} is not installed; installed trackers: {shown}")
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=args.mixed_precision, cpu=args.cpu, log_with=args.report_to, project_dir=args.output_dir
     )
+    if args.report_to and not accelerator.log_with:  # which accelerate passes over
+        raise ValueError(f"report_to={args.report_to!r} is not installed")
+    return accelerator
 
 
 def draw_fresh_prompts(model: AnomalyCLIPModel, seed: int) -> None:
@@ -464,23 +450,3 @@ def epoch_order(labels: np.ndarray, seed: int, epoch: int, balanced: bool = Fals
             draws.append(np.concatenate(shuffled)[:wanted])
         chosen = np.concatenate(draws)
     return chosen[torch.randperm(len(chosen), generator=generator).numpy()]
-
-
-@contextmanager
-def delay_interruption() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait for the end of the block, so that it is done as a whole."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    pending: list[int] = []
-    former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    own = {number: handler for number, handler in former.items() if callable(handler)}
-    for number in own:
-        signal.signal(number, lambda number, frame: pending.append(number))
-    try:
-        yield
-    finally:
-        for number, handler in own.items():
-            signal.signal(number, handler)
-        if pending:
-            signal.raise_signal(pending[0])
