@@ -1,6 +1,7 @@
 import copy
 import json
 import math
+import random
 
 import numpy as np
 import pytest
@@ -501,14 +502,8 @@ def test_tensorboard(run):
 
 
 def test_an_unknown_tracker_is_refused(run):
-    with pytest.raises(ValueError, match="nothing"):
+    with pytest.raises(ValueError, match="Unsupported logging capability: nothing"):
         run(report_to="nothing")
-
-
-def test_a_tracker_that_is_not_installed_is_refused(run, monkeypatch):
-    monkeypatch.setattr("accelerate.tracking.get_available_trackers", list)
-    with pytest.raises(ValueError, match="report_to='tensorboard' is not installed"):
-        run(report_to="tensorboard")
 
 
 def test_a_processor_of_another_size_is_refused(tiny_model, dataset, make_args):
@@ -516,41 +511,18 @@ def test_a_processor_of_another_size_is_refused(tiny_model, dataset, make_args):
         train_prompts(tiny_model, AnomalyCLIPProcessor(size={"height": 56, "width": 56}), dataset, make_args())
 
 
-def test_random_numbers_go_on(run, dataset, tmp_path):
-    """A transform that draws at random sees the same numbers after a run was cut off."""
-    import random
+def test_random_numbers_go_on(run, tmp_path, monkeypatch):
+    """What is drawn at random while training is the same after a run was cut off."""
+    original = module.TrainingSamples._load
 
-    def augment(rows):
-        drawn = [np.random.rand() + random.random() + torch.rand(1).item() for _ in rows["image"]]
-        images = [image.rotate(60 * angle) for image, angle in zip(rows["image"], drawn, strict=True)]
-        return {**rows, "image": images}
+    def augment(self, index):
+        image, mask = original(self, index)
+        return image.rotate(60 * (np.random.rand() + random.random() + torch.rand(1).item())), mask
 
-    data = [dataset[index] for index in range(10)]
-
-    class Augmented:
-        def __len__(self):
-            return len(data)
-
-        def __getitem__(self, index):
-            row = data[index]
-            if not self.moving:
-                return row
-            return {name: values[0] for name, values in augment({k: [v] for k, v in row.items()}).items()}
-
-        moving = False
-
-    class Moving(module.TrainingSamples):  # contents are hashed before anything moves
-        def _load(self, index):
-            self.dataset.moving = True
-            return super()._load(index)
-
-    monkey = pytest.MonkeyPatch()
-    monkey.setattr(module, "TrainingSamples", Moving)
-    with monkey.context():
-        _, expected = run(data=Augmented(), no_cache=True, output_dir=str(tmp_path / "whole"))
-        run(data=Augmented(), no_cache=True, max_steps=4)
-        _, model = run(data=Augmented(), no_cache=True, resume=True)
-    monkey.undo()
+    monkeypatch.setattr(module.TrainingSamples, "_load", augment)
+    _, expected = run(no_cache=True, output_dir=str(tmp_path / "whole"))
+    run(no_cache=True, max_steps=4)
+    _, model = run(no_cache=True, resume=True)
     assert torch.equal(prompts(model), prompts(expected))
 
 

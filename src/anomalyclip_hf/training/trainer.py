@@ -129,7 +129,13 @@ class PromptTrainer:
             check_validation_set(self.samples, self.validation, self.args.metric)
         elif self.args.patience is not None:
             raise ValueError(f"patience={self.args.patience} but there is no validation set; give one")
-        self.accelerator = accelerator or make_accelerator(self.args)
+        # What args leave open comes from `accelerate launch` or `accelerate config`.
+        self.accelerator = accelerator or Accelerator(
+            mixed_precision=self.args.mixed_precision,
+            cpu=self.args.cpu,
+            log_with=self.args.report_to,
+            project_dir=self.output_dir,
+        )
         for notice in notices:
             self._say(notice)
 
@@ -409,20 +415,6 @@ class PromptTrainer:
             accelerator.end_training()
         history = [row for row in read_log(self.output_dir) if row["kind"] == "epoch"]
         return TrainingResult(self.output_dir, history, state.best_epoch, state.best_metric, summary, facts)
-
-
-def make_accelerator(args: PromptTrainingArguments) -> Accelerator:
-    """The `Accelerator` of a run; what args leave open comes from `accelerate launch` or `accelerate config`.
-
-    Raises:
-        ValueError: if the tracker is unknown or not installed.
-    """
-    accelerator = Accelerator(
-        mixed_precision=args.mixed_precision, cpu=args.cpu, log_with=args.report_to, project_dir=args.output_dir
-    )
-    if args.report_to and not accelerator.log_with:  # which accelerate passes over
-        raise ValueError(f"report_to={args.report_to!r} is not installed")
-    return accelerator
 
 
 def draw_fresh_prompts(model: AnomalyCLIPModel, seed: int) -> None:
