@@ -86,7 +86,7 @@ def test_data_sets_of_equal_names_have_features_of_their_own(build, dataset, mak
 
 def test_a_run_waits_for_another_that_makes_the_same_features(build, dataset, encoded, monkeypatch):
     threads, said = [], []
-    monkeypatch.setattr(module.logger, "warning", said.append)
+    monkeypatch.setattr(module.logger, "warning", lambda text, **_: said.append(text))
     original = module._make
 
     def fill(*args):
@@ -149,7 +149,7 @@ def test_an_unreadable_image_is_named_and_left_out(build, make_rows, to_dataset,
     with open(rows[4]["path"], "wb") as file:
         file.write(b"no picture")
     said = []
-    monkeypatch.setattr(module.logger, "warning", said.append)
+    monkeypatch.setattr(module.logger, "warning", lambda text, **_: said.append(text))
     cache = build(to_dataset(rows))
     assert np.flatnonzero(~cache.readable).tolist() == [4]
     assert "1 of 10 images could not be read and are left out" in said[-1] and rows[4]["path"] in said[-1]
@@ -158,7 +158,7 @@ def test_an_unreadable_image_is_named_and_left_out(build, make_rows, to_dataset,
 def test_a_mask_of_another_size_is_left_out_with_the_reason(build, rows, to_dataset, monkeypatch):
     Image.new("L", (20, 30), 255).save(rows[3]["mask"])
     said = []
-    monkeypatch.setattr(module.logger, "warning", said.append)
+    monkeypatch.setattr(module.logger, "warning", lambda text, **_: said.append(text))
     cache = build(to_dataset(rows))
     assert np.flatnonzero(~cache.readable).tolist() == [3]
     assert any("003.png is 20x30 but its image is 48x48 (width x height)" in text for text in said)

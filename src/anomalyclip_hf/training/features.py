@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from accelerate.logging import get_logger
 from filelock import FileLock, Timeout
 from huggingface_hub.constants import HF_HOME
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers.utils import logging
 
 from ..scoring.engine import own_share, score_images
 from .samples import TrainingSamples, shorten
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ..modeling_anomalyclip import AnomalyCLIPModel
     from .arguments import PromptTrainingArguments
 
-logger = logging.get_logger(__name__)
+logger = get_logger(__name__)  # which speaks in the main process
 
 FORMAT = 4
 UNREADABLE, WITHOUT_MASK, WITH_MASK = range(3)  # states of an image
@@ -137,7 +137,7 @@ class FeatureCache:
             try:
                 cache = cls(path)
             except CacheError as error:
-                if path.exists() and accelerator.is_main_process:
+                if path.exists():
                     logger.warning(f"rebuilding kept features: {error}")
                 _make(path, model, processor, samples, args, accelerator)
                 cache = cls(path)
@@ -145,7 +145,7 @@ class FeatureCache:
         count = f"{samples.name}: {len(unreadable)} of {len(samples)} images could not be read"
         if len(unreadable) == len(samples):
             raise ValueError(f"{count}, such as {unreadable[0]}")
-        if unreadable and accelerator.is_main_process:
+        if unreadable:
             logger.warning(f"{count} and are left out: {shorten(unreadable)}")
         return cache
 
@@ -221,7 +221,7 @@ def _make(
             for row, record in enumerate(batch):
                 name = samples.paths[record.index]
                 if record.item is None:
-                    logger.warning(f"{name} is left out: {record.error}")
+                    logger.warning(f"{name} is left out: {record.error}", main_process_only=False)
                     continue
                 if record.result is None:
                     raise RuntimeError(f"the features of {name} can't be made: {record.error}")

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.logging import get_logger
 from accelerate.utils import set_seed
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers.utils import logging
 
 from ..configuration_anomalyclip import PROMPT_STD
 from ..data.files import atomic_path, remove_leftovers
@@ -30,6 +30,7 @@ from .arguments import PromptTrainingArguments
 from .checkpoint import (
     TrainingState,
     fixed_settings,
+    keep_prompts_alone,
     list_checkpoints,
     load_last_checkpoint,
     prompt_tensors,
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from ..modeling_anomalyclip import AnomalyCLIPModel
     from .samples import Rows
 
-logger = logging.get_logger(__name__)
+logger = get_logger(__name__)  # which speaks in the main process
 
 ROUNDING = 1e-6  # an epoch that is better by less is as good: other machines would see it the other way round
 SUMMARY_NAME, ARGUMENTS_NAME = "training_summary.json", "training_arguments.json"
@@ -137,7 +138,7 @@ class PromptTrainer:
             project_dir=self.output_dir,
         )
         for notice in notices:
-            self._say(notice)
+            logger.warning(notice)
 
     def train(self) -> TrainingResult:
         """Run from the start or from the last checkpoint to the end."""
@@ -148,8 +149,9 @@ class PromptTrainer:
         self._claim_output_dir()
         try:
             self._prepare()
-            self._resume()
-            self._run()
+            with keep_prompts_alone(self.accelerator, self.model):
+                self._resume()
+                self._run()
             return self._finish()
         finally:
             # The caller's model as it was, without accelerate's wrappers and hooks.
@@ -175,7 +177,7 @@ class PromptTrainer:
                 "overwrite: give another output_dir"
             )
         if not self.saves_prompts_alone:
-            self._say("nothing names the backbone of this model, so it will be saved whole")
+            logger.warning("nothing names the backbone of this model, so it will be saved whole")
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             remove_leftovers(self.output_dir)
@@ -192,7 +194,9 @@ class PromptTrainer:
         args, accelerator, model = self.args, self.accelerator, self.model
         model.to(accelerator.device).eval()
         if old := [f"{name}={value:g}" for name in THRESHOLDS if (value := getattr(model.config, name)) is not None]:
-            self._say(f"{' and '.join(old)} belong to the prompts before training and are removed; calibrate the new")
+            logger.warning(
+                f"{' and '.join(old)} belong to the prompts before training and are removed; calibrate the new"
+            )
         model.config.image_threshold = model.config.pixel_threshold = None
         self.initial_prompts = prompts_checksum(model) if args.initial_prompts == "model" else "fresh"
         if args.initial_prompts == "fresh":
@@ -221,14 +225,14 @@ class PromptTrainer:
     def _resume(self) -> None:
         args, model, accelerator = self.args, self.model, self.accelerator
         settings = fixed_settings(args, model, self.processor, accelerator, self.samples, self.validation)
-        found = load_last_checkpoint(self.checkpoints, accelerator, model, settings) if args.resume else None
+        found = load_last_checkpoint(self.checkpoints, accelerator, settings) if args.resume else None
         if found is not None:
             self.state, self.best_prompts = found
             if args.patience is None or self.state.epochs_without_improvement < args.patience:
                 self.state.stopped = None
-            self._say(f"going on from step {self.state.global_step} (epoch {self.state.epoch + 1})")
+            logger.warning(f"going on from step {self.state.global_step} (epoch {self.state.epoch + 1})")
         elif args.resume:
-            self._say(f"{self.checkpoints} holds no checkpoint: starting from the beginning")
+            logger.warning(f"{self.checkpoints} holds no checkpoint: starting from the beginning")
         self.state.settings = settings
         if accelerator.is_main_process:
             start_log(self.output_dir, self.state.global_step, self.state.epoch)
@@ -361,13 +365,7 @@ class PromptTrainer:
         return tqdm(batches, disable=self.args.disable_tqdm or not self.accelerator.is_main_process, **fields)
 
     def _save(self) -> None:
-        save_checkpoint(
-            self.checkpoints, self.accelerator, self.model, self.state, self.best_prompts, self.args.keep_last
-        )
-
-    def _say(self, text: str) -> None:
-        if self.accelerator.is_main_process:
-            logger.warning(text)
+        save_checkpoint(self.checkpoints, self.accelerator, self.state, self.best_prompts, self.args.keep_last)
 
     def _write_json(self, name: str, values: dict[str, Any]) -> None:
         with atomic_path(self.output_dir / name) as temporary:
