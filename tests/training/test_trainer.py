@@ -260,18 +260,6 @@ def test_going_on_with_another_model_or_processor_is_refused(run, tiny_model, ti
     assert torch.equal(prompts(tiny_model), before)
 
 
-def test_going_on_with_another_image_size_is_refused(run, tiny_clip_dir, dataset, make_args):
-    args = {"image_size": 42, "prompt_length": 5, "feature_layers": [2, 4]}
-    for size in (42, 28):
-        model = AnomalyCLIPModel.from_pretrained(tiny_clip_dir, **{**args, "image_size": size})
-        processor = AnomalyCLIPProcessor(size={"height": size, "width": size})
-        if size == 42:
-            train_prompts(model, processor, dataset, make_args(max_steps=1))
-            continue
-        with pytest.raises(ValueError, match="image_size was 42 and is 28"):
-            train_prompts(model, processor, dataset, make_args(resume=True))
-
-
 def test_going_on_with_other_pictures_of_the_same_names_is_refused(run, make_rows, to_dataset):
     run(max_steps=1)
     with pytest.raises(ValueError, match=r"training images was '10 with contents \w+' and is '10 with contents"):
