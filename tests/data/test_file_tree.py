@@ -181,7 +181,6 @@ def test_a_normal_folder_below_a_class_is_no_defect(tmp_path):
         ("run/training_log.jsonl", ["run/training_curves.png"]),
         ("run/training_summary.json", ["run/training_curves.png"]),
         ("run/prompts.safetensors", ["run/training_curves.png"]),
-        ("cache/image_embeds.npy", ["cache/masks.npy", "cache/rows.npy"]),
         ("good/unrelated.txt", ["killed/overlays/bad/1.png.png", "killed/maps/bad/1.jpg.npy"]),
     ],
 )
