@@ -121,8 +121,9 @@ def measure_metrics(arguments: argparse.Namespace) -> dict:
 @torch.no_grad()
 def measure_loader(arguments: argparse.Namespace) -> dict:
     """Images per second of decoding and preprocessing beside those of the bfloat16 encoder."""
+    from torch.utils.data import DataLoader
+
     from anomalyclip_hf import AnomalyCLIPProcessor, load_anomaly_dataset
-    from anomalyclip_hf.data import make_loader
 
     model, pixels = build_model(torch.bfloat16), torch.randn(4, 3, SIDE, SIDE)
     row: dict = {"encoder_images_per_s": 4 / seconds(lambda: model.encode_images(pixels), arguments.repeats)}
@@ -138,7 +139,7 @@ def measure_loader(arguments: argparse.Namespace) -> dict:
         read = partial(_preprocess, processor=AnomalyCLIPProcessor())
         for workers in (0, 1):
             sampler = [index % len(dataset) for index in range(8 * len(dataset))]
-            batches = iter(make_loader(dataset, read, num_workers=workers, sampler=sampler))
+            batches = iter(DataLoader(dataset, 8, num_workers=workers, sampler=sampler, collate_fn=read))
             next(batches)  # the first starts the workers, and does not count
             images, start = 0, time.perf_counter()
             for batch in batches:

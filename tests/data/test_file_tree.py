@@ -9,39 +9,11 @@ from picture_trees import summary, write_mask, write_picture, write_tree
 from PIL import Image
 
 from anomalyclip_hf.data import load_anomaly_dataset
-from anomalyclip_hf.data.file_tree import RESULTS, FileTree, MaskFinder, is_mask_folder, leaves_root, mask_stem
+from anomalyclip_hf.data.file_tree import RESULTS, FileTree, MaskFinder, leaves_root
 from anomalyclip_hf.data.inspect import inspect_source
 from anomalyclip_hf.data.records import list_unused
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("masks", "Mask", "GT", "Ground Truth", "ground-truth", "ground_truth", "GroundTruth", "annotations"),
-        *("gt_masks", "mask_gt", "Segmentations", "labels", "Anomaly_Masks", "test-mask", "mask images", "gt.png"),
-    ],
-)
-def test_names_of_mask_folders(name):
-    assert is_mask_folder(name)
-
-
-@pytest.mark.parametrize("name", ["good", "bad", "images", "test", "unmasked", "labelling", "mask_missing", "anomaly"])
-def test_names_of_other_folders(name):
-    assert not is_mask_folder(name)
-
-
-@pytest.mark.parametrize(
-    ("name", "bare"),
-    [
-        *(("a/1_mask.png", "a/1"), ("a/1_MASK.PNG", "a/1"), ("mask_1.png", "1"), ("1-gt.bmp", "1")),
-        *(("1_label.png", "1"), ("1_Segmentation.png", "1"), ("1_ground_truth.png", "1"), ("unmask.png", None)),
-        *(("mask.png", None), ("1.png", None)),
-    ],
-)
-def test_names_of_masks(name, bare):
-    assert mask_stem(name) == bare
 
 
 def test_the_likeliest_mask_is_first():
@@ -209,7 +181,6 @@ def test_a_normal_folder_below_a_class_is_no_defect(tmp_path):
         ("run/training_log.jsonl", ["run/training_curves.png"]),
         ("run/training_summary.json", ["run/training_curves.png"]),
         ("run/prompts.safetensors", ["run/training_curves.png"]),
-        ("cache/image_embeds.npy", ["cache/masks.npy", "cache/rows.npy"]),
         ("good/unrelated.txt", ["killed/overlays/bad/1.png.png", "killed/maps/bad/1.jpg.npy"]),
     ],
 )

@@ -22,7 +22,10 @@ def test_every_row_says_where_it_comes_from(name):
 
 @pytest.mark.parametrize(
     ("typed", "name"),
-    [("MVTec", "mvtec"), ("mvtec-ad", "mvtec"), ("KolektorSDD", "sdd"), ("CVC-ColonDB", "colondb"), ("ISBI", "isic")],
+    [
+        *(("MVTec", "mvtec"), ("mvtec-ad", "mvtec"), ("KolektorSDD", "sdd"), ("CVC-ColonDB", "colondb")),
+        *(("ISBI", "isic"), ("MVTec-AD-2", "mvtec_ad2"), ("loco", "mvtec_loco"), ("KolektorSDD2", "ksdd2")),
+    ],
 )
 def test_names_people_type(typed, name):
     assert find_layout(typed).name == name
@@ -179,25 +182,21 @@ def test_visa_by_hand(tmp_path):
     check("visa", tmp_path, expected)
 
 
-def test_mpdd_by_hand(tmp_path):
-    images, masks, expected = mvtec_like("bracket_black", "good", "hole", "_mask")
-    write_tree(tmp_path, images, masks)
-    check("mpdd", tmp_path, expected)
-
-
 @pytest.mark.parametrize(
-    ("image_suffix", "suffix", "mask_suffix"), [(".bmp", "", ".png"), (".png", "", ".bmp"), (".bmp", "_mask", ".PNG")]
+    ("name", "class_name", "normal", "kind", "suffix", "mask_suffix", "image_suffix"),
+    [
+        ("mpdd", "bracket_black", "good", "hole", "_mask", ".png", ".png"),
+        ("btad", "01", "ok", "ko", "", ".png", ".bmp"),
+        ("btad", "01", "ok", "ko", "", ".bmp", ".png"),
+        ("btad", "01", "ok", "ko", "_mask", ".PNG", ".bmp"),
+        ("sdd", "electrical commutators", "good", "defect", "_label", ".bmp", ".jpg"),  # the authors' copy
+        ("dtd_synthetic", "Woven_001", "good", "bad", "_mask", ".png", ".png"),
+    ],
 )
-def test_btad_by_hand(image_suffix, suffix, mask_suffix, tmp_path):
-    images, masks, expected = mvtec_like("01", "ok", "ko", suffix, mask_suffix, image_suffix)
+def test_trees_like_mvtecs_by_hand(name, class_name, normal, kind, suffix, mask_suffix, image_suffix, tmp_path):
+    images, masks, expected = mvtec_like(class_name, normal, kind, suffix, mask_suffix, image_suffix)
     write_tree(tmp_path, images, masks)
-    check("btad", tmp_path, expected)
-
-
-def test_sdd_by_hand_in_the_authors_copy(tmp_path):
-    images, masks, expected = mvtec_like("electrical commutators", "good", "defect", "_label", ".bmp", ".jpg")
-    write_tree(tmp_path, images, masks)
-    check("sdd", tmp_path, expected)
+    check(name, tmp_path, expected)
 
 
 def test_sdd_by_hand_in_the_original(tmp_path):
@@ -238,12 +237,6 @@ def test_dagm_by_hand(tmp_path):
     }
     check("dagm", tmp_path, expected)
     check("dagm", tmp_path, {1: ("Class1", 1, "anomaly", 1), 2: ("Class1", 0, "good", None)}, "train")
-
-
-def test_dtd_synthetic_by_hand(tmp_path):
-    images, masks, expected = mvtec_like("Woven_001", "good", "bad", "_mask")
-    write_tree(tmp_path, images, masks)
-    check("dtd_synthetic", tmp_path, expected)
 
 
 def test_headct_by_hand(tmp_path):

@@ -1,7 +1,7 @@
 import copy
 import json
 import math
-import signal
+import random
 
 import numpy as np
 import pytest
@@ -260,18 +260,6 @@ def test_going_on_with_another_model_or_processor_is_refused(run, tiny_model, ti
     assert torch.equal(prompts(tiny_model), before)
 
 
-def test_going_on_with_another_image_size_is_refused(run, tiny_clip_dir, dataset, make_args):
-    args = {"image_size": 42, "prompt_length": 5, "feature_layers": [2, 4]}
-    for size in (42, 28):
-        model = AnomalyCLIPModel.from_pretrained(tiny_clip_dir, **{**args, "image_size": size})
-        processor = AnomalyCLIPProcessor(size={"height": size, "width": size})
-        if size == 42:
-            train_prompts(model, processor, dataset, make_args(max_steps=1))
-            continue
-        with pytest.raises(ValueError, match="image_size was 42 and is 28"):
-            train_prompts(model, processor, dataset, make_args(resume=True))
-
-
 def test_going_on_with_other_pictures_of_the_same_names_is_refused(run, make_rows, to_dataset):
     run(max_steps=1)
     with pytest.raises(ValueError, match=r"training images was '10 with contents \w+' and is '10 with contents"):
@@ -311,56 +299,8 @@ def test_an_epoch_that_is_better_by_rounding_is_as_good(run, validation_dataset,
     assert result.best_epoch == 1
 
 
-@pytest.mark.parametrize(
-    ("number", "place"),
-    [
-        (signal.SIGINT, "_step"),
-        (signal.SIGINT, "validate"),
-        (signal.SIGTERM, "_step"),
-        (signal.SIGTERM, "_close_epoch"),
-    ],
-)
-def test_a_signal_leaves_a_state_from_which_the_run_goes_on_bit_for_bit(
-    run, validation_dataset, tmp_path, monkeypatch, number, place
-):
-    whole, expected = run(validation=validation_dataset, output_dir=str(tmp_path / "whole"))
-    owner = module if place == "validate" else module.PromptTrainer
-    original, calls = getattr(owner, place), []
-
-    def sending(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == (2 if place == "_step" else 1):
-            signal.raise_signal(number)
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(owner, place, sending)
-    former = signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # raises as the command line's does
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            run(validation=validation_dataset)
-    finally:
-        signal.signal(signal.SIGTERM, former)
-    monkeypatch.setattr(owner, place, original)
-    kept = sorted(path.name for path in (tmp_path / "out" / "checkpoints").glob("step-*"))
-    assert kept == ["step-00000002" if place == "_step" else "step-00000003"]  # not a step is lost
-    result, model = run(validation=validation_dataset, resume=True)
-    assert torch.equal(prompts(model), prompts(expected))
-    assert losses(result).tolist() == losses(whole).tolist() and result.history == whole.history
-
-
-def test_an_interruption_in_the_last_validation_loses_nothing(run, validation_dataset, tmp_path, monkeypatch):
-    whole, expected = run(validation=validation_dataset, output_dir=str(tmp_path / "whole"))
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        calls = iter([module.validate, lambda *args: signal.raise_signal(signal.SIGINT)])
-        patch.setattr(module, "validate", lambda *args: next(calls)(*args))
-        run(validation=validation_dataset)
-    result, model = run(validation=validation_dataset, resume=True)
-    assert torch.equal(prompts(model), prompts(expected)) and result.history == whole.history
-    assert result.best_metric == whole.best_metric
-
-
 def test_what_a_killed_run_was_writing_is_removed_by_the_next(run, tmp_path):
-    half = tmp_path / "out" / "checkpoints" / ".unfinished-step-00000001"
+    half = tmp_path / "out" / "checkpoints" / ".unfinished"
     half.mkdir(parents=True)
     (half / "prompts.safetensors").write_bytes(b"")
     gone = tmp_path / "out" / ".training_log.999999999-abcdefgh.part.jsonl"
@@ -550,7 +490,7 @@ def test_tensorboard(run):
 
 
 def test_an_unknown_tracker_is_refused(run):
-    with pytest.raises(ValueError, match="report_to='nothing' is not installed"):
+    with pytest.raises(ValueError, match="Unsupported logging capability: nothing"):
         run(report_to="nothing")
 
 
@@ -559,41 +499,18 @@ def test_a_processor_of_another_size_is_refused(tiny_model, dataset, make_args):
         train_prompts(tiny_model, AnomalyCLIPProcessor(size={"height": 56, "width": 56}), dataset, make_args())
 
 
-def test_random_numbers_go_on(run, dataset, tmp_path):
-    """A transform that draws at random sees the same numbers after a run was cut off."""
-    import random
+def test_random_numbers_go_on(run, tmp_path, monkeypatch):
+    """What is drawn at random while training is the same after a run was cut off."""
+    original = module.TrainingSamples._load
 
-    def augment(rows):
-        drawn = [np.random.rand() + random.random() + torch.rand(1).item() for _ in rows["image"]]
-        images = [image.rotate(60 * angle) for image, angle in zip(rows["image"], drawn, strict=True)]
-        return {**rows, "image": images}
+    def augment(self, index):
+        image, mask = original(self, index)
+        return image.rotate(60 * (np.random.rand() + random.random() + torch.rand(1).item())), mask
 
-    data = [dataset[index] for index in range(10)]
-
-    class Augmented:
-        def __len__(self):
-            return len(data)
-
-        def __getitem__(self, index):
-            row = data[index]
-            if not self.moving:
-                return row
-            return {name: values[0] for name, values in augment({k: [v] for k, v in row.items()}).items()}
-
-        moving = False
-
-    class Moving(module.TrainingSamples):  # contents are hashed before anything moves
-        def _load(self, index):
-            self.dataset.moving = True
-            return super()._load(index)
-
-    monkey = pytest.MonkeyPatch()
-    monkey.setattr(module, "TrainingSamples", Moving)
-    with monkey.context():
-        _, expected = run(data=Augmented(), no_cache=True, output_dir=str(tmp_path / "whole"))
-        run(data=Augmented(), no_cache=True, max_steps=4)
-        _, model = run(data=Augmented(), no_cache=True, resume=True)
-    monkey.undo()
+    monkeypatch.setattr(module.TrainingSamples, "_load", augment)
+    _, expected = run(no_cache=True, output_dir=str(tmp_path / "whole"))
+    run(no_cache=True, max_steps=4)
+    _, model = run(no_cache=True, resume=True)
     assert torch.equal(prompts(model), prompts(expected))
 
 

@@ -15,7 +15,6 @@ _WHERE = {
     "ImageReadError": "images",
     "read_image": "images",
     "read_mask": "images",
-    "make_loader": "loader",
     "inspect_source": "inspect",
     "export_dataset": "export",
 }

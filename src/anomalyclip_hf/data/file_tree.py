@@ -37,14 +37,11 @@ _MASK_STEM = re.compile(rf"(?:{_MASK_AFFIX}[ ._-]+)?(.+?)(?:[ ._-]+{_MASK_AFFIX}
 # Names of the package's own files; beside one of the first, those of the others are results too.
 _RESULT_MARKS = re.compile(
     r"(predictions.*|skipped.*|training_log)\.jsonl|training_(summary|arguments)\.json|prompts\.safetensors|"
-    r"predict_settings\.json|results\.(json|md)|report\.html|scores\.parquet|image_embeds\.npy"
+    r"predict_settings\.json|results\.(json|md)|report\.html|scores\.parquet"
 )
 _RUNNING_MARKS = ("records/*/run.json", "progress/*.json", "progress/*/*.json")  # of an evaluation that is not done
 _RESULT_FOLDERS = ("overlays", "maps", "predicted_masks", "records", "progress")
-_RESULT_FILES = (
-    *("legend.png", "samples.png", "training_curves.png"),
-    *("image_embeds.npy", "patch_embeds.npy", "masks.npy", "rows.npy"),  # of a cache of features
-)
+_RESULT_FILES = ("legend.png", "samples.png", "training_curves.png")
 _PERHAPS_SHEET = re.compile(r"\D*|.*(sheet|contact|samples|overview).*", re.DOTALL)
 RESULTS = "results of this package"
 LINKED_TWICE, UNLISTED = "links to what is read under its own name", "folders that cannot be listed"

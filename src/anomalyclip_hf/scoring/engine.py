@@ -12,10 +12,9 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from ..data.files import is_disk_full
-from ..data.loader import make_loader
 
 
 class Record(NamedTuple):  # a tuple: `DataLoader` pins the tensors in it
@@ -77,7 +76,9 @@ def score_images(
         rows: Any = _Prepared(source, prepare)
     else:
         rows = _PreparedStream(source, prepare, wanted)
-    for batch in make_loader(rows, _as_they_are, batch_size, num_workers, **more):
+        num_workers = min(num_workers, 1)
+    more |= {"num_workers": num_workers, "worker_init_fn": _start_worker if num_workers else None}
+    for batch in DataLoader(rows, batch_size, collate_fn=_as_they_are, **more):
         readable = [record for record in batch if record.error is None]
         scored = {record.index: record for record in _score(score, readable)}
         yield from (scored.get(record.index, record) for record in batch)
@@ -159,6 +160,10 @@ def _prepare(index: int, read: Callable[[], Any], prepare: Callable[[Any], Any])
         return Record(index, prepare(row), path=path)
     except Exception as error:  # decoders raise anything
         return Record(index, error=explain(error), path=path)
+
+
+def _start_worker(worker: int) -> None:
+    torch.set_num_threads(1)  # the workers share the cores already
 
 
 def _as_they_are(rows: Any) -> Any:

@@ -8,7 +8,6 @@ accelerate's automatic naming fills them in place, and would take up a half one.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,9 +15,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accelerate.logging import get_logger
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers.utils import logging
 
 from .features import describe_processor, fingerprint_backbone
 
@@ -30,9 +29,9 @@ if TYPE_CHECKING:
     from .arguments import PromptTrainingArguments
     from .samples import TrainingSamples
 
-logger = logging.get_logger(__name__)
+logger = get_logger(__name__)
 
-PREFIX, UNFINISHED = "step-", ".unfinished-"
+PREFIX, UNFINISHED = "step-", ".unfinished"
 STATE, PROMPTS, BEST_PROMPTS = "state.json", "prompts.safetensors", "best_prompts.safetensors"
 # A run can only be taken up again with the same ones.
 FIXED = (
@@ -66,47 +65,54 @@ class TrainingState:
     stopped: str | None = None  # why it ended early
 
 
-def save_checkpoint(
-    root: Path,
-    accelerator: Accelerator,
-    model: AnomalyCLIPModel,
-    state: TrainingState,
-    best_prompts: Mapping[str, Tensor],
-    keep_last: int,
-) -> None:
-    """Write `root/step-XXXXXXXX` and remove all but the last `keep_last`; called by all processes.
+@contextmanager
+def keep_prompts_alone(accelerator: Accelerator, model: AnomalyCLIPModel) -> Iterator[None]:
+    """Let accelerate write and read the prompts in place of the whole model."""
 
-    `accelerator` has prepared the optimizer, and nothing of another run; `best_prompts` are those of the best epoch,
-    empty without a validation set.
-    """
-    folder = root / f"{PREFIX}{state.global_step:08d}"
-    temporary = root / f"{UNFINISHED}{folder.name}"
+    def save(models: list, weights: list, folder: str) -> None:
+        weights.clear()
+        if accelerator.is_main_process:
+            save_file(prompt_tensors(model), Path(folder, PROMPTS))
+
+    def load(models: list, folder: str) -> None:
+        models.clear()
+        model.prompt_learner.load_state_dict(load_file(Path(folder, PROMPTS)))
+
+    hooks = accelerator.register_save_state_pre_hook(save), accelerator.register_load_state_pre_hook(load)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def save_checkpoint(
+    root: Path, accelerator: Accelerator, state: TrainingState, best_prompts: Mapping[str, Tensor], keep_last: int
+) -> None:
+    """Write `root/step-XXXXXXXX` and remove all but the last `keep_last`; called by all processes, within
+    `keep_prompts_alone`. `best_prompts` are those of the best epoch, empty without a validation set."""
+    folder, temporary = root / f"{PREFIX}{state.global_step:08d}", root / UNFINISHED
     if accelerator.is_main_process:
-        for unfinished in root.glob(f"{UNFINISHED}*"):  # left by a killed run
-            shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)  # left by a killed run
     accelerator.wait_for_everyone()
-    with _without_backbone(accelerator):
-        accelerator.save_state(str(temporary))
+    accelerator.save_state(str(temporary))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        save_file(prompt_tensors(model), temporary / PROMPTS)
         if best_prompts:
             save_file(dict(best_prompts), temporary / BEST_PROMPTS)
         (temporary / STATE).write_text(json.dumps(asdict(state), indent=1))
-        for file in temporary.iterdir():
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
         shutil.rmtree(folder, ignore_errors=True)
-        os.rename(temporary, folder)
+        temporary.rename(folder)
         for old in list_checkpoints(root)[:-keep_last]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
 
 
 def load_last_checkpoint(
-    root: Path, accelerator: Accelerator, model: AnomalyCLIPModel, settings: dict[str, Any]
+    root: Path, accelerator: Accelerator, settings: dict[str, Any]
 ) -> tuple[TrainingState, dict[str, Tensor]] | None:
-    """Restore prompts, optimizer and random numbers from the newest checkpoint that can be read.
+    """Restore prompts, optimizer and random numbers from the newest checkpoint that can be read, within
+    `keep_prompts_alone`.
 
     Returns:
         the state, and the prompts of the best epoch ({} if there is none); None if there is no checkpoint.
@@ -120,9 +126,7 @@ def load_last_checkpoint(
             state = TrainingState(**json.loads((path / STATE).read_text()))
             _check_settings(state.settings, settings)
             best_prompts = load_file(path / BEST_PROMPTS) if state.best_epoch is not None else {}
-            model.prompt_learner.load_state_dict(load_file(path / PROMPTS))
-            with _without_backbone(accelerator):
-                accelerator.load_state(str(path))
+            accelerator.load_state(str(path))
             return state, best_prompts
         except OtherRunError:
             raise
@@ -133,20 +137,6 @@ def load_last_checkpoint(
             f"none of the checkpoints in {root} can be read; start anew with overwrite=True, or restore them"
         )
     return None
-
-
-@contextmanager
-def _without_backbone(accelerator: Accelerator) -> Iterator[None]:
-    """Keep the model out of what accelerate writes and reads: its prompts have a file of their own."""
-    hooks = (
-        accelerator.register_save_state_pre_hook(lambda models, weights, folder: weights.clear()),
-        accelerator.register_load_state_pre_hook(lambda models, folder: models.clear()),
-    )
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def list_checkpoints(root: Path) -> list[Path]:

@@ -1,8 +1,7 @@
 """What the frozen backbone makes of the images: computed once and kept, or made anew each time.
 
-A folder named by all that decides the features (weights, layers, DPAM, processor, contents of the images) holds
-`features.npy`, a record of each image, and `states.npy`, what is known of it. Runs that need the same folder wait for
-the one that fills it, and one that was cut off is gone on with.
+A file named by all that decides the features (weights, layers, DPAM, processor, contents of the images) holds a record
+of each image. It gets its name when it is whole; runs that need the same one wait for the one that makes it.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from accelerate.logging import get_logger
 from filelock import FileLock, Timeout
 from huggingface_hub.constants import HF_HOME
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers.utils import logging
 
 from ..scoring.engine import own_share, score_images
 from .samples import TrainingSamples, shorten
@@ -36,11 +35,10 @@ if TYPE_CHECKING:
     from ..modeling_anomalyclip import AnomalyCLIPModel
     from .arguments import PromptTrainingArguments
 
-logger = logging.get_logger(__name__)
+logger = get_logger(__name__)  # which speaks in the main process
 
-FORMAT = 3
-RECORDS, STATES = "features.npy", "states.npy"
-TODO, UNREADABLE, WITHOUT_MASK, WITH_MASK = range(4)  # states of an image
+FORMAT = 4
+UNREADABLE, WITHOUT_MASK, WITH_MASK = range(3)  # states of an image
 
 
 class CacheError(RuntimeError):
@@ -78,18 +76,19 @@ class UncachedImages:
 
 
 class FeatureCache:
-    """Kept features of a data set, in the folder `path`. Make one with [`FeatureCache.build`].
+    """Kept features of a data set, in the file `path`. Make one with [`FeatureCache.build`].
 
     Raises:
-        CacheError: if it is incomplete or truncated.
+        CacheError: if it is truncated.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
-        self._records, states = _open(self.path)
-        self._states = np.array(states)
-        if (self._states == TODO).any():
-            raise CacheError(f"{self.path} is incomplete")
+        try:
+            self._records: np.ndarray = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise CacheError(f"{self.path} is damaged ({error})") from error
+        self._states = np.array(self._records["state"])
         self.readable: np.ndarray = self._states > UNREADABLE
 
     def read(self, indices: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
@@ -115,7 +114,7 @@ class FeatureCache:
         args: PromptTrainingArguments,
         accelerator: Accelerator,
     ) -> FeatureCache:
-        """Open the features of these samples, or go on making them, or make them anew if they are damaged.
+        """Open the features of these samples, or make them where there are none or they are damaged.
 
         Args:
             model, processor, samples.
@@ -132,20 +131,21 @@ class FeatureCache:
         settings |= {"dtype": args.cache_dtype, "mixed_precision": str(accelerator.mixed_precision)}
         content = json.dumps([FORMAT, settings, samples.fingerprint()], sort_keys=True)
         folder = Path(args.cache_dir or f"{HF_HOME}/anomalyclip_hf/features")
-        path = folder / hashlib.sha256(content.encode()).hexdigest()[:32]
-        main = accelerator.is_main_process
-        with _only_builder(path) if main else contextlib.nullcontext():
-            if main:
-                _prepare_folder(path, model, len(samples), args)
-            accelerator.wait_for_everyone()
-            _fill(path, model, processor, samples, args, accelerator)
-            accelerator.wait_for_everyone()
-            cache = cls(path)
+        path = folder / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.npy"
+        with _only_builder(path) if accelerator.is_main_process else contextlib.nullcontext():
+            accelerator.wait_for_everyone()  # until the main process alone looks after the file
+            try:
+                cache = cls(path)
+            except CacheError as error:
+                if path.exists():
+                    logger.warning(f"rebuilding kept features: {error}")
+                _make(path, model, processor, samples, args, accelerator)
+                cache = cls(path)
         unreadable = [samples.paths[index] for index in np.flatnonzero(~cache.readable)]
         count = f"{samples.name}: {len(unreadable)} of {len(samples)} images could not be read"
         if len(unreadable) == len(samples):
             raise ValueError(f"{count}, such as {unreadable[0]}")
-        if unreadable and main:
+        if unreadable:
             logger.warning(f"{count} and are left out: {shorten(unreadable)}")
         return cache
 
@@ -171,7 +171,7 @@ def describe_processor(processor: AnomalyCLIPImageProcessor) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _only_builder(path: Path) -> Iterator[None]:
-    """Wait for other runs that make the same features; a lock of a killed run is free."""
+    """Wait for other runs that make the same features; a lock of a killed run is free. Leaves nothing unfinished."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{path}.lock")
     try:
@@ -180,47 +180,13 @@ def _only_builder(path: Path) -> Iterator[None]:
         logger.warning(f"another run makes the same features in {path}: waiting for it")
         held = lock.acquire()
     with held:
-        yield
-
-
-def _open(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Records and states of all images, mapped into memory."""
-    try:
-        records, states = (np.load(path / name, mmap_mode="r", allow_pickle=False) for name in (RECORDS, STATES))
-    except (OSError, ValueError, EOFError) as error:
-        raise CacheError(f"{path} is damaged ({error})") from error
-    return records, states
-
-
-def _prepare_folder(path: Path, model: AnomalyCLIPModel, count: int, args: PromptTrainingArguments) -> None:
-    """Keep what is there if it is whole, and make room for the rest."""
-    config, side = model.config, model.config.image_size
-    patches = (len(config.feature_layers), (side // config.vision_config.patch_size) ** 2, config.projection_dim)
-    embeds = [("image_embeds", args.cache_dtype, patches[-1:]), ("patch_embeds", args.cache_dtype, patches)]
-    record = np.dtype([*embeds, ("masks", np.uint8, (side, -(-side // 8)))])  # the mask as bits
-    size = count * (record.itemsize + 1)
-    if path.exists():
         try:
-            _open(path)
-            logger.info(f"using kept features in {path} ({size / 1e9:.2f} GB)")
-            return
-        except CacheError as error:
-            logger.warning(f"rebuilding kept features: {error}")
-            shutil.rmtree(path)
-    free, limit = shutil.disk_usage(path.parent).free, (args.cache_limit_gb or np.inf) * 1e9
-    if size > min(free, limit):
-        bound = f"{path.parent} has {free / 1e9:.3g}" if free < limit else f"cache_limit_gb={args.cache_limit_gb}"
-        raise ValueError(
-            f"features would take {size / 1e9:.3g} GB but {bound}; raise cache_limit_gb, choose cache_dtype=float16, "
-            "another cache_dir, or no_cache=True"
-        )
-    logger.warning(f"keeping features of {count} images: {size / 1e9:.2f} GB in {path}")
-    path.mkdir()
-    for name, kind in ((RECORDS, record), (STATES, np.dtype(np.uint8))):
-        np.lib.format.open_memmap(path / name, mode="w+", dtype=kind, shape=(count,))
+            yield
+        finally:
+            path.with_suffix(".unfinished").unlink(missing_ok=True)
 
 
-def _fill(
+def _make(
     path: Path,
     model: AnomalyCLIPModel,
     processor: AnomalyCLIPImageProcessor,
@@ -228,45 +194,59 @@ def _fill(
     args: PromptTrainingArguments,
     accelerator: Accelerator,
 ) -> None:
-    """Encode what is still to do; the processes share the batches."""
+    """Encode the images into a file that is renamed when it is whole; the processes share the batches."""
+    unfinished, config, side = path.with_suffix(".unfinished"), model.config, model.config.image_size
+    patches = (len(config.feature_layers), (side // config.vision_config.patch_size) ** 2, config.projection_dim)
+    embeds = [("image_embeds", args.cache_dtype, patches[-1:]), ("patch_embeds", args.cache_dtype, patches)]
+    kind = np.dtype([("state", np.uint8), *embeds, ("masks", np.uint8, (side, -(-side // 8)))])  # the mask as bits
+    if accelerator.is_main_process:
+        _make_room(unfinished, kind, len(samples), args.cache_limit_gb)
+    accelerator.wait_for_everyone()
 
     def encode(items: list[dict[str, Tensor]]) -> list[tuple[np.ndarray, np.ndarray]]:
         with accelerator.autocast():
             features = model.encode_images(torch.stack([item["pixel_values"] for item in items]).to(model.device))
         return list(zip(*(part.float().cpu().numpy() for part in features), strict=True))
 
-    size, (records, states) = args.encode_batch_size, _open(path)
-    # Batches are the same however often the work was cut off, and so are the features, to the last bit.
-    cut = np.unique(np.flatnonzero(states == TODO) // size) * size
-    accelerator.wait_for_everyone()  # all share out the same work, before any has done some of it
-    todo = [index for start in cut.tolist() for index in range(start, min(start + size, len(samples)))]
-    own = own_share(todo, size, accelerator.process_index, accelerator.num_processes)
+    size, offset = args.encode_batch_size, np.load(unfinished, mmap_mode="r", allow_pickle=False).offset
+    own = own_share(range(len(samples)), size, accelerator.process_index, accelerator.num_processes)
     prepare = partial(prepare_image, processor=processor)
     scored = score_images(samples, prepare, encode, batch_size=size, num_workers=args.num_workers, indices=own)
-    hidden = args.disable_tqdm or not own or not accelerator.is_main_process
+    hidden = args.disable_tqdm or not accelerator.is_main_process
     scored = iter(tqdm(scored, total=len(own), desc="features", unit="image", disable=hidden))
-    while batch := list(islice(scored, size)):
-        made, known = np.zeros(len(batch), dtype=records.dtype), np.full(len(batch), UNREADABLE, dtype=np.uint8)
-        for row, record in enumerate(batch):
-            name = samples.paths[record.index]
-            if record.item is None:
-                logger.warning(f"{name} is left out: {record.error}")
-                continue
-            if record.result is None:
-                raise RuntimeError(f"the features of {name} can't be made: {record.error}")
-            if not all(np.isfinite(part).all() for part in record.result):
-                raise ValueError(f"the features of {name} are not finite; try another dtype or mixed_precision")
-            made[row] = (*record.result, np.packbits(record.item["masks"].numpy() > 0.5, axis=1))
-            known[row] = WITH_MASK if samples.has_mask[record.index] else WITHOUT_MASK
-        _write(path / RECORDS, batch[0].index, made)
-        _write(path / STATES, batch[0].index, known)  # when the records have reached the disk
-
-
-def _write(path: Path, start: int, rows: np.ndarray) -> None:
-    """Put rows into a `.npy` file, and wait until they have reached the disk."""
     # Plain writes, not a memory map: a full disk is then an error and not a crash.
-    with open(path, "r+b") as file:
-        file.seek(np.load(path, mmap_mode="r", allow_pickle=False).offset + start * rows.itemsize)
-        file.write(rows.tobytes())
+    with open(unfinished, "r+b") as file:
+        while batch := list(islice(scored, size)):
+            made = np.zeros(len(batch), dtype=kind)
+            for row, record in enumerate(batch):
+                name = samples.paths[record.index]
+                if record.item is None:
+                    logger.warning(f"{name} is left out: {record.error}", main_process_only=False)
+                    continue
+                if record.result is None:
+                    raise RuntimeError(f"the features of {name} can't be made: {record.error}")
+                if not all(np.isfinite(part).all() for part in record.result):
+                    raise ValueError(f"the features of {name} are not finite; try another dtype or mixed_precision")
+                state = WITH_MASK if samples.has_mask[record.index] else WITHOUT_MASK
+                made[row] = (state, *record.result, np.packbits(record.item["masks"].numpy() > 0.5, axis=1))
+            file.seek(offset + batch[0].index * made.itemsize)
+            file.write(made.tobytes())
         file.flush()
         os.fsync(file.fileno())
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        os.replace(unfinished, path)
+    accelerator.wait_for_everyone()
+
+
+def _make_room(path: Path, record: np.dtype, count: int, limit_gb: float | None) -> None:
+    """An empty record of each image, where the disk and the user allow so many."""
+    size, free, limit = count * record.itemsize, shutil.disk_usage(path.parent).free, (limit_gb or np.inf) * 1e9
+    if size > min(free, limit):
+        bound = f"{path.parent} has {free / 1e9:.3g}" if free < limit else f"cache_limit_gb={limit_gb}"
+        raise ValueError(
+            f"features would take {size / 1e9:.3g} GB but {bound}; raise cache_limit_gb, choose cache_dtype=float16, "
+            "another cache_dir, or no_cache=True"
+        )
+    logger.warning(f"keeping features of {count} images: {size / 1e9:.2f} GB in {path.parent}")
+    np.lib.format.open_memmap(path, mode="w+", dtype=record, shape=(count,))

@@ -6,12 +6,9 @@ import json
 import math
 import os
 import shutil
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.logging import get_logger
 from accelerate.utils import set_seed
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers.utils import logging
 
 from ..configuration_anomalyclip import PROMPT_STD
 from ..data.files import atomic_path, remove_leftovers
@@ -33,6 +30,7 @@ from .arguments import PromptTrainingArguments
 from .checkpoint import (
     TrainingState,
     fixed_settings,
+    keep_prompts_alone,
     list_checkpoints,
     load_last_checkpoint,
     prompt_tensors,
@@ -49,7 +47,7 @@ if TYPE_CHECKING:
     from ..modeling_anomalyclip import AnomalyCLIPModel
     from .samples import Rows
 
-logger = logging.get_logger(__name__)
+logger = get_logger(__name__)  # which speaks in the main process
 
 ROUNDING = 1e-6  # an epoch that is better by less is as good: other machines would see it the other way round
 SUMMARY_NAME, ARGUMENTS_NAME = "training_summary.json", "training_arguments.json"
@@ -132,9 +130,15 @@ class PromptTrainer:
             check_validation_set(self.samples, self.validation, self.args.metric)
         elif self.args.patience is not None:
             raise ValueError(f"patience={self.args.patience} but there is no validation set; give one")
-        self.accelerator = accelerator or make_accelerator(self.args)
+        # What args leave open comes from `accelerate launch` or `accelerate config`.
+        self.accelerator = accelerator or Accelerator(
+            mixed_precision=self.args.mixed_precision,
+            cpu=self.args.cpu,
+            log_with=self.args.report_to,
+            project_dir=self.output_dir,
+        )
         for notice in notices:
-            self._say(notice)
+            logger.warning(notice)
 
     def train(self) -> TrainingResult:
         """Run from the start or from the last checkpoint to the end."""
@@ -145,14 +149,9 @@ class PromptTrainer:
         self._claim_output_dir()
         try:
             self._prepare()
-            self._resume()
-            try:
+            with keep_prompts_alone(self.accelerator, self.model):
+                self._resume()
                 self._run()
-            except BaseException as error:
-                # Several processes are not interrupted at the same step, and would wait for one another.
-                if not isinstance(error, Exception) and self.accelerator.num_processes == 1:
-                    self._save()
-                raise
             return self._finish()
         finally:
             # The caller's model as it was, without accelerate's wrappers and hooks.
@@ -178,7 +177,7 @@ class PromptTrainer:
                 "overwrite: give another output_dir"
             )
         if not self.saves_prompts_alone:
-            self._say("nothing names the backbone of this model, so it will be saved whole")
+            logger.warning("nothing names the backbone of this model, so it will be saved whole")
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             remove_leftovers(self.output_dir)
@@ -195,7 +194,9 @@ class PromptTrainer:
         args, accelerator, model = self.args, self.accelerator, self.model
         model.to(accelerator.device).eval()
         if old := [f"{name}={value:g}" for name in THRESHOLDS if (value := getattr(model.config, name)) is not None]:
-            self._say(f"{' and '.join(old)} belong to the prompts before training and are removed; calibrate the new")
+            logger.warning(
+                f"{' and '.join(old)} belong to the prompts before training and are removed; calibrate the new"
+            )
         model.config.image_threshold = model.config.pixel_threshold = None
         self.initial_prompts = prompts_checksum(model) if args.initial_prompts == "model" else "fresh"
         if args.initial_prompts == "fresh":
@@ -224,14 +225,14 @@ class PromptTrainer:
     def _resume(self) -> None:
         args, model, accelerator = self.args, self.model, self.accelerator
         settings = fixed_settings(args, model, self.processor, accelerator, self.samples, self.validation)
-        found = load_last_checkpoint(self.checkpoints, accelerator, model, settings) if args.resume else None
+        found = load_last_checkpoint(self.checkpoints, accelerator, settings) if args.resume else None
         if found is not None:
             self.state, self.best_prompts = found
             if args.patience is None or self.state.epochs_without_improvement < args.patience:
                 self.state.stopped = None
-            self._say(f"going on from step {self.state.global_step} (epoch {self.state.epoch + 1})")
+            logger.warning(f"going on from step {self.state.global_step} (epoch {self.state.epoch + 1})")
         elif args.resume:
-            self._say(f"{self.checkpoints} holds no checkpoint: starting from the beginning")
+            logger.warning(f"{self.checkpoints} holds no checkpoint: starting from the beginning")
         self.state.settings = settings
         if accelerator.is_main_process:
             start_log(self.output_dir, self.state.global_step, self.state.epoch)
@@ -244,7 +245,7 @@ class PromptTrainer:
         per_epoch = math.ceil(len(members) / args.batch_size)
         total = min(args.epochs * per_epoch, args.max_steps or sys.maxsize)
         bar = self._bar(total=total, initial=state.global_step, desc="training", unit="step")
-        while not state.stopped and (state.global_step < total or state.step_in_epoch == per_epoch):
+        while not state.stopped and state.global_step < total:
             # 1. The batches of this epoch that are still to be done, and this process's share of each, in parts.
             # accelerate's sampler would repeat images to make shares equal; with unequal ones, n processes equal one.
             order = members[epoch_order(self.samples.labels[members], args.seed, state.epoch, args.balanced)]
@@ -258,15 +259,14 @@ class PromptTrainer:
 
             # 2. A step for each.
             for indices, own in zip(todo, shares, strict=True):
-                with delay_interruption():
-                    started = time.perf_counter()
-                    losses = self._step(indices, own, batches)
-                    state.seconds += time.perf_counter() - started
-                    state.images += len(indices)
-                    state.step_in_epoch += 1
-                    state.global_step += 1
-                    state.epoch_losses = np.add(state.epoch_losses, losses).tolist()
-                    self._log("step", losses)
+                started = time.perf_counter()
+                losses = self._step(indices, own, batches)
+                state.seconds += time.perf_counter() - started
+                state.images += len(indices)
+                state.step_in_epoch += 1
+                state.global_step += 1
+                state.epoch_losses = np.add(state.epoch_losses, losses).tolist()
+                self._log("step", losses)
                 bar.set_postfix({"global": f"{losses[0]:.4f}", "local": f"{losses[1]:.4f}"}, refresh=False)
                 bar.update()
                 if args.save_steps and state.global_step % args.save_steps == 0 and state.step_in_epoch < per_epoch:
@@ -275,11 +275,10 @@ class PromptTrainer:
             # 3. Validation, and a checkpoint; `max_steps` within an epoch keeps the position for a longer run.
             means = StepLosses(*(total / max(state.step_in_epoch, 1) for total in state.epoch_losses))
             found = self._validate()
-            with delay_interruption():
-                self._log("epoch", means, found)
-                if state.step_in_epoch == per_epoch:
-                    self._close_epoch(found)
-                self._save()
+            self._log("epoch", means, found)
+            if state.step_in_epoch == per_epoch:
+                self._close_epoch(found)
+            self._save()
         bar.close()
 
     def _batches(
@@ -366,13 +365,7 @@ class PromptTrainer:
         return tqdm(batches, disable=self.args.disable_tqdm or not self.accelerator.is_main_process, **fields)
 
     def _save(self) -> None:
-        save_checkpoint(
-            self.checkpoints, self.accelerator, self.model, self.state, self.best_prompts, self.args.keep_last
-        )
-
-    def _say(self, text: str) -> None:
-        if self.accelerator.is_main_process:
-            logger.warning(text)
+        save_checkpoint(self.checkpoints, self.accelerator, self.state, self.best_prompts, self.args.keep_last)
 
     def _write_json(self, name: str, values: dict[str, Any]) -> None:
         with atomic_path(self.output_dir / name) as temporary:
@@ -422,23 +415,6 @@ class PromptTrainer:
         return TrainingResult(self.output_dir, history, state.best_epoch, state.best_metric, summary, facts)
 
 
-def make_accelerator(args: PromptTrainingArguments) -> Accelerator:
-    """The `Accelerator` of a run; what args leave open comes from `accelerate launch` or `accelerate config`.
-
-    Raises:
-        ValueError: if the tracker is unknown or not installed, which accelerate would pass over.
-    """
-    from accelerate.tracking import get_available_trackers
-
-    installed = [str(getattr(name, "value", name)) for name in get_available_trackers()]
-    if args.report_to not in (None, *installed):
-        shown = ", ".join(installed) or "none"
-        raise ValueError(f"report_to={args.report_to!r} is not installed; installed trackers: {shown}")
-    return Accelerator(
-        mixed_precision=args.mixed_precision, cpu=args.cpu, log_with=args.report_to, project_dir=args.output_dir
-    )
-
-
 def draw_fresh_prompts(model: AnomalyCLIPModel, seed: int) -> None:
     """Put new prompts into a model, N(0, 0.02), drawn from the seed alone (section 3.2); N(0, 0.2) for free ones."""
     generator, std = torch.Generator().manual_seed(seed), PROMPT_STD[model.config.prompt_type]
@@ -464,23 +440,3 @@ def epoch_order(labels: np.ndarray, seed: int, epoch: int, balanced: bool = Fals
             draws.append(np.concatenate(shuffled)[:wanted])
         chosen = np.concatenate(draws)
     return chosen[torch.randperm(len(chosen), generator=generator).numpy()]
-
-
-@contextmanager
-def delay_interruption() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait for the end of the block, so that it is done as a whole."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    pending: list[int] = []
-    former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    own = {number: handler for number, handler in former.items() if callable(handler)}
-    for number in own:
-        signal.signal(number, lambda number, frame: pending.append(number))
-    try:
-        yield
-    finally:
-        for number, handler in own.items():
-            signal.signal(number, handler)
-        if pending:
-            signal.raise_signal(pending[0])
