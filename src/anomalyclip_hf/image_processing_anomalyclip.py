@@ -7,18 +7,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 from transformers import BatchFeature
 from transformers.image_processing_backends import PilBackend
+from transformers.image_transforms import to_pil_image
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file, logging, safe_load_json_file
 
-from .configuration_anomalyclip import LOADING_FIELDS, AnomalyCLIPConfig, check_fields, missing_folder_named
-from .images_anomalyclip import to_pil_image
-from .options_anomalyclip import RESIZING, installed
-from .pixels_anomalyclip import normalized_pixels, smoothing_matrix
+from .configuration_anomalyclip import LOADING_FIELDS, AnomalyCLIPConfig, missing_folder_named
+from .inputs_anomalyclip import normalized_pixels, smoothing_matrix
+from .options_anomalyclip import RESIZING, check_options, installed
 
 logger = logging.get_logger(__name__)
 
@@ -33,6 +33,7 @@ HUB_FIELDS = {"cache_dir", "force_download", "local_files_only", "token", "revis
 UNUSED = {"do_center_crop": False, "do_pad": False, "do_convert_rgb": True, "data_format": "channels_first"}
 UNUSED |= {"crop_size": None, "pad_size": None, "input_data_format": None, "image_seq_length": None}
 UNUSED |= {"device": "cpu", "disable_grouping": False}
+PLAIN_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")  # read without the package
 FLAGS = ("do_resize", "do_rescale", "do_normalize", "default_to_square")
 
 
@@ -67,6 +68,40 @@ def gaussian_smooth(maps: Tensor, sigma: float) -> Tensor:
     across = torch.from_numpy(smoothing_matrix(width, float(sigma))).to(maps.device)
     with torch.autocast(device_type=maps.device.type, enabled=False):
         return down @ maps.float() @ across.T
+
+
+def upright_image(image: Any, name: str = "") -> Image.Image:
+    """An upright 8-bit image; without the package, of what PIL reads and holds in 8 bits alone.
+
+    Args:
+        image: as `images_anomalyclip.load_image` of the package takes it, and as `to_pil_image` there where a name is
+            given.
+        name (`str`): what to call it in errors.
+
+    Raises:
+        ValueError, TypeError: it can't be read.
+        ModuleNotFoundError: it is of more than 8 bits, and the package isn't installed.
+    """
+    try:
+        reader = installed("images_anomalyclip")
+    except ModuleNotFoundError as error:
+        return _plain_image(image, error)
+    return reader.to_pil_image(image, name) if name else reader.load_image(image)
+
+
+def _plain_image(image: Any, refusal: ModuleNotFoundError) -> Image.Image:
+    if isinstance(image, np.ndarray | Tensor):
+        array = np.asarray(image)
+        if np.issubdtype(array.dtype, np.floating) and array.min() >= 0 and array.max() <= 1:
+            array = np.rint(array * 255).astype(np.uint8)
+        if array.dtype != np.uint8:
+            raise refusal
+        return to_pil_image(array if array.ndim == 3 else array[..., None])
+    if not isinstance(image, Image.Image):
+        image = Image.open(image, formats=PLAIN_FORMATS)
+    if image.mode == "F" or image.mode.startswith("I"):
+        raise refusal
+    return ImageOps.exif_transpose(image)
 
 
 class AnomalyCLIPImageProcessor(PilBackend):
@@ -168,7 +203,7 @@ class AnomalyCLIPImageProcessor(PilBackend):
         """Prepare images, and masks if given.
 
         Args:
-            images: one image or a list of them, of any kind that [`to_pil_image`] takes.
+            images: one image or a list of them, of any kind that [`upright_image`] takes.
             masks (*optional*): one mask or a list of them, of the same kinds. Anomalous is what is
                 not black: above 0 in any colour, or above 0.5 in floats. None in the list: the image has no mask, and
                 its row is filled with -1.
@@ -196,7 +231,7 @@ class AnomalyCLIPImageProcessor(PilBackend):
         settings = {k: kwargs[k] if kwargs.get(k) is not None else getattr(self, k) for k in self._valid_kwargs_names}
         settings = self._standardize_kwargs(**settings)
         check_tiling(kwargs, settings["resize"])
-        pil = [to_pil_image(image, f"images[{i}]") for i, image in enumerate(images)]
+        pil = [upright_image(image, f"images[{i}]") for i, image in enumerate(images)]
         _check_sizes(settings, pil)
         given, settings = settings, _fitted(settings, pil[0].size)
         data: dict[str, np.ndarray] = {
@@ -282,7 +317,7 @@ class AnomalyCLIPImageProcessor(PilBackend):
             ValueError: if logits or maps are not finite, target sizes differ in number, or a setting is out of range.
         """
         given = {"image_threshold": image_threshold, "pixel_threshold": pixel_threshold, "min_area": min_area}
-        check_fields(given | {"score_rule": score_rule})
+        check_options(given | {"score_rule": score_rule})
         logits, maps, scores = outputs.get("logits"), outputs.get("anomaly_maps"), None
         count = _check_finite(logits, maps)
         if maps is not None:
@@ -394,7 +429,7 @@ def _check_settings(settings: dict[str, Any]) -> None:
     given = {name: settings.get(name) for name in names}
     if isinstance(given["resample"], PILImageResampling):
         given["resample"] = int(given["resample"])
-    check_fields(given)
+    check_options(given)
     if settings.get("do_resize") is False and (resize := settings.get("resize")) not in (None, "square"):
         raise ValueError(
             f"resize={resize!r} with do_resize=False, which leaves images as they are; give one of the two"
@@ -456,30 +491,9 @@ def _fitted(settings: dict, image_size: tuple[int, int]) -> dict:
     if settings["resize"] != "fit":
         return settings
     size = settings["size"]
-    width, height = fit_size(image_size, max(size.width, size.height), settings["patch_size"])
+    side = max(size.width, size.height)
+    width, height = installed("scoring.tiling").fit_size(image_size, side, settings["patch_size"])
     return {**settings, "size": SizeDict(height=height, width=width)}
-
-
-def fit_size(size: tuple[int, int], side: int, patch_size: int | None) -> tuple[int, int]:
-    """Width and height in pixels at which the longer side is `side`, and both are multiples of the patch size.
-
-    Args:
-        size (`tuple[int, int]`): width and height of the image in pixels.
-        side (`int`): of the model's input in pixels.
-        patch_size (`int`, *optional*): of the model; a square needs none.
-
-    Raises:
-        ValueError: no patch size for an image that is no square.
-    """
-    if size[0] == size[1]:
-        return side, side
-    if patch_size is None:
-        raise ValueError(
-            f"patch_size=None, expected the model's patch size in pixels: an image or tile of {size[0]}x{size[1]} "
-            "pixels keeps the ratio of its sides; give the processor patch_size=model.config.vision_config.patch_size"
-        )
-    width, height = (max(1, round(one * side / max(size) / patch_size)) * patch_size for one in size)
-    return width, height
 
 
 def _as_list(value) -> list:

@@ -54,7 +54,6 @@ from .prompts_anomalyclip import (
     read_prompts,
     refuse_vision_only,
 )
-from .references_anomalyclip import References, ReferencesMixin
 
 logger = logging.get_logger(__name__)
 
@@ -356,7 +355,7 @@ class AnomalyCLIPPromptLearner(nn.Module):
         return nn.functional.normalize(torch.cat([self.image_vectors[None], self.patch_vectors]), dim=-1)
 
 
-class AnomalyCLIPPreTrainedModel(PromptsMixin, ReferencesMixin, PreTrainedModel):
+class AnomalyCLIPPreTrainedModel(PromptsMixin, PreTrainedModel):
     config: AnomalyCLIPConfig
     config_class = AnomalyCLIPConfig
     base_model_prefix = "anomalyclip"
@@ -659,7 +658,7 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
         text_embeds: Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        references: References | None = None,
+        references: Any = None,
         outputs: str = "all",
         **kwargs,
     ) -> AnomalyCLIPOutput | tuple:
