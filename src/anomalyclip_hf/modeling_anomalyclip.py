@@ -36,7 +36,7 @@ from .configuration_anomalyclip import (
     PROMPT_STD,
     WRONG_VALUE,
     AnomalyCLIPConfig,
-    check_stored,
+    check_fields,
     in_one_line,
 )
 from .loss_anomalyclip import check_targets, fill_masks_of_normal_images, global_anomaly_loss, local_anomaly_loss
@@ -791,7 +791,7 @@ def _read_config(name: str, hub: dict[str, Any]) -> dict[str, Any]:
     if not raw:
         raise OSError(f"{name} has no config.json, so it is no checkpoint; check the path")
     try:
-        check_stored(raw)
+        check_fields(raw, stored=True)
     except ValueError as error:
         raise ValueError(f"config.json of {name} has {error}") from error
     return raw
