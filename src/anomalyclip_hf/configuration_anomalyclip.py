@@ -378,9 +378,10 @@ OUTPUT_FIELDS = ("return_dict", "output_hidden_states")
 CONFIG_FIELDS = set(AnomalyCLIPConfig.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__)
 CONFIG_FIELDS |= {"preset", *OUTPUT_FIELDS}
 # What may be left of the arguments of loading.
-LOADING_FIELDS = {"cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies"}
-LOADING_FIELDS |= {"_from_auto", "_from_pipeline", "_commit_hash", "trust_remote_code", "code_revision", "use_fast"}
-LOADING_FIELDS |= {"dtype", "torch_dtype", "backend", "config", "user_agent", "name_or_path"}
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+LOADING_FIELDS = {*HUB_ARGUMENTS, "proxies", "_from_auto", "_from_pipeline", "_commit_hash", "use_fast"}
+LOADING_FIELDS |= {"trust_remote_code", "code_revision", "dtype", "torch_dtype", "backend", "config", "name_or_path"}
+LOADING_FIELDS |= {"user_agent"}
 
 
 __all__ = ["AnomalyCLIPConfig"]

@@ -16,7 +16,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImage
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file, logging, safe_load_json_file
 
-from .configuration_anomalyclip import LOADING_FIELDS, AnomalyCLIPConfig, missing_folder_named
+from .configuration_anomalyclip import HUB_ARGUMENTS, LOADING_FIELDS, AnomalyCLIPConfig, missing_folder_named
 from .inputs_anomalyclip import normalized_pixels, smoothing_matrix
 from .options_anomalyclip import RESIZING, check_options, installed
 
@@ -28,7 +28,6 @@ MAX_SIDE = 8192
 UNKNOWN_MASK = -1.0
 # What a saved processor says beside its settings.
 SERVICE_FIELDS = {"image_processor_type", "feature_extractor_type", "processor_class", "auto_map"}
-HUB_FIELDS = {"cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder"}
 # Settings of other processors: what they would have to be to change nothing here.
 UNUSED = {"do_center_crop": False, "do_pad": False, "do_convert_rgb": True, "data_format": "channels_first"}
 UNUSED |= {"crop_size": None, "pad_size": None, "input_data_format": None, "image_seq_length": None}
@@ -161,13 +160,12 @@ class AnomalyCLIPImageProcessor(PilBackend):
             ValueError: if a setting is out of range.
             TypeError: if there is no such setting.
         """
-        hub = {key: value for key, value in kwargs.items() if key in HUB_FIELDS}
+        hub = {key: value for key, value in kwargs.items() if key in HUB_ARGUMENTS}
         known = cls.valid_kwargs.__annotations__
         fields = {k: v for k, v in kwargs.items() if v is not None and (k in known or k not in LOADING_FIELDS)}
         unused = None
         if fields.pop("return_unused_kwargs", False):
             unused = {key: fields.pop(key) for key in sorted(set(fields) - set(known))}
-        _refuse_unknown(fields, set(known))
         stored = _stored_settings(cls, pretrained_model_name_or_path, hub)
         if stored.get("image_processor_type") in (cls.__name__, OLD_NAME):
             processor = cls.from_dict(stored, **fields)
@@ -232,11 +230,13 @@ class AnomalyCLIPImageProcessor(PilBackend):
         settings = self._standardize_kwargs(**settings)
         check_tiling(kwargs, settings["resize"])
         pil = [upright_image(image, f"images[{i}]") for i, image in enumerate(images)]
-        _check_sizes(settings, pil)
-        given, settings = settings, _fitted(settings, pil[0].size)
-        data: dict[str, np.ndarray] = {
-            "pixel_values": np.stack([self._prepare_image(image, settings) for image in pil])
-        }
+        fitted = [_fitted(settings, image.size) for image in pil]
+        arrays = [self._prepare_image(image, own) for image, own in zip(pil, fitted, strict=True)]
+        if len({array.shape for array in arrays}) > 1:
+            shown = ", ".join(f"{width}x{height}" for width, height in sorted({image.size for image in pil})[:4])
+            why = "resize='fit'" if settings["do_resize"] else "do_resize=False"
+            raise ValueError(f"{why}, but images of {shown} pixels can't be one batch; give them one by one")
+        data: dict[str, np.ndarray] = {"pixel_values": np.stack(arrays)}
         if masks is not None:
             masks = _as_list(masks)
             stack: Any = masks[0] if len(masks) == 1 else None
@@ -247,13 +247,13 @@ class AnomalyCLIPImageProcessor(PilBackend):
                     f"masks has {len(masks)} entries for {len(images)} images; give None for an image without one"
                 )
             prepared = [
-                self._prepare_mask(m, image.size, i, settings)
-                for i, (m, image) in enumerate(zip(masks, pil, strict=True))
+                self._prepare_mask(mask, image.size, i, own)
+                for i, (mask, image, own) in enumerate(zip(masks, pil, fitted, strict=True))
             ]
             data["masks"] = np.stack(prepared)
         features = BatchFeature(data=data, tensor_type=return_tensors)
-        if given["resize"] == "tile":
-            features["tiles"] = [installed("scoring.tiling").cut_tiles(image, given, kwargs) for image in pil]
+        if settings["resize"] == "tile":
+            features["tiles"] = [installed("scoring.tiling").cut_tiles(image, settings, kwargs) for image in pil]
         return features
 
     def _prepare_image(self, image: Image.Image, settings: dict) -> np.ndarray:
@@ -437,11 +437,11 @@ def _check_settings(settings: dict[str, Any]) -> None:
     tile, patch = settings.get("tile_size"), settings.get("patch_size")
     if tile is not None and patch is not None and tile < patch:
         raise ValueError(f"tile_size={tile}, expected at least the model's patch_size of {patch} pixels")
-    size = settings.get("size")
-    sides = [side for side in (size.height, size.width) if side is not None] if size else []
-    if not all(type(side) is int and 1 <= side <= MAX_SIDE for side in sides):
-        raise ValueError(f"size={dict(size or {})!r}, expected whole sides from 1 to {MAX_SIDE} pixels")
-    _check_sigma(settings.get("sigma"), max([*sides, 1]))
+    size = settings["size"]
+    if not all(type(side) is int and 1 <= side <= MAX_SIDE for side in (size.height, size.width)):
+        given = {key: value for key, value in dict(size).items() if value is not None}
+        raise ValueError(f"size={given}, expected height and width in pixels, whole numbers in 1..{MAX_SIDE}")
+    _check_sigma(settings.get("sigma"), max(size.height, size.width))
 
 
 def _check_sigma(sigma: Any, side: int) -> None:
@@ -463,20 +463,6 @@ def _check_finite(logits: Tensor | None, maps: Tensor | None) -> int:
             "pixel_values were not finite: load the checkpoint again, and check image_mean and image_std"
         )
     return len(sound)
-
-
-def _check_sizes(settings: dict, images: list[Image.Image]) -> None:
-    size = settings["size"]
-    if settings["do_resize"] and not (size and size.height and size.width):
-        given = {key: value for key, value in dict(size or {}).items() if value}
-        raise ValueError(f"size={given}, expected height and width in pixels, such as {{'height': 518, 'width': 518}}")
-    sizes = sorted({image.size for image in images})
-    keeps_ratio = settings["resize"] == "fit"
-    fitted = {tuple(dict(_fitted(settings, one)["size"]).items()) for one in sizes} if keeps_ratio else ()
-    if (not settings["do_resize"] and len(sizes) > 1) or len(fitted) > 1:
-        shown = ", ".join(f"{width}x{height}" for width, height in sizes[:4])
-        why = "resize='fit'" if keeps_ratio else "do_resize=False"
-        raise ValueError(f"{why}, but images of {shown} pixels can't be one batch; give them one by one")
 
 
 def check_tiling(given: dict[str, Any], resize: str) -> None:

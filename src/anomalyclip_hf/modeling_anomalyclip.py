@@ -32,6 +32,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 from .configuration_anomalyclip import (
     CLIP_VOCAB_SIZE,
     CONFIG_FIELDS,
+    HUB_ARGUMENTS,
     OUTPUT_FIELDS,
     PROMPT_STD,
     WRONG_VALUE,
@@ -42,7 +43,6 @@ from .configuration_anomalyclip import (
 from .loss_anomalyclip import check_targets, fill_masks_of_normal_images, global_anomaly_loss, local_anomaly_loss
 from .options_anomalyclip import OUTPUT_KINDS, installed
 from .prompts_anomalyclip import (
-    HUB_ARGUMENTS,
     PROMPT_FIELDS,
     PromptsMixin,
     check_same_sizes,

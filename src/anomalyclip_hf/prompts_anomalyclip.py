@@ -28,7 +28,6 @@ logger = logging.get_logger(__name__)
 
 PROMPTS_NAME = "prompts.safetensors"
 WEIGHTS_NAME, WEIGHTS_INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 # Configuration that goes with prompts when they move to another copy of their backbone.
 PROMPT_FIELDS = (
     *("prompt_type", "prompt_length", "deep_prompt_depth", "deep_prompt_length", "prompt_token_ids"),
