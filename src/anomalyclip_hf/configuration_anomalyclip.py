@@ -33,7 +33,6 @@ DEFAULT_VISION = {
 # Feature layers as fractions of the vision tower's depth: of 24 layers, [24] and [6, 12, 18, 24].
 PRESETS = {"released": (1.0,), "paper": (0.25, 0.5, 0.75, 1.0)}
 
-
 # "text": learned words, read by the text tower; "free": learned vectors in place of what it would give.
 # Fresh ones are drawn with these standard deviations. Free vectors are normalised when used, so that their length sets
 # how far a step of the optimizer turns them: this one suits the authors' learning rate (scripts/benchmark_prompts.py).
@@ -137,7 +136,7 @@ def _raise_value_errors(config_class):
     return config_class
 
 
-# Of fields that are checked when they are given, and filled in when they are not: nobody finds None in them.
+# Checked where given, filled in where not: nobody finds None in them.
 if TYPE_CHECKING:
     Whole = Any
     Layers = Any

@@ -18,7 +18,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file
 
 from .configuration_anomalyclip import HUB_ARGUMENTS, LOADING_FIELDS, AnomalyCLIPConfig, missing_folder_named
 from .inputs_anomalyclip import normalized_pixels, smoothing_matrix
-from .options_anomalyclip import RESIZING, check_options, installed
+from .options_anomalyclip import OPTION_RULES, RESIZING, check_options, installed
 
 logger = logging.get_logger(__name__)
 
@@ -33,7 +33,6 @@ UNUSED = {"do_center_crop": False, "do_pad": False, "do_convert_rgb": True, "dat
 UNUSED |= {"crop_size": None, "pad_size": None, "input_data_format": None, "image_seq_length": None}
 UNUSED |= {"device": "cpu", "disable_grouping": False}
 PLAIN_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")  # read without the package
-FLAGS = ("do_resize", "do_rescale", "do_normalize", "default_to_square")
 
 
 class AnomalyCLIPImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
@@ -425,9 +424,8 @@ def _check_settings(settings: dict[str, Any]) -> None:
         value = settings.get(name)
         if value is not None and value != neutral:
             raise ValueError(f"{name}={value!r} is not supported by this processor, expected {neutral!r}")
-    names = ["image_mean", "image_std", "rescale_factor", *FLAGS, *RESIZING, "patch_size", "resample"]
-    given = {name: settings.get(name) for name in names}
-    if isinstance(given["resample"], PILImageResampling):
+    given = {name: value for name, value in settings.items() if name in OPTION_RULES and name != "sigma"}
+    if isinstance(given.get("resample"), PILImageResampling):
         given["resample"] = int(given["resample"])
     check_options(given)
     if settings.get("do_resize") is False and (resize := settings.get("resize")) not in (None, "square"):

@@ -846,7 +846,6 @@ def _revision_of_weights(name: str, hub: dict[str, Any], pinned: bool) -> str | 
     proposes as a pull request; without a network, those that were loaded so before are found here. Where a revision is
     `pinned` by prompts, `main` will do: their fingerprint shows whether it has the same weights.
     """
-
     revision, path = hub.get("revision"), find_weights(name, hub)
     read_index(path)  # refused before what it names is fetched
     if path is not None or os.path.isdir(name):

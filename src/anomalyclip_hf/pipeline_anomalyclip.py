@@ -18,6 +18,7 @@ from .options_anomalyclip import (
     ADDRESSES,
     DOWNLOAD_BYTES,
     DOWNLOAD_TIMEOUT,
+    OPTION_RULES,
     READING,
     RESIZING,
     THRESHOLDS,
@@ -132,7 +133,7 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         for name in READING:
             if name in options:
                 options[name] = getattr(installed("pixels_anomalyclip"), f"check_{name}")(options[name])
-        check_options({key: value for key, value in options.items() if key not in ("roi", "references", *READING)})
+        check_options({key: value for key, value in options.items() if key in OPTION_RULES})
         resizing = {key: options[key] for key in RESIZING if key in options}
         pre = {key: value for key, value in options.items() if key in PRE_OPTIONS}
         post = {key: value for key, value in options.items() if key in POST_OPTIONS}

@@ -109,8 +109,7 @@ def locate_base(name: str | None, source: str) -> str:
     if name == DEMO_BASE:
         if (folder := _folder_of_demo()) is None:
             raise OSError(
-                f"the prompts of {source} belong to {name!r}, which comes with the package anomalyclip_hf, and that "
-                f"isn't installed: pip install anomalyclip_hf, or {advice}"
+                f"the base of {source} comes with the package anomalyclip_hf: pip install anomalyclip_hf, or {advice}"
             )
         return folder
     if os.path.isabs(name) and ".." not in Path(name).parts:
@@ -505,6 +504,3 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
     def push_to_hub(self, repo_id: str, *, processor=None, **settings):
         """Share everything on the Hub, in one commit, by `sharing.saving.push_to_hub`."""
         return installed("sharing.saving").push_to_hub(self, repo_id, processor=processor, **settings)
-
-
-__all__ = ["PromptSet", "PromptsMixin", "read_prompts"]
