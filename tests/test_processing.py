@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter
 from torch.testing import assert_close
 
 from anomalyclip_hf import AnomalyCLIPModel, AnomalyCLIPProcessor
-from anomalyclip_hf.image_processing_anomalyclip import gaussian_smooth, upright_image
+from anomalyclip_hf.image_processing_anomalyclip import gaussian_smooth
 from anomalyclip_hf.images_anomalyclip import to_pil_image
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
@@ -479,26 +479,3 @@ def test_none_is_the_default():
 def test_a_missing_folder_reads_as_such(name):
     with pytest.raises(OSError, match=f"there is no folder '{name}', and no repository"):
         AnomalyCLIPProcessor.from_pretrained(name)
-
-
-def test_images_of_8_bits_are_read_without_the_package_too(tmp_path, monkeypatch):
-    from anomalyclip_hf import image_processing_anomalyclip as module
-
-    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
-    turned = Image.fromarray(pixels)
-    turned.getexif()[274] = 6
-    turned.save(tmp_path / "turned.png", exif=turned.getexif())
-    images = [tmp_path / "turned.png", pixels, pixels[..., 0], np.moveaxis(pixels, -1, 0), torch.from_numpy(pixels)]
-    images += [pixels / np.float32(255), pixels[..., :1] > 300.0, Image.fromarray(pixels).convert("P")]
-    images[6] = images[6].astype(np.float32)
-    expected = [np.asarray(upright_image(image).convert("RGB")) for image in images]
-
-    def absent(name):
-        raise ModuleNotFoundError("pip install anomalyclip_hf")
-
-    monkeypatch.setattr(module, "installed", absent)
-    for image, pixels in zip(images, expected, strict=True):
-        np.testing.assert_array_equal(np.asarray(upright_image(image).convert("RGB")), pixels)
-    for image in (pixels.astype(np.uint16), pixels * 2.0, Image.new("I", (4, 4)), Image.new("F", (4, 4))):
-        with pytest.raises(ModuleNotFoundError, match="pip install"):
-            upright_image(image)

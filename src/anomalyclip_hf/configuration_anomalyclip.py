@@ -381,6 +381,3 @@ HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "re
 LOADING_FIELDS = {*HUB_ARGUMENTS, "proxies", "_from_auto", "_from_pipeline", "_commit_hash", "use_fast"}
 LOADING_FIELDS |= {"trust_remote_code", "code_revision", "dtype", "torch_dtype", "backend", "config", "name_or_path"}
 LOADING_FIELDS |= {"user_agent"}
-
-
-__all__ = ["AnomalyCLIPConfig"]

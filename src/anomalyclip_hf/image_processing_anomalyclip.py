@@ -77,8 +77,8 @@ def upright_image(image: Any, name: str = "") -> Image.Image:
         name (`str`): what to call it in errors.
 
     Raises:
-        ValueError, TypeError: it can't be read.
-        ModuleNotFoundError: it is of more than 8 bits, and the package isn't installed.
+        OSError, ValueError, TypeError: it can't be read.
+        ModuleNotFoundError: only the package reads it, and isn't installed.
     """
     try:
         reader = installed("images_anomalyclip")
@@ -95,9 +95,9 @@ def _plain_image(image: Any, refusal: ModuleNotFoundError) -> Image.Image:
         if array.dtype != np.uint8:
             raise refusal
         return to_pil_image(array if array.ndim == 3 else array[..., None])
-    if not isinstance(image, Image.Image):
+    if isinstance(image, str | os.PathLike) or hasattr(image, "read"):
         image = Image.open(image, formats=PLAIN_FORMATS)
-    if image.mode == "F" or image.mode.startswith("I"):
+    if not isinstance(image, Image.Image) or image.mode[0] in "FI" or ";16" in str(getattr(image, "tile", "")):
         raise refusal
     return ImageOps.exif_transpose(image)
 

@@ -264,6 +264,3 @@ def _is_column(inputs: Any) -> bool:
     if isinstance(inputs, (*one, *several)) or hasattr(inputs, "read"):
         return False
     return hasattr(inputs, "__iter__") or (hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__"))
-
-
-__all__ = ["ZeroShotAnomalyDetectionPipeline"]
