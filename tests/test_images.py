@@ -11,9 +11,11 @@ from functools import lru_cache
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageOps, features
 from PIL.PngImagePlugin import PngInfo
 
+from anomalyclip_hf import image_processing_anomalyclip as module
 from anomalyclip_hf.data.images import upright_size
 from anomalyclip_hf.data.paint import painted
 from anomalyclip_hf.images_anomalyclip import (
@@ -298,3 +300,26 @@ def test_corrupt_metadata_makes_no_warning_without_a_name():
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
     assert (done.stdout.strip(), done.stderr) == ("(5, 9)", "")
+
+
+def test_images_of_8_bits_are_read_without_the_package_too(tmp_path, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    turned = Image.fromarray(pixels)
+    turned.getexif()[274] = 6
+    turned.save(tmp_path / "turned.png", exif=turned.getexif())
+    images = [tmp_path / "turned.png", pixels, pixels[..., 0], np.moveaxis(pixels, -1, 0), torch.from_numpy(pixels)]
+    images += [pixels / np.float32(255), pixels[..., :1] > 300.0, Image.fromarray(pixels).convert("P")]
+    images[6] = images[6].astype(np.float32)
+    expected = [np.asarray(module.upright_image(image).convert("RGB")) for image in images]
+
+    def absent(name):
+        raise ModuleNotFoundError("pip install anomalyclip_hf")
+
+    (tmp_path / "deep.png").write_bytes(deep_png(np.full((4, 4, 3), 4095, np.uint16)))
+    monkeypatch.setattr(module, "installed", absent)
+    for image, pixels in zip(images, expected, strict=True):
+        np.testing.assert_array_equal(np.asarray(module.upright_image(image).convert("RGB")), pixels)
+    refused = [pixels.astype(np.uint16), pixels * 2.0, b"x", {}, tmp_path / "deep.png"]
+    for image in (*refused, Image.new("I", (4, 4)), Image.new("F", (4, 4))):
+        with pytest.raises(ModuleNotFoundError, match="pip install"):
+            module.upright_image(image)

@@ -3,18 +3,16 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from difflib import get_close_matches
 from functools import wraps
-from typing import Any, Literal
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
-from transformers.activations import ACT2FN
 
-from .options_anomalyclip import OPTION_RULES, SCORE_RULES, SIDE, SIZE, WITH_REFERENCES, Rule, expected, follows
+from .options_anomalyclip import installed
 
 # Word ids in CLIP's own vocabulary: <|startoftext|>, "x", "object", ".", "damaged", <|endoftext|>.
 CLIP_VOCAB_SIZE = 49408
@@ -35,82 +33,10 @@ DEFAULT_VISION = {
 # Feature layers as fractions of the vision tower's depth: of 24 layers, [24] and [6, 12, 18, 24].
 PRESETS = {"released": (1.0,), "paper": (0.25, 0.5, 0.75, 1.0)}
 
-
 # "text": learned words, read by the text tower; "free": learned vectors in place of what it would give.
 # Fresh ones are drawn with these standard deviations. Free vectors are normalised when used, so that their length sets
 # how far a step of the optimizer turns them: this one suits the authors' learning rate (scripts/benchmark_prompts.py).
 PROMPT_STD = {"text": 0.02, "free": 0.2}
-
-MAX_PARAMETERS = 20_000_000_000
-MAX_LABELS = 10_000  # of num_labels and the tables of labels, which nothing here uses
-MAX_CHARACTERS = 4096  # of a text
-
-_DTYPES = ("float32", "float16", "bfloat16", "float64")
-
-# What fields of a configuration, of a tower or of an image processor may hold beyond what their types say. What is
-# outside is a mistake or an attack, and is refused before memory is taken.
-RULES: dict[str, Rule] = {
-    **OPTION_RULES,
-    **dict.fromkeys(("hidden_size", "image_size", "patch_size", "projection_dim"), SIDE),
-    **dict.fromkeys(("intermediate_size", "max_position_embeddings", "prompt_length"), SIZE),
-    **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "deep_prompt_depth"), range(1, 257)),
-    **dict.fromkeys(("deep_prompt_length", "chunk_size_feed_forward"), range(65537)),
-    "dpam_layers": range(257),
-    "vocab_size": range(1, 1_000_001),
-    "num_channels": range(1, 65),
-    "num_labels": range(MAX_LABELS + 1),
-    "layer_norm_eps": (1e-12, 1.0),
-    "temperature": (1e-6, 1e6),
-    "logit_scale_init_value": (-1000.0, 1000.0),
-    **dict.fromkeys(("initializer_range", "initializer_factor"), (0.0, 1000.0)),
-    "attention_dropout": (0.0, 0.999),
-    "prompt_type": frozenset(PROMPT_STD),
-    "thresholds_for": frozenset(rule + more for rule in SCORE_RULES for more in ("", WITH_REFERENCES)),
-    "preset": frozenset(PRESETS),
-    "hidden_act": frozenset(ACT2FN),
-    **dict.fromkeys(
-        ("dtype", "torch_dtype"),
-        frozenset(form for name in _DTYPES for form in (name, f"torch.{name}", getattr(torch, name))),
-    ),
-    # Not a name of the Hub, from where code would come.
-    "attn_implementation": frozenset(
-        ("eager", "sdpa", "flex_attention", *(f"flash_attention_{number}" for number in (2, 3, 4)))
-    ),
-    **dict.fromkeys(("tie_word_embeddings", "use_cache", "use_bfloat16", "gradient_checkpointing"), bool),
-    **dict.fromkeys(("return_dict", "output_hidden_states", "output_attentions", "is_encoder_decoder"), bool),
-    **dict.fromkeys(("notice", "tokenizer_class", "loss_type", "transformers_version", "_commit_hash"), str),
-    "architectures": list,
-    **dict.fromkeys(("auto_map", "text_config_dict", "vision_config_dict"), dict),
-    **dict.fromkeys(("per_layer_config", "layer_types", "mlp_layer_types", "problem_type"), None),
-    **dict.fromkeys(("transformers_weights", "rope_scaling", "rope_parameters"), None),
-}
-
-
-def _is_table_of_labels(value: Any) -> bool:
-    if not isinstance(value, dict) or len(value) > MAX_LABELS:
-        return False
-    # One of the two tables has its numbers as keys, as strings in JSON; the other has them as values.
-    return any(all(str(one).isdecimal() for one in side) for side in (value.keys(), value.values()))
-
-
-def _problem_of(name: str, value: Any) -> str | None:
-    """What a field should hold instead of this value; None if nothing is wrong."""
-    if value is None and name != "num_labels":
-        return None  # left to its type
-    if isinstance(value, str) and len(value) > MAX_CHARACTERS:
-        return f"at most {MAX_CHARACTERS} characters"
-    if name in ("id2label", "label2id"):
-        return None if _is_table_of_labels(value) else f"a table of at most {MAX_LABELS} numbered labels; remove it"
-    if name == "quantization_config":
-        is_known = isinstance(value.get("quant_method"), str) if isinstance(value, dict) else hasattr(value, "to_dict")
-        return None if is_known else "the settings of a quantization with a quant_method"
-    if name == "pruned_heads":
-        return "none, no head of this model can be left out" if value != {} else None
-    if "attn_implementation" in name or "experts_implementation" in name:
-        rule = RULES["attn_implementation"]
-        values = [one for one in value.values() if one is not None] if isinstance(value, dict) else [value]
-        return None if all(follows(one, rule) for one in values) else expected(rule)
-    return expected(RULES[name]) if name in RULES and not follows(value, RULES[name]) else None
 
 
 def feature_layers_of_preset(preset: str, num_hidden_layers: int) -> list[int]:
@@ -141,37 +67,28 @@ def encode_prompts(words: tuple[list[int], list[int]], prompt_length: int, bos: 
     return [row + [0] * (length - len(row)) for row in rows]
 
 
-def check_fields(values: dict[str, Any], where: str = "") -> None:
+def check_fields(values: dict[str, Any], where: str = "", stored: bool = False) -> None:
     """Refuse values of wrong kinds, sizes that no CLIP has and code from elsewhere, before anything is allocated.
+
+    By the rules of the installed package: code that came with a checkpoint alone leaves fields to their types.
 
     Args:
         values (`dict`): a configuration's fields, as stored or as attributes; None is left to their types.
         where (`str`): what to write before a field's name.
+        stored (`bool`): of a config.json, no key of which may replace a method of a configuration.
 
     Raises:
         ValueError: naming the field, its value and what is expected.
     """
-    for name, value in values.items():
-        if (expected := _problem_of(name, value)) is not None:
-            shown = repr(value) if isinstance(value, str | float | bool) else str(value)
-            raise ValueError(f"{where}{name}={shown[:100]}, expected {expected}")
-        if isinstance(value, dict) and name.startswith(("text_config", "vision_config")):
-            check_stored(value, f"{where}{name}.")
-        elif isinstance(value, dict) and name not in ("id2label", "label2id") and "_implementation" not in name:
-            check_fields({str(key): one for key, one in value.items()}, f"{where}{name}.")
+    if (rules := _rules()) is not None:
+        rules.check_fields(values, where, stored)
 
 
-def check_stored(raw: dict[str, Any], where: str = "") -> None:
-    """As [`check_fields`], for the contents of a config.json: no key may replace a method of a configuration."""
-    for key, value in raw.items():
-        if key not in SETTABLE and hasattr(PreTrainedConfig, key):
-            raise ValueError(f"{where}{key}={str(value)[:100]}, but that is no setting; remove it")
-    check_fields(raw, where)
-
-
-# Names of the base class that a config.json may set.
-SETTABLE = {"model_type", "num_labels", "torch_dtype", "name_or_path", "output_attentions", "_attn_implementation"}
-SETTABLE |= {field.name for field in fields(PreTrainedConfig)}
+def _rules() -> ModuleType | None:
+    try:
+        return installed("rules")
+    except ImportError:
+        return None
 
 
 @contextmanager
@@ -217,6 +134,17 @@ def _raise_value_errors(config_class):
     for name in ("__init__", "__setattr__", "validate"):
         setattr(config_class, name, plain(getattr(config_class, name)))
     return config_class
+
+
+# Checked where given, filled in where not: nobody finds None in them.
+if TYPE_CHECKING:
+    Whole = Any
+    Layers = Any
+    Ids = Any
+else:
+    Whole = int | None
+    Layers = list[int] | tuple[int, ...] | None
+    Ids = list[list[int]] | None
 
 
 @_raise_value_errors
@@ -278,19 +206,19 @@ class AnomalyCLIPConfig(PreTrainedConfig):
     base_model_revision: str | None = None
     prompt_type: str = "text"
     prompt_length: int = 12
-    deep_prompt_depth: Any = None
+    deep_prompt_depth: Whole = None
     deep_prompt_length: int = 4
-    prompt_token_ids: Any = None
-    dpam_layers: Any = None
+    prompt_token_ids: Ids = None
+    dpam_layers: Whole = None
     dpam_attention: Literal["vv", "qq", "kk"] = "vv"
-    feature_layers: Any = None
+    feature_layers: Layers = None
     temperature: float | int = 0.07
-    image_size: Any = None
+    image_size: Whole = None
     image_threshold: float | int | None = None
     pixel_threshold: float | int | None = None
     score_rule: str = "global"
     thresholds_for: str | None = None
-    reference_layers: Any = None
+    reference_layers: Layers = None
     vision_only: bool = False
     prompts_only: bool = False
 
@@ -341,7 +269,7 @@ class AnomalyCLIPConfig(PreTrainedConfig):
                 "thresholds_for", config_dict.get("thresholds_for") or config_dict.get("score_rule", "global")
             )
         stored, config_dict = config_dict, {**config_dict, **given}
-        check_stored(config_dict)
+        check_fields(config_dict, stored=True)
         wants_unused = kwargs.pop("return_unused_kwargs", False)
         config, unused = super().from_dict(config_dict, return_unused_kwargs=True, **kwargs)
         layers = stored.get("feature_layers") if stored.get("prompt_type") == "free" else None
@@ -421,69 +349,10 @@ class AnomalyCLIPConfig(PreTrainedConfig):
         side = self.image_size // self.vision_config.patch_size
         return side, side
 
-    def validate_bounds(self):
-        """Refuse sizes that no CLIP has."""
-        if (count := count_parameters(self)) > MAX_PARAMETERS:
-            raise ValueError(f"this configuration asks for {count:.1e} parameters, more than {MAX_PARAMETERS:.0e}")
-
-    def validate_vision(self):
-        """Check the fields that speak of vision layers and image size."""
-        depth, patch = self.vision_config.num_hidden_layers, self.vision_config.patch_size
-        layers, size = self.feature_layers, self.image_size
-        if not 0 <= self.dpam_layers <= depth:
-            raise ValueError(
-                f"dpam_layers={self.dpam_layers} but the vision tower has {depth} layers; give 0..{depth}"
-            )
-        if not isinstance(layers, list) or not all(type(layer) is int for layer in layers):
-            raise ValueError(f"feature_layers={layers!r}, expected a list of whole numbers")
-        if not layers or any(not 1 <= layer <= depth for layer in layers):
-            raise ValueError(f"feature_layers={layers} but the vision tower has {depth} layers; count them from 1")
-        if layers != sorted(set(layers)):
-            raise ValueError(f"feature_layers={layers}, expected each layer once, in rising order")
-        if (middle := self.reference_layers) is not None:
-            is_list = isinstance(middle, list | tuple) and bool(middle) and len(set(middle)) == len(middle)
-            if not is_list or any(type(layer) is not int or not 1 <= layer <= depth for layer in middle):
-                raise ValueError(
-                    f"reference_layers={middle}, expected different layers in 1..{depth}, such as the middle ones"
-                )
-        if size % patch:
-            near = max(size // patch, 1) * patch
-            raise ValueError(f"image_size={size} but patch_size={patch}; give a multiple of {patch} such as {near}")
-
-    def validate_prompts(self):
-        """Check the fields that speak of prompts and of the text tower."""
-        text, ids = self.text_config, self.prompt_token_ids
-        depth, positions, words = text.num_hidden_layers, text.max_position_embeddings, text.vocab_size
-        if self.deep_prompt_depth > depth:
-            raise ValueError(
-                f"deep_prompt_depth={self.deep_prompt_depth} but the text tower has {depth} layers; give 1..{depth}"
-            )
-        rows_are_lists = isinstance(ids, list | tuple) and all(isinstance(row, list | tuple) for row in ids)
-        if not rows_are_lists or not all(type(number) is int for row in ids for number in row):
-            raise ValueError(f"prompt_token_ids={str(ids)[:60]}, expected two lists of token numbers")
-        if len(ids) != 2 or len(ids[0]) != len(ids[1]) or not ids[0]:
-            raise ValueError(f"prompt_token_ids has rows of {[len(row) for row in ids]} ids, expected 2 equal rows")
-        if min(map(min, ids)) < 0 or max(map(max, ids)) >= words:
-            raise ValueError(
-                f"prompt_token_ids reach {max(map(max, ids))} but the vocabulary has {words} tokens; encode the "
-                "prompts with the backbone's own tokenizer"
-            )
-        first, last = min(self.eos_positions), max(self.eos_positions)
-        if last >= positions:
-            raise ValueError(
-                f"prompt_length={self.prompt_length} puts the end of text at position {last} but the text tower has "
-                f"{positions} positions; use a shorter prompt"
-            )
-        if first <= self.prompt_length:
-            raise ValueError(
-                f"prompt_length={self.prompt_length} but prompt_token_ids end at position {first}; they need one "
-                "placeholder for each learned word before the end of text"
-            )
-        if self.deep_prompt_length >= first:
-            raise ValueError(
-                f"deep_prompt_length={self.deep_prompt_length} but the shorter prompt ends at position {first}; deep "
-                "prompts overwrite positions 1..T before it"
-            )
+    def validate_fields(self):
+        """Refuse fields that contradict one another, by the rules of the installed package."""
+        if (rules := _rules()) is not None:
+            rules.check_config(self)
 
 
 def _tower(value, config_class, defaults: dict, name: str) -> PreTrainedConfig:
@@ -508,20 +377,7 @@ OUTPUT_FIELDS = ("return_dict", "output_hidden_states")
 CONFIG_FIELDS = set(AnomalyCLIPConfig.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__)
 CONFIG_FIELDS |= {"preset", *OUTPUT_FIELDS}
 # What may be left of the arguments of loading.
-LOADING_FIELDS = {"cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies"}
-LOADING_FIELDS |= {"_from_auto", "_from_pipeline", "_commit_hash", "trust_remote_code", "code_revision", "use_fast"}
-LOADING_FIELDS |= {"dtype", "torch_dtype", "backend", "config", "user_agent", "name_or_path"}
-
-
-def count_parameters(config: AnomalyCLIPConfig) -> int:
-    """Rough number of weights, from the sizes alone."""
-    text, vision, total = config.text_config, config.vision_config, 0
-    for tower in (text, vision):
-        width = tower.hidden_size
-        total += tower.num_hidden_layers * (4 * width**2 + 2 * width * tower.intermediate_size)
-    total += vision.hidden_size * ((vision.image_size // vision.patch_size) ** 2 + config.projection_dim)
-    total += vision.hidden_size * vision.num_channels * vision.patch_size**2
-    return total + text.hidden_size * (text.vocab_size + config.projection_dim)
-
-
-__all__ = ["AnomalyCLIPConfig"]
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+LOADING_FIELDS = {*HUB_ARGUMENTS, "proxies", "_from_auto", "_from_pipeline", "_commit_hash", "use_fast"}
+LOADING_FIELDS |= {"trust_remote_code", "code_revision", "dtype", "torch_dtype", "backend", "config", "name_or_path"}
+LOADING_FIELDS |= {"user_agent"}

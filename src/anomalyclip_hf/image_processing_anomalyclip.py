@@ -7,18 +7,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 from transformers import BatchFeature
 from transformers.image_processing_backends import PilBackend
+from transformers.image_transforms import to_pil_image
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file, logging, safe_load_json_file
 
-from .configuration_anomalyclip import LOADING_FIELDS, AnomalyCLIPConfig, check_fields, missing_folder_named
-from .images_anomalyclip import to_pil_image
-from .options_anomalyclip import RESIZING, installed
-from .pixels_anomalyclip import normalized_pixels, smoothing_matrix
+from .configuration_anomalyclip import HUB_ARGUMENTS, LOADING_FIELDS, AnomalyCLIPConfig, missing_folder_named
+from .inputs_anomalyclip import normalized_pixels, smoothing_matrix
+from .options_anomalyclip import OPTION_RULES, RESIZING, check_options, installed
 
 logger = logging.get_logger(__name__)
 
@@ -28,12 +28,11 @@ MAX_SIDE = 8192
 UNKNOWN_MASK = -1.0
 # What a saved processor says beside its settings.
 SERVICE_FIELDS = {"image_processor_type", "feature_extractor_type", "processor_class", "auto_map"}
-HUB_FIELDS = {"cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder"}
 # Settings of other processors: what they would have to be to change nothing here.
 UNUSED = {"do_center_crop": False, "do_pad": False, "do_convert_rgb": True, "data_format": "channels_first"}
 UNUSED |= {"crop_size": None, "pad_size": None, "input_data_format": None, "image_seq_length": None}
 UNUSED |= {"device": "cpu", "disable_grouping": False}
-FLAGS = ("do_resize", "do_rescale", "do_normalize", "default_to_square")
+PLAIN_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")  # read without the package
 
 
 class AnomalyCLIPImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
@@ -67,6 +66,40 @@ def gaussian_smooth(maps: Tensor, sigma: float) -> Tensor:
     across = torch.from_numpy(smoothing_matrix(width, float(sigma))).to(maps.device)
     with torch.autocast(device_type=maps.device.type, enabled=False):
         return down @ maps.float() @ across.T
+
+
+def upright_image(image: Any, name: str = "") -> Image.Image:
+    """An upright 8-bit image; without the package, of what PIL reads and holds in 8 bits alone.
+
+    Args:
+        image: as `images_anomalyclip.load_image` of the package takes it, and as `to_pil_image` there where a name is
+            given.
+        name (`str`): what to call it in errors.
+
+    Raises:
+        OSError, ValueError, TypeError: it can't be read.
+        ModuleNotFoundError: only the package reads it, and isn't installed.
+    """
+    try:
+        reader = installed("images_anomalyclip")
+    except ModuleNotFoundError as error:
+        return _plain_image(image, error)
+    return reader.to_pil_image(image, name) if name else reader.load_image(image)
+
+
+def _plain_image(image: Any, refusal: ModuleNotFoundError) -> Image.Image:
+    if isinstance(image, np.ndarray | Tensor):
+        array = np.asarray(image)
+        if np.issubdtype(array.dtype, np.floating) and array.min() >= 0 and array.max() <= 1:
+            array = np.rint(array * 255).astype(np.uint8)
+        if array.dtype != np.uint8:
+            raise refusal
+        return to_pil_image(array if array.ndim == 3 else array[..., None])
+    if isinstance(image, str | os.PathLike) or hasattr(image, "read"):
+        image = Image.open(image, formats=PLAIN_FORMATS)
+    if not isinstance(image, Image.Image) or image.mode[0] in "FI" or ";16" in str(getattr(image, "tile", "")):
+        raise refusal
+    return ImageOps.exif_transpose(image)
 
 
 class AnomalyCLIPImageProcessor(PilBackend):
@@ -126,13 +159,12 @@ class AnomalyCLIPImageProcessor(PilBackend):
             ValueError: if a setting is out of range.
             TypeError: if there is no such setting.
         """
-        hub = {key: value for key, value in kwargs.items() if key in HUB_FIELDS}
+        hub = {key: value for key, value in kwargs.items() if key in HUB_ARGUMENTS}
         known = cls.valid_kwargs.__annotations__
         fields = {k: v for k, v in kwargs.items() if v is not None and (k in known or k not in LOADING_FIELDS)}
         unused = None
         if fields.pop("return_unused_kwargs", False):
             unused = {key: fields.pop(key) for key in sorted(set(fields) - set(known))}
-        _refuse_unknown(fields, set(known))
         stored = _stored_settings(cls, pretrained_model_name_or_path, hub)
         if stored.get("image_processor_type") in (cls.__name__, OLD_NAME):
             processor = cls.from_dict(stored, **fields)
@@ -168,7 +200,7 @@ class AnomalyCLIPImageProcessor(PilBackend):
         """Prepare images, and masks if given.
 
         Args:
-            images: one image or a list of them, of any kind that [`to_pil_image`] takes.
+            images: one image or a list of them, of any kind that [`upright_image`] takes.
             masks (*optional*): one mask or a list of them, of the same kinds. Anomalous is what is
                 not black: above 0 in any colour, or above 0.5 in floats. None in the list: the image has no mask, and
                 its row is filled with -1.
@@ -196,12 +228,14 @@ class AnomalyCLIPImageProcessor(PilBackend):
         settings = {k: kwargs[k] if kwargs.get(k) is not None else getattr(self, k) for k in self._valid_kwargs_names}
         settings = self._standardize_kwargs(**settings)
         check_tiling(kwargs, settings["resize"])
-        pil = [to_pil_image(image, f"images[{i}]") for i, image in enumerate(images)]
-        _check_sizes(settings, pil)
-        given, settings = settings, _fitted(settings, pil[0].size)
-        data: dict[str, np.ndarray] = {
-            "pixel_values": np.stack([self._prepare_image(image, settings) for image in pil])
-        }
+        pil = [upright_image(image, f"images[{i}]") for i, image in enumerate(images)]
+        fitted = [_fitted(settings, image.size) for image in pil]
+        arrays = [self._prepare_image(image, own) for image, own in zip(pil, fitted, strict=True)]
+        if len({array.shape for array in arrays}) > 1:
+            shown = ", ".join(f"{width}x{height}" for width, height in sorted({image.size for image in pil})[:4])
+            why = "resize='fit'" if settings["do_resize"] else "do_resize=False"
+            raise ValueError(f"{why}, but images of {shown} pixels can't be one batch; give them one by one")
+        data: dict[str, np.ndarray] = {"pixel_values": np.stack(arrays)}
         if masks is not None:
             masks = _as_list(masks)
             stack: Any = masks[0] if len(masks) == 1 else None
@@ -212,13 +246,13 @@ class AnomalyCLIPImageProcessor(PilBackend):
                     f"masks has {len(masks)} entries for {len(images)} images; give None for an image without one"
                 )
             prepared = [
-                self._prepare_mask(m, image.size, i, settings)
-                for i, (m, image) in enumerate(zip(masks, pil, strict=True))
+                self._prepare_mask(mask, image.size, i, own)
+                for i, (mask, image, own) in enumerate(zip(masks, pil, fitted, strict=True))
             ]
             data["masks"] = np.stack(prepared)
         features = BatchFeature(data=data, tensor_type=return_tensors)
-        if given["resize"] == "tile":
-            features["tiles"] = [installed("scoring.tiling").cut_tiles(image, given, kwargs) for image in pil]
+        if settings["resize"] == "tile":
+            features["tiles"] = [installed("scoring.tiling").cut_tiles(image, settings, kwargs) for image in pil]
         return features
 
     def _prepare_image(self, image: Image.Image, settings: dict) -> np.ndarray:
@@ -282,7 +316,7 @@ class AnomalyCLIPImageProcessor(PilBackend):
             ValueError: if logits or maps are not finite, target sizes differ in number, or a setting is out of range.
         """
         given = {"image_threshold": image_threshold, "pixel_threshold": pixel_threshold, "min_area": min_area}
-        check_fields(given | {"score_rule": score_rule})
+        check_options(given | {"score_rule": score_rule})
         logits, maps, scores = outputs.get("logits"), outputs.get("anomaly_maps"), None
         count = _check_finite(logits, maps)
         if maps is not None:
@@ -390,11 +424,10 @@ def _check_settings(settings: dict[str, Any]) -> None:
         value = settings.get(name)
         if value is not None and value != neutral:
             raise ValueError(f"{name}={value!r} is not supported by this processor, expected {neutral!r}")
-    names = ["image_mean", "image_std", "rescale_factor", *FLAGS, *RESIZING, "patch_size", "resample"]
-    given = {name: settings.get(name) for name in names}
-    if isinstance(given["resample"], PILImageResampling):
+    given = {name: value for name, value in settings.items() if name in OPTION_RULES and name != "sigma"}
+    if isinstance(given.get("resample"), PILImageResampling):
         given["resample"] = int(given["resample"])
-    check_fields(given)
+    check_options(given)
     if settings.get("do_resize") is False and (resize := settings.get("resize")) not in (None, "square"):
         raise ValueError(
             f"resize={resize!r} with do_resize=False, which leaves images as they are; give one of the two"
@@ -402,11 +435,11 @@ def _check_settings(settings: dict[str, Any]) -> None:
     tile, patch = settings.get("tile_size"), settings.get("patch_size")
     if tile is not None and patch is not None and tile < patch:
         raise ValueError(f"tile_size={tile}, expected at least the model's patch_size of {patch} pixels")
-    size = settings.get("size")
-    sides = [side for side in (size.height, size.width) if side is not None] if size else []
-    if not all(type(side) is int and 1 <= side <= MAX_SIDE for side in sides):
-        raise ValueError(f"size={dict(size or {})!r}, expected whole sides from 1 to {MAX_SIDE} pixels")
-    _check_sigma(settings.get("sigma"), max([*sides, 1]))
+    size = settings["size"]
+    if not all(type(side) is int and 1 <= side <= MAX_SIDE for side in (size.height, size.width)):
+        given = {key: value for key, value in dict(size).items() if value is not None}
+        raise ValueError(f"size={given}, expected height and width in pixels, whole numbers in 1..{MAX_SIDE}")
+    _check_sigma(settings.get("sigma"), max(size.height, size.width))
 
 
 def _check_sigma(sigma: Any, side: int) -> None:
@@ -430,20 +463,6 @@ def _check_finite(logits: Tensor | None, maps: Tensor | None) -> int:
     return len(sound)
 
 
-def _check_sizes(settings: dict, images: list[Image.Image]) -> None:
-    size = settings["size"]
-    if settings["do_resize"] and not (size and size.height and size.width):
-        given = {key: value for key, value in dict(size or {}).items() if value}
-        raise ValueError(f"size={given}, expected height and width in pixels, such as {{'height': 518, 'width': 518}}")
-    sizes = sorted({image.size for image in images})
-    keeps_ratio = settings["resize"] == "fit"
-    fitted = {tuple(dict(_fitted(settings, one)["size"]).items()) for one in sizes} if keeps_ratio else ()
-    if (not settings["do_resize"] and len(sizes) > 1) or len(fitted) > 1:
-        shown = ", ".join(f"{width}x{height}" for width, height in sizes[:4])
-        why = "resize='fit'" if keeps_ratio else "do_resize=False"
-        raise ValueError(f"{why}, but images of {shown} pixels can't be one batch; give them one by one")
-
-
 def check_tiling(given: dict[str, Any], resize: str) -> None:
     """Refuse settings of tiles, given for one call, where there are no tiles."""
     for name in ("tile_size", "overlap"):
@@ -456,30 +475,9 @@ def _fitted(settings: dict, image_size: tuple[int, int]) -> dict:
     if settings["resize"] != "fit":
         return settings
     size = settings["size"]
-    width, height = fit_size(image_size, max(size.width, size.height), settings["patch_size"])
+    side = max(size.width, size.height)
+    width, height = installed("scoring.tiling").fit_size(image_size, side, settings["patch_size"])
     return {**settings, "size": SizeDict(height=height, width=width)}
-
-
-def fit_size(size: tuple[int, int], side: int, patch_size: int | None) -> tuple[int, int]:
-    """Width and height in pixels at which the longer side is `side`, and both are multiples of the patch size.
-
-    Args:
-        size (`tuple[int, int]`): width and height of the image in pixels.
-        side (`int`): of the model's input in pixels.
-        patch_size (`int`, *optional*): of the model; a square needs none.
-
-    Raises:
-        ValueError: no patch size for an image that is no square.
-    """
-    if size[0] == size[1]:
-        return side, side
-    if patch_size is None:
-        raise ValueError(
-            f"patch_size=None, expected the model's patch size in pixels: an image or tile of {size[0]}x{size[1]} "
-            "pixels keeps the ratio of its sides; give the processor patch_size=model.config.vision_config.patch_size"
-        )
-    width, height = (max(1, round(one * side / max(size) / patch_size)) * patch_size for one in size)
-    return width, height
 
 
 def _as_list(value) -> list:

@@ -30,7 +30,6 @@ from .pixels_anomalyclip import check_channels as check_channels
 
 # No EPS, PDF or the like: whatever the file is called, no other program is started to read it.
 FORMATS = ("PNG", "JPEG", "MPO", "BMP", "GIF", "TIFF", "WEBP", "PPM", "AVIF")
-ADDRESSES = ("http://", "https://", "data:")
 ORIENTATION_TAG = 274
 # EXIF orientation -> what puts the stored pixels upright; the last four swap width and height.
 UPRIGHT = {

@@ -32,17 +32,17 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 from .configuration_anomalyclip import (
     CLIP_VOCAB_SIZE,
     CONFIG_FIELDS,
+    HUB_ARGUMENTS,
     OUTPUT_FIELDS,
     PROMPT_STD,
     WRONG_VALUE,
     AnomalyCLIPConfig,
-    check_stored,
+    check_fields,
     in_one_line,
 )
 from .loss_anomalyclip import check_targets, fill_masks_of_normal_images, global_anomaly_loss, local_anomaly_loss
 from .options_anomalyclip import OUTPUT_KINDS, installed
 from .prompts_anomalyclip import (
-    HUB_ARGUMENTS,
     PROMPT_FIELDS,
     PromptsMixin,
     check_same_sizes,
@@ -54,7 +54,6 @@ from .prompts_anomalyclip import (
     read_prompts,
     refuse_vision_only,
 )
-from .references_anomalyclip import References, ReferencesMixin
 
 logger = logging.get_logger(__name__)
 
@@ -356,7 +355,7 @@ class AnomalyCLIPPromptLearner(nn.Module):
         return nn.functional.normalize(torch.cat([self.image_vectors[None], self.patch_vectors]), dim=-1)
 
 
-class AnomalyCLIPPreTrainedModel(PromptsMixin, ReferencesMixin, PreTrainedModel):
+class AnomalyCLIPPreTrainedModel(PromptsMixin, PreTrainedModel):
     config: AnomalyCLIPConfig
     config_class = AnomalyCLIPConfig
     base_model_prefix = "anomalyclip"
@@ -659,7 +658,7 @@ class AnomalyCLIPModel(AnomalyCLIPPreTrainedModel):
         text_embeds: Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        references: References | None = None,
+        references: Any = None,
         outputs: str = "all",
         **kwargs,
     ) -> AnomalyCLIPOutput | tuple:
@@ -792,7 +791,7 @@ def _read_config(name: str, hub: dict[str, Any]) -> dict[str, Any]:
     if not raw:
         raise OSError(f"{name} has no config.json, so it is no checkpoint; check the path")
     try:
-        check_stored(raw)
+        check_fields(raw, stored=True)
     except ValueError as error:
         raise ValueError(f"config.json of {name} has {error}") from error
     return raw
@@ -847,7 +846,6 @@ def _revision_of_weights(name: str, hub: dict[str, Any], pinned: bool) -> str | 
     proposes as a pull request; without a network, those that were loaded so before are found here. Where a revision is
     `pinned` by prompts, `main` will do: their fingerprint shows whether it has the same weights.
     """
-
     revision, path = hub.get("revision"), find_weights(name, hub)
     read_index(path)  # refused before what it names is fetched
     if path is not None or os.path.isdir(name):

@@ -22,6 +22,7 @@ WITH_REFERENCES = " with references"
 READING = ("window", "channels")
 RESIZING = ("resize", "tile_size", "overlap")
 THRESHOLDS = ("image_threshold", "pixel_threshold")
+ADDRESSES = ("http://", "https://", "data:")
 DOWNLOAD_TIMEOUT, DOWNLOAD_BYTES = 30.0, 100_000_000  # seconds and bytes, of an address
 SCORE, SIDE, SIZE = (0.0, 1.0), range(1, 16385), range(1, 65537)
 
@@ -34,6 +35,7 @@ OPTION_RULES: dict[str, Rule] = {
     "resample": range(6),
     "resize": frozenset(("square", "fit", "tile")),
     "tile_size": SIZE,
+    "patch_size": SIDE,
     "overlap": (0.0, 0.9),
     "min_area": range(1, 2**40),
     "score_rule": frozenset(SCORE_RULES),

@@ -13,11 +13,18 @@ from transformers.image_utils import load_image as load_from_address
 from transformers.pipelines import Pipeline
 from transformers.utils import logging
 
-from .configuration_anomalyclip import check_fields
-from .image_processing_anomalyclip import AnomalyCLIPImageProcessor, with_resizing
-from .images_anomalyclip import ADDRESSES, check_channels, check_window, is_file, load_image
-from .options_anomalyclip import DOWNLOAD_BYTES, DOWNLOAD_TIMEOUT, READING, RESIZING, THRESHOLDS, installed
-from .references_anomalyclip import References
+from .image_processing_anomalyclip import AnomalyCLIPImageProcessor, upright_image, with_resizing
+from .options_anomalyclip import (
+    ADDRESSES,
+    DOWNLOAD_BYTES,
+    DOWNLOAD_TIMEOUT,
+    OPTION_RULES,
+    READING,
+    RESIZING,
+    THRESHOLDS,
+    check_options,
+    installed,
+)
 
 logger = logging.get_logger(__name__)
 PRE_OPTIONS = ("timeout", "max_bytes", *READING, *RESIZING)
@@ -108,7 +115,7 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
             return super().__call__(list(inputs), **kwargs) if inputs else []
         if isinstance(inputs, np.ndarray | torch.Tensor) and inputs.ndim == 4:
             return super().__call__(list(inputs), **kwargs)
-        if isinstance(inputs, Iterator) and not isinstance(inputs, GeneratorType) and not is_file(inputs):
+        if isinstance(inputs, Iterator) and not isinstance(inputs, GeneratorType) and not hasattr(inputs, "read"):
             inputs = (image for image in inputs)
         if _is_column(inputs):
             indexed = hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__")
@@ -123,10 +130,10 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         options = {key: value for key, value in options.items() if value is not None}
         if "roi" in options:
             options["roi"] = installed("scoring.regions").read_roi(options["roi"])
-        for name, check in (("window", check_window), ("channels", check_channels)):
+        for name in READING:
             if name in options:
-                options[name] = check(options[name])
-        check_fields({key: value for key, value in options.items() if key not in ("roi", "references", *READING)})
+                options[name] = getattr(installed("pixels_anomalyclip"), f"check_{name}")(options[name])
+        check_options({key: value for key, value in options.items() if key in OPTION_RULES})
         resizing = {key: options[key] for key in RESIZING if key in options}
         pre = {key: value for key, value in options.items() if key in PRE_OPTIONS}
         post = {key: value for key, value in options.items() if key in POST_OPTIONS}
@@ -144,9 +151,7 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         image = _read_image(image, timeout, max_bytes, **reading)
         return prepare_image(image, self.image_processor, self.dtype, patch_size=patch_size, **options)
 
-    def _make_references(
-        self, resizing: dict[str, Any], references: Any, reference_weight: float | None
-    ) -> References | None:
+    def _make_references(self, resizing: dict[str, Any], references: Any, reference_weight: float | None) -> Any:
         """Features of the references of a call; those there are, where the weight alone is given."""
         if reference_weight is not None and references is None:
             own = getattr(self, "_forward_params", {}).get("references") or self.model.references
@@ -163,7 +168,7 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         self,
         model_inputs: dict[str, Any],
         sigma: float | None = None,
-        references: References | None = None,
+        references: Any = None,
         outputs: str = "all",
     ) -> dict[str, Any]:
         forward = partial(self.model, return_dict=True, references=references)
@@ -226,12 +231,12 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
 
 def _read_image(image: Any, timeout: float, max_bytes: int, **reading: Any) -> Image.Image:
     """An upright 8-bit image of any kind; without the package, transformers fetches what lies at an address."""
-    if isinstance(image, str) and image[:8].lower().startswith(ADDRESSES):
-        try:
-            return installed("data.addresses").read_image(image, timeout, max_bytes, **reading)
-        except ModuleNotFoundError:
-            image = load_from_address(image, timeout)
-    return load_image(image, **reading)
+    try:
+        reader = installed("data.addresses")
+    except ModuleNotFoundError:
+        is_address = isinstance(image, str) and image[:8].lower().startswith(ADDRESSES)
+        return load_from_address(image, timeout) if is_address else upright_image(image)
+    return reader.read_image(image, timeout, max_bytes, **reading)
 
 
 def prepare_image(
@@ -256,9 +261,6 @@ def _is_column(inputs: Any) -> bool:
     """A `datasets` column or another sized sequence that is neither an image nor a list, path or torch dataset."""
     one = (str, bytes, bytearray, memoryview, os.PathLike, Mapping, Image.Image, np.ndarray, torch.Tensor)
     several = (list, tuple, GeneratorType, Iterator, torch.utils.data.Dataset)
-    if isinstance(inputs, (*one, *several)) or is_file(inputs):
+    if isinstance(inputs, (*one, *several)) or hasattr(inputs, "read"):
         return False
     return hasattr(inputs, "__iter__") or (hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__"))
-
-
-__all__ = ["ZeroShotAnomalyDetectionPipeline"]

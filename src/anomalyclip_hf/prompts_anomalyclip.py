@@ -6,7 +6,7 @@ import importlib
 import json
 import os
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +20,14 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
-from .configuration_anomalyclip import PROMPT_STD, AnomalyCLIPConfig
+from .configuration_anomalyclip import AnomalyCLIPConfig
 from .image_processing_anomalyclip import AnomalyCLIPImageProcessor
-from .options_anomalyclip import installed
+from .options_anomalyclip import THRESHOLDS, WITH_REFERENCES, installed
 
 logger = logging.get_logger(__name__)
 
 PROMPTS_NAME = "prompts.safetensors"
 WEIGHTS_NAME, WEIGHTS_INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 # Configuration that goes with prompts when they move to another copy of their backbone.
 PROMPT_FIELDS = (
     *("prompt_type", "prompt_length", "deep_prompt_depth", "deep_prompt_length", "prompt_token_ids"),
@@ -70,7 +69,8 @@ class PromptSet:
         return {key: getattr(self, key) for key in self.config.prompt_shapes}
 
 
-def _prompt_set(learned: dict[str, Any], config: AnomalyCLIPConfig, **facts: Any) -> PromptSet:
+def prompt_set(learned: dict[str, Any], config: AnomalyCLIPConfig, **facts: Any) -> PromptSet:
+    """Prompts of the tensors that are learned, text or free ones."""
     return PromptSet(**{"context": None, "deep_prompts": None, **learned}, config=config, **facts)
 
 
@@ -109,8 +109,7 @@ def locate_base(name: str | None, source: str) -> str:
     if name == DEMO_BASE:
         if (folder := _folder_of_demo()) is None:
             raise OSError(
-                f"the prompts of {source} belong to {name!r}, which comes with the package anomalyclip_hf, and that "
-                f"isn't installed: pip install anomalyclip_hf, or {advice}"
+                f"the base of {source} comes with the package anomalyclip_hf: pip install anomalyclip_hf, or {advice}"
             )
         return folder
     if os.path.isabs(name) and ".." not in Path(name).parts:
@@ -259,7 +258,7 @@ def read_prompts(source: str | os.PathLike, config: AnomalyCLIPConfig | None = N
         if not torch.isfinite(value).all():
             raise ValueError(f"{where}: prompt_learner.{key} has values that are not finite; fetch it again")
     learned = {key: tensors[f"prompt_learner.{key}"].float() for key in config.prompt_shapes}
-    return _prompt_set(learned, config, fingerprint=fingerprint, source=name)
+    return prompt_set(learned, config, fingerprint=fingerprint, source=name)
 
 
 def prompts_config(raw: dict[str, Any], name: str, **overrides: Any) -> AnomalyCLIPConfig:
@@ -304,38 +303,12 @@ def read_index(path: str | None) -> dict[str, str]:
 
 
 class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignore[misc]
-    """What a model can do with its prompts, and how it is saved and shared."""
+    """What a model can do with prompts, references and profiles, and how it is saved and shared.
 
-    def get_prompts(self, base_model_name_or_path=None, base_model_revision=None) -> PromptSet:
-        """A copy of the current prompts, which later training or loading leaves as it is.
+    Loading prompts travels with a checkpoint; the rest is done by the installed package, in the functions named.
+    """
 
-        Args:
-            base_model_name_or_path, base_model_revision (`str`, *optional*): name the backbone otherwise than the
-                configuration does.
-
-        Raises:
-            ValueError: if the model is vision-only.
-        """
-        refuse_vision_only(self.config, "it has no prompts to take out")
-        self._hold_prompts()
-        config = copy.deepcopy(self.config)
-        named = self._base_of_prompts(base_model_name_or_path, base_model_revision)
-        config.base_model_name_or_path, config.base_model_revision = named
-        return _prompt_set(self._learned(), config, fingerprint=backbone_fingerprint(self))
-
-    def _learned(self) -> dict[str, Tensor]:
-        """Copies of the learned tensors by their names in `prompt_learner`."""
-        return {key: value.detach().clone() for key, value in self.prompt_learner.named_parameters()}
-
-    def _base_of_prompts(self, name=None, revision=None) -> tuple[str | None, str | None]:
-        """Name and revision of the backbone, as they are written beside prompts; those given come first."""
-        loaded_from, commit = getattr(self, "_loaded_from", (None, None))
-        own = self.config.base_model_name_or_path
-        if name is not None:
-            return portable_base_name(os.fspath(name)), revision
-        if own is None or loaded_from == DEMO_BASE:
-            return loaded_from, commit
-        return portable_base_name(own), self.config.base_model_revision
+    references: Any = None  # `References` that all images are compared with
 
     def load_prompts(self, source, **hub):
         """Put other prompts on this backbone, with the settings that they were learned with.
@@ -352,83 +325,10 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
         self._put(self._checked(source, hub))
         return self
 
-    def _checked(self, source: str | os.PathLike | PromptSet, hub: dict[str, Any]) -> PromptSet:
-        prompts = source if isinstance(source, PromptSet) else read_prompts(source, **hub)
+    def _checked(self, source: Any, hub: dict[str, Any]) -> PromptSet:
+        prompts = read_prompts(source, **hub) if isinstance(source, str | os.PathLike) else source
         check_same_backbone(prompts, self)
         return prompts
-
-    def add_prompts(self, name: str, source=None, **hub) -> None:
-        """Keep prompts in memory under a name, to be put on the backbone by [`~AnomalyCLIPModel.set_prompts`].
-
-        Args:
-            name (`str`): a name of your own; an older set of that name is replaced.
-            source (*optional*): as in [`~AnomalyCLIPModel.load_prompts`]; the current prompts if absent.
-        """
-        prompts = self._checked(self.get_prompts() if source is None else source, hub)
-        self.__dict__.setdefault("_prompt_sets", {})[name] = prompts
-
-    def set_prompts(self, name: str) -> None:
-        """Put kept prompts on the backbone; takes about a millisecond.
-
-        Raises:
-            KeyError: if no prompts of that name were added.
-        """
-        if name not in self.prompt_names:
-            raise KeyError(
-                f"no prompts named {name!r}, there are {self.prompt_names}; add them with add_prompts first"
-            )
-        self._put(self.__dict__["_prompt_sets"][name])
-
-    @property
-    def prompt_names(self) -> list[str]:
-        """Names of the prompts kept by [`~AnomalyCLIPModel.add_prompts`]."""
-        return list(self.__dict__.get("_prompt_sets", {}))
-
-    @property
-    def profile(self) -> Any:
-        """The [`Profile`] that is set; None = the model's own settings."""
-        return self.__dict__.get("_profile")
-
-    @property
-    def profile_names(self) -> list[str]:
-        """Names of the profiles of the model's checkpoint, and of those that were set."""
-        return installed("scoring.profiles").known_profiles(self)
-
-    def get_profile(self, name: str) -> Any:
-        """A [`Profile`] by its name, read from the model's checkpoint the first time; raises as `set_profile` does."""
-        return installed("scoring.profiles").get_profile(self, name)
-
-    def set_profile(self, profile) -> None:
-        """Judge by the settings of one product from now on; a switch between profiles takes well under a millisecond.
-
-        The pipeline takes the profile's options where a call gives none. Prompts of a profile are put on the backbone,
-        and the model's own come back with the next profile that has none.
-
-        Args:
-            profile (`str` or [`Profile`], *optional*): name of one beside the model's checkpoint, read the first time,
-                or one made here, kept under its name; None = the model's own settings.
-
-        Raises:
-            ValueError: if there is no such profile (the known ones are named), or one that can't be used; the model is
-                then unchanged.
-        """
-        installed("scoring.profiles").set_profile(self, profile)
-
-    def save_profiles(self, save_directory, names: list[str] | None = None) -> None:
-        """Write profiles with all that belongs to them into the folder of a saved checkpoint.
-
-        Args:
-            save_directory (`str` or `os.PathLike`).
-            names (`list[str]`, *optional*): all that are known if absent; of those, one that can't be read is left out
-                with a warning.
-        """
-        installed("scoring.profiles").save_profiles(self, save_directory, names)
-
-    def _copy_prompts(self) -> PromptSet:
-        """The prompts that are on the backbone, to be put back on this one."""
-        self._hold_prompts()
-        source = getattr(self, "prompts_source", "memory")
-        return _prompt_set(self._learned(), copy.copy(self.config), source=source)
 
     @torch.no_grad()
     def _hold_prompts(self) -> None:
@@ -464,50 +364,6 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
             if getattr(self.config, field) != (value := getattr(prompts.config, field)):
                 setattr(self.config, field, copy.deepcopy(value))
 
-    @torch.no_grad()
-    def to_vision_only(self):
-        """A copy with the prompts folded into their embeddings and no text tower; it can't be trained.
-
-        Returns:
-            [`AnomalyCLIPModel`] that gives the same results; save and load it as any other.
-        """
-        refuse_vision_only(self.config, "there is nothing to fold")
-        return self._without_text_tower({"folded_text_embeds": self.get_prompt_embeds()}, vision_only=True)
-
-    @torch.no_grad()
-    def to_free_prompts(self):
-        """A copy with free prompts that gives the same results, and can be trained from there; it has no text tower.
-
-        Its vectors are the embeddings of the prompts, learned or folded, repeated for each feature layer, and as long
-        as fresh ones are.
-
-        Returns:
-            [`AnomalyCLIPModel`] with `prompt_type="free"`.
-        """
-        embeds = self.get_prompt_embeds()
-        if embeds.ndim == 2:
-            embeds = embeds.expand(1 + len(self.config.feature_layers), -1, -1)
-        embeds = embeds * (PROMPT_STD["free"] * embeds.shape[-1] ** 0.5)
-        learned = {"prompt_learner.image_vectors": embeds[0], "prompt_learner.patch_vectors": embeds[1:]}
-        return self._without_text_tower(learned, prompt_type="free", vision_only=False)
-
-    def _without_text_tower(self, learned: dict[str, Tensor], **fields: Any):
-        """A copy with other fields of the configuration and other learned tensors, which need no text tower."""
-        if any(parameter.is_meta for parameter in self.parameters()):
-            raise ValueError("some weights are offloaded, so no copy can be made; load the model without device_map")
-        config = AnomalyCLIPConfig.from_dict({**self.config.to_dict(), **fields})
-        model = type(self)._from_config(config, attn_implementation=self.config._attn_implementation)
-        model = model.to(device=self.device, dtype=self.dtype)
-        weights = {key: value for key, value in self.state_dict().items() if key in model.state_dict()}
-        model.load_state_dict({**weights, **learned})
-        for source in ("_loaded_from", "_processor_source"):
-            if hasattr(self, source):
-                setattr(model, source, getattr(self, source))
-        model.references = self.__dict__.get("_own_references", self.references)
-        if self.profile is not None:
-            model.set_profile(replace(self.profile, prompts=None))
-        return model.train(self.training)
-
     def default_processor(self) -> AnomalyCLIPImageProcessor:
         """The processor stored with the checkpoint that this model came from, for the model's input size.
 
@@ -528,37 +384,117 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
         except (OSError, ValueError):  # no base model, or it is not in the cache
             return AnomalyCLIPImageProcessor(size=size)
 
-    def save_prompts(self, save_directory, processor=None, **settings) -> None:
-        """Save the prompts alone, loadable by `from_pretrained` of model, processor and pipeline.
+    def fitting_thresholds(self, score_rule: str | None = None, with_references: bool | None = None) -> dict:
+        """The thresholds that were chosen for the scores and maps that are now given.
 
-        Those for ViT-L take 172 KB; free ones 6 KB, and 6 KB for each feature layer.
+        Those of the profile that is set go before the configuration's.
 
         Args:
-            save_directory (`str` or `os.PathLike`): folder, made if absent; each file appears complete or not at all.
-            processor ([`AnomalyCLIPImageProcessor`], *optional*): the model's own if absent.
-            **settings: `base_model_name_or_path`, `base_model_revision`, `card`, `save_code` and `tags`, as of
-                `anomalyclip_hf.sharing.saving.save_prompts`, which says what is raised, too.
+            score_rule (`str`, *optional*): the profile's or the configuration's own if absent.
+            with_references (`bool`, *optional*): whether images are compared with some; as the model does if absent.
+
+        Returns:
+            `image_threshold` and `pixel_threshold`; None, with a warning once, where one is for another score.
         """
+        config, compares = self.config, self.references is not None
+        compared = compares if with_references is None else with_references
+        profile: Any = getattr(self, "profile", None)
+        of_profile = {} if profile is None else profile.options
+        own_rule = of_profile.get("score_rule", config.score_rule)
+        score = (score_rule or own_rule) + WITH_REFERENCES * compared
+        found: dict[str, float | None] = {}
+        for name in THRESHOLDS:
+            value, chosen_for, owner = getattr(config, name), config.thresholds_for, "the configuration"
+            if name in of_profile:
+                value, owner = of_profile[name], f"profile {profile.name}"
+                chosen_for = own_rule + WITH_REFERENCES * compares
+            same_maps = chosen_for.endswith(WITH_REFERENCES) == compared
+            fits = chosen_for == score if name == "image_threshold" else same_maps
+            found[name] = value if fits else None
+            if value is not None and not fits:
+                logger.warning_once(
+                    f"{name} of {owner} was chosen for the score {chosen_for!r}, not for {score!r}: it is not used. "
+                    "Calibrate anew, or give thresholds yourself"
+                )
+        return found
+
+    def get_prompts(self, base_model_name_or_path=None, base_model_revision=None) -> PromptSet:
+        """A copy of the current prompts, by `sharing.prompts.get_prompts`."""
+        return installed("sharing.prompts").get_prompts(self, base_model_name_or_path, base_model_revision)
+
+    def add_prompts(self, name: str, source=None, **hub) -> None:
+        """Keep prompts, the current ones if no source is given, under a name, by `sharing.prompts.add_prompts`."""
+        installed("sharing.prompts").add_prompts(self, name, source, **hub)
+
+    def set_prompts(self, name: str) -> None:
+        """Put kept prompts on the backbone, by `sharing.prompts.set_prompts`."""
+        installed("sharing.prompts").set_prompts(self, name)
+
+    @property
+    def prompt_names(self) -> list[str]:
+        """Names of the prompts kept by [`~AnomalyCLIPModel.add_prompts`]."""
+        return list(self.__dict__.get("_prompt_sets", {}))
+
+    def to_vision_only(self):
+        """A copy with folded prompts and no text tower, by `sharing.prompts.to_vision_only`."""
+        return installed("sharing.prompts").to_vision_only(self)
+
+    def to_free_prompts(self):
+        """A copy with free prompts and the same results, by `sharing.prompts.to_free_prompts`."""
+        return installed("sharing.prompts").to_free_prompts(self)
+
+    def set_references(self, images, **settings) -> None:
+        """Compare all images from now on with images of good parts.
+
+        Maps and scores are then a blend (see `references_anomalyclip`), while `logits` and embeddings stay what they
+        were. They are not saved with the model: [`~AnomalyCLIPModel.save_references`] or a profile keeps them.
+
+        Args:
+            images, **settings: as of [`~AnomalyCLIPModel.make_references`]; None = no references any more.
+        """
+        self.references = None if images is None else self.make_references(images, **settings)
+        self.__dict__.pop("_own_references", None)  # unless a profile put them, these are the model's own now
+
+    def make_references(self, images, reference_weight: float | None = None, **settings) -> Any:
+        """Features of 1 to 32 images of good parts, by `references_anomalyclip.make_references`."""
+        return installed("references_anomalyclip").make_references(self, images, reference_weight, **settings)
+
+    def save_references(self, path) -> None:
+        """Write the references as one file, by `references_anomalyclip.save_references`."""
+        installed("references_anomalyclip").save_references(self, path)
+
+    @property
+    def profile(self) -> Any:
+        """The [`Profile`] that is set; None = the model's own settings."""
+        return self.__dict__.get("_profile")
+
+    @property
+    def profile_names(self) -> list[str]:
+        """Names of the profiles of the model's checkpoint, and of those that were set."""
+        return installed("scoring.profiles").known_profiles(self)
+
+    def get_profile(self, name: str) -> Any:
+        """A [`Profile`] by its name, by `scoring.profiles.get_profile`."""
+        return installed("scoring.profiles").get_profile(self, name)
+
+    def set_profile(self, profile) -> None:
+        """Judge by the settings of one product from now on, by `scoring.profiles.set_profile`; None = the model's."""
+        installed("scoring.profiles").set_profile(self, profile)
+
+    def save_profiles(self, save_directory, names: list[str] | None = None) -> None:
+        """Write profiles into the folder of a saved checkpoint, by `scoring.profiles.save_profiles`."""
+        installed("scoring.profiles").save_profiles(self, save_directory, names)
+
+    def save_prompts(self, save_directory, processor=None, **settings) -> None:
+        """Save the prompts alone (172 KB for ViT-L), by `sharing.saving.save_prompts`."""
         installed("sharing.saving").save_prompts(self, save_directory, processor, **settings)
 
     def push_prompts_to_hub(self, repo_id: str, *, processor=None, **settings):
-        """Share the prompts alone on the Hub, in one commit.
-
-        Args:
-            repo_id (`str`): such as `"me/anomalyclip-prompts"`; made if absent.
-            processor, **settings: as of [`~AnomalyCLIPModel.save_prompts`] and [`~AnomalyCLIPModel.push_to_hub`].
-        """
+        """Share the prompts alone on the Hub, in one commit, by `sharing.saving.push_prompts_to_hub`."""
         return installed("sharing.saving").push_prompts_to_hub(self, repo_id, processor=processor, **settings)
 
     def save_pretrained(self, save_directory, *, push_to_hub=False, save_code=False, **kwargs) -> None:
-        """Save everything, as `PreTrainedModel.save_pretrained` does; each file appears complete or not at all.
-
-        Args:
-            save_directory (`str` or `os.PathLike`): folder, made if absent.
-            push_to_hub (`bool`, defaults to `False`): also push it, to `repo_id` or the folder's name.
-            save_code (`bool`, defaults to `False`): add the code that `trust_remote_code=True` runs.
-            **kwargs: as in `PreTrainedModel.save_pretrained` and [`~AnomalyCLIPModel.push_to_hub`].
-        """
+        """Save everything, as `PreTrainedModel.save_pretrained` does, by `sharing.saving.save_pretrained`."""
         try:
             saving = installed("sharing.saving")
         except ModuleNotFoundError:  # this code came with a checkpoint: saved as every such model, with its code
@@ -566,16 +502,5 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
         saving.save_pretrained(self, save_directory, push=push_to_hub, save_code=save_code, **kwargs)
 
     def push_to_hub(self, repo_id: str, *, processor=None, **settings):
-        """Share everything on the Hub, in one commit: weights, configuration, processor and card.
-
-        Args:
-            repo_id (`str`): such as `"me/anomalyclip"`; made if absent.
-            processor ([`AnomalyCLIPImageProcessor`], *optional*): the model's own if absent.
-            **settings: `card`, `save_code`, `tags`, `max_shard_size`, `variant`, `commit_message`,
-                `commit_description`, `private`, `token`, `revision`, `create_pr` and `dry_run`, as of
-                `anomalyclip_hf.sharing.saving.push_to_hub`, which says what is raised, too.
-        """
+        """Share everything on the Hub, in one commit, by `sharing.saving.push_to_hub`."""
         return installed("sharing.saving").push_to_hub(self, repo_id, processor=processor, **settings)
-
-
-__all__ = ["PromptSet", "PromptsMixin", "read_prompts"]

@@ -14,20 +14,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .configuration_anomalyclip import check_fields
 from .image_processing_anomalyclip import AnomalyCLIPImageProcessor, with_resizing
 from .images_anomalyclip import load_image
-from .options_anomalyclip import THRESHOLDS, WITH_REFERENCES, installed
-from .prompts_anomalyclip import backbone_fingerprint, same_fingerprints, stored_fingerprint
+from .options_anomalyclip import check_options, installed
+from .prompts_anomalyclip import PromptsMixin, backbone_fingerprint, same_fingerprints, stored_fingerprint
 
 logger = logging.get_logger(__name__)
 
@@ -58,7 +56,7 @@ class References:
     fingerprint: Tensor | None = None
 
     def __post_init__(self):
-        check_fields({"reference_weight": self.weight})
+        check_options({"reference_weight": self.weight})
 
     def __repr__(self) -> str:
         return f"References(num_images={self.num_images}, layers={self.layers}, weight={self.weight})"
@@ -197,155 +195,106 @@ def default_layers(depth: int) -> list[int]:
     return sorted({max(1, min(round(depth * part / 9), depth - 1)) for part in (4, 6, 8)})
 
 
-class ReferencesMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignore[misc]
-    """What a model can do with references."""
+@torch.no_grad()
+def make_references(
+    model: PromptsMixin,
+    images: Any,
+    reference_weight: float | None = None,
+    max_patches: int | None = None,
+    processor: AnomalyCLIPImageProcessor | None = None,
+    batch_size: int = 8,
+) -> References:
+    """Features of 1 to 32 images of good parts.
 
-    references: References | None = None
+    Args:
+        images: a list of paths, PIL images or arrays, a folder of images, a `.safetensors` file of
+            [`~AnomalyCLIPModel.save_references`], `pixel_values` `(B, 3, H, W)`, or [`References`].
+        reference_weight (`float`, 0 or more, *optional*): of the model's own map and score; 0.1, or as stored.
+        max_patches (`int`, 1 or more, *optional*): patches kept, chosen by greedy k-center, which compares each of
+            them with all. If absent, all up to 43,808, as many as 32 whole images of 518 pixels have (0.5 GB for
+            ViT-L); of more, every second, fourth, ... of all is kept, before memory is taken for the rest: tiles
+            may then miss rare details of good parts. A higher number keeps more.
+        processor ([`AnomalyCLIPImageProcessor`], *optional*): prepares images; the model's own if absent. Where it
+            makes tiles, patches of the references' tiles are kept too.
+        batch_size (`int`): images per forward.
 
-    def set_references(self, images, **settings: Any) -> None:
-        """Compare all images from now on with images of good parts.
+    Raises:
+        ValueError: if there are no images or too many, one can't be read, a setting is out of range, or stored
+            features are of another backbone.
+    """
+    if max_patches is not None and not (type(max_patches) is int and max_patches >= 1):
+        raise ValueError(f"max_patches={max_patches!r}, expected 1 or more patches, or None for all")
+    check_options({"reference_weight": reference_weight})
+    if isinstance(images, str | os.PathLike) and str(images).endswith(".safetensors"):
+        images = read_references(images)
+    if isinstance(images, References):
+        _check_references(model, images)
+        found = images
+    else:
+        found = _read_references(model, images, processor, batch_size, max(MAX_PATCHES, max_patches or 0))
+    if max_patches is not None:
+        found = replace(found, features=choose_patches(found.features, max_patches))
+    found = replace(found, features=found.features.to(model.device))
+    return found if reference_weight is None else replace(found, weight=float(reference_weight))
 
-        Maps and scores are then a blend (see the module), while `logits` and embeddings stay what they were. They are
-        not saved with the model: [`~AnomalyCLIPModel.save_references`] or a profile keeps them.
 
-        Args:
-            images: as of [`~AnomalyCLIPModel.make_references`]; None = no references any more.
-            **settings: `reference_weight`, `max_patches`, `processor`, `batch_size`, as there.
-        """
-        self.references = None if images is None else self.make_references(images, **settings)
-        self.__dict__.pop("_own_references", None)  # unless a profile put them, these are the model's own now
+def save_references(model: PromptsMixin, path: str | os.PathLike) -> None:
+    """Write the references as one `.safetensors` file, which [`~AnomalyCLIPModel.set_references`] takes.
 
-    @torch.no_grad()
-    def make_references(
-        self,
-        images: Any,
-        reference_weight: float | None = None,
-        max_patches: int | None = None,
-        processor: AnomalyCLIPImageProcessor | None = None,
-        batch_size: int = 8,
-    ) -> References:
-        """Features of 1 to 32 images of good parts.
+    Raises:
+        ValueError: if there are none, or the file is named otherwise.
+    """
+    if model.references is None:
+        raise ValueError("this model has no references; set_references(images) sets them")
+    if not str(path).endswith(".safetensors"):
+        raise ValueError(f"references are saved as {str(path)!r}, expected a name that ends in .safetensors")
+    installed("sharing.writing").write_references(model.references, path)
 
-        Args:
-            images: a list of paths, PIL images or arrays, a folder of images, a `.safetensors` file of
-                [`~AnomalyCLIPModel.save_references`], `pixel_values` `(B, 3, H, W)`, or [`References`].
-            reference_weight (`float`, 0 or more, *optional*): of the model's own map and score; 0.1, or as stored.
-            max_patches (`int`, 1 or more, *optional*): patches kept, chosen by greedy k-center, which compares each of
-                them with all. If absent, all up to 43,808, as many as 32 whole images of 518 pixels have (0.5 GB for
-                ViT-L); of more, every second, fourth, ... of all is kept, before memory is taken for the rest: tiles
-                may then miss rare details of good parts. A higher number keeps more.
-            processor ([`AnomalyCLIPImageProcessor`], *optional*): prepares images; the model's own if absent. Where it
-                makes tiles, patches of the references' tiles are kept too.
-            batch_size (`int`): images per forward.
 
-        Raises:
-            ValueError: if there are no images or too many, one can't be read, a setting is out of range, or stored
-                features are of another backbone.
-        """
-        if max_patches is not None and not (type(max_patches) is int and max_patches >= 1):
-            raise ValueError(f"max_patches={max_patches!r}, expected 1 or more patches, or None for all")
-        check_fields({"reference_weight": reference_weight})
-        if isinstance(images, str | os.PathLike) and str(images).endswith(".safetensors"):
-            images = read_references(images)
-        if isinstance(images, References):
-            self._check_references(images)
-            found = images
-        else:
-            found = self._read_references(images, processor, batch_size, max(MAX_PATCHES, max_patches or 0))
-        if max_patches is not None:
-            found = replace(found, features=choose_patches(found.features, max_patches))
-        found = replace(found, features=found.features.to(self.device))
-        return found if reference_weight is None else replace(found, weight=float(reference_weight))
+def _read_references(
+    model: PromptsMixin, images: Any, processor: AnomalyCLIPImageProcessor | None, size: int, limit: int
+) -> References:
+    if isinstance(images, str | os.PathLike):
+        images = _files_of(images)
+    layers = tuple(sorted(model.config.reference_layers or default_layers(len(model.vision_model.encoder.layers))))
+    patch = model.config.vision_config.patch_size
+    if isinstance(images, Tensor | np.ndarray) and images.ndim == 4:
+        inputs: Any = torch.as_tensor(images)
+    else:
+        inputs = list(images) if isinstance(images, list | tuple) else [images]
+    if not 1 <= len(inputs) <= MAX_IMAGES:
+        raise ValueError(f"{len(inputs)} references, expected 1 to {MAX_IMAGES} images of good parts")
+    count = len(inputs)
+    if not isinstance(inputs, Tensor):
+        inputs = _views(inputs, with_resizing(processor or model.default_processor(), {}, patch))
+    parts: list[Tensor] = []
+    step = 1
+    for batch in _batches(inputs, size):
+        states: Any = dict.fromkeys(layers)
+        model.encode_images(batch.to(model.device), kept_states=states)
+        sets = describe_patches(states, layers, (batch.shape[-2] // patch, batch.shape[-1] // patch))
+        parts.append(torch.stack([one.flatten(0, 1)[::step] for one in sets]))
+        while sum(part.shape[1] for part in parts) > limit:
+            parts, step = [torch.cat(parts, dim=1)[:, ::2]], 2 * step
+    features = torch.cat(parts, dim=1)
+    if not bool(features.isfinite().all()):
+        raise ValueError("features of the references are not finite; check the checkpoint and the images")
+    return References(features.half(), layers, num_images=count, fingerprint=backbone_fingerprint(model))
 
-    def fitting_thresholds(self, score_rule: str | None = None, with_references: bool | None = None) -> dict:
-        """The thresholds that were chosen for the scores and maps that are now given.
 
-        Those of the profile that is set go before the configuration's.
-
-        Args:
-            score_rule (`str`, *optional*): the profile's or the configuration's own if absent.
-            with_references (`bool`, *optional*): whether images are compared with some; as the model does if absent.
-
-        Returns:
-            `image_threshold` and `pixel_threshold`; None, with a warning once, where one is for another score.
-        """
-        config, compares = self.config, self.references is not None
-        compared = compares if with_references is None else with_references
-        profile: Any = getattr(self, "profile", None)
-        of_profile = {} if profile is None else profile.options
-        own_rule = of_profile.get("score_rule", config.score_rule)
-        score = (score_rule or own_rule) + WITH_REFERENCES * compared
-        found: dict[str, float | None] = {}
-        for name in THRESHOLDS:
-            value, chosen_for, owner = getattr(config, name), config.thresholds_for, "the configuration"
-            if name in of_profile:
-                value, owner = of_profile[name], f"profile {profile.name}"
-                chosen_for = own_rule + WITH_REFERENCES * compares
-            same_maps = chosen_for.endswith(WITH_REFERENCES) == compared
-            fits = chosen_for == score if name == "image_threshold" else same_maps
-            found[name] = value if fits else None
-            if value is not None and not fits:
-                logger.warning_once(
-                    f"{name} of {owner} was chosen for the score {chosen_for!r}, not for {score!r}: it is not used. "
-                    "Calibrate anew, or give thresholds yourself"
-                )
-        return found
-
-    def save_references(self, path: str | os.PathLike) -> None:
-        """Write the references as one `.safetensors` file, which [`~AnomalyCLIPModel.set_references`] takes.
-
-        Raises:
-            ValueError: if there are none, or the file is named otherwise.
-        """
-        if self.references is None:
-            raise ValueError("this model has no references; set_references(images) sets them")
-        if not str(path).endswith(".safetensors"):
-            raise ValueError(f"references are saved as {str(path)!r}, expected a name that ends in .safetensors")
-        installed("sharing.writing").write_references(self.references, path)
-
-    def _read_references(
-        self, images: Any, processor: AnomalyCLIPImageProcessor | None, size: int, limit: int
-    ) -> References:
-        if isinstance(images, str | os.PathLike):
-            images = _files_of(images)
-        layers = tuple(sorted(self.config.reference_layers or default_layers(len(self.vision_model.encoder.layers))))
-        patch = self.config.vision_config.patch_size
-        if isinstance(images, Tensor | np.ndarray) and images.ndim == 4:
-            inputs: Any = torch.as_tensor(images)
-        else:
-            inputs = list(images) if isinstance(images, list | tuple) else [images]
-        if not 1 <= len(inputs) <= MAX_IMAGES:
-            raise ValueError(f"{len(inputs)} references, expected 1 to {MAX_IMAGES} images of good parts")
-        count = len(inputs)
-        if not isinstance(inputs, Tensor):
-            inputs = _views(inputs, with_resizing(processor or self.default_processor(), {}, patch))
-        parts: list[Tensor] = []
-        step = 1
-        for batch in _batches(inputs, size):
-            states: Any = dict.fromkeys(layers)
-            self.encode_images(batch.to(self.device), kept_states=states)
-            sets = describe_patches(states, layers, (batch.shape[-2] // patch, batch.shape[-1] // patch))
-            parts.append(torch.stack([one.flatten(0, 1)[::step] for one in sets]))
-            while sum(part.shape[1] for part in parts) > limit:
-                parts, step = [torch.cat(parts, dim=1)[:, ::2]], 2 * step
-        features = torch.cat(parts, dim=1)
-        if not bool(features.isfinite().all()):
-            raise ValueError("features of the references are not finite; check the checkpoint and the images")
-        return References(features.half(), layers, num_images=count, fingerprint=backbone_fingerprint(self))
-
-    def _check_references(self, references: References) -> None:
-        vision = self.config.vision_config
-        here, there = backbone_fingerprint(self), references.fingerprint
-        same = references.features.shape[-1] == vision.hidden_size and all(
-            1 <= layer <= vision.num_hidden_layers for layer in references.layers
-        )
-        if same and here is not None and there is not None:
-            same = same_fingerprints(here, there)
-        elif same:
-            logger.warning("whether these references are of this backbone can't be told: one has no fingerprint")
-        if not same:
-            name = self.config.base_model_name_or_path or self.name_or_path
-            raise ValueError(f"these references are features of another backbone than {name!r}; make them anew")
+def _check_references(model: PromptsMixin, references: References) -> None:
+    vision = model.config.vision_config
+    here, there = backbone_fingerprint(model), references.fingerprint
+    same = references.features.shape[-1] == vision.hidden_size and all(
+        1 <= layer <= vision.num_hidden_layers for layer in references.layers
+    )
+    if same and here is not None and there is not None:
+        same = same_fingerprints(here, there)
+    elif same:
+        logger.warning("whether these references are of this backbone can't be told: one has no fingerprint")
+    if not same:
+        name = model.config.base_model_name_or_path or model.name_or_path
+        raise ValueError(f"these references are features of another backbone than {name!r}; make them anew")
 
 
 def _views(images: list, processor: AnomalyCLIPImageProcessor) -> Iterator[Tensor]:

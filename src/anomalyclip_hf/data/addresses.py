@@ -11,8 +11,8 @@ from urllib.parse import quote
 
 from PIL import Image
 
-from ..images_anomalyclip import ADDRESSES, ImageReadError, Window, load_image, unreadable
-from ..options_anomalyclip import DOWNLOAD_BYTES, DOWNLOAD_TIMEOUT, check_options
+from ..images_anomalyclip import ImageReadError, Window, load_image, unreadable
+from ..options_anomalyclip import ADDRESSES, DOWNLOAD_BYTES, DOWNLOAD_TIMEOUT, check_options
 
 URL_SAFE = "%/:=&?~#+!$,;'@()*[]"  # what has a meaning in a URL; spaces and the like are quoted
 

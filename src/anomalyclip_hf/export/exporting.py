@@ -25,8 +25,8 @@ from transformers.utils import logging as transformers_logging
 
 from ..data.addresses import read_image
 from ..evaluation.results import versions
+from ..inputs_anomalyclip import smoothing_matrix
 from ..modeling_anomalyclip import AnomalyCLIPModel, AnomalyCLIPOutput
-from ..pixels_anomalyclip import smoothing_matrix
 from .certificate import (
     EXACT,
     compare,

@@ -16,8 +16,8 @@ from PIL import Image
 
 from ..data.addresses import read_image
 from ..images_anomalyclip import check_channels, check_window
+from ..inputs_anomalyclip import normalized_pixels, smoothing_matrix
 from ..options_anomalyclip import READING, THRESHOLDS, WITH_REFERENCES, check_options
-from ..pixels_anomalyclip import normalized_pixels, smoothing_matrix
 from ..scoring.regions import fit_roi, mark_regions, read_roi
 from .engines import Engine, load_engine, read_facts, read_json
 

@@ -28,6 +28,7 @@ from ..prompts_anomalyclip import (
     read_prompts,
     refuse_vision_only,
 )
+from ..sharing.prompts import copy_prompts
 from ..sharing.writing import whole_folder, write_checkpoint, write_references
 from .regions import read_roi
 
@@ -218,7 +219,7 @@ def known_profiles(model: PromptsMixin) -> list[str]:
 
 
 def get_profile(model: PromptsMixin, name: str) -> Profile:
-    """As [`~AnomalyCLIPModel.get_profile`]."""
+    """A profile by its name, read from the model's checkpoint the first time; raises as [`set_profile`] does."""
     profiles = model.__dict__.setdefault("_profiles", {})
     if name not in profiles:
         source, hub = _source_of(model)
@@ -237,7 +238,20 @@ def get_profile(model: PromptsMixin, name: str) -> Profile:
 
 
 def set_profile(model: PromptsMixin, profile: str | Profile | None) -> None:
-    """As [`~AnomalyCLIPModel.set_profile`]."""
+    """Judge by the settings of one product from now on; a switch between profiles takes well under a millisecond.
+
+    The pipeline takes the profile's options where a call gives none. Prompts of a profile are put on the backbone,
+    and the model's own come back with the next profile that has none.
+
+    Args:
+        model ([`AnomalyCLIPModel`]).
+        profile (`str` or [`Profile`], *optional*): name of one beside the model's checkpoint, read the first time,
+            or one made here, kept under its name; None = the model's own settings.
+
+    Raises:
+        ValueError: if there is no such profile (the known ones are named), or one that can't be used; the model is
+            then unchanged.
+    """
     wanted = get_profile(model, profile) if isinstance(profile, str) else profile
     prompts = None if wanted is None else _prompts_of(model, wanted)
     own = model.__dict__.get("_own_prompts")
@@ -249,7 +263,7 @@ def set_profile(model: PromptsMixin, profile: str | Profile | None) -> None:
     elif "_own_references" in model.__dict__:
         model.references = model.__dict__.pop("_own_references")
     if prompts is not None:
-        own = own or model._copy_prompts()
+        own = own or copy_prompts(model)
         model._put(prompts)
         model.__dict__["_own_prompts"] = own
     elif own is not None:
@@ -260,7 +274,14 @@ def set_profile(model: PromptsMixin, profile: str | Profile | None) -> None:
 
 
 def save_profiles(model: PromptsMixin, save_directory: str | os.PathLike, names: list[str] | None = None) -> None:
-    """As [`~AnomalyCLIPModel.save_profiles`]."""
+    """Write profiles with all that belongs to them into the folder of a saved checkpoint.
+
+    Args:
+        model ([`AnomalyCLIPModel`]).
+        save_directory (`str` or `os.PathLike`).
+        names (`list[str]`, *optional*): all that are known if absent; of those, one that can't be read is left out
+            with a warning.
+    """
     if names is None and model.profile is not None and "_own_prompts" in model.__dict__:
         logger.warning(
             f"profile {model.profile.name} is set, so that its prompts are saved as the model's own; to save the "

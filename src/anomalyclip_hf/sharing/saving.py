@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from ..image_processing_anomalyclip import AnomalyCLIPImageProcessor
 from ..prompts_anomalyclip import PROMPTS_NAME, PromptsMixin
 from .hub import add_card, upload
+from .prompts import base_of_prompts
 from .writing import add_code, refuse_full_checkpoint, whole_folder, write_checkpoint
 
 Card = bool | dict | str | ModelCard
@@ -85,7 +86,7 @@ def push_prompts_to_hub(
         ValueError: if the base model is a local folder, which nobody else has.
     """
     validate_repo_id(repo_id)
-    base, _ = model._base_of_prompts(base_model_name_or_path)
+    base, _ = base_of_prompts(model, base_model_name_or_path)
     if base is not None and os.path.isabs(base):
         raise ValueError(
             f"the prompts' base model is the local folder {base!r}, which nobody else has; give "
