@@ -331,14 +331,14 @@ def test_less_precise_graphs_are_smaller_and_near(
     pytest.importorskip("nncf")
     model = AnomalyCLIPModel.from_pretrained(small_checkpoint)
     processor = AnomalyCLIPProcessor.from_pretrained(small_checkpoint)
-    given = {"tolerance": 0.3}
+    given = {"tolerance": 0.5}
     if (kind, precision) == ("openvino", "int8"):
         given["calibration_images"] = [make_image(seed=seed) for seed in range(8)]
     found = export_model(model, processor, tmp_path / "out", kind, precision, **given)
-    assert 1e-6 < found["max_score_difference"] < 0.05 and found["max_map_difference"] < 0.3
+    assert 1e-6 < found["max_score_difference"] < 0.05 and found["max_map_difference"] < 0.5
     sizes = [
         sum(path.stat().st_size for path in Path(folder).glob("*model*") if path.suffix in (".bin", ".onnx", ".data"))
         for folder in (tmp_path / "out", exported_folders(kind))
     ]
-    assert sizes[0] < 0.8 * sizes[1] and found["tolerance"] == 0.3
+    assert sizes[0] < 0.8 * sizes[1] and found["tolerance"] == 0.5
     assert not ExportedModel(tmp_path / "out").is_exact
