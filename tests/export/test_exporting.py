@@ -340,5 +340,6 @@ def test_less_precise_graphs_are_smaller_and_near(
         sum(path.stat().st_size for path in Path(folder).glob("*model*") if path.suffix in (".bin", ".onnx", ".data"))
         for folder in (tmp_path / "out", exported_folders(kind))
     ]
-    assert sizes[0] < 0.8 * sizes[1] and found["tolerance"] == 0.5
+    most = {"openvino": 0.7, "onnx": 0.9}[kind]  # a tiny graph is a large share of its file
+    assert sizes[0] < most * sizes[1] and found["tolerance"] == 0.5
     assert not ExportedModel(tmp_path / "out").is_exact
