@@ -31,10 +31,10 @@ TORCH = (
     "score-float32",
     "maps-float32",
 )
-EXPORTED = ("onnx-float32", "openvino-float32", "openvino-bfloat16", "openvino-int8")
+EXPORTED = ("onnx-float32", "onnx-int8", "openvino-float32", "openvino-bfloat16", "openvino-int8")
 ENGINES = (*TORCH, *EXPORTED)
 MODEL = "model"  # folder of the model that engines are made of
-CALIBRATION = 4  # drawn images that show int8 its ranges
+CALIBRATION = 4  # drawn images that show int8 of OpenVINO its ranges
 
 
 def pixel_values(batch: int, side: int) -> np.ndarray:
@@ -55,7 +55,7 @@ def export_engines(folder: Path, engines: list[str]) -> None:
             processor = AnomalyCLIPProcessor.from_pretrained(folder / MODEL)
             drawn, (kind, precision) = draw_images(max(model.config.image_size, 64)), name.split("-")
             given: dict[str, Any] = {"images": drawn[:1], "tolerance": 1.0}
-            if precision == "int8":
+            if name == "openvino-int8":
                 given["calibration_images"] = drawn[:CALIBRATION]
             start = time.perf_counter()
             export_model(model, processor, folder / name, kind, precision, **given)

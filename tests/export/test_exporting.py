@@ -187,9 +187,10 @@ def test_damaged_folders_are_refused(exported_folders, tmp_path):
     ("arguments", "message"),
     [
         ({"format": "tflite"}, "format='tflite', expected one of onnx, openvino, pt2"),
-        ({"precision": "bfloat16"}, "precision='bfloat16' with format='onnx', expected one of float32"),
-        ({"format": "openvino", "precision": "int8"}, "without calibration_images: int8 needs images"),
-        ({"calibration_images": []}, "with calibration_images: int8 needs images"),
+        ({"precision": "bfloat16"}, "precision='bfloat16' with format='onnx', expected one of float32, int8"),
+        ({"format": "openvino", "precision": "int8"}, "without calibration_images: int8 of openvino needs images"),
+        ({"precision": "int8", "calibration_images": []}, "with calibration_images: int8 of openvino needs images"),
+        ({"precision": "int8"}, "only where its cost is known"),
         ({"format": "openvino", "precision": "int8", "calibration_images": [1]}, "only where its cost is known"),
         (
             {"format": "openvino", "precision": "int8", "calibration_images": [], "tolerance": 0.1},
@@ -323,16 +324,22 @@ def test_the_command_exports_with_metrics_before_and_after(small_checkpoint, par
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
-def test_less_precise_graphs_are_smaller_and_near(precision, small_checkpoint, exported_folders, make_image, tmp_path):
+@pytest.mark.parametrize(("kind", "precision"), [("openvino", "bfloat16"), ("openvino", "int8"), ("onnx", "int8")])
+def test_less_precise_graphs_are_smaller_and_near(
+    kind, precision, small_checkpoint, exported_folders, make_image, tmp_path
+):
     pytest.importorskip("nncf")
     model = AnomalyCLIPModel.from_pretrained(small_checkpoint)
     processor = AnomalyCLIPProcessor.from_pretrained(small_checkpoint)
-    given = {"tolerance": 0.3}
-    if precision == "int8":
+    given = {"tolerance": 0.5}
+    if (kind, precision) == ("openvino", "int8"):
         given["calibration_images"] = [make_image(seed=seed) for seed in range(8)]
-    found = export_model(model, processor, tmp_path / "out", "openvino", precision, **given)
-    assert found["max_score_difference"] < 0.3 and found["tolerance"] == 0.3
-    exact = Path(exported_folders("openvino"), "openvino_model.bin").stat().st_size
-    assert (tmp_path / "out" / "openvino_model.bin").stat().st_size < 0.7 * exact
+    found = export_model(model, processor, tmp_path / "out", kind, precision, **given)
+    assert 1e-6 < found["max_score_difference"] < 0.05 and found["max_map_difference"] < 0.5
+    sizes = [
+        sum(path.stat().st_size for path in Path(folder).glob("*model*") if path.suffix in (".bin", ".onnx", ".data"))
+        for folder in (tmp_path / "out", exported_folders(kind))
+    ]
+    most = {"openvino": 0.7, "onnx": 0.9}[kind]  # a tiny graph is a large share of its file
+    assert sizes[0] < most * sizes[1] and found["tolerance"] == 0.5
     assert not ExportedModel(tmp_path / "out").is_exact

@@ -40,7 +40,7 @@ class Settings(ModelOptions, SourceOptions):
     )
     split: str = option("test", "Split of the labelled data.", group="Data set")
     calibration_images: str | None = option(
-        None, "Folder of images like those to come, for int8; about 100.", group="Certificate"
+        None, "Folder of images like those to come, for int8 of openvino; about 100.", group="Certificate"
     )
     smooth: bool = option(False, "Put the smoothing of the map into the graph.")
     batch_size: int = option(4, "Images per forward when comparing.")
