@@ -125,7 +125,7 @@ def test_another_run_replaces_the_files_of_the_one_before_and_says_so(photos, ti
     assert f"note: replaced the results of an earlier run in {out}\n" in capsys.readouterr().err
     files = {path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir()}
     assert files == {"predictions.jsonl", "predict_settings.json", "overlays/b/mine.txt"}
-    assert [path.name for path in elsewhere.iterdir()] == ["000.npy"] and not (out / "predicted_masks").exists()
+    assert [path.name for path in elsewhere.iterdir()] == ["000.png.npy"] and not (out / "predicted_masks").exists()
     assert run_command("predict", [str(photos / "a"), *common, "--overlays", "none", "--resume"]) == 0
     assert "replaced" not in capsys.readouterr().err
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..data.file_tree import examples
 from ..data.files import count_of, one_line
 from ..data.options import ProfileOptions, ResizingOptions, SourceOptions, option
-from ..options_anomalyclip import READING
+from ..options_anomalyclip import READING, SCORE
 from ..scoring.settings import PredictionSettings
 from .loading import BackboneOptions, ComparingOptions, load_model
 from .running import naming
@@ -45,16 +45,22 @@ class Settings(PredictionSettings, BackboneOptions, ComparingOptions, ResizingOp
     --main_process_port 29500 -m anomalyclip_hf predict photos/ --model MODEL --output-dir results
     """
 
-    inputs: list[str] | None = option(None, "Image files, and folders searched for images.", argument=True)
-    output_dir: str = option("predictions", "Folder for results.", short="o")
-    threshold: float | None = option(None, "Score in [0, 1] from which an image is anomalous; the model's own.")
+    inputs: list[str] | None = option(
+        None, "Image files, and folders searched for images.", argument=True, rule="path"
+    )
+    output_dir: str = option("predictions", "Folder for results.", short="o", rule="folder")
+    threshold: float | None = option(
+        None, "Score in [0, 1] from which an image is anomalous; the model's own.", rule=SCORE
+    )
     pixel_threshold: float | None = option(
         None, "Map value in [0, 1] from which a pixel is anomalous; the model's own.", group="Regions"
     )
     coco: str | None = option(None, "File for the regions as COCO JSON.", group="Regions")
     label_studio: str | None = option(None, "File for the regions as tasks of Label Studio.", group="Regions")
     submission: str | None = option(
-        None, "Folder for maps and masks as MVTec AD 2's server takes them; implies --masks --save-maps tiff."
+        None,
+        "Folder for maps and masks as MVTec AD 2's server takes them; implies --masks --save-maps tiff.",
+        rule="folder",
     )
     device: str | None = option(None, "Such as cpu or cuda:0; an accelerator if there is one.")
     format: list[str] = option(
@@ -69,7 +75,7 @@ class Settings(PredictionSettings, BackboneOptions, ComparingOptions, ResizingOp
     every: int = option(1, "Score each n-th frame.", group="Video")
     smooth: float = option(1.0, "Seconds that the score is smoothed over.", group="Video")
     source: str | None = option(
-        None, "Name, folder, table, meta.json or repository, in place of files.", group="Data set"
+        None, "Name, folder, table, meta.json or repository, in place of files.", group="Data set", rule="source"
     )
     split: str = option("test", "One split of it, or all.", group="Data set")
     streaming: bool = option(False, "Read a repository as it comes, without downloading it first.", group="Data set")
@@ -186,7 +192,8 @@ def _score_videos(settings: Settings, videos: Sequence[str], detector: Callable[
         _tell_replaced(former, output)
         _print_skipped(summary.skipped)
         peak = f", highest score {summary.peak[1]:.3f} at {summary.peak[0]:.2f} s" if summary.peak else ""
-        print(one_line(f"{source}: {count_of(summary.num_scored, 'frame')} scored{peak}; results in {os.path.join(output, '')}"))
+        told = f"{count_of(summary.num_scored, 'frame')} scored{peak}; results in {os.path.join(output, '')}"
+        print(one_line(f"{source}: {told}"))
         states.append(summary.exit_status)
     return _join(states)
 
@@ -230,7 +237,8 @@ def _report(summary: PredictionSummary, output_dir: str) -> None:
     scored, skipped = count_of(summary.num_scored, "image"), count_of(summary.num_skipped, "input")
     parts = [f"{scored} scored, {skipped} skipped"]
     if summary.left_out:
-        parts.append(f", {count_of(len(summary.left_out), 'mask')} left out ({examples([one.name for one in summary.left_out])})")
+        masks = [path.name for path in summary.left_out]
+        parts.append(f", {count_of(len(masks), 'mask')} left out ({examples(masks)})")
     if summary.unused:
         reasons = (
             f"{len(paths)} {reason} ({examples([path.name for path in paths])})"

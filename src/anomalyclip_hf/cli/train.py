@@ -38,15 +38,18 @@ class Settings(PromptTrainingArguments, CheckpointOptions, SourceOptions):
     )
     push_to_hub: str | None = option(None, "Hub repository that the learned prompts are sent to, when done.")
     source: str = option(
-        None, "Training data: a data set's name, folder, table, repository, or 'synthetic'.", group="Data set"
+        None,
+        "Training data: a data set's name, folder, table, repository, or 'synthetic'.",
+        group="Data set",
+        rule="source",
     )
     train_split: str = option("train", "'test' to train on a test split, as the authors do.", group="Data set")
     # Named as it always was; it hides the method of that name, which `load_data` calls by its class.
     source_options: str | None = option(None, f"{JSON_HELP}.", group="Data set")  # type: ignore[assignment]
     validation_source: str | None = option(
-        None, "Data that choose the best epoch; never those trained on.", group="Validation"
+        None, "Data that choose the best epoch; never those trained on.", group="Validation", rule="source"
     )
-    validation_data_dir: str | None = option(None, "As --data-dir.", group="Validation")
+    validation_data_dir: str | None = option(None, "As --data-dir.", group="Validation", rule="path")
     validation_split: str = option("test", "As --train-split.", group="Validation")
     validation_class_names: list[str] | None = option(None, "As --class-names.", group="Validation")
     validation_options: str | None = option(None, f"{JSON_HELP}: kinds, labels, columns ...", group="Validation")

@@ -194,8 +194,9 @@ def begin_run(output: Path, facts: Mapping[str, Any], listing: Iterable[tuple[st
     remove_leftovers(output, *FOLDERS.values())
     replaced = 0
     for file in _files(output, PREDICTIONS):
-        for replaced, entry in enumerate(_read(file), replaced + 1):
+        for entry in _read(file):
             _remove_files(output, entry)
+            replaced += 1
     _remove([*_files(output, PREDICTIONS), *_files(output, SKIPPED)])
     _remove(output / f"predictions.{table}" for table in TABLES)
     if (output / SETTINGS).is_file():  # or else the report is another command's
