@@ -225,6 +225,12 @@ def test_export_and_report_are_two_things(tmp_path, capsys):
     assert capsys.readouterr().out.strip() == out
 
 
+def test_a_folder_without_labels_is_told_for_what_it_is(tmp_path):
+    write_picture(tmp_path / "1.png", 1)
+    first, *others = inspect_source(tmp_path, progress=False).to_text().splitlines()
+    assert first == f"{tmp_path}: images of one folder, without labels" and "{stem}" not in "".join(others)
+
+
 def test_as_a_program(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["data", "inspect", str(REAL / "cookies"), "--strict", "--no_progress"])
     with pytest.raises(SystemExit, match="1"):

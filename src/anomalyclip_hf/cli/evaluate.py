@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from ..data.files import one_line
+from ..data.files import count_of, one_line
 from ..data.options import ResizingOptions, SourceOptions, option
 from ..evaluation.settings import EvaluationSettings
 from ..scoring.calibration import METHODS, check_method
@@ -165,8 +165,23 @@ def _load_sources(settings: Settings, draw: Callable | None) -> dict[str, datase
         name, dataset = load_source(text, split, draw, **_options(settings, text))
         if name in found:
             raise ValueError(f"two sources are named {name!r}: write NAME=FOLDER with different names")
+        _check_labels(name, dataset)
         found[name] = dataset
     return found
+
+
+def _check_labels(name: str, dataset: datasets.Dataset) -> None:
+    """Refuse images without labels, and say where one of the two kinds is missing."""
+    present = {label for label in dataset["label"] if label in (0, 1)}
+    lacking = [word for label, word in enumerate(("normal", "anomalous")) if label not in present]
+    told = f"{one_line(name)}: of {count_of(len(dataset), 'image')} none is labelled {' or '.join(lacking)}"
+    if not present:
+        raise ValueError(
+            f"{told}, and without labels nothing can be judged: name the folders of normal images with "
+            "normal_kinds=..., or give a table with a label column"
+        )
+    if lacking:
+        print(f"warning: {told}; what tells the two apart can't be judged", file=sys.stderr)
 
 
 def _options(settings: Settings, text: str) -> dict[str, Any]:
