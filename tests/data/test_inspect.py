@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from picture_trees import pixels_of, write_mask, write_tree
+from picture_trees import pixels_of, write_mask, write_picture, write_tree
 from PIL import Image
 
 from anomalyclip_hf.cli import run_command
