@@ -193,7 +193,7 @@ def test_sources_of_the_command_line(tmp_path):
     [
         (["--model", "demo"], "--sources"),
         (["--model", "demo", "--source", "x", "--sources", "y"], "one of the two"),
-        (["--model", "demo", "--source", "x", "--calibrate", "recall"], "--recall None"),
+        (["--model", "demo", "--source", "x", "--calibrate", "recall"], "no --recall"),
         (["--model", "demo", "--source", "x", "--calibrate", "best"], "--calibrate best"),
         (["--model", "demo", "--source", "x", "--save_thresholds", "d"], "needs --calibrate"),
         (["--model", "demo", "--source", "x", "--shots", "33"], "0 to 32 references"),

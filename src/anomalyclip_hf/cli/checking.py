@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,12 @@ def _check_paths(label: str, values: list[str]) -> None:
         raise FileNotFoundError(f"{label}{', '.join(values)!r}: no such file or folder")
 
 
-def _check_sources(label: str, values: list[str]) -> None:
+def check_sources(values: Iterable[str]) -> None:
+    """Refuse what can't be a source: SOURCE, NAME=SOURCE or "synthetic".
+
+    Raises:
+        FileNotFoundError: it is no file or folder, and no name of a data set or repository.
+    """
     from ..data.loading import check_source
 
     for value in values:
@@ -60,6 +65,6 @@ def _check_folders(label: str, values: list[str]) -> None:
 # The first: files that have to be there. The last: where results go.
 CHECKS: dict[str, Callable[[str, list[str]], None]] = {
     "path": _check_paths,
-    "source": _check_sources,
+    "source": lambda label, values: check_sources(values),
     "folder": _check_folders,
 }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.options import SourceOptions, option, parse_options, refuse_unknown
 from ..training.arguments import PromptTrainingArguments
+from .checking import check_sources
 from .loading import CheckpointOptions, load_model, load_processor
 from .running import naming
 
@@ -41,13 +42,12 @@ class Settings(PromptTrainingArguments, CheckpointOptions, SourceOptions):
         None,
         "Training data: a data set's name, folder, table, repository, or 'synthetic'.",
         group="Data set",
-        rule="source",
     )
     train_split: str = option("train", "'test' to train on a test split, as the authors do.", group="Data set")
     # Named as it always was; it hides the method of that name, which `load_data` calls by its class.
     source_options: str | None = option(None, f"{JSON_HELP}.", group="Data set")  # type: ignore[assignment]
     validation_source: str | None = option(
-        None, "Data that choose the best epoch; never those trained on.", group="Validation", rule="source"
+        None, "Data that choose the best epoch; never those trained on.", group="Validation"
     )
     validation_data_dir: str | None = option(None, "As --data-dir.", group="Validation", rule="path")
     validation_split: str = option("test", "As --train-split.", group="Validation")
@@ -73,6 +73,7 @@ def run(settings: Settings, draw: Callable[..., datasets.Dataset] | None = None)
 
     from ..training import NonFiniteLossError, train_prompts
 
+    check_sources(one for one in (settings.source, settings.validation_source) if one)
     set_seed(settings.seed)  # fresh prompts are drawn while loading
     model = load_model(settings)
     processor = load_processor(settings, model.config)
