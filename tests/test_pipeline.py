@@ -376,8 +376,14 @@ def test_a_window_and_channels_of_a_call(detector):
 def test_score_or_map_alone(detector, images):
     thresholds = {"image_threshold": 0.5, "pixel_threshold": 0.5}
     full = detector(images, batch_size=2, **thresholds)
-    for outputs, names in (("score", ("score", "label")), ("maps", ("anomaly_map", "mask", "regions"))):
-        for one, whole in zip(detector(images, outputs=outputs, batch_size=2, **thresholds), full, strict=True):
+    for outputs, names, used, unused in (
+        ("score", ("score", "label"), "image_threshold", {"pixel_threshold": 0.5, "roi": [[0, 0], [9, 0], [9, 9]]}),
+        ("maps", ("anomaly_map", "mask", "regions"), "pixel_threshold", {"image_threshold": 0.5}),
+    ):
+        with pytest.raises(ValueError, match=f"outputs='{outputs}' has no use for {', '.join(unused)}: give"):
+            detector(images, outputs=outputs, **unused)
+        given = {used: thresholds[used]}
+        for one, whole in zip(detector(images, outputs=outputs, batch_size=2, **given), full, strict=True):
             assert tuple(one) == names
             assert one.get("score", whole["score"]) == pytest.approx(whole["score"], abs=1e-6)
             np.testing.assert_allclose(one.get("anomaly_map", whole["anomaly_map"]), whole["anomaly_map"], atol=1e-6)

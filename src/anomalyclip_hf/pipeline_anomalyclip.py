@@ -30,6 +30,8 @@ logger = logging.get_logger(__name__)
 PRE_OPTIONS = ("timeout", "max_bytes", *READING, *RESIZING)
 COMPARING = ("references", "reference_weight")
 POST_OPTIONS = ("sigma", *THRESHOLDS, "min_area", "roi", "score_rule")
+# Kind of outputs -> options that it has no use for.
+UNUSED = {"score": ("sigma", "pixel_threshold", "min_area", "roi"), "maps": ("image_threshold", "score_rule")}
 
 
 class ZeroShotAnomalyDetectionPipeline(Pipeline):
@@ -128,6 +130,9 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         if unknown := sorted(set(options) - set(known)):
             raise TypeError(f"unknown arguments {unknown}; known are {', '.join(known)}")
         options = {key: value for key, value in options.items() if value is not None}
+        outputs = options.get("outputs", getattr(self, "_forward_params", {}).get("outputs", "all"))
+        if unused := [name for name in options if name in UNUSED.get(outputs, ())]:
+            raise ValueError(f"outputs={outputs!r} has no use for {', '.join(unused)}: give outputs='all'")
         if "roi" in options:
             options["roi"] = installed("scoring.regions").read_roi(options["roi"])
         for name in READING:

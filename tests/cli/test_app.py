@@ -31,7 +31,7 @@ def test_the_page_is_local_unless_asked_and_keeps_to_its_model_elsewhere(monkeyp
 
 def test_wrong_use_is_told_before_a_page_is_served(capfd):
     assert main(["app", "--port", "70000"]) == 2
-    assert "error: --port 70000, expected a number in 1..65535" in capfd.readouterr().err
+    assert "error: --port 70000, expected a whole number in 1..65535" in capfd.readouterr().err
     assert main(["app", "--model", "/no/such/model"]) == 2
     assert "/no/such/model" in capfd.readouterr().err
 

@@ -45,6 +45,20 @@ def test_one_command_judges_everything(tiny_checkpoint, tmp_path, capsys):
     assert first == second
 
 
+def test_images_without_labels_are_refused_and_one_kind_alone_is_told(tiny_checkpoint, tmp_path, capsys):
+    tree = make_tree(tmp_path / "tree", ("bottle",), good=2)
+    good = tree / "bottle" / "test" / "good"
+    common = ["--model", tiny_checkpoint, "--cpu", "--disable-tqdm", "--output-dir", str(tmp_path / "out")]
+    assert main(["--source", str(good), *common]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("error: good: of 2 images none is labelled normal or anomalous, and without labels")
+    assert "--normal-kinds" in told and not (tmp_path / "out").exists()
+    (tmp_path / "one" / "good").mkdir(parents=True)
+    next(good.iterdir()).rename(tmp_path / "one" / "good" / "1.png")
+    assert main(["--source", str(tmp_path / "one"), *common]) == 0
+    assert "warning: one: of 1 image none is labelled anomalous;" in capsys.readouterr().err
+
+
 def test_synthetic_is_what_the_checkout_draws(tiny_checkpoint, tmp_path, capsys):
     asked = []
 
@@ -179,7 +193,7 @@ def test_sources_of_the_command_line(tmp_path):
     [
         (["--model", "demo"], "--sources"),
         (["--model", "demo", "--source", "x", "--sources", "y"], "one of the two"),
-        (["--model", "demo", "--source", "x", "--calibrate", "recall"], "--recall None"),
+        (["--model", "demo", "--source", "x", "--calibrate", "recall"], "no --recall"),
         (["--model", "demo", "--source", "x", "--calibrate", "best"], "--calibrate best"),
         (["--model", "demo", "--source", "x", "--save_thresholds", "d"], "needs --calibrate"),
         (["--model", "demo", "--source", "x", "--shots", "33"], "0 to 32 references"),

@@ -101,12 +101,33 @@ def test_unreadable_files_are_reported_and_skipped(script, photos, tiny_checkpoi
     assert set(skipped) == {"cut.png", "empty.jpg", "text.png", "nowhere"}
     assert "cannot read image" in skipped["cut.png"] and skipped["nowhere"] == "no such file or folder"
     captured = capsys.readouterr()
-    assert "1 images scored, 4 inputs skipped" in captured.out and "skipped" in captured.err
+    assert "1 image scored, 4 inputs skipped" in captured.out and "skipped" in captured.err
 
     for name in ("cut.png", "empty.jpg", "text.png"):
         (photos / "a" / name).unlink()
     assert script.main([str(photos / "a"), "--model", tiny_checkpoint, "--output_dir", str(out)]) == 0
     assert not (out / "skipped.jsonl").exists()  # of the earlier run
+
+
+def test_another_run_replaces_the_files_of_the_one_before_and_says_so(photos, tiny_checkpoint, tmp_path, capsys):
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    common = ["--model", tiny_checkpoint, "--output-dir", str(out), "--threshold", "0.5", "--pixel-threshold", "0.5"]
+    assert run_command("predict", [str(photos), *common, "--save-maps", "npy", "--masks"]) == 0
+    assert "replaced" not in capsys.readouterr().err
+    (out / "overlays" / "b" / "mine.txt").write_text("of the user")
+    (out / "maps" / "a").rename(elsewhere)  # files behind a link are no longer inside
+    (out / "maps" / "a").symlink_to(elsewhere)
+    before = snapshot(out)
+    # Nothing to score: a name mistyped costs nothing.
+    assert run_command("predict", [str(tmp_path / "nowhere"), *common]) == 2
+    assert snapshot(out) == before and "replaced" not in capsys.readouterr().err
+    assert run_command("predict", [str(photos / "a"), *common, "--overlays", "none"]) == 0
+    assert f"note: replaced the results of an earlier run in {out}\n" in capsys.readouterr().err
+    files = {path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir()}
+    assert files == {"predictions.jsonl", "predict_settings.json", "overlays/b/mine.txt"}
+    assert [path.name for path in elsewhere.iterdir()] == ["000.png.npy"] and not (out / "predicted_masks").exists()
+    assert run_command("predict", [str(photos / "a"), *common, "--overlays", "none", "--resume"]) == 0
+    assert "replaced" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["{empty}"], ["{bad}"], ["{good}", "--model", "{empty}"]])
@@ -177,7 +198,7 @@ def test_masks_are_no_photographs(script, tiny_checkpoint, tmp_path, capsys):
         Image.new("RGB", (20, 20)).save(tmp_path / name)
     line = [str(tmp_path / "part"), "--model", tiny_checkpoint, "--output_dir", str(out)]
     assert script.main(line) == 0
-    assert "1 images scored, 0 inputs skipped, 1 masks left out (000.png)" in capsys.readouterr().out
+    assert "1 image scored, 0 inputs skipped, 1 mask left out (000.png)" in capsys.readouterr().out
 
 
 def test_the_doors_of_evaluation_are_open_too(script, photos, tiny_checkpoint, tmp_path, capsys):

@@ -63,7 +63,7 @@ def test_videos_and_images_and_what_is_neither(tiny_checkpoint, tmp_path, capsys
     out = tmp_path / "out"
     assert run_command("predict", [*inputs, "--model", tiny_checkpoint, "-o", str(out), "--every", "2"]) == 1
     told = capsys.readouterr()
-    assert "c.mp4: 3 frames scored, highest score" in told.out and "1 images scored" in told.out
+    assert "c.mp4: 3 frames scored, highest score" in told.out and "1 image scored" in told.out
     assert "skipped" in told.err and "b.mp4" in told.err
     assert [one["frame"] for one in records(out / "c.mp4" / "predictions.jsonl")] == [0, 2, 4]
     assert len(records(out / "predictions.jsonl")) == 1

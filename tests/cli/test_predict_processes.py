@@ -77,7 +77,7 @@ def test_two_processes_write_what_one_does(command):
     (alone, expected), (both, found) = command("alone"), command("both")
     run([sys.executable, *alone], 1)
     done = subprocess.run([*LAUNCH, *both], env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 1 and "149 images scored, 1 inputs skipped" in done.stdout, done.stderr[-3000:]
+    assert done.returncode == 1 and "149 images scored, 1 input skipped" in done.stdout, done.stderr[-3000:]
     assert_same(found, expected)
 
 

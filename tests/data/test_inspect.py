@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from picture_trees import pixels_of, write_mask, write_tree
+from picture_trees import pixels_of, write_mask, write_picture, write_tree
 from PIL import Image
 
 from anomalyclip_hf.cli import run_command
@@ -223,6 +223,12 @@ def test_export_and_report_are_two_things(tmp_path, capsys):
         assert said in capsys.readouterr().err
     assert run_command("inspect", [source, "--export", out, "--no-progress"]) == 0
     assert capsys.readouterr().out.strip() == out
+
+
+def test_a_folder_without_labels_is_told_for_what_it_is(tmp_path):
+    write_picture(tmp_path / "1.png", 1)
+    first, *others = inspect_source(tmp_path, progress=False).to_text().splitlines()
+    assert first == f"{tmp_path}: images of one folder, without labels" and "{stem}" not in "".join(others)
 
 
 def test_as_a_program(monkeypatch, capsys):

@@ -384,3 +384,12 @@ def test_rows_are_checked():
     with pytest.raises(ValueError, match="label='guess' must be one of kind"):
         Variant("{stem}", label="guess")
     assert Table("labels.csv", ("{id}",)).normal_labels == ("normal",)
+
+
+@pytest.mark.parametrize("pattern", ["[{class_name}/{kind}/{stem}", "{kind}]/{stem}", "{stem}/{stem}"])
+def test_a_pattern_that_is_none_is_named(tmp_path, monkeypatch, pattern):
+    monkeypatch.setattr("anomalyclip_hf.data.layouts.LAYOUTS", dict(LAYOUTS))
+    register_layout(DatasetLayout("my_parts", "My parts", (Variant(pattern),)))
+    write_tree(tmp_path, {"good/1.png": 1})
+    with pytest.raises(ValueError, match=f"pattern {re.escape(repr(pattern))}: each \\[ needs its \\]"):
+        load_anomaly_dataset("my_parts", data_dir=tmp_path)

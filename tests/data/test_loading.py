@@ -173,12 +173,13 @@ def test_tables_with_usual_columns(folder):
     lines = "image,label,split\ngood/1.png,0,train\nbent/1.png,anomaly,test\nbent/10.png,,test\n"
     (folder / "t.csv").write_text(lines)
     assert summary(load_anomaly_dataset(folder / "t.csv")) == {
-        3: ("nuts", BAD, "anomaly", None),
-        4: ("nuts", None, "", None),
+        3: ("t", BAD, "anomaly", None),
+        4: ("t", None, "", None),
     }
-    assert summary(load_anomaly_dataset(folder / "t.csv", split="train")) == {1: ("nuts", GOOD, "good", None)}
+    assert summary(load_anomaly_dataset(folder / "t.csv", split="train")) == {1: ("t", GOOD, "good", None)}
     (folder.parent / "far.csv").write_text(lines)
-    assert len(load_anomaly_dataset(folder.parent / "far.csv", data_dir=folder)) == 2
+    # Samples of no class are of the table's, wherever its files lie.
+    assert load_anomaly_dataset(folder.parent / "far.csv", data_dir=folder)["class_name"] == ["far", "far"]
 
 
 @pytest.mark.parametrize(

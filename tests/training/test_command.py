@@ -82,7 +82,7 @@ def test_interruptions_and_failures_are_one_line(monkeypatch, capsys, error, sta
         raise error
 
     monkeypatch.setattr("anomalyclip_hf.cli.train.load_model", fail)
-    assert main(["--model", "m", "--source", "s"]) == status
+    assert main(["--model", "m", "--source", "visa"]) == status
     assert capsys.readouterr().err.count("\n") == 1
 
 

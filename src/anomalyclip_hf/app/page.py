@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ STYLE = """
 """
 KEEP, PROGRESS = gr.skip(), gr.Progress(track_tqdm=True)
 PROMISE = "59 good images promise at most 5% false alarms with 95% confidence; what fewer allow is told here."
+SHOWN = 8  # latest pictures kept, which the browser may still ask for
 NONE = ("None", "")  # of the choices of a list: what is shown, and what it stands for
 
 
@@ -147,6 +149,7 @@ class Sessions:
 
     def __init__(self, root: Path, examples: set[str]):
         self.root, self.uploads = root, {"examples": examples}
+        self.scoring: dict[str, bool] = {}  # session that is scored for -> whether it ended meanwhile
 
     def remember(self, files: list[str] | None, request: gr.Request) -> None:
         """Note the uploads of a session."""
@@ -157,18 +160,26 @@ class Sessions:
         session = str(request.session_hash)
         for path in self.uploads.pop(session, set()).difference(*self.uploads.values()):  # equal files are shared
             Path(path).unlink(missing_ok=True)
+        if session in self.scoring:  # which writes on
+            self.scoring[session] = True
         shutil.rmtree(self.root / session, ignore_errors=True)
 
     def score(
         self, files, model, profile, references, image, pixel, request: gr.Request, progress=PROGRESS
     ) -> list[Any]:
         """Score the files of a session and show the one of the highest score."""
-        own = self.root / str(request.session_hash)
+        session = str(request.session_hash)
+        own = self.root / session
         place = own / secrets.token_hex(4)
-        scored = judging.score_images(files or [], place, judging.Setting(model, profile, references or ()))
-        for former in own.iterdir():  # only now: what can't be scored leaves the results before
-            if former != place:
-                shutil.rmtree(former, ignore_errors=True)
+        self.scoring[session] = False
+        try:
+            scored = judging.score_images(files or [], place, judging.Setting(model, profile, references or ()))
+            for former in own.iterdir():  # only now: what can't be scored leaves the results before
+                if former != place:
+                    shutil.rmtree(former, ignore_errors=True)
+        finally:
+            if self.scoring.pop(session, False):
+                shutil.rmtree(own, ignore_errors=True)
         name = max(scored.records, key=lambda one: scored.records[one]["score"])
         notice = tell(judging.tell_skipped(scored.skipped), "error")
         table, shown = relabel(scored, image, pixel)[1:], show(scored, name, image, pixel)[1:]
@@ -204,15 +215,15 @@ def show(scored: judging.Scored | None, name: str, image_threshold: float, pixel
     if scored is None or name not in scored.records:
         return [KEEP] * 6
     record, mask = judging.judge(scored, name, image_threshold, pixel_threshold)
-    place = scored.folder / "shown" / str(pixel_threshold)  # other pictures need another address
-    for former in scored.folder.glob("shown/*"):
-        if former != place:
-            shutil.rmtree(former, ignore_errors=True)
+    # Other pictures need another address, and two sliders that move at once a folder each.
+    place = scored.folder / "shown" / f"{time.time_ns()}-{secrets.token_hex(4)}"
     drawn = {"mask": Image.fromarray(mask).convert("L"), "regions": judging.draw_regions(scored, record)}
     paths = [place / kind / f"{name}.png" for kind in drawn]
     for path, picture in zip(paths, drawn.values(), strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path, compress_level=1)
+    for former in sorted(scored.folder.glob("shown/*"))[:-SHOWN]:
+        shutil.rmtree(former, ignore_errors=True)
     rows = [
         [number, ", ".join(map(str, one["box"])), one["area"], round(one["peak"], 3)]
         for number, one in enumerate(record["regions"], 1)

@@ -22,12 +22,8 @@ class Settings:
     model: str = option("demo", "Folder or Hub repository that the page begins with; 'demo': embedded.", short="m")
     profile: str | None = option(None, "Profile of the model that it begins with.")
     host: str = option("127.0.0.1", "Address to listen at; 0.0.0.0 lets other machines in.")
-    port: int = option(7860, "Port to listen at.")
+    port: int = option(7860, "Port to listen at.", rule=range(1, 65536))
     share: bool = option(False, "Make a public address too, by a tunnel of gradio's, for 72 hours.")
-
-    def __post_init__(self):
-        if not 0 < self.port < 65536:
-            raise ValueError(f"port={self.port}, expected a number in 1..65535")
 
 
 def run(settings: Settings) -> int:
@@ -37,7 +33,7 @@ def run(settings: Settings) -> int:
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
-        raise RuntimeError("the page needs gradio: pip install 'anomalyclip_hf[app]'") from error
+        raise RuntimeError("the page needs gradio: pip install gradio, or '.[app]' in a checkout") from error
 
     is_local = settings.host in LOCAL and not settings.share
     page = make_page(settings.model, settings.profile, choose_model=is_local)

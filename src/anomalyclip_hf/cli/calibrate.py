@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..data.files import one_line
 from ..data.options import ProfileOptions, ResizingOptions, SourceOptions, option
 from ..export.engines import is_exported
-from ..options_anomalyclip import READING
+from ..options_anomalyclip import READING, SIZE
 from ..scoring.calibration import METHODS, check_method
 from .loading import ComparingOptions, ModelOptions, load_model, load_processor, load_source, options_of_source
 
@@ -21,15 +21,20 @@ if TYPE_CHECKING:
 
     from .. import AnomalyCLIPModel, AnomalyCLIPProcessor
 
+SHARE = (1e-6, 1 - 1e-6)
+
 
 @dataclass
 class CalibrationOptions:
     """What a threshold is to promise."""
 
-    false_alarm_rate: float = option(0.05, "Of new normal images, for 'normal'.", group="Thresholds")
-    confidence: float = option(0.95, "That this rate is kept, for 'normal'.", group="Thresholds")
+    false_alarm_rate: float = option(0.05, "Of new normal images, for 'normal'.", group="Thresholds", rule=SHARE)
+    confidence: float = option(0.95, "That this rate is kept, for 'normal'.", group="Thresholds", rule=SHARE)
     pixel_rate: float = option(
-        0.01, "Share of the pixels of a normal image that may be marked, for 'normal'.", group="Thresholds"
+        0.01,
+        "Share of the pixels of a normal image that may be marked, for 'normal'.",
+        group="Thresholds",
+        rule=(0.0, SHARE[1]),
     )
     recall: float | None = option(None, "Wanted recall in (0, 1], for 'recall'.", group="Thresholds")
 
@@ -50,15 +55,21 @@ class Settings(CalibrationOptions, ProfileOptions, ComparingOptions, ModelOption
     """
 
     source: str | None = option(
-        None, "Folder of normal images, or labelled data: name, folder, table, repository.", argument=True
+        None,
+        "Folder of normal images, or labelled data: name, folder, table, repository.",
+        argument=True,
+        rule="source",
     )
     method: str = option("normal", f"One of {', '.join(METHODS)}.")
     output_dir: str | None = option(
-        None, "Checkpoint to write the thresholds into, or a new folder for prompts with them.", short="o"
+        None,
+        "Checkpoint to write the thresholds into, or a new folder for prompts with them.",
+        short="o",
+        rule="folder",
     )
     split: str | None = option(None, "'train' for normal, if there is one; 'test' for others.", group="Data set")
-    batch_size: int = option(8, "Images per forward.")
-    num_workers: int = option(0, "Processes that decode images.")
+    batch_size: int = option(8, "Images per forward.", rule=SIZE)
+    num_workers: int = option(0, "Processes that decode images.", rule=range(SIZE.stop))
     cpu: bool = option(False, "Use the CPU even if there is an accelerator.")
     disable_tqdm: bool = option(False, "Show no progress bar.")
 
@@ -96,7 +107,10 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
         print(f"skipped {one_line(error)}", file=sys.stderr)
     for name in ("image", "pixel"):
         facts = {key: value for key, value in (found[name] or {}).items() if key != "threshold"}
-        shown = ", ".join(f"{key} {value:.4g}" for key, value in facts.items() if isinstance(value, int | float))
+        numbers = {key: value for key, value in facts.items() if type(value) in (int, float)}
+        shown = ", ".join(f"{key} {value:.4g}" for key, value in numbers.items())
+        if "is_guaranteed" in facts:
+            shown += f", {'guaranteed' if facts['is_guaranteed'] else 'not guaranteed'}"
         threshold = getattr(model.profile or model.config, f"{name}_threshold")
         print(f"{name} threshold: {'none' if threshold is None else f'{threshold:.6g} ({shown})'}")
     if settings.output_dir:

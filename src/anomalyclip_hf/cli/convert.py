@@ -20,8 +20,8 @@ class Settings:
     then checked against the word embeddings in the file. Exit status: 0 done, 2 nothing was written.
     """
 
-    checkpoint: str | None = option(None, "The authors' file, such as epoch_15.pth.", argument=True)
-    output_dir: str | None = option(None, "Folder for the prompts (about 172 KB for ViT-L).", short="o")
+    checkpoint: str | None = option(None, "The authors' file, such as epoch_15.pth.", argument=True, rule="path")
+    output_dir: str | None = option(None, "Folder for the prompts (about 172 KB for ViT-L).", short="o", rule="folder")
     base_model: str | None = option(None, "CLIP that they were learned on, folder or name; by default the authors'.")
     base_config: str | None = option(None, "Folder with that CLIP's config.json, where its weights are not at hand.")
     preset: str = option("released", f"Feature layers: {' or '.join(PRESETS)}.")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from ..data.files import one_line
+from ..data.files import count_of, one_line
 from ..data.options import ResizingOptions, SourceOptions, option
 from ..evaluation.settings import EvaluationSettings
 from ..scoring.calibration import METHODS, check_method
@@ -35,9 +35,11 @@ class Settings(EvaluationSettings, CalibrationOptions, ModelOptions, ResizingOpt
     could not be scored or results not be drawn, 2 an error, 130 and 143 interrupted and terminated: --resume goes on.
     """
 
-    sources: list[str] | None = option(None, "NAME=FOLDER of data sets or own data, a folder, or 'synthetic'.")
+    sources: list[str] | None = option(
+        None, "NAME=FOLDER of data sets or own data, a folder, or 'synthetic'.", rule="source"
+    )
     source: str | None = option(
-        None, "One source instead: a data set's name, folder, table or repository.", group="Data set"
+        None, "One source instead: a data set's name, folder, table or repository.", group="Data set", rule="source"
     )
     split: str = option("test", "Split that is judged.", group="Data set")
     # Named as it always was; it hides the method of that name, which is called by its class.
@@ -60,18 +62,20 @@ class Settings(EvaluationSettings, CalibrationOptions, ModelOptions, ResizingOpt
         None, "Judge by a profile of the model; whole images, without its region of interest.", group="Model"
     )
     tokenizer: str | None = option(None, "Where the backbone's tokenizer lies; beside it by default.", group="Model")
-    output_dir: str = option("outputs/evaluation", "Folder for results.json, report, scores and maps.", short="o")
+    output_dir: str = option(
+        "outputs/evaluation", "Folder for results.json, report, scores and maps.", short="o", rule="folder"
+    )
     resume: bool = option(False, "Go on with an interrupted run in the output folder.")
     num_pictures: int = option(6, "Samples, misses and false alarms of each data set in the report.")
     calibrate: str | None = option(None, f"Choose thresholds first: {', '.join(METHODS)}.", group="Thresholds")
     calibration_source: str | None = option(
-        None, "As one of the sources; the first of them by default.", group="Thresholds"
+        None, "As one of the sources; the first of them by default.", group="Thresholds", rule="source"
     )
     calibration_split: str | None = option(
         None, "'train' for normal, 'test' otherwise, by default.", group="Thresholds"
     )
     save_thresholds: str | None = option(
-        None, "Checkpoint to write them into, or a new folder for prompts.", group="Thresholds"
+        None, "Checkpoint to write them into, or a new folder for prompts.", group="Thresholds", rule="folder"
     )
     cpu: bool = option(False, "Use the CPU even if there is an accelerator.")
     disable_tqdm: bool = option(False, "Show no progress bars.")
@@ -161,8 +165,23 @@ def _load_sources(settings: Settings, draw: Callable | None) -> dict[str, datase
         name, dataset = load_source(text, split, draw, **_options(settings, text))
         if name in found:
             raise ValueError(f"two sources are named {name!r}: write NAME=FOLDER with different names")
+        _check_labels(name, dataset)
         found[name] = dataset
     return found
+
+
+def _check_labels(name: str, dataset: datasets.Dataset) -> None:
+    """Refuse images without labels, and say where one of the two kinds is missing."""
+    present = {label for label in dataset["label"] if label in (0, 1)}
+    lacking = [word for label, word in enumerate(("normal", "anomalous")) if label not in present]
+    told = f"{one_line(name)}: of {count_of(len(dataset), 'image')} none is labelled {' or '.join(lacking)}"
+    if not present:
+        raise ValueError(
+            f"{told}, and without labels nothing can be judged: name the folders of normal images with "
+            "normal_kinds=..., or give a table with a label column"
+        )
+    if lacking:
+        print(f"warning: {told}; what tells the two apart can't be judged", file=sys.stderr)
 
 
 def _options(settings: Settings, text: str) -> dict[str, Any]:

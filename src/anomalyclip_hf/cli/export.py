@@ -8,6 +8,7 @@ from typing import Any
 
 from ..data.options import SourceOptions, option
 from ..export.engines import PRECISIONS, is_exported
+from ..options_anomalyclip import SIZE
 from .loading import ModelOptions, load_model, load_processor, load_source, options_of_source
 from .running import naming
 
@@ -21,15 +22,17 @@ class Settings(ModelOptions, SourceOptions):
     The folder is used in place of a model: anomalyclip predict --model exported, and, without torch, by
     AnomalyCLIPExported.from_pretrained("exported"). Prompts are folded in. What changed is measured on --images, or on
     drawn ones, and written to certificate.json; beyond the tolerance nothing is written. Needs
-    pip install anomalyclip_hf[export]. Exit status: 0 done, 2 nothing was written.
+    pip install '.[export]' in a checkout. Exit status: 0 done, 2 nothing was written.
     """
 
-    output_dir: str = option("exported", "Folder for the graph and what belongs to it.", short="o")
+    output_dir: str = option("exported", "Folder for the graph and what belongs to it.", short="o", rule="folder")
     format: str = option("onnx", f"One of {', '.join(PRECISIONS)} (torch.export).")
     precision: str = option(
         "float32", f"{'; '.join(f'{name}: {chr(44).join(kinds)}' for name, kinds in PRECISIONS.items())}."
     )
-    images: str | None = option(None, "Folder of images to compare by; drawn ones if absent.", group="Certificate")
+    images: str | None = option(
+        None, "Folder of images to compare by; drawn ones if absent.", group="Certificate", rule="path"
+    )
     tolerance: float | None = option(
         None, "Largest difference of a score or map; 1e-4 for float32, else none if absent.", group="Certificate"
     )
@@ -37,18 +40,17 @@ class Settings(ModelOptions, SourceOptions):
         None,
         "Labelled data: AUROC and AUPRO before and after; more than half a point lost is refused.",
         group="Certificate",
+        rule="source",
     )
     split: str = option("test", "Split of the labelled data.", group="Data set")
     calibration_images: str | None = option(
-        None, "Folder of images like those to come, for int8 of openvino; about 100.", group="Certificate"
+        None,
+        "Folder of images like those to come, for int8 of openvino; about 100.",
+        group="Certificate",
+        rule="path",
     )
     smooth: bool = option(False, "Put the smoothing of the map into the graph.")
-    batch_size: int = option(4, "Images per forward when comparing.")
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size}, expected 1 or more")
+    batch_size: int = option(4, "Images per forward when comparing.", rule=SIZE)
 
 
 def run(settings: Settings, draw: Callable | None = None) -> int:

@@ -19,11 +19,11 @@ class Settings(SourceOptions):
     0 read, or exported; 1 problems were found, with --strict; 2 the source can't be used.
     """
 
-    source: str | None = option(None, "Name, folder, table, meta.json or repository.", argument=True)
+    source: str | None = option(None, "Name, folder, table, meta.json or repository.", argument=True, rule="source")
     split: str = option("all", "One split, or all.")
     contact_sheet: str | None = option(None, "Write a sheet of samples, masks outlined, there (.png or .jpg).")
     strict: bool = option(False, "End with status 1 where there is any problem.")
-    limit: int = option(10, "Examples shown of each problem, 0 or more.")
+    limit: int = option(10, "Examples shown of each problem, 0 or more.", rule=range(2**31))
     num_workers: int | None = option(None, "Reading threads; as many as cores, at most 8.")
     progress: bool = option(True, "Show a bar.")
     export: str | None = option(
@@ -39,8 +39,6 @@ class Settings(SourceOptions):
         super().__post_init__()
         if not self.source:
             raise ValueError("there is no source: give a name, a folder, a table, a meta.json or a repository")
-        if self.limit < 0:
-            raise ValueError(f"limit={self.limit}, expected 0 or more")
         if self.export and (self.contact_sheet or self.strict or self.split != "all"):
             raise ValueError("--export writes all splits and no report: leave --contact-sheet, --strict, --split out")
         only_export = (self.push, self.public, self.license, self.license_note, self.overwrite)

@@ -57,12 +57,17 @@ class ComparingOptions:
     """What the score of an image is made of."""
 
     references: str | None = option(
-        None, "Folder of 1 to 32 images of good parts to compare with, or a file of save_references.", group="Score"
+        None,
+        "Folder of 1 to 32 images of good parts to compare with, or a file of save_references.",
+        group="Score",
+        rule="path",
     )
     reference_weight: float | None = option(
         None, "Of the prompts' own map and score beside references; 0.1.", group="Score"
     )
-    max_patches: int | None = option(None, "Patches of the references that are kept.", group="Score")
+    max_patches: int | None = option(
+        None, "Patches of the references that are kept.", group="Score", rule=range(1, 2**31)
+    )
     score_rule: str | None = option(
         None, "Score of an image: global (of the image), max (of its map) or mean (of both).", group="Score"
     )

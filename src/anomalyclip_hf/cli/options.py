@@ -30,11 +30,18 @@ def make_command(settings: type, run: Callable[[Any], int]) -> Callable[..., Non
     """
     fields = option_fields(settings)
 
+    def start(**given: Any) -> int:
+        from .checking import check_settings
+
+        made = settings(**given)
+        check_settings(made)
+        return run(made)
+
     def command(**values: Any) -> None:
         values.pop("config")
         # A list option without words is an empty list.
         given = {k: [word for word in v if word != ""] if isinstance(v, list) else v for k, v in values.items()}
-        raise typer.Exit(run_until_interrupted(lambda: run(settings(**given)), list(fields)))
+        raise typer.Exit(run_until_interrupted(lambda: start(**given), list(fields)))
 
     # Lines of a paragraph are joined: a terminal may be narrower than a docstring.
     command.__doc__ = _escape(re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(settings.__doc__ or "")))

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.file_tree import examples
-from ..data.files import one_line
+from ..data.files import count_of, one_line
 from ..data.options import ProfileOptions, ResizingOptions, SourceOptions, option
-from ..options_anomalyclip import READING
+from ..options_anomalyclip import READING, SCORE
 from ..scoring.settings import PredictionSettings
 from .loading import BackboneOptions, ComparingOptions, load_model
 from .running import naming
@@ -45,16 +45,22 @@ class Settings(PredictionSettings, BackboneOptions, ComparingOptions, ResizingOp
     --main_process_port 29500 -m anomalyclip_hf predict photos/ --model MODEL --output-dir results
     """
 
-    inputs: list[str] | None = option(None, "Image files, and folders searched for images.", argument=True)
-    output_dir: str = option("predictions", "Folder for results.", short="o")
-    threshold: float | None = option(None, "Score in [0, 1] from which an image is anomalous; the model's own.")
+    inputs: list[str] | None = option(
+        None, "Image files, and folders searched for images.", argument=True, rule="path"
+    )
+    output_dir: str = option("predictions", "Folder for results.", short="o", rule="folder")
+    threshold: float | None = option(
+        None, "Score in [0, 1] from which an image is anomalous; the model's own.", rule=SCORE
+    )
     pixel_threshold: float | None = option(
         None, "Map value in [0, 1] from which a pixel is anomalous; the model's own.", group="Regions"
     )
     coco: str | None = option(None, "File for the regions as COCO JSON.", group="Regions")
     label_studio: str | None = option(None, "File for the regions as tasks of Label Studio.", group="Regions")
     submission: str | None = option(
-        None, "Folder for maps and masks as MVTec AD 2's server takes them; implies --masks --save-maps tiff."
+        None,
+        "Folder for maps and masks as MVTec AD 2's server takes them; implies --masks --save-maps tiff.",
+        rule="folder",
     )
     device: str | None = option(None, "Such as cpu or cuda:0; an accelerator if there is one.")
     format: list[str] = option(
@@ -69,7 +75,7 @@ class Settings(PredictionSettings, BackboneOptions, ComparingOptions, ResizingOp
     every: int = option(1, "Score each n-th frame.", group="Video")
     smooth: float = option(1.0, "Seconds that the score is smoothed over.", group="Video")
     source: str | None = option(
-        None, "Name, folder, table, meta.json or repository, in place of files.", group="Data set"
+        None, "Name, folder, table, meta.json or repository, in place of files.", group="Data set", rule="source"
     )
     split: str = option("test", "One split of it, or all.", group="Data set")
     streaming: bool = option(False, "Read a repository as it comes, without downloading it first.", group="Data set")
@@ -166,6 +172,7 @@ def _score_videos(settings: Settings, videos: Sequence[str], detector: Callable[
     """Score videos, each into a folder of its name, and a camera; one that can't be read does not end the others."""
     from ..scoring.inputs import unique_name
     from ..scoring.video import VideoError, predict_video
+    from ..scoring.writing import PREDICTIONS
 
     given = {name: getattr(settings, name) for name in ("batch_size", "vmin", "vmax", "every", "smooth")}
     taken: set[str] = set()
@@ -176,14 +183,17 @@ def _score_videos(settings: Settings, videos: Sequence[str], detector: Callable[
     for source, name, is_camera in sources:
         output = Path(settings.output_dir, unique_name(name, taken))
         try:
+            former = os.path.isfile(output / PREDICTIONS)
             summary = predict_video(source, output, detector, camera=is_camera, **given, **settings.call_options())
         except VideoError as error:
             _print_skipped([{"path": source, "error": str(error)}])
             states.append(2)
             continue
+        _tell_replaced(former, output)
         _print_skipped(summary.skipped)
         peak = f", highest score {summary.peak[1]:.3f} at {summary.peak[0]:.2f} s" if summary.peak else ""
-        print(one_line(f"{source}: {summary.num_scored} frames scored{peak}; results in {os.path.join(output, '')}"))
+        told = f"{count_of(summary.num_scored, 'frame')} scored{peak}; results in {os.path.join(output, '')}"
+        print(one_line(f"{source}: {told}"))
         states.append(summary.exit_status)
     return _join(states)
 
@@ -199,7 +209,7 @@ def _write_more(settings: Settings, summary: PredictionSummary) -> None:
 
     for write, path in ((write_coco, settings.coco), (write_label_studio, settings.label_studio)):
         if path:
-            print(f"{write(summary.read(), path)} regions written to {path}")
+            print(f"{count_of(write(summary.read(), path), 'region')} written to {path}")
     if settings.submission:
         count = write_submission(summary.read(), settings.output_dir, settings.submission)
         print(f"{count} maps and masks written to {settings.submission}")
@@ -214,19 +224,28 @@ def _print_skipped(entries: Sequence[Mapping[str, str]]) -> None:
         print(f"skipped {one_line(entry['path'])}: {one_line(entry['error'])}", file=sys.stderr)
 
 
+def _tell_replaced(former: int, output_dir: str | Path) -> None:
+    if former:
+        print(one_line(f"note: replaced the results of an earlier run in {output_dir}"), file=sys.stderr)
+
+
 def _report(summary: PredictionSummary, output_dir: str) -> None:
+    _tell_replaced(summary.num_replaced, output_dir)
     _print_skipped(summary.skipped)
     if more := summary.num_skipped - len(summary.skipped):
         print(f"skipped {more} more: see {os.path.join(output_dir, 'skipped.jsonl')}", file=sys.stderr)
-    parts = [f"{summary.num_scored} images scored, {summary.num_skipped} inputs skipped"]
+    scored, skipped = count_of(summary.num_scored, "image"), count_of(summary.num_skipped, "input")
+    parts = [f"{scored} scored, {skipped} skipped"]
     if summary.left_out:
-        parts.append(f", {len(summary.left_out)} masks left out ({examples([one.name for one in summary.left_out])})")
+        masks = [path.name for path in summary.left_out]
+        parts.append(f", {count_of(len(masks), 'mask')} left out ({examples(masks)})")
     if summary.unused:
         reasons = (
             f"{len(paths)} {reason} ({examples([path.name for path in paths])})"
             for reason, paths in summary.unused.items()
         )
-        parts.append(f", {sum(map(len, summary.unused.values()))} files not used: {'; '.join(reasons)}")
+        unused = count_of(sum(map(len, summary.unused.values())), "file")
+        parts.append(f", {unused} not used: {'; '.join(reasons)}")
     if summary.num_scored:
         parts.append(f"; results in {os.path.join(output_dir, '')}")
     print(one_line("".join(parts)))

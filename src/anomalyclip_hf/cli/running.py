@@ -56,7 +56,7 @@ def _expected_errors() -> tuple[type[Exception], ...]:
 
 
 def _as_one_line(error: Exception, options: Collection[str]) -> str:
-    text = one_line(" ".join(str(error).split())) or type(error).__name__
+    text = one_line(" ".join(str(error).split())).replace(" or None", "") or type(error).__name__
     return name_options(text, options, getattr(error, _NAMES, {})) if options else text
 
 
@@ -94,6 +94,8 @@ def name_options(message: str, names: Collection[str], others: Mapping[str, str]
             return name if dashed and not quoted else match.group()
         if key:
             return f"{name} '{{\"{key}\": {_as_json(value)}}}'"
+        if value == "None":
+            return f"no {name}"
         is_text = value[0] in "'\""
         bare = value[1:-1] if is_text else re.sub(r"^[(\[]|[)\]]$|(?<!\w)['\"]|['\"](?!\w)", "", value)
         bare = bare if is_text else bare.replace(",", "").strip()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.options import SourceOptions, option, parse_options, refuse_unknown
 from ..training.arguments import PromptTrainingArguments
+from .checking import check_sources
 from .loading import CheckpointOptions, load_model, load_processor
 from .running import naming
 
@@ -38,7 +39,9 @@ class Settings(PromptTrainingArguments, CheckpointOptions, SourceOptions):
     )
     push_to_hub: str | None = option(None, "Hub repository that the learned prompts are sent to, when done.")
     source: str = option(
-        None, "Training data: a data set's name, folder, table, repository, or 'synthetic'.", group="Data set"
+        None,
+        "Training data: a data set's name, folder, table, repository, or 'synthetic'.",
+        group="Data set",
     )
     train_split: str = option("train", "'test' to train on a test split, as the authors do.", group="Data set")
     # Named as it always was; it hides the method of that name, which `load_data` calls by its class.
@@ -46,7 +49,7 @@ class Settings(PromptTrainingArguments, CheckpointOptions, SourceOptions):
     validation_source: str | None = option(
         None, "Data that choose the best epoch; never those trained on.", group="Validation"
     )
-    validation_data_dir: str | None = option(None, "As --data-dir.", group="Validation")
+    validation_data_dir: str | None = option(None, "As --data-dir.", group="Validation", rule="path")
     validation_split: str = option("test", "As --train-split.", group="Validation")
     validation_class_names: list[str] | None = option(None, "As --class-names.", group="Validation")
     validation_options: str | None = option(None, f"{JSON_HELP}: kinds, labels, columns ...", group="Validation")
@@ -70,6 +73,7 @@ def run(settings: Settings, draw: Callable[..., datasets.Dataset] | None = None)
 
     from ..training import NonFiniteLossError, train_prompts
 
+    check_sources(one for one in (settings.source, settings.validation_source) if one)
     set_seed(settings.seed)  # fresh prompts are drawn while loading
     model = load_model(settings)
     processor = load_processor(settings, model.config)

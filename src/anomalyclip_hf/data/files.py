@@ -28,6 +28,11 @@ def one_line(text: Any) -> str:
     return text if text.isprintable() else "".join(map(_escape, text))
 
 
+def count_of(number: int, noun: str) -> str:
+    """A number of things in words: "1 image", "2 images"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def _escape(letter: str) -> str:
     if letter.isprintable():
         return letter

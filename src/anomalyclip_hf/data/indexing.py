@@ -100,7 +100,7 @@ def index_variant(variant: Variant, layout: DatasetLayout, tree: FileTree) -> In
     records.sort(key=lambda r: (order.get(r.class_name, 0), natural_key(r.class_name), r.split, natural_key(r.image)))
     return Index(
         tree.root,
-        f"{layout.title}: {variant.images}",
+        layout.title if variant.images == "{stem}" else f"{layout.title}: {variant.images}",
         records,
         layout,
         extra_masks=extra,
@@ -239,4 +239,8 @@ def _expression(pattern: str) -> re.Pattern:
             raise ValueError(f"pattern {pattern!r}: {part} is not one of {{{'}, {'.join(_NAMES)}}}, {{sub}}")
         return rf"(?P<{name}>[^/]+)"
 
-    return re.compile("".join(map(one, re.split(r"(\{\w+\}|[\[\]])", pattern))), re.IGNORECASE)
+    parts = re.split(r"(\{\w+\}|[\[\]])", pattern)
+    try:
+        return re.compile("".join(map(one, parts)), re.IGNORECASE)
+    except re.error as error:
+        raise ValueError(f"pattern {pattern!r}: each [ needs its ], and a name stands once ({error})") from error

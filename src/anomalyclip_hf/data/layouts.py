@@ -481,7 +481,7 @@ OWN_LAYOUTS = (
             needs_masks=True,
         ),
     ),
-    DatasetLayout("images", "images without labels", _own("{stem}", needs_all=True)),
+    DatasetLayout("images", "images of one folder, without labels", _own("{stem}", needs_all=True)),
 )
 
 LAYOUTS: dict[str, DatasetLayout] = {row.name: row for row in _ROWS}

@@ -115,10 +115,7 @@ def open_source(
     elif os.path.isdir(name):
         index = index_folder(name, root, options)
     elif options.kind == "folder" or root is not None or not _looks_like_repository(name):
-        raise FileNotFoundError(
-            f"there is no {name!r}: expected a data set's name ({', '.join(LAYOUTS)}), a folder, a table "
-            f"({', '.join(TABLE_SUFFIXES)}), a meta.json or a Hub repository owner/name"
-        )
+        raise _no_source(name)
     if index is None:
         from .repositories import load_repository
 
@@ -129,6 +126,23 @@ def open_source(
         named = (path for record in index.records for path in (record.image, record.mask) if path)
         index = replace(index, outside=check_inside(named, [index.root], index.form, options.allow_outside))
     return index
+
+
+def check_source(name: str) -> None:
+    """Refuse what no source can be, without looking into one.
+
+    Raises:
+        FileNotFoundError: it is no file or folder, and no name of a data set or repository.
+    """
+    if not os.path.exists(name) and find_layout(name) is None and not _looks_like_repository(name):
+        raise _no_source(name)
+
+
+def _no_source(name: str) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"there is no {name!r}: expected a data set's name ({', '.join(LAYOUTS)}), a folder, a table "
+        f"({', '.join(TABLE_SUFFIXES)}), a meta.json or a Hub repository owner/name"
+    )
 
 
 def select_parts(

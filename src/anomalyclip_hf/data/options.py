@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..images_anomalyclip import check_channels, check_window
+from ..options_anomalyclip import Rule
 
 KINDS = ("folder", "datasets")
 
@@ -20,6 +21,7 @@ def option(
     group: str | None = None,
     argument: bool = False,
     bare: str | None = None,
+    rule: Rule | str = None,
 ) -> Any:
     """A dataclass field with what `anomalyclip --help` says of it.
 
@@ -30,8 +32,10 @@ def option(
         group (`str`, *optional*): heading that it stands below in `--help`.
         argument (`bool`): given without the option's name, such as the files of `anomalyclip predict`.
         bare (`str`, *optional*): value where the option is given without one.
+        rule (*optional*): what it may hold on the command line; also "path" (of files that are there), "source" (of
+            images) or "folder" (for results).
     """
-    facts = {"help": help, "short": short, "group": group, "argument": argument, "bare": bare}
+    facts = {"help": help, "short": short, "group": group, "argument": argument, "bare": bare, "rule": rule}
     metadata = {name: value for name, value in facts.items() if value}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
@@ -79,7 +83,10 @@ class ProfileOptions:
     profile: str | None = option(None, "Settings of one product, kept beside the prompts.", group="Regions")
     min_area: int | None = option(None, "Regions of fewer pixels of the image don't count.", group="Regions")
     roi: str | None = option(
-        None, "Mask image, or '[[x, y], ...]' in pixels: outside it there are no regions.", group="Regions"
+        None,
+        "Mask image, or '[[x, y], ...]' in pixels: outside it there are no regions.",
+        group="Regions",
+        rule="path",
     )
 
     def region_options(self) -> dict[str, Any]:
@@ -102,7 +109,10 @@ class SourceOptions:
     """
 
     data_dir: str | None = option(
-        None, "Unpacked archive of a named data set, or where a table's paths start.", group="Data set"
+        None,
+        "Unpacked archive of a named data set, or where a table's paths start.",
+        group="Data set",
+        rule="path",
     )
     class_names: list[str] | None = option(None, "These classes alone.", group="Data set")
     kind: str | None = option(

@@ -272,12 +272,13 @@ def index_own_tables(name: str, root: str, tables: Mapping[str, str], options: S
     """Index a user's CSV, TSV, JSON lines or parquet file, or those of the splits of an image folder.
 
     Args:
-        name (`str`): the folder of the tables.
+        name (`str`): the folder of the tables. Samples that name no class are of the table's, by its file's name; of
+            an image folder's, by that of the folder.
         root (`str`): where relative paths start; a split's from its folder in there.
         tables: folder of a split, or "", -> name of its table.
         options (`SourceOptions`): columns, labels that mean normal, and the rest.
     """
-    class_name, parts = options.only_class() or os.path.basename(os.path.abspath(root)), []
+    parts = []
     names = [os.path.join(part, file).replace(os.sep, "/") for part, file in tables.items()]
     for part, file in zip(tables, names, strict=True):
         rows = read_rows(os.path.join(name, file))
@@ -295,6 +296,9 @@ def index_own_tables(name: str, root: str, tables: Mapping[str, str], options: S
             normal_labels=None if options.normal_labels is None else tuple(options.normal_labels),
         )
         split = SPLITS.get(part.casefold(), "test")
+        is_metadata = os.path.basename(file).casefold() in METADATA_FILES
+        own_name = os.path.basename(os.path.abspath(root)) if is_metadata else os.path.splitext(file)[0]
+        class_name = options.only_class() or own_name
         parts.append(index_rows(rows, table, root, f"table {file}", class_name=class_name, split=split, folder=part))
     return replace(
         parts[0],

@@ -60,6 +60,22 @@ class NormalCalibration:
         """Whether the wanted confidence was reached."""
         return self.achieved_confidence >= self.confidence - 1e-12
 
+    @property
+    def doubt(self) -> str:
+        """Why the wanted confidence was not reached, in words; empty where it was."""
+        if not self.achieved_confidence:
+            return (
+                "normal samples score so near 1, from which on samples are anomalous, that no threshold lies above "
+                "them: it promises nothing. Train on images that are more like these"
+            )
+        if self.is_guaranteed:
+            return ""
+        return (
+            f"{self.num_samples} normal samples are too few for a false-alarm rate of {self.false_alarm_rate:g} at "
+            f"confidence {self.confidence:g}: at least {self.num_needed} are needed. The highest score is used; it "
+            f"holds with confidence {self.achieved_confidence:.3g}"
+        )
+
     def to_dict(self) -> dict[str, float | bool]:
         """Plain numbers, for JSON."""
         return asdict(self) | {"is_guaranteed": self.is_guaranteed}
@@ -114,7 +130,11 @@ def num_normal_needed(false_alarm_rate: float = 0.05, confidence: float = 0.95) 
 
 
 def calibrate_from_normal(
-    scores: Values, false_alarm_rate: float = 0.05, confidence: float = 0.95, margin: float = MARGIN
+    scores: Values,
+    false_alarm_rate: float = 0.05,
+    confidence: float = 0.95,
+    margin: float = MARGIN,
+    warn: bool = True,
 ) -> NormalCalibration:
     """Choose a threshold from the scores of normal samples.
 
@@ -130,6 +150,7 @@ def calibrate_from_normal(
         confidence: in (0, 1).
         margin: difference of logits, 0 or more; `MARGIN` for scores computed in float32, `HALF_MARGIN` in half
             precision. For scores that are no probabilities, a share of the score.
+        warn: whether to warn of a [`~NormalCalibration.doubt`].
 
     Raises:
         ValueError: no score, NaN or infinite scores, a rate outside (0, 1).
@@ -144,7 +165,6 @@ def calibrate_from_normal(
         raise ValueError(f"scores have shape {values.shape} but (N,) with at least one score is expected")
     values = np.sort(values.astype(np.float64))
     check_finite(values[0], values[-1], "scores")
-    needed = num_normal_needed(false_alarm_rate, confidence)
     count = len(values)
     # P(share of normal samples above the k-th smallest <= rate) = P(Binomial(count, 1 - rate) <= k - 1).
     certainty = binom.cdf(np.arange(count), count, 1.0 - false_alarm_rate)
@@ -152,27 +172,18 @@ def calibrate_from_normal(
     threshold, achieved = shift_score(values[rank - 1], margin), float(certainty[rank - 1])
     if values[0] >= 0.0 and values[-1] <= 1.0 <= threshold:
         threshold, achieved = 1.0, 0.0
-        warnings.warn(
-            f"normal samples score up to {values[rank - 1]:.9g}, and a threshold can be no more than 1, from which on "
-            "samples are anomalous: it promises nothing. Train on images that are more like these",
-            stacklevel=2,
-        )
-    elif count < needed:
-        warnings.warn(
-            f"{count} normal samples are too few for a false-alarm rate of {false_alarm_rate:g} at confidence "
-            f"{confidence:g}: at least {needed} are needed. The highest score is used; it holds with confidence "
-            f"{certainty[count - 1]:.3g}",
-            stacklevel=2,
-        )
-    return NormalCalibration(
+    result = NormalCalibration(
         threshold=threshold,
         false_alarm_rate=float(false_alarm_rate),
         confidence=float(confidence),
         achieved_confidence=achieved,
         num_samples=count,
-        num_needed=needed,
+        num_needed=num_normal_needed(false_alarm_rate, confidence),
         num_above=int(np.count_nonzero(values >= threshold)),
     )
+    if warn and result.doubt:
+        warnings.warn(result.doubt, stacklevel=2)
+    return result
 
 
 def calibrate_pixels_from_normal(

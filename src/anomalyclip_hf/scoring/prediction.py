@@ -56,6 +56,7 @@ class PredictionSummary:
         skipped (`list[dict]`): `path` and `error` of the first `EXAMPLES` of them; skipped.jsonl has all.
         left_out (`list[Path]`): masks in the folders given, which are no photographs.
         unused (`dict[str, list[Path]]`): other files and folders in them that are set aside, by reason.
+        num_replaced (`int`): records of an earlier run in the output folder, which were removed with their files.
         peak (`tuple[float, float]`, *optional*): of a video, seconds and smoothed score where that is highest.
     """
 
@@ -65,6 +66,7 @@ class PredictionSummary:
     skipped: list[dict[str, str]] = field(default_factory=list)
     left_out: list[Path] = field(default_factory=list)
     unused: dict[str, list[Path]] = field(default_factory=dict)
+    num_replaced: int = 0
     peak: tuple[float, float] | None = None
 
     @property
@@ -221,11 +223,12 @@ class _Run:
             skipped: `path` and `error` of what is known not to be usable.
         """
         made = not self.output.exists()
-        if made and images is not None and not images:
-            return PredictionSummary(self.output, 0, len(skipped), [dict(one) for one in skipped[:EXAMPLES]])
+        if images is not None and not images:  # results of an earlier run stay
+            return PredictionSummary(self.output, 0, len(skipped), [dict(one) for one in skipped])
+        num_replaced = 0
         if self.process[0] == 0:
             self.facts["model"] = self._describe_model()
-            begin_run(self.output, self.facts, images, self.settings.resume)
+            num_replaced = begin_run(self.output, self.facts, images, self.settings.resume)
         self._wait()
         writer = RecordWriter(self.output, self.settings, self.process[0])
         try:
@@ -240,6 +243,7 @@ class _Run:
             end_run(self.output, [one for one in self.settings.formats if one in TABLES])
         self._wait()
         summary = self._summarize()
+        summary.num_replaced = num_replaced
         if made and not summary.num_scored and summary.num_skipped <= EXAMPLES and self.process[1] == 1:
             for name in (SETTINGS, SKIPPED):  # a folder is not kept for inputs of which none can be scored
                 (self.output / name).unlink(missing_ok=True)

@@ -150,9 +150,13 @@ def calibrate(
     image: NormalCalibration | LabelCalibration
     pixel: NormalCalibration | LabelCalibration | None
     if method == "normal":
-        image = calibrate_from_normal(scores, false_alarm_rate, confidence, margin)
+        image = calibrate_from_normal(scores, false_alarm_rate, confidence, margin, False)
         # Smoothing can leave [0, 1] by a rounding error.
-        pixel = calibrate_from_normal(np.clip(levels, 0.0, 1.0), false_alarm_rate, confidence, margin)
+        pixel = calibrate_from_normal(np.clip(levels, 0.0, 1.0), false_alarm_rate, confidence, margin, False)
+        doubts = {"image": image.doubt, "pixel": pixel.doubt}
+        for doubt in filter(None, dict.fromkeys(doubts.values())):
+            names = " and ".join(name for name, own in doubts.items() if own == doubt)
+            warnings.warn(f"{names} threshold: {doubt}", stacklevel=2)
     else:
         image = calibrate_from_labels(scores, labels, method, recall, margin)
         has_masks = pixels.num_images > 0 and pixels.num_regions > 0

@@ -168,7 +168,7 @@ def make_record(
     return record | ({"regions": result["regions"]} if "regions" in result else {}) | dict(files)
 
 
-def begin_run(output: Path, facts: Mapping[str, Any], listing: Iterable[tuple[str, str]] | None, resume: bool) -> None:
+def begin_run(output: Path, facts: Mapping[str, Any], listing: Iterable[tuple[str, str]] | None, resume: bool) -> int:
     """Make the output folder ready; by one process, before any writes into it.
 
     Args:
@@ -176,6 +176,9 @@ def begin_run(output: Path, facts: Mapping[str, Any], listing: Iterable[tuple[st
         facts: what decides the records, by name; kept there, and what those of a run to go on with must equal.
         listing: path and name of each image; None for a stream, whose images are known by their place.
         resume: gather the records there, for [`read_done`].
+
+    Returns:
+        how many records of an earlier run were removed.
 
     Raises:
         ValueError: the records there are of other facts, or of a stream that is done.
@@ -186,18 +189,21 @@ def begin_run(output: Path, facts: Mapping[str, Any], listing: Iterable[tuple[st
         remove_leftovers(output, *FOLDERS.values())
         _gather(output, listing)
         _remove(_files(output, SKIPPED))
-        return
+        return 0
     output.mkdir(parents=True, exist_ok=True)
     remove_leftovers(output, *FOLDERS.values())
+    replaced = 0
     for file in _files(output, PREDICTIONS):
         for entry in _read(file):
             _remove_files(output, entry)
+            replaced += 1
     _remove([*_files(output, PREDICTIONS), *_files(output, SKIPPED)])
     _remove(output / f"predictions.{table}" for table in TABLES)
     if (output / SETTINGS).is_file():  # or else the report is another command's
-        _remove([output / "report.html"])
+        _remove([output / "report.html", output / LEGEND])
     with atomic_path(output / SETTINGS) as temporary:
         temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    return replaced
 
 
 def _describe(value: Any) -> str:
@@ -334,11 +340,18 @@ def _remove(files: Iterable[Path]) -> None:
 
 
 def _remove_files(output: Path, record: Mapping[str, Any]) -> None:
-    """Remove the files that a record names, where they are a run's own."""
+    """Remove the files that a record names, where they are a run's own, and the folders that this empties."""
     for field, folder in FOLDERS.items():
-        first, *others = str(record.get(field, "")).split("/")
-        if others and first == folder and ".." not in others and (output / record[field]).is_file():
-            (output / record[field]).unlink()
+        file, own = output / str(record.get(field, "")), output / folder
+        if own not in file.parents or not file.is_file():
+            continue
+        if file.parent.resolve() != output.resolve() / file.parent.relative_to(output):  # by .. or a link
+            continue
+        file.unlink()
+        for parent in itertools.takewhile(lambda one: one != output, file.parents):
+            if any(parent.iterdir()):
+                break
+            parent.rmdir()
 
 
 def _write_table(source: Path, target: Path, table: str) -> None:
