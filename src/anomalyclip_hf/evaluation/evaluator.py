@@ -25,8 +25,8 @@ from tqdm.auto import tqdm
 
 from ..data.files import MAP_SUFFIXES, check_name, remove_leftovers, safe_name, save_map
 from ..scoring.engine import FullDisk, Record, explain, own_share, score_images
-from ..scoring.mutual import MutualJudge, judge_blocks
-from ..scoring.rows import PreparedRow, digest_model, prepare_row, processor_for, resizing_of
+from ..scoring.mutual import BLOCK_SIZE, MutualJudge, blocks_of, judge_block
+from ..scoring.rows import digest_model, prepare_row, processor_for, resizing_of
 from .baselines import MUTUAL, OWN, MethodScorer, other_processors, score_methods
 from .published import add_paper
 from .records import ClassRecords, RecordWriter, class_folder, open_folder
@@ -182,12 +182,20 @@ def score_class(
     prepare = partial(prepare_row, processor=processor, map_size=settings.map_size)
     loading: dict[str, Any] = {"batch_size": settings.batch_size, "num_workers": settings.num_workers}
     scorer.references, drawn = draw_references(scorer.model, processor, dataset, good, scorer.methods)
-    judge, known = MutualJudge(scorer.model, processor, sigma=settings.sigma), {}
+    judge = MutualJudge(scorer.model, processor, sigma=settings.sigma)
+    known: dict[int, Tensor] = {}
     if MUTUAL in scorer.methods:  # of whole blocks, in each process
-        blocks = judge_blocks(
-            dataset, prepare, partial(_describe, judge), indices=indices, device=scorer.model.device, **loading
-        )
-        known = {index: values for _, found, _ in blocks for index, values in found.items()}
+        for block in blocks_of(len(indices), BLOCK_SIZE):
+            positions = [indices[place] for place in block]
+            judged = judge_block(
+                dataset,
+                prepare,
+                lambda rows: judge.describe([row.view.pixel_values for row in rows]),
+                positions,
+                scorer.model.device,
+                **loading,
+            )
+            known |= {one.index: one.result for one in judged if one.error is None}
     for record in score_images(
         dataset,
         partial(prepare, others=others),
@@ -201,8 +209,7 @@ def score_class(
             for name in [name for name, chosen in drawn.items() if record.index in chosen]:
                 del scores[name], maps[name]
             if record.index in known:
-                size = next(iter(maps.values())).shape[::-1]
-                found = judge.finish(size, known[record.index])
+                found = judge.finish(next(iter(maps.values())).shape, known[record.index])
                 scores[MUTUAL], maps[MUTUAL] = found["score"], found["anomaly_map"]
         writer.add(record)
         note(record)
@@ -271,10 +278,6 @@ def evaluate_sources(
             result["not_drawn"] = not_drawn
     processes.wait_for_everyone()
     return result
-
-
-def _describe(judge: MutualJudge, rows: Sequence[PreparedRow]) -> Tensor:
-    return judge.describe([row.pixel_values[None] for row in rows])
 
 
 def _read_columns(dataset: datasets.Dataset) -> dict[str, list]:
