@@ -18,31 +18,34 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from tqdm.auto import tqdm
 
 from ..data.files import MAP_SUFFIXES, check_name, remove_leftovers, safe_name, save_map
 from ..scoring.engine import FullDisk, Record, explain, own_share, score_images
 from ..scoring.mutual import BLOCK_SIZE, MutualJudge, blocks_of, judge_block
 from ..scoring.rows import digest_model, prepare_row, processor_for, resizing_of
-from .baselines import MUTUAL, OWN, MethodScorer, other_processors, score_methods
+from .baselines import MUTUAL, OWN, Method, MethodScorer, other_processors, score_methods
 from .published import add_paper
 from .records import ClassRecords, RecordWriter, class_folder, open_folder
+from .report import make_samples
 from .results import describe_model, versions, write_results
-from .samples import make_samples
 from .settings import EXACT_PIXELS, EvaluationSettings
-from .shots import draw_references
 from .summary import add_rates, judge_class, summarize_classes
 
 if TYPE_CHECKING:
     import datasets
     from accelerate import Accelerator
+    from PIL import Image
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
     from .. import AnomalyCLIPModel, AnomalyCLIPProcessor
+    from ..references_anomalyclip import References
 
 __all__ = ["COLUMNS", "EXACT_PIXELS", "EvaluationSettings", "evaluate_model", "evaluate_sources", "score_class"]
 COLUMNS = ("image", "mask", "label", "class_name", "defect_type", "path")
@@ -214,6 +217,45 @@ def score_class(
         writer.add(record)
         note(record)
     writer.flush()
+
+
+def draw_references(
+    model: AnomalyCLIPModel,
+    processor: AnomalyCLIPProcessor,
+    dataset: datasets.Dataset,
+    good: Sequence[int],
+    methods: Mapping[str, Method],
+) -> tuple[dict[str, References], dict[str, set[int]]]:
+    """Draw references from the good images of a class.
+
+    Each draw has an order of its own, decided by its number alone: the references of a smaller number are among those
+    of a larger one. Images that can't be read are passed over.
+
+    Args:
+        good: positions of the normal images of the class.
+
+    Returns:
+        name to references, and to their positions; of the methods that leave good images to be judged.
+    """
+    found: dict[str, References] = {}
+    drawn: dict[str, set[int]] = {}
+    weight = None if model.references is None else model.references.weight
+    for name, method in methods.items():
+        order = np.random.default_rng([method.draw]).permutation(good).tolist()
+        if 0 < method.references < len(good):
+            chosen = dict(islice(_readable(dataset, order), method.references))
+            images = list(chosen.values())
+            found[name] = model.make_references(images, processor=processor, reference_weight=weight, batch_size=1)
+            drawn[name] = set(chosen)
+    return found, drawn
+
+
+def _readable(dataset: datasets.Dataset, order: Sequence[int]) -> Iterator[tuple[int, Image.Image]]:
+    for index in order:
+        try:
+            yield index, dataset[index]["image"]
+        except Exception:  # decoders raise anything; the scoring loop reports it
+            continue
 
 
 def evaluate_sources(
