@@ -39,8 +39,12 @@ def test_scores_are_those_of_the_definition_in_each_block(monkeypatch):
 
 
 def test_blocks_are_about_equal():
-    assert blocks_of(401, 200) == [range(133), range(133, 267), range(267, 401)]
-    assert blocks_of(200, 200) == [range(200)]
+    assert blocks_of(range(1, 402), 200) == [
+        [*range(1, 135)],
+        [*range(135, 269)],
+        [*range(269, 402)],
+    ]
+    assert blocks_of(range(200)) == [[*range(200)]]
 
 
 def test_an_odd_image_stands_out_and_few_images_are_refused(tiny_model, tiny_processor):

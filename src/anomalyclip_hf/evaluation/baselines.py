@@ -4,7 +4,8 @@ learning, and ablations.
 Every way has a name: `anomalyclip` is the model as it is, `BASELINES` are CLIP with sentences, and an ablation is
 `setting=value`: `dpam=off`, `dpam=qq`, `layers=6,12,18,24`, `layers=paper`, `deep_prompts=off`. So are scores by
 another rule, `score=max`, and comparisons with good images drawn from the judged class, `references=4` (see
-`evaluator.draw_references`). With `mutual` the images of a class judge one another (see `scoring.mutual`), with `resize=tile` they are cut.
+`evaluator.draw_references`). With `mutual` the images of a class judge one another (see `scoring.mutual`), with
+`resize=tile` they are cut.
 
 The baselines `clip` and `clip_ac` are the rows CLIP and CLIP-AC of the paper's tables 1 and 2, `prompt_ensemble` puts
 state words into templates, without windows. They use CLIP as it is (no refined path, last layer, class token after the

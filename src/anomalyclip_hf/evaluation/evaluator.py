@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from ..data.files import MAP_SUFFIXES, check_name, remove_leftovers, safe_name, save_map
 from ..scoring.engine import FullDisk, Record, explain, own_share, score_images
-from ..scoring.mutual import BLOCK_SIZE, MutualJudge, blocks_of, judge_block
+from ..scoring.mutual import MutualJudge, blocks_of, judge_block
 from ..scoring.rows import digest_model, prepare_row, processor_for, resizing_of
 from .baselines import MUTUAL, OWN, Method, MethodScorer, other_processors, score_methods
 from .published import add_paper
@@ -188,8 +188,7 @@ def score_class(
     judge = MutualJudge(scorer.model, processor, sigma=settings.sigma)
     known: dict[int, Tensor] = {}
     if MUTUAL in scorer.methods:  # of whole blocks, in each process
-        for block in blocks_of(len(indices), BLOCK_SIZE):
-            positions = [indices[place] for place in block]
+        for positions in blocks_of(indices):
             judged = judge_block(
                 dataset,
                 prepare,

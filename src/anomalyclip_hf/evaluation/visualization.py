@@ -27,7 +27,7 @@ class Sample:
     Args:
         image: PIL image, any mode.
         anomaly_map: `(h, w)` float, any size; higher is more anomalous.
-        mask: `(h, w)` truth, nonzero is anomalous, or PIL image; None where there is none.
+        mask: truth, as of `binary_mask`; None where there is none.
         label: 0 normal, 1 anomalous, None unknown.
         score: anomaly score of the image.
         title: what to write beside it (class, defect, file name).

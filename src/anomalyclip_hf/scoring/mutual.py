@@ -7,9 +7,9 @@ scores of single images.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -138,8 +138,7 @@ def score_images_mutually(
         ValueError: if there are too few images, or blocks are too small.
     """
     _refuse_few(min(len(indices), block_size))
-    for block in blocks_of(len(indices), block_size):
-        positions = [indices[place] for place in block]
+    for positions in blocks_of(indices, block_size):
         judged = {one.index: one for one in judge_block(source, prepare, describe, positions, device, **loading)}
         readable = [index for index, one in judged.items() if one.error is None]
         read = score_images(source, prepare, lambda items: items, indices=readable, **loading)
@@ -186,11 +185,9 @@ def _refuse_few(count: int) -> None:
         )
 
 
-def blocks_of(count: int, block_size: int) -> list[range]:
-    """The fewest ranges of at most `block_size`, of sizes that differ by one at most."""
-    number = -(-count // block_size)
-    edges = [count * one // number for one in range(number + 1)]
-    return [range(start, stop) for start, stop in pairwise(edges)]
+def blocks_of(indices: Sequence[int], block_size: int = BLOCK_SIZE) -> list[list[int]]:
+    """The fewest blocks of at most `block_size` positions, of sizes that differ by one at most."""
+    return [block.tolist() for block in np.array_split(indices, -(-len(indices) // block_size))]
 
 
 def _least_distances(features: Tensor) -> Tensor:

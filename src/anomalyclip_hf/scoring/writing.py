@@ -33,7 +33,7 @@ KEPT = "predictions-kept.jsonl"  # the shard of what a run that is gone on with 
 _SHARD = re.compile(r"(predictions|skipped)-\d{5,}-\d{7,}\.jsonl|" + re.escape(KEPT))
 FOLDERS = {"overlay": "overlays", "map": "maps", "mask": "predicted_masks"}  # field of a record -> folder of its files
 SHARD_SIZE = 1000  # records
-SHARD_SECONDS = 2.0  # between two shards
+SHARD_SECONDS = 5.0  # between two shards
 TABLE_ROWS = 10_000  # written at a time
 
 
