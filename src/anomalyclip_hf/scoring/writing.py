@@ -266,17 +266,15 @@ def _gather(output: Path, listing: Iterable[tuple[str, str]] | None) -> None:
         places[path].append((index, name))
 
     def take(entry: dict[str, Any]) -> int | None:
-        if listing is None:
-            index = entry.get("index")
-            if index is None or index in taken:
-                return None
-            taken.add(index)
-            return index
-        own = places.get(entry.get("path", ""), [])
-        fits = (one for one in own if all(_names(entry, field, one[1]) for field in FOLDERS))
-        if (found := next(fits, None)) is not None:
-            own.remove(found)
-        return None if found is None else found[0]
+        index = entry.get("index")
+        if listing is not None:
+            own = [(place, name) for place, name in places.get(entry.get("path", ""), ()) if place not in taken]
+            fits = (place for place, name in own if all(_names(entry, field, name) for field in FOLDERS))
+            index = next(fits, None)
+        if index is None or index in taken:
+            return None
+        taken.add(index)
+        return index
 
     files = list(_files(output, PREDICTIONS))
     _merge(files, output / KEPT, take)
