@@ -312,7 +312,7 @@ def test_odd_class_names_reach_every_file(tiny_checkpoint, tmp_path):
 
 
 def test_what_can_not_be_drawn_is_said_when_the_numbers_are_safe(tiny_checkpoint, tmp_path, monkeypatch, capsys):
-    from anomalyclip_hf.evaluation import results, samples
+    from anomalyclip_hf.evaluation import report, results
 
     def fail(*args, **kwargs):
         raise RuntimeError("no font")
@@ -320,7 +320,7 @@ def test_what_can_not_be_drawn_is_said_when_the_numbers_are_safe(tiny_checkpoint
     tree, out = make_tree(tmp_path / "tree", ("bottle",)), tmp_path / "out"
     line = ["--model", tiny_checkpoint, "--sources", f"mine={tree}", "--cpu", "--disable_tqdm", "--num_pictures", "1"]
     monkeypatch.setattr(results, "write_report", fail)
-    monkeypatch.setattr(samples, "Sample", fail)
+    monkeypatch.setattr(report, "Sample", fail)
     assert main([*line, "--output_dir", str(out)]) == 1
     said = [row for row in capsys.readouterr().err.splitlines() if row.startswith("not drawn: ")]
     assert said[-1] == "not drawn: report.html (RuntimeError: no font)" and len(said) == 4

@@ -17,7 +17,7 @@ LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--
 LAUNCH += ["--mixed_precision", "no", "--main_process_port", "0"]
 # The command with records put on disk often, so that a fast machine doesn't finish before it is stopped.
 OFTEN = (
-    "import sys; from anomalyclip_hf.scoring import writing; writing.SHARD_SECONDS = (0.02, 0.1);"
+    "import sys; from anomalyclip_hf.scoring import writing; writing.SHARD_SECONDS = 0.05;"
     "from anomalyclip_hf.cli import main; sys.exit(main(sys.argv[1:]))"
 )
 

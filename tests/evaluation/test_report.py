@@ -109,7 +109,7 @@ def test_plots_are_written_whole(tmp_path):
     plots.plot_metric_curves(curves, tmp_path / "curves.svg")
     svg = (tmp_path / "curves.svg").read_text()
     assert all(word in svg for word in ("ROC", "recall", "Per-region overlap", "bolt"))
-    plots.plot_score_histograms([0.1, 0.2, 0.9], [0, 0, 1], tmp_path / "scores.svg")
+    plots.plot_score_histograms([0.1, 0.2, 0.9], [0, 0, 1], tmp_path / "scores.svg", ["all images"] * 3)
     svg = (tmp_path / "scores.svg").read_text()
     assert all(word in svg for word in ("all images", "normal", "anomalous"))
     plots.plot_curves(HISTORY, tmp_path / "training.png")
@@ -124,7 +124,7 @@ def test_plots_are_written_whole(tmp_path):
 def test_plots_refuse_bad_input(tmp_path):
     for call, message in [
         (lambda: plots.plot_metric_curves({"a": {}}, tmp_path / "a.png"), "none of roc, pr, pro"),
-        (lambda: plots.plot_score_histograms([], [], tmp_path / "a.png"), "N > 0"),
+        (lambda: plots.plot_score_histograms([], [], tmp_path / "a.png", []), "N > 0"),
         (
             lambda: plots.plot_score_histograms([0.1], [1], tmp_path / "a.png", classes=[]),
             r"\(1,\) and \(0,\)",

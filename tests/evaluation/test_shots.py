@@ -71,7 +71,7 @@ def test_one_table_tells_what_each_buys(tiny_model, tiny_processor, dataset, tmp
     assert one["spread"]["image_auroc"] == pytest.approx(np.std(aurocs))
     assert (one["classes"]["part"]["num_images"], one["classes"]["part"]["num_judged_maps"]) == (4, 2)
     judge = MutualJudge(tiny_model, tiny_processor)
-    pixels = [tiny_processor([dataset[index]["image"]], return_tensors="pt")["pixel_values"] for index in part]
+    pixels = [tiny_processor([dataset[index]["image"]], return_tensors="pt")["pixel_values"][0] for index in part]
     assert [of("mutual")[index] for index in part] == pytest.approx(
         score_mutually(judge.describe(pixels)).amax(dim=1).tolist(), abs=1e-4
     )

@@ -5,7 +5,7 @@ from PIL import Image
 from anomalyclip_hf.data.contact_sheet import OUTLINE
 from anomalyclip_hf.data.files import atomic_path
 from anomalyclip_hf.evaluation import visualization
-from anomalyclip_hf.evaluation.samples import choose_images
+from anomalyclip_hf.evaluation.report import choose_images
 from anomalyclip_hf.evaluation.visualization import Sample
 
 
@@ -32,15 +32,14 @@ def test_the_color_map_grows_lighter_all_along():
     assert np.all(np.diff(luminance) > -0.6) and luminance[-1] - luminance[0] > 150
 
 
-def test_overlay_blends_by_alpha_at_the_size_of_the_image():
+def test_overlay_blends_at_the_size_of_the_image():
     image = gray()
     top = np.asarray(visualization.colorize(np.ones((1, 1))))[0, 0].astype(float)
-    shown = visualization.overlay(image, np.ones((5, 5)), alpha=0.4)
+    shown = visualization.overlay(image, np.ones((5, 5)))
     assert shown.size == (30, 20) and shown.mode == "RGB"
-    assert np.abs(np.asarray(shown)[10, 10] - (0.4 * 100 + 0.6 * top)).max() <= 1
-    floor = np.asarray(visualization.overlay(image, np.zeros((20, 30)), alpha=0.4))[0, 0]
-    assert np.abs(floor - 0.8 * 100).max() <= 2
-    assert np.array_equal(np.asarray(visualization.overlay(image, np.ones((20, 30)), alpha=0.0)), np.asarray(image))
+    assert np.abs(np.asarray(shown)[10, 10] - (0.25 * 100 + 0.75 * top)).max() <= 1
+    floor = np.asarray(visualization.overlay(image, np.zeros((20, 30))))[0, 0]
+    assert np.abs(floor - 0.75 * 100).max() <= 2
 
 
 def test_fit_scale_is_one_for_the_run():
@@ -105,7 +104,6 @@ def test_bad_input_is_refused(tmp_path):
         (lambda: visualization.colorize(np.zeros((2, 2)), 1.0, 1.0), "vmin=1.0, vmax=1.0"),
         (lambda: visualization.colorize(np.full((2, 2), np.nan)), "NaN"),
         (lambda: visualization.overlay(gray(), np.zeros((2, 2, 2))), r"\(2, 2, 2\)"),
-        (lambda: visualization.overlay(gray(), np.zeros((2, 2)), alpha=2), "alpha=2"),
         (lambda: visualization.contact_sheet([], tmp_path / "a.png"), "rows is empty"),
         (
             lambda: visualization.contact_sheet([Sample(gray(), np.zeros((2, 2)))], tmp_path / "a.png", cell_size=3),

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from anomalyclip_hf.scoring.mutual import blocks_of, describe_images, judge_blocks, score_mutually
+from anomalyclip_hf.scoring.mutual import MutualJudge, blocks_of, judge_block, score_mutually
 
 
 def random_features(count, sets=2, patches=3, width=8):
@@ -31,22 +31,26 @@ def test_scores_are_those_of_the_definition_in_each_block(monkeypatch):
     features = random_features(12)
     torch.testing.assert_close(score_mutually(features), by_definition(features), atol=1e-5, rtol=0)
     monkeypatch.setattr("anomalyclip_hf.scoring.mutual.SIMILARITIES", 1)
-    blocks = list(judge_blocks(list(features), lambda row: row, torch.stack, indices=range(12), block_size=6))
-    assert [(positions, failed) for positions, _, failed in blocks] == [([*range(6)], {}), ([*range(6, 12)], {})]
-    for positions, found, _ in blocks:
-        found = torch.stack([found[index] for index in positions])
-        torch.testing.assert_close(found, by_definition(features[positions]), atol=1e-5, rtol=0)
+    for positions in ([*range(6)], [*range(6, 12)]):
+        found = judge_block(list(features), lambda row: row, torch.stack, positions)
+        assert [record.index for record in found] == positions
+        values = torch.stack([record.result for record in found])
+        torch.testing.assert_close(values, by_definition(features[positions]), atol=1e-5, rtol=0)
 
 
 def test_blocks_are_about_equal():
-    assert blocks_of(401, 200) == [range(133), range(133, 267), range(267, 401)]
-    assert blocks_of(200, 200) == [range(200)]
+    assert blocks_of(range(1, 402), 200) == [
+        [*range(1, 135)],
+        [*range(135, 269)],
+        [*range(269, 402)],
+    ]
+    assert blocks_of(range(200)) == [[*range(200)]]
 
 
-def test_an_odd_image_stands_out_and_few_images_are_refused(tiny_model):
+def test_an_odd_image_stands_out_and_few_images_are_refused(tiny_model, tiny_processor):
     pixels = torch.randn(1, 3, 42, 42, generator=torch.Generator().manual_seed(0)).repeat(8, 1, 1, 1)
     pixels[5, :, :21, :21] = 2.0
-    features = describe_images(tiny_model, pixels)
+    features = MutualJudge(tiny_model, tiny_processor).describe([*pixels])
     values = score_mutually(features)
     assert int(values.amax(dim=1).argmax()) == 5 and values[0].max() < 0.02 < values[5].max() <= 1
     with pytest.raises(ValueError, match=r"4 images in a block.*at least 5"):

@@ -139,10 +139,10 @@ def test_every_way_gives_the_same_score(tiny_model, tiles_of, detector, make_ima
     alone = [detector(image, **settings) for image in images]
     rows = [prepare_row({"image": image, "mask": None, "label": 0}, processor) for image in images]
     rows = pickle.loads(pickle.dumps(rows))  # as workers send them
-    by_rows = score_rows(tiny_model, processor, rows)
+    by_rows = score_rows(tiny_model, processor, [row.view for row in rows], ["global"])
     by_methods = score_methods(MethodScorer(tiny_model, ["anomalyclip", "dpam=off"]), processor, rows)
     in_batches = detector(images, batch_size=4, **settings)
-    for image, row, one, batched, (score, found), (scores, maps) in zip(
+    for image, row, one, batched, ((score, found),), (scores, maps) in zip(
         images, rows, alone, in_batches, by_rows, by_methods, strict=True
     ):
         assert found.shape == row.mask.shape == image.size[::-1]

@@ -90,10 +90,10 @@ def test_a_record_for_each_frame(clip, tmp_path):
 
 
 def test_every_nth_frame(clip, tmp_path):
-    predict_video(clip, tmp_path / "out", Detector(), every=5, annotate=False)
+    predict_video(clip, tmp_path / "out", Detector(), every=5)
     expected = [(0, 0.0), (5, 0.5), (10, 1.0), (15, 1.5)]
     assert [(one["frame"], one["time"]) for one in records(tmp_path / "out")] == expected
-    assert not (tmp_path / "out" / "annotated.mp4").exists()
+    assert len(decoded(tmp_path / "out" / "annotated.mp4")) == 4
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
@@ -113,7 +113,7 @@ def test_a_video_that_is_cut_off_keeps_what_was_decoded(tmp_path):
     path = write(tmp_path / "clip.mp4", container={"movflags": "faststart"})
     content = path.read_bytes()
     path.write_bytes(content[: len(content) - (len(content) - content.find(b"mdat")) // 2])
-    summary = predict_video(path, tmp_path / "out", Detector(), annotate=False)
+    summary = predict_video(path, tmp_path / "out", Detector())
     assert (5 < summary.num_scored < 15, summary.exit_status) == (True, 1)
     (entry,) = records(tmp_path / "out", "skipped.jsonl")
     assert entry["path"] == str(path)
@@ -153,7 +153,7 @@ def test_a_frame_that_fails_is_skipped(clip, tmp_path):
                 raise ValueError("too bright")
             return super().__call__(images, batch_size, **options)
 
-    summary = predict_video(clip, tmp_path / "out", Fails(), batch_size=3, annotate=False)
+    summary = predict_video(clip, tmp_path / "out", Fails(), batch_size=3)
     assert (summary.num_scored, summary.exit_status) == (10, 1)
     skipped = records(tmp_path / "out", "skipped.jsonl")
     assert skipped[0] == {"path": f"{clip}#frame=10", "error": "too bright"}

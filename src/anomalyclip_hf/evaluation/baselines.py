@@ -3,8 +3,9 @@ learning, and ablations.
 
 Every way has a name: `anomalyclip` is the model as it is, `BASELINES` are CLIP with sentences, and an ablation is
 `setting=value`: `dpam=off`, `dpam=qq`, `layers=6,12,18,24`, `layers=paper`, `deep_prompts=off`. So are scores by
-another rule, `score=max`, and comparisons with good images drawn from the judged class, `references=4` (see `shots`).
-With `mutual` the images of a class judge one another (see `scoring.mutual`), with `resize=tile` they are cut.
+another rule, `score=max`, and comparisons with good images drawn from the judged class, `references=4` (see
+`evaluator.draw_references`). With `mutual` the images of a class judge one another (see `scoring.mutual`), with
+`resize=tile` they are cut.
 
 The baselines `clip` and `clip_ac` are the rows CLIP and CLIP-AC of the paper's tables 1 and 2, `prompt_ensemble` puts
 state words into templates, without windows. They use CLIP as it is (no refined path, last layer, class token after the
@@ -28,8 +29,8 @@ from ..modeling_anomalyclip import compute_similarity_maps, split_prompt_embeds
 from ..options_anomalyclip import SCORE_RULES
 from ..prompts_anomalyclip import locate_base
 from ..references_anomalyclip import MAX_IMAGES
-from ..scoring.rows import rule_of
-from ..scoring.tiling import score_of, score_views
+from ..scoring.rows import rule_of, score_rows
+from ..scoring.tiling import score_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -333,40 +334,29 @@ def score_methods(
         sigma: smoothing in pixels at the model's input size; the processor's own where None.
         map_size: of the maps: None is the model's input, or the image's own where it isn't resized to a square;
             "original" the image's own, a number so many pixels square.
-        others: of [`other_processors`], whose views the rows have.
+        others: of [`other_processors`], as the rows were prepared by.
 
     Returns:
         for each row method to score, and method to map `(H, W)` float32.
     """
-    model, class_name, names = scorer.model, rows[0].class_name, scorer.scoring
-    side, rule = map_size if isinstance(map_size, int) else None, rule_of(model)
-    rules = {name: scorer.methods[name].score_rule or rule for name in names}
-    found: list[tuple[dict[str, float], dict[str, np.ndarray]]] = [({}, {}) for _ in rows]
-    finish = processor.post_process_anomaly_detection
-
-    def add(name: str, results: Sequence[Mapping]) -> None:
-        for (scores, maps), one in zip(found, results, strict=True):
-            scores[name], maps[name] = one["score"], one["anomaly_map"].cpu().numpy()
-
-    if processor.resize == "square":
-        targets = None if map_size is None else [(side, side) if side else row.size for row in rows]
-        outputs = scorer.score(torch.stack([row.pixel_values for row in rows]).to(model.device), class_name)
-        for name in names:
-            add(name, finish(outputs[name], targets, sigma, score_rule=rules[name]))
-    else:
-        views = [(row.pixel_values.to(model.device), row.size, row.tiles) for row in rows]
-        by_row = score_views(partial(_stacked, scorer, class_name), processor, views, sigma)
-        for place, name in enumerate(names):
-            own = [{key: value[[place]] for key, value in row.items()} for row in by_row]
-            sizes = [(side, side)] if side else None
-            add(name, [finish(one, sizes, sigma=0, score_rule=rules[name])[0] for one in own])
-    sizes_of_maps = [next(iter(maps.values())).shape for _, maps in found]
+    model, names = scorer.model, scorer.scoring
+    rule, sizes = rule_of(model), None
+    if map_size is not None:
+        sizes = [(map_size, map_size) if isinstance(map_size, int) else row.view.size for row in rows]
+    views = [row.view.to(model.device) for row in rows]
+    forward = partial(_stacked, scorer, rows[0].class_name)
+    rules = [scorer.methods[name].score_rule or rule for name in names]
+    by_row = score_rows(forward, processor, views, rules, sigma, sizes)
+    sizes = [results[0][1].shape for results in by_row]
     for name, other in (others or {}).items():
-        views = [(pixels.to(model.device), size, tiles) for pixels, size, tiles in (row.views[name] for row in rows)]
-        viewed = score_views(partial(model.__call__, return_dict=True), other, views, sigma)
-        pairs = zip(viewed, sizes_of_maps, strict=True)
-        add(name, [finish(one, [size], sigma=0, score_rule=rule)[0] for one, size in pairs])
-    return found
+        views = [row.others[name].to(model.device) for row in rows]
+        viewed = score_rows(partial(model.__call__, return_dict=True), other, views, [rule], sigma, sizes)
+        names, by_row = [*names, name], [own + results for own, results in zip(by_row, viewed, strict=True)]
+    named = [dict(zip(names, results, strict=True)) for results in by_row]
+    return [
+        ({name: score for name, (score, _) in own.items()}, {name: one for name, (_, one) in own.items()})
+        for own in named
+    ]
 
 
 def _stacked(scorer: MethodScorer, class_name: str, pixel_values: Tensor) -> dict[str, Tensor]:

@@ -18,31 +18,34 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from tqdm.auto import tqdm
 
 from ..data.files import MAP_SUFFIXES, check_name, remove_leftovers, safe_name, save_map
 from ..scoring.engine import FullDisk, Record, explain, own_share, score_images
-from ..scoring.mutual import MutualJudge, judge_blocks
-from ..scoring.rows import PreparedRow, digest_model, prepare_row, processor_for, resizing_of
-from .baselines import MUTUAL, OWN, MethodScorer, other_processors, score_methods
+from ..scoring.mutual import MutualJudge, blocks_of, judge_block
+from ..scoring.rows import digest_model, prepare_row, processor_for, resizing_of
+from .baselines import MUTUAL, OWN, Method, MethodScorer, other_processors, score_methods
 from .published import add_paper
 from .records import ClassRecords, RecordWriter, class_folder, open_folder
+from .report import make_samples
 from .results import describe_model, versions, write_results
-from .samples import make_samples
 from .settings import EXACT_PIXELS, EvaluationSettings
-from .shots import draw_references
 from .summary import add_rates, judge_class, summarize_classes
 
 if TYPE_CHECKING:
     import datasets
     from accelerate import Accelerator
+    from PIL import Image
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
     from .. import AnomalyCLIPModel, AnomalyCLIPProcessor
+    from ..references_anomalyclip import References
 
 __all__ = ["COLUMNS", "EXACT_PIXELS", "EvaluationSettings", "evaluate_model", "evaluate_sources", "score_class"]
 COLUMNS = ("image", "mask", "label", "class_name", "defect_type", "path")
@@ -182,12 +185,19 @@ def score_class(
     prepare = partial(prepare_row, processor=processor, map_size=settings.map_size)
     loading: dict[str, Any] = {"batch_size": settings.batch_size, "num_workers": settings.num_workers}
     scorer.references, drawn = draw_references(scorer.model, processor, dataset, good, scorer.methods)
-    judge, known = MutualJudge(scorer.model, processor, sigma=settings.sigma), {}
+    judge = MutualJudge(scorer.model, processor, sigma=settings.sigma)
+    known: dict[int, Tensor] = {}
     if MUTUAL in scorer.methods:  # of whole blocks, in each process
-        blocks = judge_blocks(
-            dataset, prepare, partial(_describe, judge), indices=indices, device=scorer.model.device, **loading
-        )
-        known = {index: values for _, found, _ in blocks for index, values in found.items()}
+        for positions in blocks_of(indices):
+            judged = judge_block(
+                dataset,
+                prepare,
+                lambda rows: judge.describe([row.view.pixel_values for row in rows]),
+                positions,
+                scorer.model.device,
+                **loading,
+            )
+            known |= {one.index: one.result for one in judged if one.error is None}
     for record in score_images(
         dataset,
         partial(prepare, others=others),
@@ -201,12 +211,50 @@ def score_class(
             for name in [name for name, chosen in drawn.items() if record.index in chosen]:
                 del scores[name], maps[name]
             if record.index in known:
-                size = next(iter(maps.values())).shape[::-1]
-                found = judge.finish(size, known[record.index])
+                found = judge.finish(next(iter(maps.values())).shape, known[record.index])
                 scores[MUTUAL], maps[MUTUAL] = found["score"], found["anomaly_map"]
         writer.add(record)
         note(record)
     writer.flush()
+
+
+def draw_references(
+    model: AnomalyCLIPModel,
+    processor: AnomalyCLIPProcessor,
+    dataset: datasets.Dataset,
+    good: Sequence[int],
+    methods: Mapping[str, Method],
+) -> tuple[dict[str, References], dict[str, set[int]]]:
+    """Draw references from the good images of a class.
+
+    Each draw has an order of its own, decided by its number alone: the references of a smaller number are among those
+    of a larger one. Images that can't be read are passed over.
+
+    Args:
+        good: positions of the normal images of the class.
+
+    Returns:
+        name to references, and to their positions; of the methods that leave good images to be judged.
+    """
+    found: dict[str, References] = {}
+    drawn: dict[str, set[int]] = {}
+    weight = None if model.references is None else model.references.weight
+    for name, method in methods.items():
+        order = np.random.default_rng([method.draw]).permutation(good).tolist()
+        if 0 < method.references < len(good):
+            chosen = dict(islice(_readable(dataset, order), method.references))
+            images = list(chosen.values())
+            found[name] = model.make_references(images, processor=processor, reference_weight=weight, batch_size=1)
+            drawn[name] = set(chosen)
+    return found, drawn
+
+
+def _readable(dataset: datasets.Dataset, order: Sequence[int]) -> Iterator[tuple[int, Image.Image]]:
+    for index in order:
+        try:
+            yield index, dataset[index]["image"]
+        except Exception:  # decoders raise anything; the scoring loop reports it
+            continue
 
 
 def evaluate_sources(
@@ -271,10 +319,6 @@ def evaluate_sources(
             result["not_drawn"] = not_drawn
     processes.wait_for_everyone()
     return result
-
-
-def _describe(judge: MutualJudge, rows: Sequence[PreparedRow]) -> Tensor:
-    return judge.describe([row.pixel_values[None] for row in rows])
 
 
 def _read_columns(dataset: datasets.Dataset) -> dict[str, list]:

@@ -68,17 +68,16 @@ def plot_metric_curves(curves: Mapping[str, Mapping[str, Curve]], path: Target, 
             _outside_legend(figure, axes[0])
 
 
-def plot_score_histograms(scores: Values, labels: Values, path: Target, classes: Sequence[str] | None = None) -> None:
+def plot_score_histograms(scores: Values, labels: Values, path: Target, classes: Sequence[str]) -> None:
     """Plot how the scores of normal and anomalous images lie, one panel per class on one common axis.
 
     Args:
         scores: `(N,)` float scores.
         labels: `(N,)` 0 or 1.
         path: file to write.
-        classes: `(N,)` class of each image; None puts all in one panel.
+        classes: `(N,)` class of each image.
     """
-    scores, labels = to_numpy(scores).astype(np.float64), to_numpy(labels)
-    names = np.asarray(["all images"] * len(scores) if classes is None else list(classes))
+    scores, labels, names = to_numpy(scores).astype(np.float64), to_numpy(labels), np.asarray(list(classes))
     if len(scores) == 0 or not scores.shape == labels.shape == names.shape == (len(scores),):
         shapes = f"{scores.shape}, {labels.shape} and {names.shape}"
         raise ValueError(f"scores, labels and classes have the shapes {shapes}: expected (N,) of each, N > 0")
@@ -98,14 +97,13 @@ def plot_score_histograms(scores: Values, labels: Values, path: Target, classes:
         _outside_legend(figure, axes[0])
 
 
-def plot_curves(history: Sequence[Mapping[str, Any]], path: Target, x: str = "epoch", title: str = "") -> None:
+def plot_curves(history: Sequence[Mapping[str, Any]], path: Target, x: str = "epoch") -> None:
     """Plot the course of a training: losses in one panel, everything else (validation metrics) in another.
 
     Args:
         history: one dict of numbers per step or epoch; keys may be missing from some of them.
         path: file to write.
         x: key of the horizontal axis; the position in `history` where absent.
-        title: heading.
     """
     skipped = {x, "epoch", "step", "lr", "learning_rate", "seconds"}
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {"loss": {}, "validation": {}}
@@ -118,7 +116,7 @@ def plot_curves(history: Sequence[Mapping[str, Any]], path: Target, x: str = "ep
     if not panels:
         raise ValueError(f"none of the {len(history)} entries of history has numbers to plot")
     with _drawing(path, len(panels), 1, (4.6, 3.2)) as (figure, axes):
-        figure.suptitle(title)
+        figure.suptitle("Training of the prompts")
         for axis, (heading, lines) in zip(axes, panels.items(), strict=True):
             for number, (key, points) in enumerate(lines.items()):
                 marker = "o" if len(points) <= 30 else None

@@ -9,25 +9,37 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
 
 from ..data.files import atomic_path, one_line
+from ..data.paint import binary_mask
 from ..images_anomalyclip import load_image
 from ..options_anomalyclip import READING
+from ..scoring.engine import score_images
 from ..scoring.inputs import relative_names
 from ..scoring.pictures import colorize, to_rgb
+from ..scoring.rows import PreparedRow, prepare_row
 from ..scoring.writing import SETTINGS, SKIPPED, read_records
+from .baselines import MethodScorer, score_methods
 from .metrics import Curve, thin
 from .plots import plot_metric_curves, plot_score_histograms
 from .tables import class_table, method_table, reasons_of
 from .visualization import COLUMNS, Sample, caption, fit_scale, picture_row
 
+if TYPE_CHECKING:
+    import datasets
+
+    from .. import AnomalyCLIPProcessor
+
 TEMPLATE = Path(__file__).parent.parent / "assets" / "report.html"
+MAX_SHOWN = 1024  # pixels of the longer side of samples: all are kept until the report is written
 MAX_POINTS = 120  # of a curve
 NUM_WORST, NUM_SKIPPED = 200, 50  # pictures, and lines, of a prediction's report: a few megabytes
 THUMBNAIL = 224  # pixels of their longer side
@@ -134,6 +146,75 @@ def write_prediction_report(output_dir: str | os.PathLike) -> None:
             "num_skipped": counts["inputs skipped"],
         },
     )
+
+
+def make_samples(
+    scorer: MethodScorer,
+    processor: AnomalyCLIPProcessor,
+    sources: Mapping[str, datasets.Dataset],
+    result: Mapping[str, Any],
+    count: int = 6,
+    sigma: float | None = None,
+) -> tuple[dict[str, list[Sample]], list[str]]:
+    """Pictures for a report: of each data set the worst misses, the worst false alarms, a few more anomalous images.
+
+    They are scored once more, by the scorer's one method, since maps are not kept.
+
+    Args:
+        result: of `evaluate_sources`.
+        count: pictures of each kind and data set.
+
+    Returns:
+        heading to samples, and what failed and why, a line each.
+    """
+    (method,) = scorer.methods
+    score = partial(score_methods, scorer, processor, sigma=sigma)
+    groups: dict[str, list[Sample]] = {}
+    failed: list[str] = []
+    for name, dataset in sources.items():
+        scores = result["datasets"][name]["scores"]
+        for heading, places in choose_images(scores["scores"][method], scores["label"], count).items():
+            records = score_images(
+                dataset,
+                partial(_prepare_sample, processor=processor),
+                lambda items: score([item[0] for item in items]),
+                indices=[scores["index"][place] for place in places],
+            )
+            for place, record in zip(places, records, strict=True):
+                if record.error is not None:
+                    failed.append(f"{scores['path'][place]} ({record.error})")
+                    continue
+                found, maps = record.result
+                sample = replace(record.item[1], anomaly_map=maps[method], score=found[method])
+                groups.setdefault(f"{name}: {heading}", []).append(sample)
+    return groups, failed
+
+
+def choose_images(scores: Sequence[float], labels: Sequence[int | None], count: int) -> dict[str, list[int]]:
+    """Heading to positions of the images shown below it, worst first."""
+    rising = [(place, labels[place]) for place in np.argsort(scores, kind="stable").tolist()]
+    anomalous = [place for place, label in rising if label == 1]
+    normal = [place for place, label in reversed(rising) if label == 0]
+    others = sorted(anomalous[count:])
+    return {
+        "worst misses": anomalous[:count],
+        "worst false alarms": normal[:count],
+        "other anomalous images": others[:: max(1, len(others) // count)][:count] if count else [],
+    }
+
+
+def _prepare_sample(row: Mapping[str, Any], processor: AnomalyCLIPProcessor) -> tuple[PreparedRow, Sample]:
+    """A row as the model takes it, and as a report shows it."""
+    parts = (row["class_name"], row["defect_type"], Path(str(row["path"])).name)
+    image = row["image"]
+    if max(image.size) > MAX_SHOWN:
+        image = to_rgb(image)
+        image.thumbnail((MAX_SHOWN, MAX_SHOWN))
+    mask = (
+        None if row["mask"] is None else binary_mask(row["mask"], "mask").resize(image.size, Image.Resampling.NEAREST)
+    )
+    title = " / ".join(str(part) for part in parts if part)
+    return prepare_row(row, processor), Sample(image, np.zeros((1, 1)), mask, row["label"], title=title)
 
 
 def _first_skipped(output: Path, counts: Counter[str]) -> list[str]:

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from ..data.contact_sheet import GAP, INK, PAPER, SheetRow, font, inside, outline_mask, sheet_width
 from ..data.contact_sheet import contact_sheet as write_sheet
 from ..data.files import one_line
+from ..data.paint import binary_mask
 from ..scoring.pictures import colorize, draw_legend, overlay, resize_map, to_rgb
 from ..scoring.ranking import Array, to_numpy
 
@@ -26,7 +27,7 @@ class Sample:
     Args:
         image: PIL image, any mode.
         anomaly_map: `(h, w)` float, any size; higher is more anomalous.
-        mask: `(h, w)` truth, nonzero is anomalous, or PIL image; None where there is none.
+        mask: truth, as of `binary_mask`; None where there is none.
         label: 0 normal, 1 anomalous, None unknown.
         score: anomaly score of the image.
         title: what to write beside it (class, defect, file name).
@@ -101,7 +102,7 @@ def picture_row(
     image = image.resize(shown, Image.Resampling.LANCZOS)
     anomaly_map = resize_map(sample.anomaly_map, shown)
     if sample.mask is not None:
-        mask = Image.fromarray(resize_mask(sample.mask, shown).astype(np.uint8) * 255)
+        mask = binary_mask(sample.mask, "mask").resize(shown, Image.Resampling.NEAREST)
         truth = outline_mask(image, mask)
     else:
         truth = image.copy()
@@ -125,15 +126,6 @@ def caption(sample: Sample) -> str:
     if sample.score is not None:
         parts.append(f"score {sample.score:.3f}")
     return "  |  ".join(parts)
-
-
-def resize_mask(mask: Array | Image.Image, size: tuple[int, int]) -> np.ndarray:
-    """Resize a mask to `(width, height)` without gray values; returns `(height, width)` bool, nonzero is True."""
-    values = np.asarray(mask) if isinstance(mask, Image.Image) else to_numpy(mask)
-    if values.ndim != 2 or values.size == 0:
-        raise ValueError(f"mask has shape {values.shape} but (H, W) is expected")
-    marked = Image.fromarray((values > 0).astype(np.uint8) * 255)
-    return np.asarray(marked.resize(size, Image.Resampling.NEAREST)) > 0
 
 
 def _tag(cell: Image.Image, text: str) -> None:

@@ -8,7 +8,7 @@ counted is an integer, so that the order of images, batches and processes does n
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -19,7 +19,6 @@ _REGION_WEIGHT = 2**40
 _GROUP_PIXELS = 2**19  # counted together: fewer walks over the bins, while the pixels still fit into the cache
 _TABLES = ("normal", "anomalous", "weight")
 _SCALARS = ("_shift", "num_images", "num_regions", "_lowest", "_highest")
-_Self = TypeVar("_Self", bound="PixelHistogram")
 
 
 class PixelHistogram:
@@ -64,7 +63,7 @@ class PixelHistogram:
         if group:
             self._add(group)
 
-    def merge(self: _Self, other: _Self) -> _Self:
+    def merge(self, other: Self) -> Self:
         """Add the images of another histogram with the same settings, as if all had been added here."""
         for name in self._settings:
             here, there = getattr(self, name), getattr(other, name)
@@ -84,18 +83,11 @@ class PixelHistogram:
         return state | {name: table[used] for name, table in self._tables.items()} | {"bins": used + self._first}
 
     @classmethod
-    def from_state_dict(cls: type[_Self], state: Mapping[str, Any]) -> _Self:
-        """Rebuild a histogram from `state_dict()`.
-
-        Raises:
-            ValueError: something is missing in it.
-        """
-        scalars = {name: name.lstrip("_") for name in _SCALARS}
-        if missing := sorted({*cls._settings, *scalars.values(), *_TABLES, "bins"} - set(state)):
-            raise ValueError(f"state lacks {missing}: it is not a state_dict of {cls.__name__}")
+    def from_state_dict(cls, state: Mapping[str, Any]) -> Self:
+        """Rebuild a histogram from `state_dict()`."""
         restored = cls(**{name: np.asarray(state[name]).item() for name in cls._settings})
-        for name, key in scalars.items():
-            setattr(restored, name, int(state[key]))
+        for name in _SCALARS:
+            setattr(restored, name, int(state[name.lstrip("_")]))
         bins = np.asarray(state["bins"])
         restored._first = int(bins[0]) if len(bins) else 0
         for name in _TABLES:

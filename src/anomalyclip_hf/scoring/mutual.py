@@ -7,9 +7,9 @@ scores of single images.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,29 +24,6 @@ SHARE = 0.3  # of the other images: those that know a patch best
 BLOCK_SIZE = 200
 MIN_IMAGES = 5
 SIMILARITIES = 2**22  # held at once
-
-
-@torch.no_grad()
-def describe_images(model: AnomalyCLIPModel, pixel_values: Tensor) -> Tensor:
-    """Unit vectors of the patches of images, one set for each layer and neighbourhood.
-
-    Args:
-        model ([`AnomalyCLIPModel`]): its `reference_layers`, or the middle ones, on the original path.
-        pixel_values (`Tensor` of shape `(B, 3, H, W)`, float).
-
-    Returns:
-        `Tensor` of shape `(B, S, N, d)`, float16, on the CPU; states are layer-normed over the whole grid of patches.
-    """
-    layers = model.config.reference_layers or default_layers(model.config.vision_config.num_hidden_layers)
-    states: Any = dict.fromkeys(layers)
-    model.encode_images(pixel_values.to(model.device), kept_states=states)
-    for layer, found in states.items():
-        patches = found[:, 1:].float()
-        patches = nn.functional.layer_norm(patches, patches.shape[1:])
-        states[layer] = torch.cat([found[:, :1].float(), patches], dim=1)
-    patch = model.config.vision_config.patch_size
-    grid = (pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch)
-    return torch.stack(describe_patches(states, layers, grid), dim=1).half().cpu()
 
 
 @torch.no_grad()
@@ -77,7 +54,7 @@ def score_mutually(features: Tensor, device: torch.device | str = "cpu") -> Tens
 
 
 class MutualJudge:
-    """Describes images and makes results of what others know of them.
+    """Lets images judge one another, and makes results of it.
 
     Args:
         model ([`AnomalyCLIPModel`]), processor ([`AnomalyCLIPImageProcessor`]): which resizes to one size.
@@ -93,25 +70,45 @@ class MutualJudge:
         threshold: float | None = None,
         sigma: float | None = None,
     ):
-        self.model, self.processor, self.threshold = model, processor, threshold
+        self.model, self.threshold = model, threshold
         self.sigma = processor.sigma if sigma is None else sigma
-        patch, size = model.config.vision_config.patch_size, processor.size
-        self.size = (size["height"], size["width"])
-        self.grid = (self.size[0] // patch, self.size[1] // patch)
+        self.size = (processor.size["height"], processor.size["width"])
 
-    def describe(self, pixel_values: list[Tensor]) -> Tensor:
-        """Features of prepared images `(1, 3, H, W)`, as of [`describe_images`]."""
-        return describe_images(self.model, torch.cat(pixel_values))
+    @torch.no_grad()
+    def describe(self, pixel_values: Sequence[Tensor]) -> Tensor:
+        """Unit vectors of the patches of images, one set for each layer and neighbourhood.
+
+        The layers are the model's `reference_layers`, or the middle ones, on the original path.
+
+        Args:
+            pixel_values (`Tensor` of shape `(3, H, W)`, float, of each image).
+
+        Returns:
+            `Tensor` of shape `(B, S, N, d)`, float16, on the CPU; states are layer-normed over the whole grid.
+        """
+        config = self.model.config
+        layers = config.reference_layers or default_layers(config.vision_config.num_hidden_layers)
+        states: Any = dict.fromkeys(layers)
+        self.model.encode_images(torch.stack([*pixel_values]).to(self.model.device), kept_states=states)
+        for layer, found in states.items():
+            patches = found[:, 1:].float()
+            patches = nn.functional.layer_norm(patches, patches.shape[1:])
+            states[layer] = torch.cat([found[:, :1].float(), patches], dim=1)
+        return torch.stack(describe_patches(states, layers, self._grid_of(pixel_values[0].shape)), dim=1).half().cpu()
 
     def finish(self, size: tuple[int, int], values: Tensor) -> dict[str, Any]:
-        """The result of an image of a size (width, height) in pixels, as the pipeline's, and its `method`."""
-        shown = values.view(1, 1, *self.grid)
+        """The result of an image of a size (height, width) in pixels, as the pipeline's, and its `method`."""
+        shown = values.view(1, 1, *self._grid_of(self.size))
         shown = nn.functional.interpolate(shown, size=self.size, mode="bilinear", align_corners=False)
         shown = gaussian_smooth(shown, self.sigma)
-        shown = nn.functional.interpolate(shown, size=size[::-1], mode="bilinear", align_corners=False)[0, 0]
+        shown = nn.functional.interpolate(shown, size=size, mode="bilinear", align_corners=False)[0, 0]
         score = float(values.max())
         label = {} if self.threshold is None else {"label": "anomalous" if score >= self.threshold else "normal"}
         return {"score": score, "anomaly_map": shown.numpy(), "method": "mutual", **label}
+
+    def _grid_of(self, size: Sequence[int]) -> tuple[int, int]:
+        patch = self.model.config.vision_config.patch_size
+        return size[-2] // patch, size[-1] // patch
 
 
 def score_images_mutually(
@@ -120,16 +117,16 @@ def score_images_mutually(
     describe: Callable[[list[Any]], Tensor],
     finish: Callable[[Any, Tensor], Any],
     *,
+    indices: Sequence[int],
     device: torch.device | str = "cpu",
     block_size: int = BLOCK_SIZE,
-    indices: Sequence[int],
     **loading: Any,
 ) -> Iterator[Record]:
     """Score images against one another, block by block; a drop-in for [`score_images`], which reads them, twice.
 
     Args:
         source, prepare, indices, **loading: as of [`score_images`].
-        describe: features `(B, S, P, d)` of prepared rows, as [`describe_images`] gives them; all grids are equal.
+        describe: features `(B, S, P, d)` of prepared rows, as [`MutualJudge`] gives them; all grids are equal.
         finish: the result of a prepared row, from it and the values `(P,)` of its patches.
         device: as of [`score_mutually`].
         block_size (`int`, 5 or more): images judge one another within blocks of about equal size, at most this.
@@ -141,54 +138,43 @@ def score_images_mutually(
         ValueError: if there are too few images, or blocks are too small.
     """
     _refuse_few(min(len(indices), block_size))
-    blocks = judge_blocks(source, prepare, describe, device=device, block_size=block_size, indices=indices, **loading)
-    for positions, values, failed in blocks:
-        judged = [one for one in positions if one in values]
-        read = score_images(source, prepare, lambda items: items, indices=judged, **loading)
-        for position in positions:
-            record = failed[position] if position in failed else next(read)
+    for positions in blocks_of(indices, block_size):
+        judged = {one.index: one for one in judge_block(source, prepare, describe, positions, device, **loading)}
+        readable = [index for index, one in judged.items() if one.error is None]
+        read = score_images(source, prepare, lambda items: items, indices=readable, **loading)
+        for record in judged.values():
+            if record.error is None:
+                values, record = record.result, next(read)
             if record.error is None:
                 try:
-                    record = record._replace(result=finish(record.item, values[position]))
+                    record = record._replace(result=finish(record.item, values))
                 except Exception as error:
                     record = record._replace(error=explain(error))
             yield record
 
 
-def judge_blocks(
+def judge_block(
     source: Any,
     prepare: Callable[[Any], Any],
     describe: Callable[[list[Any]], Tensor],
-    *,
     indices: Sequence[int],
     device: torch.device | str = "cpu",
-    block_size: int = BLOCK_SIZE,
     **loading: Any,
-) -> Iterator[tuple[list[int], dict[int, Tensor], dict[int, Record]]]:
-    """What the images of each block know of one another.
+) -> list[Record]:
+    """What the images of a block know of one another: records with the values `(P,)` of the patches of each.
 
-    Args:
-        source, prepare, describe, indices, device, block_size, **loading: as of [`score_images_mutually`].
-
-    Yields:
-        positions of a block; position to the values `(P,)` of its patches; position to the record of what has none.
+    Arguments are as of [`score_images_mutually`].
     """
-    for block in blocks_of(len(indices), block_size):
-        positions = [indices[place] for place in block]
-        features: dict[int, Tensor] = {}
-        failed: dict[int, Record] = {}
-        for record in score_images(source, prepare, describe, indices=positions, **loading):
-            if record.error is None:
-                features[record.index] = record.result
-            else:
-                failed[record.index] = record
-        try:
-            _refuse_few(len(features))
-            values = dict(zip(features, score_mutually(torch.stack([*features.values()]), device), strict=True))
-        except ValueError as error:
-            failed |= {index: Record(index, error=str(error)) for index in features}
-            values = {}
-        yield positions, values, failed
+    records = [
+        record._replace(item=None) for record in score_images(source, prepare, describe, indices=indices, **loading)
+    ]
+    described = [record.result for record in records if record.error is None]
+    try:
+        _refuse_few(len(described))
+    except ValueError as error:
+        return [record._replace(error=record.error or str(error)) for record in records]
+    values = iter(score_mutually(torch.stack(described), device))
+    return [record if record.error else record._replace(result=next(values)) for record in records]
 
 
 def _refuse_few(count: int) -> None:
@@ -199,11 +185,9 @@ def _refuse_few(count: int) -> None:
         )
 
 
-def blocks_of(count: int, block_size: int) -> list[range]:
-    """The fewest ranges of at most `block_size`, of sizes that differ by one at most."""
-    number = -(-count // block_size)
-    edges = [count * one // number for one in range(number + 1)]
-    return [range(start, stop) for start, stop in pairwise(edges)]
+def blocks_of(indices: Sequence[int], block_size: int = BLOCK_SIZE) -> list[list[int]]:
+    """The fewest blocks of at most `block_size` positions, of sizes that differ by one at most."""
+    return [block.tolist() for block in np.array_split(indices, -(-len(indices) // block_size))]
 
 
 def _least_distances(features: Tensor) -> Tensor:

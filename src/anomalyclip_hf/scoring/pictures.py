@@ -39,24 +39,20 @@ def overlay(
     anomaly_map: Any,
     vmin: float = 0.0,
     vmax: float = 1.0,
-    alpha: float = 0.5,
 ) -> Image.Image:
     """Lay a map over its image, at the image's size.
 
-    The image is shown in gray, so that all color comes from the map, which covers it more the higher it is: by half
-    of `alpha` at `vmin`, by 1.5 times `alpha` (at most wholly) at `vmax`.
+    The image is shown in gray, so that all color comes from the map, which covers it more the higher it is: by a
+    quarter at `vmin`, by three quarters at `vmax`.
 
     Args:
         image: PIL image, any mode.
         anomaly_map: `(h, w)` float; resized bilinearly where its size differs.
         vmin, vmax: the scale of the run.
-        alpha: in [0, 1].
     """
-    if not 0.0 <= alpha <= 1.0:
-        raise ValueError(f"alpha={alpha} but a share in [0, 1] is expected")
     gray = np.asarray(to_rgb(image).convert("L"), dtype=np.float32)[..., None]
     levels = _levels(resize_map(anomaly_map, image.size), vmin, vmax)
-    cover = np.minimum(1.0, alpha * (0.5 + np.arange(256, dtype=np.float32) / 255.0))[levels][..., None]
+    cover = (0.25 + np.arange(256, dtype=np.float32) / 510.0)[levels][..., None]
     blended = gray * (1.0 - cover) + _colors()[levels] * cover
     return Image.fromarray((blended + 0.5).astype(np.uint8))
 

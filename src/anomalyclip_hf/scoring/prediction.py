@@ -275,8 +275,8 @@ class _Run:
             records = score_images_mutually(
                 source,
                 prepare,
-                lambda pictures: judge.describe([one.inputs["pixel_values"] for one in pictures]),
-                lambda picture, values: judge.finish(picture.size, values),
+                lambda pictures: judge.describe([one.inputs["pixel_values"][0] for one in pictures]),
+                lambda picture, values: judge.finish(picture.size[::-1], values),
                 device=self.detector.model.device,
                 block_size=self.settings.block_size,
                 **share,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -17,7 +16,7 @@ from ..image_processing_anomalyclip import check_tiling, with_resizing
 from ..options_anomalyclip import READING, RESIZING, THRESHOLDS
 from ..pipeline_anomalyclip import PRE_OPTIONS, prepare_image
 from ..prompts_anomalyclip import backbone_fingerprint
-from .tiling import ImageTiles, View, score_views
+from .tiling import View, score_views
 
 if TYPE_CHECKING:
     from .. import AnomalyCLIPModel, AnomalyCLIPProcessor
@@ -29,23 +28,19 @@ class PreparedRow(NamedTuple):
     """One row as the model takes it.
 
     Args:
-        pixel_values: `(3, H, W)` float32.
-        size: `(height, width)` of the image in pixels.
+        view: of the image.
         label: 0 normal, 1 anomalous, None unknown.
         mask: `(h, w)` bool truth at the size that pixels are judged at, all False for a normal image; None where it is
             unknown.
         class_name: what baselines call the object.
-        tiles: of the image, where the processor makes them.
-        views: the same image as other processors prepare it, by method.
+        others: the same image as other processors prepare it, by method.
     """
 
-    pixel_values: torch.Tensor
-    size: tuple[int, int]
+    view: View
     label: int | None
     mask: np.ndarray | None
     class_name: str = "object"
-    tiles: ImageTiles | None = None
-    views: Mapping[str, View] = {}
+    others: Mapping[str, View] = {}
 
 
 def prepare_row(
@@ -61,7 +56,7 @@ def prepare_row(
         processor: of the model.
         map_size: size that pixels are judged at: None is the model's input, or the image's own where it isn't resized
             to a square; "original" the image's own, a number so many pixels square.
-        others: which prepare `views`.
+        others: further processors, by method.
 
     Raises:
         ImageReadError: the mask does not fit the image.
@@ -74,7 +69,6 @@ def prepare_row(
         mask = Image.new("L", image.size, 0)
     is_square = processor.resize == "square"
     inputs = processor(image, masks=[mask] if is_square else None, return_tensors="pt")
-    size = (image.height, image.width)
     if mask is None:
         truth = None
     elif map_size is None and is_square:
@@ -83,12 +77,12 @@ def prepare_row(
         if isinstance(map_size, int):
             mask = mask.resize((map_size, map_size), resample=Image.Resampling.BILINEAR)
         truth = np.asarray(mask) > 127.5
-    name, tiles = str(row.get("class_name") or "object"), inputs.get("tiles", [None])[0]
-    views = {}
-    for way, other in (others or {}).items():
-        seen = other(image, return_tensors="pt")
-        views[way] = seen["pixel_values"][0], size, seen.get("tiles", [None])[0]
-    return PreparedRow(inputs["pixel_values"][0], size, label, truth, name, tiles, views)
+    views = {name: _view(image, other(image, return_tensors="pt")) for name, other in (others or {}).items()}
+    return PreparedRow(_view(image, inputs), label, truth, str(row.get("class_name") or "object"), views)
+
+
+def _view(image: Image.Image, inputs: Mapping[str, Any]) -> View:
+    return View(inputs["pixel_values"][0], (image.height, image.width), inputs.get("tiles", [None])[0])
 
 
 def resizing_of(processor: AnomalyCLIPProcessor) -> dict[str, Any]:
@@ -111,29 +105,44 @@ def rule_of(model: AnomalyCLIPModel) -> str:
 
 @torch.no_grad()
 def score_rows(
-    model: AnomalyCLIPModel,
+    forward: Callable[[torch.Tensor], Mapping[str, torch.Tensor]],
     processor: AnomalyCLIPProcessor,
-    rows: Sequence[PreparedRow],
+    views: Sequence[View],
+    rules: Sequence[str],
     sigma: float | None = None,
-) -> list[tuple[float, np.ndarray]]:
-    """Score and map `(H, W)` float32 of each row, smoothed by `sigma`, or as the processor does it.
+    sizes: Sequence[tuple[int, int]] | None = None,
+) -> list[list[tuple[float, np.ndarray]]]:
+    """Score images by one or several methods.
 
-    Maps have the model's input size, or the image's own where it isn't resized to a square (see `score_views`). The
-    score's rule is that of the model's profile, or of its configuration.
+    Args:
+        forward: as of [`score_views`], for as many methods as there are `rules`.
+        views: of the images, as `processor` prepared them.
+        rules: of scores, one for each method (see `rule_of`).
+        sigma: smoothing in pixels at the model's input size; the processor's own where None.
+        sizes: (height, width) of each map; the model's input, or the image's own where it isn't resized to a square,
+            where None.
+
+    Returns:
+        for each image score and map `(H, W)` float32 of each method.
     """
-    score_rule = rule_of(model)
+    finish, found = processor.post_process_anomaly_detection, []
     if processor.resize == "square":
-        pixel_values = torch.stack([row.pixel_values.to(model.device, non_blocking=True) for row in rows])
-        outputs = model(pixel_values, return_dict=True)
-        found = processor.post_process_anomaly_detection(outputs, sigma=sigma, score_rule=score_rule)
+        output = forward(torch.stack([pixel_values for pixel_values, _, _ in views]))
+        sides = {"logits": 1, "anomaly_maps": 2, "reference_scores": 0}
+        for number, rule in enumerate(rules):
+            own = {
+                key: value.reshape(len(rules), len(views), *value.shape[value.ndim - count :])[number]
+                for key, count in sides.items()
+                if (value := output.get(key)) is not None
+            }
+            found.append(finish(own, sizes, sigma, score_rule=rule))
+        found = [*zip(*found, strict=True)]
     else:
-        views = [(row.pixel_values.to(model.device), row.size, row.tiles) for row in rows]
-        views_scored = score_views(partial(model.__call__, return_dict=True), processor, views, sigma)
-        found = [
-            processor.post_process_anomaly_detection(output, sigma=0, score_rule=score_rule)[0]
-            for output in views_scored
-        ]
-    return [(one["score"], one["anomaly_map"].float().cpu().numpy()) for one in found]
+        for place, output in enumerate(score_views(forward, processor, views, sigma)):
+            size = None if sizes is None else [sizes[place]]
+            rows = ({key: value[[number]] for key, value in output.items()} for number in range(len(rules)))
+            found.append([finish(row, size, 0, score_rule=rule)[0] for row, rule in zip(rows, rules, strict=True)])
+    return [[(one["score"], one["anomaly_map"].float().cpu().numpy()) for one in results] for results in found]
 
 
 class PipelinePreparer:

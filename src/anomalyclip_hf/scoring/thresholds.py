@@ -36,7 +36,7 @@ from .engine import score_images
 from .histogram import PixelHistogram
 from .profiles import Profile
 from .regions import fit_roi
-from .rows import PreparedRow, prepare_row, processor_for, resizing_of, score_rows
+from .rows import PreparedRow, prepare_row, processor_for, resizing_of, rule_of, score_rows
 
 if TYPE_CHECKING:
     import datasets
@@ -112,10 +112,11 @@ def calibrate(
     levels: list[float] = []
     errors: list[str] = []
     pixels = PixelHistogram()
+    forward, rules = partial(model.eval().__call__, return_dict=True), [rule_of(model)]
     records = score_images(
         dataset,
         partial(_prepare, processor=processor, reading=reading),
-        partial(score_rows, model.eval(), processor, sigma=sigma),
+        lambda rows: score_rows(forward, processor, [row.view.to(model.device) for row in rows], rules, sigma),
         batch_size=batch_size,
         num_workers=num_workers,
         indices=chosen,
@@ -125,9 +126,9 @@ def calibrate(
         if record.error is not None:
             errors.append(record.error)
             continue
-        score, anomaly_map = record.result
+        ((score, anomaly_map),) = record.result
         try:
-            inside = _inside(profile, record.item.size, anomaly_map.shape)
+            inside = _inside(profile, record.item.view.size, anomaly_map.shape)
         except ValueError as error:
             errors.append(str(error))
             continue

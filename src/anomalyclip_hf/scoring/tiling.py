@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,7 +31,22 @@ class ImageTiles:
     settings: dict[str, Any]
 
 
-View = tuple[Tensor, tuple[int, int], ImageTiles | None]  # pixel_values (3, h, w), image size (H, W), tiles
+class View(NamedTuple):
+    """An image as a processor prepared it.
+
+    Args:
+        pixel_values: `(3, h, w)` float32.
+        size: (height, width) of the image in pixels.
+        tiles: of the image, where the processor makes them.
+    """
+
+    pixel_values: Tensor
+    size: tuple[int, int]
+    tiles: ImageTiles | None = None
+
+    def to(self, device: torch.device) -> "View":
+        """The same on a device."""
+        return self._replace(pixel_values=self.pixel_values.to(device, non_blocking=True))
 
 
 def fit_size(size: tuple[int, int], side: int, patch_size: int | None) -> tuple[int, int]:
@@ -128,8 +143,7 @@ def score_views(
         forward: takes `pixel_values` `(B, 3, h, w)`; returns `logits` `(B, 2)` and `anomaly_maps` `(B, h, w)`, or
             those of K methods, `(K, B, 2)` and `(K, B, h, w)`.
         processor ([`AnomalyCLIPImageProcessor`]): cuts, normalises and smooths.
-        views: for each image `pixel_values` `(3, h, w)` on the model's device, its `(height, width)` in pixels, and
-            its [`ImageTiles`] or None.
+        views: of the images, on the model's device.
         sigma (`float`, pixels at the model's input size, *optional*): smoothing; the processor's own if absent.
 
     Returns:

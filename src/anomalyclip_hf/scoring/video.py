@@ -6,7 +6,6 @@ and writing is PyAV's: pip install 'anomalyclip_hf[video]'.
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -209,7 +208,6 @@ def predict_video(
     every: int = 1,
     smooth: float = 1.0,
     batch_size: int = 1,
-    annotate: bool = True,
     vmin: float = 0.0,
     vmax: float = 1.0,
     **options: Any,
@@ -217,7 +215,8 @@ def predict_video(
     """Score the frames of a video or a camera.
 
     Writes `predictions.jsonl`, frame by frame: frame, time in seconds from the first frame, smoothed score, and what
-    the record of an image has; `skipped.jsonl`; and, at the end, `timeline.png` and `annotated.mp4`. Ctrl-C and
+    the record of an image has; `skipped.jsonl`; and, at the end, `timeline.png` and `annotated.mp4`, which
+    has heat maps and a bar as long as the smoothed score. Ctrl-C and
     SIGTERM end it as the end of the video does: the files are finished, then the interruption goes on. A video that is
     cut off keeps what was decoded, and says so in `skipped.jsonl`. Results of an earlier run in the same folder are
     replaced.
@@ -230,7 +229,6 @@ def predict_video(
         every (`int`): score each n-th frame.
         smooth (`float`, seconds): time constant of the smoothed score, see [`Timeline`].
         batch_size (`int`): frames per forward.
-        annotate (`bool`): write the video with heat maps and a bar as long as the smoothed score.
         vmin, vmax (`float`): map values that get the first and the last color.
         **options: of the detector's call, such as `image_threshold` or `sigma`.
 
@@ -255,16 +253,14 @@ def predict_video(
         threshold = getattr(getattr(model, "config", None), "image_threshold", None) if chosen is None else chosen
     timeline = Timeline(smooth)
     with closing(VideoReader(source, camera, every)) as reader:
-        results = _Results(Path(output_dir), reader, timeline, annotate, (vmin, vmax), threshold)
+        results = _Results(Path(output_dir), reader, timeline, (vmin, vmax), threshold)
 
         def score(frames: list[Frame]) -> list[dict[str, Any]]:
             return detector([frame.image for frame in frames], batch_size=len(frames), **options)
 
         try:
-            frames = iter(reader)
-            while batch := list(itertools.islice(frames, batch_size)):
-                for record in score_images(batch, lambda frame: frame, score, batch_size=batch_size):
-                    results.write(batch[record.index], record.result, record.error)
+            for record in score_images(reader, lambda frame: frame, score, batch_size=batch_size):
+                results.write(record.item, record.result, record.error)
             if reader.error is not None:
                 results.skip(reader.name, reader.error)
         finally:
@@ -282,12 +278,11 @@ class _Results:
         output: Path,
         reader: VideoReader,
         timeline: Timeline,
-        annotate: bool,
         scale: tuple[float, float],
         threshold: float | None,
     ):
         self.summary, self.reader, self.timeline = PredictionSummary(output), reader, timeline
-        self.annotate, self.scale, self.threshold = annotate, scale, threshold
+        self.scale, self.threshold = scale, threshold
         self._video: VideoWriter | None = None
         self._files = ExitStack()
         output.mkdir(parents=True, exist_ok=True)
@@ -303,9 +298,8 @@ class _Results:
         smoothed = self.timeline.add(frame.time, result["score"])
         record = {"path": path, "frame": frame.number, "time": round(frame.time, 6), "smoothed": smoothed}
         record |= make_record(path, frame.image.size, result, {})
-        if self.annotate:
-            drawn = overlay(frame.image, result["anomaly_map"], *self.scale)
-            self._video_of(drawn.size).write(draw_bar(drawn, smoothed, frame.time, self.threshold), frame.time)
+        drawn = overlay(frame.image, result["anomaly_map"], *self.scale)
+        self._video_of(drawn.size).write(draw_bar(drawn, smoothed, frame.time, self.threshold), frame.time)
         self._append(PREDICTIONS, record)
         self.summary.num_scored += 1
 

@@ -33,7 +33,7 @@ KEPT = "predictions-kept.jsonl"  # the shard of what a run that is gone on with 
 _SHARD = re.compile(r"(predictions|skipped)-\d{5,}-\d{7,}\.jsonl|" + re.escape(KEPT))
 FOLDERS = {"overlay": "overlays", "map": "maps", "mask": "predicted_masks"}  # field of a record -> folder of its files
 SHARD_SIZE = 1000  # records
-SHARD_SECONDS = (0.5, 10.0)  # shortest and longest time between two shards; between them a tenth of the run so far
+SHARD_SECONDS = 5.0  # between two shards
 TABLE_ROWS = 10_000  # written at a time
 
 
@@ -54,7 +54,7 @@ class RecordWriter:
         self._threads = ThreadPoolExecutor(max(1, settings.num_workers))
         self._drawn: deque[tuple[int, dict[str, Any], Future | None]] = deque()  # not yet noted, in order
         self._lines: dict[str, list[str]] = {PREDICTIONS: [], SKIPPED: []}
-        self._number, self._started, self._written = 0, time.monotonic(), time.monotonic()
+        self._number, self._written = 0, time.monotonic()
         self._has_legend = False
         self._full_disk = FullDisk()
 
@@ -135,9 +135,7 @@ class RecordWriter:
 
     def _add(self, name: str, index: int, entry: dict[str, Any]) -> None:
         self._lines[name].append(json_line({"index": index, **entry}))
-        now, (shortest, longest) = time.monotonic(), SHARD_SECONDS
-        waited_for = min(max(shortest, (now - self._started) / 10), longest)
-        if len(self._lines[name]) >= SHARD_SIZE or now - self._written >= waited_for:
+        if len(self._lines[name]) >= SHARD_SIZE or time.monotonic() - self._written >= SHARD_SECONDS:
             self.flush()
 
     def _draw(self, record: Mapping[str, Any], result: Mapping[str, Any], image: Image.Image | None) -> None:
@@ -274,17 +272,15 @@ def _gather(output: Path, listing: Iterable[tuple[str, str]] | None) -> None:
         places[path].append((index, name))
 
     def take(entry: dict[str, Any]) -> int | None:
-        if listing is None:
-            index = entry.get("index")
-            if index is None or index in taken:
-                return None
-            taken.add(index)
-            return index
-        own = places.get(entry.get("path", ""), [])
-        fits = (one for one in own if all(_names(entry, field, one[1]) for field in FOLDERS))
-        if (found := next(fits, None)) is not None:
-            own.remove(found)
-        return None if found is None else found[0]
+        index = entry.get("index")
+        if listing is not None:
+            own = [(place, name) for place, name in places.get(entry.get("path", ""), ()) if place not in taken]
+            fits = (place for place, name in own if all(_names(entry, field, name) for field in FOLDERS))
+            index = next(fits, None)
+        if index is None or index in taken:
+            return None
+        taken.add(index)
+        return index
 
     files = list(_files(output, PREDICTIONS))
     _merge(files, output / KEPT, take)

@@ -61,7 +61,7 @@ def plot_training(folder: Path) -> None:
         judged = {name: found.get(name) for name in PLOTTED}
         history.append({kind: row[kind], **losses, **judged, "validation loss": found.get("loss")})
     if history:
-        plot_curves(history, folder / PICTURE_NAME, x=kind, title="Training of the prompts")
+        plot_curves(history, folder / PICTURE_NAME, x=kind)
 
 
 def describe_training(
