@@ -254,7 +254,7 @@ def test_errors_of_the_command_line_name_options(message, shown):
         (["inspect", "{root}/t.csv", "--allow_outside", "--split", "dev"], "--split dev, but"),
         (["inspect", "{root}/sub", "--mask_threshold", "300"], "error: --mask-threshold 300 must lie in 0 .. 254"),
         (["inspect", "mvtec"], "as --data-dir"),
-        (["inspect", "{root}/sub", "--limit", "-1"], "--limit -1, expected 0 or more"),
+        (["inspect", "{root}/sub", "--limit", "-1"], "--limit -1, expected a whole number in 0.."),
         (["inspect", "{root}/kinds"], "--normal-kinds ..."),
         (["inspect", "{root}/t.csv", "--class_column", "kind"], "--class-column kind, but"),
         (["export", "{root}/sub", "{root}/sub"], "not empty"),
