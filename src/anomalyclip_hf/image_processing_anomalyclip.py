@@ -476,7 +476,7 @@ def _fitted(settings: dict, image_size: tuple[int, int]) -> dict:
         return settings
     size = settings["size"]
     side = max(size.width, size.height)
-    width, height = installed("scoring.tiling").fit_size(image_size, side, settings["patch_size"])
+    width, height = installed("images_anomalyclip").fit_size(image_size, side, settings["patch_size"])
     return {**settings, "size": SizeDict(height=height, width=width)}
 
 

@@ -228,6 +228,28 @@ def to_pil_image(
     return scaled
 
 
+def fit_size(size: tuple[int, int], side: int, patch_size: int | None) -> tuple[int, int]:
+    """Width and height in pixels at which the longer side is `side`, and both are multiples of the patch size.
+
+    Args:
+        size (`tuple[int, int]`): width and height of the image in pixels.
+        side (`int`): of the model's input in pixels.
+        patch_size (`int`, *optional*): of the model; a square needs none.
+
+    Raises:
+        ValueError: no patch size for an image that is no square.
+    """
+    if size[0] == size[1]:
+        return side, side
+    if patch_size is None:
+        raise ValueError(
+            f"patch_size=None, expected the model's patch size in pixels: an image or tile of {size[0]}x{size[1]} "
+            "pixels keeps the ratio of its sides; give the processor patch_size=model.config.vision_config.patch_size"
+        )
+    width, height = (max(1, round(one * side / max(size) / patch_size)) * patch_size for one in size)
+    return width, height
+
+
 def is_file(source: Any) -> bool:
     return callable(getattr(source, "read", None))
 

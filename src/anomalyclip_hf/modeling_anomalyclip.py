@@ -196,7 +196,7 @@ class AnomalyCLIPVisionEncoder(nn.Module):
 def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
     """Positions `(1 + S * S, D)`, float, of a square image as `(1 + h * w, D)` of `grid=(h, w)`, bilinearly."""
     side = math.isqrt(len(positions) - 1)
-    if grid == (side, side):
+    if isinstance(grid[0], int) and grid == (side, side):  # else of any size, in a graph
         return positions
     native = positions[1:].float().view(1, side, side, -1).permute(0, 3, 1, 2)
     resized = nn.functional.interpolate(native, size=grid, mode="bilinear", align_corners=False)

@@ -153,7 +153,8 @@ def test_threads_get_what_one_gets(exported_folders, images):
         ({"threshold": 0.5}, TypeError, r"unknown arguments \['threshold'\]; known are sigma"),
         ({"pixel_threshold": 2.0}, ValueError, r"pixel_threshold=2.0, expected a score in \[0, 1\]"),
         ({"sigma": 99}, ValueError, "sigma=99, expected 0 to 64 pixels"),
-        ({"resize": "tile"}, ValueError, "resize='tile': an exported model takes squares alone"),
+        ({"resize": "tile"}, ValueError, "resize='tile', expected square, which the exported graph takes"),
+        ({"resize": "fit"}, ValueError, "resize='fit', expected square, which"),
         ({"batch_size": 0}, ValueError, "batch_size=0, expected a whole number above 0"),
         ({"timeout": -1}, ValueError, "timeout=-1, expected a number"),
         ({"window": (5, 2)}, ValueError, "window="),
@@ -210,7 +211,7 @@ def test_other_folders_and_processors_are_left_alone(tiny_model, tiny_processor,
     with pytest.raises(FileExistsError, match="holds no export: name another folder"):
         export_model(tiny_model, tiny_processor, tmp_path)
     tiny_processor.resize = "tile"
-    with pytest.raises(ValueError, match="a graph takes squares of the model's image_size=42 alone"):
+    with pytest.raises(ValueError, match="a graph takes squares of the model's image_size=42, and with"):
         export_model(tiny_model, tiny_processor, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
@@ -223,7 +224,7 @@ def test_smoothing_in_the_graph_and_a_bound_that_is_passed(
     images, target = [make_image(), make_image(seed=1)], tmp_path / "out"
     shutil.copytree(exported_folders("onnx"), target)
     program = exporting._trace(exporting._scorer(model.to_vision_only(), 3.0), "pt2")
-    monkeypatch.setattr(exporting, "_trace", lambda scorer, kind: program)  # which takes seconds
+    monkeypatch.setattr(exporting, "_trace", lambda *given: program)  # which takes seconds
     with monkeypatch.context() as patch:
         patch.setattr(exporting, "EXACT", -1.0)
         with pytest.raises(ValueError, match=r"score differs by .*, more than tolerance=-1: nothing was"):
@@ -234,6 +235,28 @@ def test_smoothing_in_the_graph_and_a_bound_that_is_passed(
     assert not (target / "model.onnx").exists() and (found["images"], found["num_images"]) == ("given", 2)
     detector = pipeline("zero-shot-anomaly-detection", model=model, image_processor=processor)
     assert_same(AnomalyCLIPExported.from_pretrained(target)(images[0]), detector(images[0]))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.filterwarnings("ignore:.* were chosen with resize='square'")
+def test_sides_left_open_take_images_resized_to_fit(kind, small_checkpoint, detector, images, tmp_path):
+    model, processor = detector.model, detector.image_processor
+    certificate = export_model(model, processor, tmp_path / "out", kind, dynamic_size=True)
+    assert certificate["max_score_difference"] < 1e-5 and certificate["max_map_difference"] < 1e-5
+    exported = AnomalyCLIPExported.from_pretrained(tmp_path / "out")
+    ours = pipeline("zero-shot-anomaly-detection", model=ExportedModel(tmp_path / "out"), image_processor=processor)
+    for image in (*images, images[0].resize((60, 20)), images[0].resize((20, 60))):
+        for resize in ("fit", "square"):
+            expected = detector(image, resize=resize, pixel_threshold=0.45)
+            assert_same(exported(image, resize=resize, pixel_threshold=0.45), expected)
+            assert_same(ours(image, resize=resize, pixel_threshold=0.45), expected)
+    for sides in ((40, 42), (0, 42)):
+        with pytest.raises(ValueError, match=r"but the exported graph takes sides of 14, 21, \.\.\."):
+            ours.model(torch.zeros(1, 3, *sides))
+    with pytest.raises(ValueError, match=r"an input of 7x42 pixels.*: give resize='square' for an image this narrow"):
+        exported(images[0].resize((100, 9)), resize="fit")
+    with pytest.raises(ValueError, match="smooth=True with dynamic_size=True"):
+        export_model(model, processor, tmp_path / "other", kind, dynamic_size=True, smooth=True)
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,11 @@ from anomalyclip_hf.cli import run_command
 from anomalyclip_hf.data import load_anomaly_dataset
 from anomalyclip_hf.evaluation import evaluate_model, pixel_metrics
 from anomalyclip_hf.evaluation.baselines import MethodScorer, score_methods
+from anomalyclip_hf.images_anomalyclip import fit_size
 from anomalyclip_hf.pipeline_anomalyclip import ZeroShotAnomalyDetectionPipeline
 from anomalyclip_hf.scoring import calibrate, save_thresholds
 from anomalyclip_hf.scoring.rows import prepare_row, score_rows
-from anomalyclip_hf.scoring.tiling import TILES_PER_FORWARD, blend_weights, fit_size, score_views, tile_boxes
+from anomalyclip_hf.scoring.tiling import TILES_PER_FORWARD, blend_weights, score_views, tile_boxes
 from evaluation_tools import make_tree
 
 SIZES = [(8000, 2000), (20000, 50), (519, 518), (1, 3000), (777, 1234)]

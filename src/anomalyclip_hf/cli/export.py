@@ -50,6 +50,7 @@ class Settings(ModelOptions, SourceOptions):
         rule="path",
     )
     smooth: bool = option(False, "Put the smoothing of the map into the graph.")
+    dynamic_size: bool = option(False, "Leave the sides of the graph's input open, for images resized to fit.")
     batch_size: int = option(4, "Images per forward when comparing.", rule=SIZE)
 
 
@@ -71,7 +72,7 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
         _, given["dataset"] = load_source(
             settings.source, settings.split, draw, **options_of_source(settings, settings.source)
         )
-    shared = ("format", "precision", "tolerance", "smooth", "batch_size")
+    shared = ("format", "precision", "tolerance", "smooth", "dynamic_size", "batch_size")
     given |= {name: getattr(settings, name) for name in shared}
     with naming(dataset="source"):
         certificate = export_model(model, processor, settings.output_dir, **given)

@@ -65,7 +65,7 @@ def compare(
         ValueError: the exported form gives numbers that are not finite.
     """
     scores, maps = [], []
-    for pixel_values in _batches(processor, images, batch_size):
+    for pixel_values in _batches(processor, images, batch_size, exported.multiple):
         ours, theirs = model(pixel_values, return_dict=True), exported(pixel_values, return_dict=True)
         pair = [output.logits.float().softmax(dim=-1)[:, 1] for output in (ours, theirs)]
         scores += (pair[0] - pair[1]).abs().tolist()
@@ -73,7 +73,7 @@ def compare(
     if not all(map(math.isfinite, [*scores, *maps])):
         raise ValueError("the exported model gives numbers that are not finite: choose another precision or format")
     return {
-        "num_images": len(scores),
+        "num_images": len(images),
         "max_score_difference": max(scores),
         "max_map_difference": max(maps),
         "mean_score_difference": sum(scores) / len(scores),
@@ -130,10 +130,16 @@ def describe_machine() -> dict[str, Any]:
     return {"cpu": facts.get("model name") or platform.processor() or platform.machine(), "cpu_flags": fast}
 
 
-def _batches(processor: AnomalyCLIPProcessor, images: Sequence[Any], batch_size: int) -> Iterator[torch.Tensor]:
+def _batches(
+    processor: AnomalyCLIPProcessor, images: Sequence[Any], batch_size: int, multiple: int | None
+) -> Iterator[torch.Tensor]:
+    """Squares and, where a graph takes other sizes, their left parts."""
     for start in range(0, len(images), batch_size):
         batch = [read_image(image) for image in images[start : start + batch_size]]
-        yield processor(batch, return_tensors="pt")["pixel_values"]
+        pixel_values = processor(batch, resize="square", return_tensors="pt")["pixel_values"]
+        yield pixel_values
+        if multiple:
+            yield pixel_values[..., : max(2, pixel_values.shape[-1] // multiple * 2 // 3) * multiple]
 
 
 def _or_none(value: float | None) -> float | None:

@@ -85,9 +85,28 @@ def load_engine(folder: str | os.PathLike, facts: Mapping[str, Any], num_threads
     except ImportError as error:
         raise ImportError(f"{path} needs {PACKAGES[kind]}: pip install {PACKAGES[kind]}") from error
     try:
-        return _ENGINES[kind](package, path, facts["precision"], num_threads)
+        engine = _ENGINES[kind](package, path, facts["precision"], num_threads)
     except Exception as error:  # engines have kinds of their own
         raise ValueError(f"{path} can't be loaded: {' '.join(str(error).split())[:500]}") from error
+    multiple = multiple_of_sides(facts)
+    if multiple is None:
+        return engine
+
+    def run(pixel_values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        height, width = pixel_values.shape[2:]
+        if min(height, width) < 2 * multiple or height % multiple or width % multiple:
+            raise ValueError(
+                f"an input of {height}x{width} pixels, but the exported graph takes sides of {2 * multiple}, "
+                f"{3 * multiple}, ...: give resize='square' for an image this narrow"
+            )
+        return engine(pixel_values)
+
+    return run
+
+
+def multiple_of_sides(facts: Mapping[str, Any]) -> int | None:
+    """What height and width of a graph's input are multiples of, twice that or more; None where both are fixed."""
+    return facts.get("input", {}).get("sides_are_multiples_of")
 
 
 def _load_onnx(onnxruntime: Any, path: Path, precision: str, num_threads: int | None) -> Engine:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 CERTIFICATE = "certificate.json"
 MAX_BATCH = 4096
+MAX_SIDE = 8192
 # format -> module and names of the exporter of transformers and its configuration; packages beside torch
 _EXPORTERS = {
     "onnx": ("exporter_onnx", "OnnxExporter", "OnnxConfig", ("onnx", "onnxscript", "onnxruntime")),
@@ -77,6 +78,7 @@ def export_model(
     dataset: datasets.Dataset | None = None,
     tolerance: float | None = None,
     smooth: bool = False,
+    dynamic_size: bool = False,
     batch_size: int = 4,
 ) -> dict[str, Any]:
     """Write a model for another engine, with its prompts folded in, and a certificate of what that changed.
@@ -95,6 +97,8 @@ def export_model(
         dataset (*optional*): labelled images, from `load_anomaly_dataset`: metrics are compared too.
         tolerance (*optional*): largest difference of a score or map; 1e-4 for float32, otherwise none if absent.
         smooth: put the smoothing into the graph; the processor beside it then has `sigma=0`.
+        dynamic_size: leave height and width of the graph's input open, for `resize="fit"`: any multiples of the patch
+            size.
         batch_size: images per forward when comparing.
 
     Returns:
@@ -107,6 +111,7 @@ def export_model(
         OSError: the folder is none of ours, or can't be written.
     """
     _check(model, processor, format, precision, calibration_images, dataset, tolerance)
+    _check_size(model, processor, smooth, dynamic_size)
     target = Path(output_dir)
     if target.exists() and not (target.is_dir() and (is_exported(target) or not any(target.iterdir()))):
         raise FileExistsError(
@@ -124,7 +129,9 @@ def export_model(
         scorer = _scorer(vision, sigma)
         with _quiet():
             half = precision == "bfloat16"
-            program = _trace(_scorer(copy.deepcopy(vision).bfloat16(), sigma) if half else scorer, format)
+            program = _trace(
+                _scorer(copy.deepcopy(vision).bfloat16(), sigma) if half else scorer, format, dynamic_size
+            )
             if precision == "int8" and format == "openvino":
                 program = _quantize(program, processor, calibration_images or [])
             path = Path(folder if precision == "int8" and format == "onnx" else stage, PROGRAMS[format])
@@ -137,7 +144,14 @@ def export_model(
         stored.save_pretrained(stage)
         _save_profiles(vision, stage)
         made_with = versions() | {package: version(package) for package in _packages(format, precision)}
-        facts = _describe(stored, format, precision, digests, made_with)
+        facts = _describe(
+            stored,
+            format,
+            precision,
+            digests,
+            made_with,
+            vision.config.vision_config.patch_size if dynamic_size else None,
+        )
         _write(stage / FACTS, facts)
         exported = ExportedModel(stage)
         certificate: dict[str, Any] = {"format": format, "precision": precision, "model": model.name_or_path}
@@ -185,17 +199,24 @@ def _check(
         raise ValueError("calibration_images is empty, expected about 100 images like those to come")
     if tolerance is not None and not tolerance > 0:
         raise ValueError(f"tolerance={tolerance!r}, expected a difference above 0")
-    side, size = model.config.image_size, dict(processor.size)
-    if processor.resize != "square" or (size.get("height"), size.get("width")) != (side, side):
-        raise ValueError(
-            f"resize={processor.resize!r}, size={size}: a graph takes squares of the model's "
-            f"image_size={side} alone; give a processor with resize='square' and that size"
-        )
     for package in _packages(format, precision):
         try:
             importlib.import_module(package)
         except ImportError as error:
             raise ImportError(f"format={format!r} needs {package}: pip install anomalyclip_hf[export]") from error
+
+
+def _check_size(model: AnomalyCLIPModel, processor: AnomalyCLIPProcessor, smooth: bool, dynamic_size: bool) -> None:
+    side, size = model.config.image_size, dict(processor.size)
+    resizes = ("square", "fit") if dynamic_size else ("square",)
+    if processor.resize not in resizes or (size.get("height"), size.get("width")) != (side, side):
+        raise ValueError(
+            f"resize={processor.resize!r}, size={size}: a graph takes squares of the model's image_size={side}, and "
+            f"with dynamic_size=True what resize='fit' gives; give a processor with resize={' or '.join(resizes)} and "
+            "that size"
+        )
+    if smooth and dynamic_size:
+        raise ValueError("smooth=True with dynamic_size=True: smoothing in the graph is of one size; leave one out")
 
 
 def _packages(format: str, precision: str) -> tuple[str, ...]:
@@ -219,16 +240,24 @@ def _scorer(vision: AnomalyCLIPModel, sigma: float) -> AnomalyCLIPModel:
     return scorer
 
 
-def _trace(scorer: AnomalyCLIPModel, format: str) -> Any:
-    """The program of a format, for batches of any number."""
+def _trace(scorer: AnomalyCLIPModel, format: str, dynamic_size: bool = False) -> Any:
+    """The program of a format, for batches of any number and squares or, if asked for, any multiples of patches."""
     module, exporter, config, _ = _EXPORTERS[format]
     library = importlib.import_module(f"transformers.exporters.{module}")
-    side = scorer.config.image_size
-    shapes = {INPUT: {0: torch.export.Dim("batch", min=1, max=MAX_BATCH)}}
-    settings = getattr(library, config)(dynamic_shapes=shapes)
-    pixel_values = torch.linspace(-2, 2, 2 * 3 * side * side).sin().view(2, 3, side, side)
+    height = width = side = scorer.config.image_size
+    dimensions: dict[int, Any] = {0: torch.export.Dim("batch", min=1, max=MAX_BATCH)}
+    if dynamic_size:
+        patch = scorer.config.vision_config.patch_size
+        # Traced where no two sides are equal, so that none is taken for another.
+        height, width = 2 * patch, 3 * patch
+        for axis, name in ((2, "rows"), (3, "columns")):
+            dimensions[axis] = patch * torch.export.Dim(name, min=2, max=MAX_SIDE // patch)
+    settings = getattr(library, config)(dynamic_shapes={INPUT: dimensions})
+    pixel_values = torch.linspace(-2, 2, 2 * 3 * height * width).sin().view(2, 3, height, width)
     program = getattr(library, exporter)().export(scorer, {INPUT: pixel_values}, settings).program
-    if format == "openvino":  # which would leave the sides open too, though the graph is of this one alone
+    if (
+        format == "openvino" and not dynamic_size
+    ):  # which would leave the sides open too, though the graph is of this one alone
         program.reshape({INPUT: [-1, 3, side, side]})
     return program
 
@@ -264,14 +293,20 @@ def _save(program: Any, format: str, path: Path) -> None:
 
 
 def _describe(
-    processor: AnomalyCLIPProcessor, format: str, precision: str, digests: dict[str, str], made_with: dict[str, str]
+    processor: AnomalyCLIPProcessor,
+    format: str,
+    precision: str,
+    digests: dict[str, str],
+    made_with: dict[str, str],
+    multiple: int | None,
 ) -> dict[str, Any]:
     """What a program needs to know that runs the graph without this package."""
-    height, width = (dict(processor.size)[side] for side in ("height", "width"))
+    height, width = ("height", "width") if multiple else (dict(processor.size)[side] for side in ("height", "width"))
+    sides = {"sides_are_multiples_of": multiple} if multiple else {}
     return {
         "format": format,
         "precision": precision,
-        "input": {"name": INPUT, "shape": ["batch", 3, height, width], "dtype": "float32"},
+        "input": {"name": INPUT, "shape": ["batch", 3, height, width], "dtype": "float32", **sides},
         "outputs": {
             OUTPUTS[0]: {"shape": ["batch", 2], "dtype": "float32", "is": "normal, anomalous; before the softmax"},
             OUTPUTS[1]: {"shape": ["batch", height, width], "dtype": "float32", "is": "P(anomalous) of each pixel"},

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..configuration_anomalyclip import AnomalyCLIPConfig
 from ..modeling_anomalyclip import AnomalyCLIPOutput, AnomalyCLIPPreTrainedModel
 from ..references_anomalyclip import References
-from .engines import load_engine, read_facts
+from .engines import load_engine, multiple_of_sides, read_facts
 
 TEXT_EMBEDS = "text_embeds.npy"
 
@@ -54,6 +54,11 @@ class ExportedModel(AnomalyCLIPPreTrainedModel):
         raise ValueError("an exported model takes no references; score with the model that it was made of")
 
     @property
+    def multiple(self) -> int | None:
+        """What height and width of the input are multiples of; None where the graph takes squares of one size."""
+        return multiple_of_sides(self.facts)
+
+    @property
     def is_exact(self) -> bool:
         """Whether it computes in float32 throughout."""
         return self.facts["precision"] == "float32"
@@ -61,17 +66,17 @@ class ExportedModel(AnomalyCLIPPreTrainedModel):
     def forward(
         self, pixel_values: Tensor, return_dict: bool | None = None, outputs: str = "all", **kwargs: Any
     ) -> AnomalyCLIPOutput | tuple[Tensor, ...]:
-        """Logits and maps of normalised images `(B, 3, S, S)`, float, of the size that was exported; the graph makes
-        both, whichever of them `outputs` asks for.
+        """Logits and maps of normalised images `(B, 3, S, S)`, float, of the size that was exported, or `(B, 3, H, W)`
+        of any that the graph takes; it makes both, whichever of them `outputs` asks for.
 
         Raises:
             ValueError: another size.
         """
-        side = self.config.image_size
-        if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != (3, side, side):
+        side, shape = self.config.image_size, tuple(pixel_values.shape)
+        if len(shape) != 4 or shape[1] != 3 or (self.multiple is None and shape[2:] != (side, side)):
             raise ValueError(
-                f"pixel_values has shape {tuple(pixel_values.shape)}, but the model was exported for (B, 3, {side}, "
-                f"{side}): resize='square', or tiles no larger than the image"
+                f"pixel_values has shape {shape}, but the model was exported for (B, 3, {side}, {side}): "
+                "resize='square', tiles no larger than the image, or export with dynamic_size=True"
             )
         found = self.engine(pixel_values.detach().float().cpu().contiguous().numpy())
         logits, maps = (torch.from_numpy(np.ascontiguousarray(one)).to(pixel_values.device) for one in found)

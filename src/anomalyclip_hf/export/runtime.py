@@ -15,11 +15,11 @@ import numpy as np
 from PIL import Image
 
 from ..data.addresses import read_image
-from ..images_anomalyclip import check_channels, check_window
+from ..images_anomalyclip import check_channels, check_window, fit_size
 from ..inputs_anomalyclip import normalized_pixels, smoothing_matrix
 from ..options_anomalyclip import READING, THRESHOLDS, WITH_REFERENCES, check_options
 from ..scoring.regions import fit_roi, mark_regions, read_roi
-from .engines import Engine, load_engine, read_facts, read_json
+from .engines import Engine, load_engine, multiple_of_sides, read_facts, read_json
 
 CALLING = ("timeout", "max_bytes", *READING)
 JUDGING = ("sigma", *THRESHOLDS, "min_area", "roi", "score_rule")
@@ -40,12 +40,19 @@ class AnomalyCLIPExported:
         engine: of [`load_engine`].
         config (`dict`): contents of config.json; its thresholds are used where a call gives none.
         processor (`dict`): contents of preprocessor_config.json.
+        multiple (`int`, *optional*): what height and width of the graph's input are multiples of, where they are open.
 
     Raises:
-        ValueError: a setting out of its range, or images that are not resized to a square.
+        ValueError: a setting out of its range, or a way of resizing that the graph doesn't take.
     """
 
-    def __init__(self, engine: Engine, config: Mapping[str, Any], processor: Mapping[str, Any]):
+    def __init__(
+        self,
+        engine: Engine,
+        config: Mapping[str, Any],
+        processor: Mapping[str, Any],
+        multiple: int | None = None,
+    ):
         self.engine = engine
         self.score_rule = config.get("score_rule") or "global"
         self.thresholds_for = config.get("thresholds_for") or self.score_rule
@@ -56,8 +63,8 @@ class AnomalyCLIPExported:
         check_options(self.processor)
         if missing := [name for name, value in self.processor.items() if value is None]:
             raise ValueError(f"preprocessor_config.json lacks {', '.join(missing)}: export the model again")
-        if (resize := processor.get("resize", "square")) != "square":
-            raise ValueError(f"resize={resize!r}: an exported model takes squares alone")
+        self.multiple = multiple
+        self.resize = self._check_resize(processor.get("resize", "square"))
         self.size = (int(processor["size"]["width"]), int(processor["size"]["height"]))
 
     @classmethod
@@ -73,8 +80,9 @@ class AnomalyCLIPExported:
             ImportError: its engine isn't installed.
             ValueError: it is damaged.
         """
-        engine = load_engine(folder, read_facts(folder), num_threads)
-        return cls(engine, read_json(folder, "config.json"), read_json(folder, "preprocessor_config.json"))
+        facts = read_facts(folder)
+        engine, multiple = load_engine(folder, facts, num_threads), multiple_of_sides(facts)
+        return cls(engine, read_json(folder, "config.json"), read_json(folder, "preprocessor_config.json"), multiple)
 
     def __call__(self, inputs: Any, batch_size: int = 1, **options: Any) -> Any:
         """Score images.
@@ -84,7 +92,8 @@ class AnomalyCLIPExported:
                 them, or an array of several, `(B, H, W, C)` or `(B, C, H, W)`.
             batch_size (`int`, defaults to 1).
             **options: sigma, image_threshold, pixel_threshold, min_area, roi, score_rule, window, channels, timeout
-                and max_bytes as of the pipeline.
+                and max_bytes as of the pipeline; resize is "square" or, where the sides of the graph's input are open,
+                "fit".
 
         Returns:
             a `dict` for one image, a list of them, or an iterator for an iterator: `score` (float, P(anomalous)),
@@ -99,18 +108,30 @@ class AnomalyCLIPExported:
             raise ValueError("inputs is None, expected a path, URL, PIL image or array, or a list of them")
         if not (type(batch_size) is int and batch_size > 0):
             raise ValueError(f"batch_size={batch_size!r}, expected a whole number above 0")
+        resize = self._check_resize(options.pop("resize", None) or self.resize)
         reading, judging = self._sort_options(options)
+        stored = [name for name in THRESHOLDS if judging.get(name) is not None and name not in options]
+        if resize != self.resize and stored:
+            warnings.warn(
+                f"{' and '.join(stored)} were chosen with resize={self.resize!r} and hold for that, not for "
+                f"{resize!r}; calibrate with that, or give thresholds yourself",
+                stacklevel=2,
+            )
         if isinstance(inputs, Iterator) and not callable(getattr(inputs, "read", None)):
-            return self._stream(inputs, batch_size, reading, judging)
+            return self._stream(inputs, batch_size, resize, reading, judging)
         if isinstance(inputs, list | tuple) or getattr(inputs, "ndim", 0) == 4:
-            return list(self._stream(inputs, batch_size, reading, judging))
-        return next(self._stream([inputs], 1, reading, judging))
+            return list(self._stream(inputs, batch_size, resize, reading, judging))
+        return next(self._stream([inputs], 1, resize, reading, judging))
+
+    def _check_resize(self, resize: str) -> str:
+        known = ("square", "fit") if self.multiple else ("square",)
+        if resize not in known:
+            raise ValueError(f"resize={resize!r}, expected {' or '.join(known)}, which the exported graph takes")
+        return resize
 
     def _sort_options(self, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Options of reading and of judging, checked."""
-        if options.get("resize", "square") != "square":
-            raise ValueError(f"resize={options['resize']!r}: an exported model takes squares alone")
-        given = {name: value for name, value in options.items() if value is not None and name != "resize"}
+        given = {name: value for name, value in options.items() if value is not None}
         if unknown := sorted(set(given) - {*CALLING, *JUDGING}):
             raise TypeError(f"unknown arguments {unknown}; known are {', '.join(JUDGING + CALLING)}")
         check_options({name: given.get(name) for name in ("timeout", "max_bytes")})
@@ -137,20 +158,26 @@ class AnomalyCLIPExported:
         return {name: value if fits[name] else None for name, value in self.thresholds.items()}
 
     def _stream(
-        self, images: Iterable[Any], batch_size: int, reading: Mapping[str, Any], judging: Mapping[str, Any]
+        self,
+        images: Iterable[Any],
+        batch_size: int,
+        resize: str,
+        reading: Mapping[str, Any],
+        judging: Mapping[str, Any],
     ) -> Iterator[dict[str, Any]]:
         images = iter(images)
+        batch_size = 1 if resize == "fit" else batch_size  # each image has a size of its own
         while batch := [read_image(image, **reading) for image in islice(images, batch_size)]:
-            logits, maps = self.engine(np.stack([self.prepare(image) for image in batch]))
+            logits, maps = self.engine(np.stack([self.prepare(image, resize) for image in batch]))
             for image, image_logits, anomaly_map in zip(batch, logits, maps, strict=True):
                 yield self.judge(image_logits, anomaly_map, image.size, **judging)
 
-    def prepare(self, image: Image.Image) -> np.ndarray:
-        """What the graph takes of an upright 8-bit image: `(3, S, S)` float32."""
+    def prepare(self, image: Image.Image, resize: str = "square") -> np.ndarray:
+        """What the graph takes of an upright 8-bit image: `(3, S, S)` float32, or of the image's own ratio."""
         settings = self.processor
         return normalized_pixels(
             image,
-            self.size,
+            self.size if resize == "square" else fit_size(image.size, max(self.size), self.multiple),
             settings["resample"],
             settings["rescale_factor"] if settings["do_rescale"] else None,
             (settings["image_mean"], settings["image_std"]) if settings["do_normalize"] else None,
