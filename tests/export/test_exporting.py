@@ -198,6 +198,8 @@ def test_damaged_folders_are_refused(exported_folders, tmp_path):
             "calibration_images is empty",
         ),
         ({"tolerance": 0}, "tolerance=0, expected a difference above 0"),
+        ({"map_size": (30, 0), "smooth": True}, r"map_size=\(30, 0\), expected height and width in pixels, 1 to 8192"),
+        ({"map_size": (30, 40)}, r"map_size=\(30, 40\) with smooth=False"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, message, tiny_model, tiny_processor, tmp_path):
@@ -223,18 +225,21 @@ def test_smoothing_in_the_graph_and_a_bound_that_is_passed(
     processor = AnomalyCLIPProcessor.from_pretrained(small_checkpoint, sigma=3.0)
     images, target = [make_image(), make_image(seed=1)], tmp_path / "out"
     shutil.copytree(exported_folders("onnx"), target)
-    program = exporting._trace(exporting._scorer(model.to_vision_only(), 3.0), "pt2")
+    program = exporting._trace(exporting._scorer(model.to_vision_only(), 3.0, (40, 50)), "pt2")
     monkeypatch.setattr(exporting, "_trace", lambda *given: program)  # which takes seconds
     with monkeypatch.context() as patch:
         patch.setattr(exporting, "EXACT", -1.0)
         with pytest.raises(ValueError, match=r"score differs by .*, more than tolerance=-1: nothing was"):
-            export_model(model, processor, target, "pt2", smooth=True, images=images)
+            export_model(model, processor, target, "pt2", smooth=True, map_size=(40, 50), images=images)
     assert [path.name for path in tmp_path.iterdir()] == ["out"] and (target / "model.onnx").is_file()
-    found = export_model(model, processor, target, "pt2", smooth=True, images=images)
+    found = export_model(model, processor, target, "pt2", smooth=True, map_size=(40, 50), images=images)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]  # in place of the former one, and nothing beside it
     assert not (target / "model.onnx").exists() and (found["images"], found["num_images"]) == ("given", 2)
     detector = pipeline("zero-shot-anomaly-detection", model=model, image_processor=processor)
+    assert images[0].size == (50, 40)
     assert_same(AnomalyCLIPExported.from_pretrained(target)(images[0]), detector(images[0]))
+    ours = pipeline("zero-shot-anomaly-detection", model=ExportedModel(target))
+    assert_same(ours(images[0]), detector(images[0]))
 
 
 @pytest.mark.parametrize("kind", FORMATS)

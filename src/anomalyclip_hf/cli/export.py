@@ -50,6 +50,9 @@ class Settings(ModelOptions, SourceOptions):
         rule="path",
     )
     smooth: bool = option(False, "Put the smoothing of the map into the graph.")
+    map_size: list[int] | None = option(
+        None, "Height and width in pixels of the graph's map, as of a camera's images; with --smooth."
+    )
     dynamic_size: bool = option(False, "Leave the sides of the graph's input open, for images resized to fit.")
     batch_size: int = option(4, "Images per forward when comparing.", rule=SIZE)
 
@@ -74,6 +77,7 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
         )
     shared = ("format", "precision", "tolerance", "smooth", "dynamic_size", "batch_size")
     given |= {name: getattr(settings, name) for name in shared}
+    given["map_size"] = settings.map_size and tuple(settings.map_size)
     with naming(dataset="source"):
         certificate = export_model(model, processor, settings.output_dir, **given)
     print(

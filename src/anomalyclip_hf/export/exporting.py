@@ -78,6 +78,7 @@ def export_model(
     dataset: datasets.Dataset | None = None,
     tolerance: float | None = None,
     smooth: bool = False,
+    map_size: tuple[int, int] | None = None,
     dynamic_size: bool = False,
     batch_size: int = 4,
 ) -> dict[str, Any]:
@@ -97,6 +98,8 @@ def export_model(
         dataset (*optional*): labelled images, from `load_anomaly_dataset`: metrics are compared too.
         tolerance (*optional*): largest difference of a score or map; 1e-4 for float32, otherwise none if absent.
         smooth: put the smoothing into the graph; the processor beside it then has `sigma=0`.
+        map_size (*optional*): height and width in pixels of the map that the graph gives, such as those of a camera's
+            images: resized in the graph, bilinearly; with `smooth=True`. The input's own if absent.
         dynamic_size: leave height and width of the graph's input open, for `resize="fit"`: any multiples of the patch
             size.
         batch_size: images per forward when comparing.
@@ -111,7 +114,7 @@ def export_model(
         OSError: the folder is none of ours, or can't be written.
     """
     _check(model, processor, format, precision, calibration_images, dataset, tolerance)
-    _check_size(model, processor, smooth, dynamic_size)
+    _check_size(model, processor, smooth, map_size, dynamic_size)
     target = Path(output_dir)
     if target.exists() and not (target.is_dir() and (is_exported(target) or not any(target.iterdir()))):
         raise FileExistsError(
@@ -126,11 +129,11 @@ def export_model(
         stage = Path(folder, target.name or "export")
         stage.mkdir()
         sigma = processor.sigma if smooth else 0.0
-        scorer = _scorer(vision, sigma)
+        scorer = _scorer(vision, sigma, map_size)
         with _quiet():
             half = precision == "bfloat16"
             program = _trace(
-                _scorer(copy.deepcopy(vision).bfloat16(), sigma) if half else scorer, format, dynamic_size
+                _scorer(copy.deepcopy(vision).bfloat16(), sigma, map_size) if half else scorer, format, dynamic_size
             )
             if precision == "int8" and format == "openvino":
                 program = _quantize(program, processor, calibration_images or [])
@@ -144,14 +147,8 @@ def export_model(
         stored.save_pretrained(stage)
         _save_profiles(vision, stage)
         made_with = versions() | {package: version(package) for package in _packages(format, precision)}
-        facts = _describe(
-            stored,
-            format,
-            precision,
-            digests,
-            made_with,
-            vision.config.vision_config.patch_size if dynamic_size else None,
-        )
+        multiple = vision.config.vision_config.patch_size if dynamic_size else None
+        facts = _describe(stored, format, precision, digests, made_with, map_size, multiple)
         _write(stage / FACTS, facts)
         exported = ExportedModel(stage)
         certificate: dict[str, Any] = {"format": format, "precision": precision, "model": model.name_or_path}
@@ -206,7 +203,13 @@ def _check(
             raise ImportError(f"format={format!r} needs {package}: pip install anomalyclip_hf[export]") from error
 
 
-def _check_size(model: AnomalyCLIPModel, processor: AnomalyCLIPProcessor, smooth: bool, dynamic_size: bool) -> None:
+def _check_size(
+    model: AnomalyCLIPModel,
+    processor: AnomalyCLIPProcessor,
+    smooth: bool,
+    map_size: tuple[int, int] | None,
+    dynamic_size: bool,
+) -> None:
     side, size = model.config.image_size, dict(processor.size)
     resizes = ("square", "fit") if dynamic_size else ("square",)
     if processor.resize not in resizes or (size.get("height"), size.get("width")) != (side, side):
@@ -215,6 +218,11 @@ def _check_size(model: AnomalyCLIPModel, processor: AnomalyCLIPProcessor, smooth
             f"with dynamic_size=True what resize='fit' gives; give a processor with resize={' or '.join(resizes)} and "
             "that size"
         )
+    if map_size is not None:
+        if len(map_size) != 2 or not all(type(one) is int and 0 < one <= MAX_SIDE for one in map_size):
+            raise ValueError(f"map_size={map_size!r}, expected height and width in pixels, 1 to {MAX_SIDE}")
+        if not smooth:
+            raise ValueError(f"map_size={map_size!r} with smooth=False: maps are smoothed before they are resized")
     if smooth and dynamic_size:
         raise ValueError("smooth=True with dynamic_size=True: smoothing in the graph is of one size; leave one out")
 
@@ -224,7 +232,7 @@ def _packages(format: str, precision: str) -> tuple[str, ...]:
     return (*_EXPORTERS[format][3], *(("nncf",) if (format, precision) == ("openvino", "int8") else ()))
 
 
-def _scorer(vision: AnomalyCLIPModel, sigma: float) -> AnomalyCLIPModel:
+def _scorer(vision: AnomalyCLIPModel, sigma: float, map_size: tuple[int, int] | None = None) -> AnomalyCLIPModel:
     """The model with an output that has logits and maps alone, so that what nobody reads stays out of the graph."""
     side = vision.config.image_size
     smoothing = torch.from_numpy(smoothing_matrix(side, float(sigma))) if sigma else None
@@ -233,6 +241,8 @@ def _scorer(vision: AnomalyCLIPModel, sigma: float) -> AnomalyCLIPModel:
         output: Any = AnomalyCLIPModel.forward(scorer, pixel_values, return_dict=True)
         maps = output[OUTPUTS[1]]
         maps = maps if smoothing is None else smoothing @ maps @ smoothing.T
+        if map_size is not None:
+            maps = torch.nn.functional.interpolate(maps[:, None], size=map_size, mode="bilinear")[:, 0]
         return AnomalyCLIPOutput(logits=output[OUTPUTS[0]], anomaly_maps=maps)
 
     scorer = copy.copy(vision)
@@ -298,6 +308,7 @@ def _describe(
     precision: str,
     digests: dict[str, str],
     made_with: dict[str, str],
+    map_size: tuple[int, int] | None,
     multiple: int | None,
 ) -> dict[str, Any]:
     """What a program needs to know that runs the graph without this package."""
@@ -309,7 +320,11 @@ def _describe(
         "input": {"name": INPUT, "shape": ["batch", 3, height, width], "dtype": "float32", **sides},
         "outputs": {
             OUTPUTS[0]: {"shape": ["batch", 2], "dtype": "float32", "is": "normal, anomalous; before the softmax"},
-            OUTPUTS[1]: {"shape": ["batch", height, width], "dtype": "float32", "is": "P(anomalous) of each pixel"},
+            OUTPUTS[1]: {
+                "shape": ["batch", *(map_size or (height, width))],
+                "dtype": "float32",
+                "is": "P(anomalous) of each pixel",
+            },
         },
         "steps": STEPS,
         "engine": PACKAGES[format],
