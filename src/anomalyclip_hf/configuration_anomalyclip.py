@@ -87,7 +87,7 @@ def check_fields(values: dict[str, Any], where: str = "", stored: bool = False) 
 def _rules() -> ModuleType | None:
     try:
         return installed("rules")
-    except ImportError:
+    except ModuleNotFoundError:  # not of an older package, which says so
         return None
 
 

@@ -326,7 +326,7 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
         return self
 
     def _checked(self, source: Any, hub: dict[str, Any]) -> PromptSet:
-        prompts = read_prompts(source, **hub) if isinstance(source, str | os.PathLike) else source
+        prompts = source if isinstance(source, PromptSet) else read_prompts(source, **hub)
         check_same_backbone(prompts, self)
         return prompts
 

@@ -56,7 +56,8 @@ def _expected_errors() -> tuple[type[Exception], ...]:
 
 
 def _as_one_line(error: Exception, options: Collection[str]) -> str:
-    text = one_line(" ".join(str(error).split())).replace(" or None", "") or type(error).__name__
+    text = re.sub(r"(, expected [^;:]*?) or None\b", r"\1", one_line(" ".join(str(error).split())))
+    text = text or type(error).__name__
     return name_options(text, options, getattr(error, _NAMES, {})) if options else text
 
 

@@ -111,9 +111,15 @@ def export_dataset(
             message = "Add the data set and its card"
             api.upload_folder(repo_id=str(out), folder_path=content, repo_type="dataset", commit_message=message)
             return str(url)
+        old = Path(folder, "old")
         if target.is_dir():
-            os.replace(target, Path(folder, "old"))  # empty, or an earlier export
-        os.replace(content, target)
+            os.replace(target, old)
+        try:
+            os.replace(content, target)
+        except BaseException:
+            if old.is_dir():
+                os.replace(old, target)
+            raise
     return os.fspath(out)
 
 

@@ -46,6 +46,9 @@ def read_facts(folder: str | os.PathLike) -> dict[str, Any]:
             f"{FACTS} of {os.fspath(folder)} names format={facts.get('format')!r}, precision="
             f"{facts.get('precision')!r}; this version knows {known}: export the model again"
         )
+    multiple, given = multiple_of_sides(facts), facts.get("input")
+    if not isinstance(given, dict | type(None)) or not (multiple is None or (type(multiple) is int and multiple > 0)):
+        raise ValueError(f"{FACTS} of {os.fspath(folder)} is damaged (input={given!r}): export the model again")
     if missing := [name for name in facts.get("files", {}) if not Path(folder, name).is_file()]:
         raise FileNotFoundError(f"{os.fspath(folder)} lacks {', '.join(missing)}: copy the whole folder")
     return facts
@@ -106,7 +109,8 @@ def load_engine(folder: str | os.PathLike, facts: Mapping[str, Any], num_threads
 
 def multiple_of_sides(facts: Mapping[str, Any]) -> int | None:
     """What height and width of a graph's input are multiples of, twice that or more; None where both are fixed."""
-    return facts.get("input", {}).get("sides_are_multiples_of")
+    given = facts.get("input")
+    return given.get("sides_are_multiples_of") if isinstance(given, dict) else None
 
 
 def _load_onnx(onnxruntime: Any, path: Path, precision: str, num_threads: int | None) -> Engine:

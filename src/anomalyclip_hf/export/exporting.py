@@ -100,8 +100,8 @@ def export_model(
         smooth: put the smoothing into the graph; the processor beside it then has `sigma=0`.
         map_size (*optional*): height and width in pixels of the map that the graph gives, such as those of a camera's
             images: resized in the graph, bilinearly; with `smooth=True`. The input's own if absent.
-        dynamic_size: leave height and width of the graph's input open, for `resize="fit"`: any multiples of the patch
-            size.
+        dynamic_size: leave height and width of the graph's input open, for `resize="fit"`: multiples of the patch
+            size, twice that or more.
         batch_size: images per forward when comparing.
 
     Returns:

@@ -34,7 +34,7 @@ def score_mutually(features: Tensor, device: torch.device | str = "cpu") -> Tens
     a(p, j) over the other images, and the mean over sets. The image's score is the highest value.
 
     Args:
-        features (`Tensor` of shape `(N, S, P, d)`, float): of [`describe_images`], N >= 5.
+        features (`Tensor` of shape `(N, S, P, d)`, float): of [`MutualJudge.describe`], N >= 5.
         device: where similarities are computed; few are held at once.
 
     Returns:

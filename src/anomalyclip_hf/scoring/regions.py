@@ -4,6 +4,7 @@ Coordinates are pixels of the image: pixel (column x, row y) covers [x, x + 1] x
 (x + 0.5, y + 0.5). scikit-image is imported where regions are asked for, and not before.
 """
 
+import math
 import os
 from functools import lru_cache
 from types import ModuleType
@@ -69,7 +70,10 @@ def mark_regions(
         mask &= inside
     if not mask.any():
         return mask, []
-    measure = _measure()
+    try:
+        from skimage import measure
+    except ImportError as error:
+        raise ImportError("regions need scikit-image: pip install scikit-image") from error
     labels = measure.label(mask, connectivity=2)
     if min_area > 1:
         labels[np.bincount(labels.ravel())[labels] * scale.prod() < min_area] = 0
@@ -101,14 +105,6 @@ def _outlines(inside: np.ndarray, measure: ModuleType) -> list[np.ndarray]:
         corners = contour[:-1][y * np.roll(x, 1) != x * np.roll(y, 1)]  # where it goes straight on, points say nothing
         outlines.append(np.concatenate([corners, corners[:1]])[:, ::-1] - 0.5)
     return sorted(outlines, key=polygon_area, reverse=True)
-
-
-def _measure() -> ModuleType:
-    try:
-        from skimage import measure
-    except ImportError as error:
-        raise ImportError("regions need scikit-image: pip install scikit-image") from error
-    return measure
 
 
 def polygon_area(outline: Any) -> float:
@@ -171,8 +167,15 @@ def _fit(roi: Roi, size: tuple[int, int]) -> np.ndarray:
 
 @lru_cache(maxsize=2)
 def _inside_polygon(points: tuple[tuple[float, float], ...], size: tuple[int, int]) -> np.ndarray:
-    """Pixels whose centers lie inside, by the even-odd rule."""
-    centers = np.array(points)[:, ::-1] - 0.5
-    inside = _measure().grid_points_in_poly(size[::-1], centers)
+    """Pixels whose centers lie inside, by the even-odd rule: each edge flips what lies right of it."""
+    width, height = size
+    flips = np.zeros((height, width + 1), bool)
+    for edge in zip(points, points[1:] + points[:1], strict=True):
+        (x0, y0), (x1, y1) = sorted(edge, key=lambda point: point[1])
+        rows = np.arange(max(math.ceil(y0 - 0.5), 0), min(math.ceil(y1 - 0.5), height))
+        if len(rows):
+            x = x0 + (rows + 0.5 - y0) * (x1 - x0) / (y1 - y0)
+            flips[rows, np.ceil(np.clip(x - 0.5, 0, width)).astype(int)] ^= True
+    inside = np.logical_xor.accumulate(flips, axis=1)[:, :-1]
     inside.flags.writeable = False  # it is kept
     return inside

@@ -200,6 +200,7 @@ def _make(
     embeds = [("image_embeds", args.cache_dtype, patches[-1:]), ("patch_embeds", args.cache_dtype, patches)]
     kind = np.dtype([("state", np.uint8), *embeds, ("masks", np.uint8, (side, -(-side // 8)))])  # the mask as bits
     if accelerator.is_main_process:
+        unfinished.unlink(missing_ok=True)  # of a run that was killed
         _make_room(unfinished, kind, len(samples), args.cache_limit_gb)
     accelerator.wait_for_everyone()
 
