@@ -326,7 +326,8 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
         return self
 
     def _checked(self, source: Any, hub: dict[str, Any]) -> PromptSet:
-        prompts = source if isinstance(source, PromptSet) else read_prompts(source, **hub)
+        # Code of a checkpoint has a class of its own for these.
+        prompts = source if hasattr(source, "fingerprint") else read_prompts(source, **hub)
         check_same_backbone(prompts, self)
         return prompts
 
