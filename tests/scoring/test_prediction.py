@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import weakref
 
 import numpy as np
@@ -114,12 +116,12 @@ def test_a_killed_run_goes_on_where_it_was(make_files, tmp_path, monkeypatch):
     folder, out = make_files(12), tmp_path / "out"
     (folder / "0001.png").write_text("no image")
     settings = {"progress": False, "save_maps": "npy", "vmax": 0.5}
-    run = multiprocessing.get_context("fork").Process(
-        target=predict_files, args=([folder], out, Detector(killed)), kwargs=settings
+    # A process of its own, not a fork: engines that other tests loaded have threads.
+    code = (
+        f"import sys; sys.path[:0] = {sys.path!r}; from test_prediction import *; writing.SHARD_SIZE = 3;"
+        f"predict_files([{str(folder)!r}], {str(out)!r}, Detector(killed), **{settings!r})"
     )
-    run.start()
-    run.join()
-    assert run.exitcode == -signal.SIGKILL
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
     records = kept(out)
     assert len(records) >= 6 and all(
         (out / record[field]).is_file() for record in records for field in ("overlay", "map")
