@@ -166,6 +166,20 @@ def test_wrong_options_are_refused(options, error, message, exported_folders, ma
         exported(make_image(), **options)
 
 
+def test_signals_reach_a_process_whose_engines_went(exported_folders):
+    code = """
+        import signal, subprocess, sys
+        from anomalyclip_hf import AnomalyCLIPExported
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        first, second = (AnomalyCLIPExported.from_pretrained(sys.argv[1]) for _ in range(2))
+        del first
+        del second
+        memory = [bytearray(1 << 16) for _ in range(1000)]
+        print(subprocess.run(["true"]).returncode)
+    """
+    assert run_blocked(code, exported_folders("openvino"), blocked=()).split() == ["0"]
+
+
 def test_damaged_folders_are_refused(exported_folders, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"has no anomalyclip_export\.json: give a folder that"):
         AnomalyCLIPExported.from_pretrained(tmp_path)

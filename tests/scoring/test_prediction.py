@@ -111,10 +111,6 @@ def test_memory_does_not_grow_with_the_number_of_files(make_files, tmp_path, mon
     assert summary.skipped == lines(out / "skipped.jsonl")
 
 
-@pytest.mark.skipif(
-    "PYTEST_XDIST_WORKER" in os.environ,
-    reason="ends workers in which other tests loaded engines; tests/cli/test_predict_processes.py shows the same",
-)
 def test_a_killed_run_goes_on_where_it_was(make_files, tmp_path, monkeypatch):
     monkeypatch.setattr(writing, "SHARD_SIZE", 3)
     folder, out = make_files(12), tmp_path / "out"

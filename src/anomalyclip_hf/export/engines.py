@@ -9,6 +9,7 @@ import importlib
 import json
 import os
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -131,13 +132,20 @@ def _load_openvino(openvino: Any, path: Path, precision: str, num_threads: int |
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32" if precision == "float32" else "bf16"}
     if num_threads:
         settings["INFERENCE_NUM_THREADS"] = num_threads
-    compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+    compiled = _core(openvino).compile_model(str(path), "CPU", settings)
 
     def run(pixel_values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         found = compiled.create_infer_request().infer({INPUT: pixel_values})
         return found[OUTPUTS[0]], found[OUTPUTS[1]]
 
     return run
+
+
+@cache
+def _core(openvino: Any) -> Any:
+    """The one of this process. Each puts up a stack for signals and, when it goes, puts back the one it found; with
+    two, that can be one that is gone, and the next signal (a child's end is one) kills the process."""
+    return openvino.Core()
 
 
 def _load_pt2(torch: Any, path: Path, precision: str, num_threads: int | None) -> Engine:

@@ -265,9 +265,7 @@ def _trace(scorer: AnomalyCLIPModel, format: str, dynamic_size: bool = False) ->
     settings = getattr(library, config)(dynamic_shapes={INPUT: dimensions})
     pixel_values = torch.linspace(-2, 2, 2 * 3 * height * width).sin().view(2, 3, height, width)
     program = getattr(library, exporter)().export(scorer, {INPUT: pixel_values}, settings).program
-    if (
-        format == "openvino" and not dynamic_size
-    ):  # which would leave the sides open too, though the graph is of this one alone
+    if format == "openvino" and not dynamic_size:  # it would leave the sides open, though the graph is of these
         program.reshape({INPUT: [-1, 3, side, side]})
     return program
 
