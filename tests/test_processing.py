@@ -12,8 +12,8 @@ from scipy.ndimage import gaussian_filter
 from torch.testing import assert_close
 
 from anomalyclip_hf import AnomalyCLIPModel, AnomalyCLIPProcessor
+from anomalyclip_hf.data.reader import to_pil_image
 from anomalyclip_hf.image_processing_anomalyclip import gaussian_smooth
-from anomalyclip_hf.images_anomalyclip import to_pil_image
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
 STD = np.array([0.26862954, 0.26130258, 0.27577711])

@@ -72,7 +72,7 @@ def upright_image(image: Any, name: str = "") -> Image.Image:
     """An upright 8-bit image; without the package, of what PIL reads and holds in 8 bits alone.
 
     Args:
-        image: as `images_anomalyclip.load_image` of the package takes it, and as `to_pil_image` there where a name is
+        image: as `data.reader.load_image` of the package takes it, and as `to_pil_image` there where a name is
             given.
         name (`str`): what to call it in errors.
 
@@ -81,7 +81,7 @@ def upright_image(image: Any, name: str = "") -> Image.Image:
         ModuleNotFoundError: only the package reads it, and isn't installed.
     """
     try:
-        reader = installed("images_anomalyclip")
+        reader = installed("data.reader")
     except ModuleNotFoundError as error:
         return _plain_image(image, error)
     return reader.to_pil_image(image, name) if name else reader.load_image(image)
@@ -476,7 +476,7 @@ def _fitted(settings: dict, image_size: tuple[int, int]) -> dict:
         return settings
     size = settings["size"]
     side = max(size.width, size.height)
-    width, height = installed("images_anomalyclip").fit_size(image_size, side, settings["patch_size"])
+    width, height = installed("data.reader").fit_size(image_size, side, settings["patch_size"])
     return {**settings, "size": SizeDict(height=height, width=width)}
 
 

@@ -137,7 +137,7 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
             options["roi"] = installed("scoring.regions").read_roi(options["roi"])
         for name in READING:
             if name in options:
-                options[name] = getattr(installed("pixels_anomalyclip"), f"check_{name}")(options[name])
+                options[name] = getattr(installed("data.pixels"), f"check_{name}")(options[name])
         check_options({key: value for key, value in options.items() if key in OPTION_RULES})
         resizing = {key: options[key] for key in RESIZING if key in options}
         pre = {key: value for key, value in options.items() if key in PRE_OPTIONS}

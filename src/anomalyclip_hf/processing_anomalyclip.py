@@ -1,9 +1,9 @@
-"""Old name of `image_processing_anomalyclip` and `images_anomalyclip`, for one release."""
+"""Old name of `image_processing_anomalyclip` and `data.reader`, for one release."""
 
 import warnings
 
+from .data.reader import ImageReadError, load_image, to_pil_image
 from .image_processing_anomalyclip import AnomalyCLIPProcessor, gaussian_smooth
-from .images_anomalyclip import ImageReadError, load_image, to_pil_image
 
 warnings.warn(
     "anomalyclip_hf.processing_anomalyclip is now anomalyclip_hf.image_processing_anomalyclip",

@@ -22,8 +22,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers.utils import logging
 
+from .data.reader import load_image
 from .image_processing_anomalyclip import AnomalyCLIPImageProcessor, with_resizing
-from .images_anomalyclip import load_image
 from .options_anomalyclip import check_options, installed
 from .prompts_anomalyclip import PromptsMixin, backbone_fingerprint, same_fingerprints, stored_fingerprint
 

@@ -15,9 +15,9 @@ from transformers import pipeline
 from anomalyclip_hf import AnomalyCLIPProcessor, demo_checkpoint
 from anomalyclip_hf.cli import run_command
 from anomalyclip_hf.data import load_anomaly_dataset
+from anomalyclip_hf.data.reader import fit_size
 from anomalyclip_hf.evaluation import evaluate_model, pixel_metrics
 from anomalyclip_hf.evaluation.baselines import MethodScorer, score_methods
-from anomalyclip_hf.images_anomalyclip import fit_size
 from anomalyclip_hf.pipeline_anomalyclip import ZeroShotAnomalyDetectionPipeline
 from anomalyclip_hf.scoring import calibrate, save_thresholds
 from anomalyclip_hf.scoring.rows import prepare_row, score_rows

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..data.files import atomic_path, json_line
-from ..images_anomalyclip import load_image
+from ..data.reader import load_image
 from ..options_anomalyclip import READING
 from ..scoring.inputs import LEGEND, find_images
 from ..scoring.pictures import to_rgb

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ..images_anomalyclip import split_page
+from ..data.reader import split_page
 from ..options_anomalyclip import OPTION_RULES, expected, follows
 from .options import option_fields
 

@@ -11,8 +11,8 @@ from urllib.parse import quote
 
 from PIL import Image
 
-from ..images_anomalyclip import ImageReadError, Window, load_image, unreadable
 from ..options_anomalyclip import ADDRESSES, DOWNLOAD_BYTES, DOWNLOAD_TIMEOUT, check_options
+from .reader import ImageReadError, Window, load_image, unreadable
 
 URL_SAFE = "%/:=&?~#+!$,;'@()*[]"  # what has a meaning in a URL; spaces and the like are quoted
 
@@ -31,7 +31,7 @@ def read_image(
             `torch.Tensor`): a `str` is a path, an address (`http://`, `https://`) or a `data:` URL.
         timeout (`float`, seconds, defaults to 30): for an address, from the request to the last byte.
         max_bytes (`int`, defaults to 100 million): largest file that an address may lead to.
-        window, channels (*optional*): as of `images_anomalyclip.load_image`; a window is applied once, however often
+        window, channels (*optional*): as of `reader.load_image`; a window is applied once, however often
             an image is read.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..pixels_anomalyclip import WINDOWED, ImageReadError, Window, to_uint8
+from .pixels import WINDOWED, ImageReadError, Window, to_uint8
 
 _PER_FRAME, _SHARED = 0x52009230, 0x52009229  # functional groups of enhanced multi-frame images
 

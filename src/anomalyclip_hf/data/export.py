@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from ..images_anomalyclip import ORIENTATION_TAG, orientation_of
 from .file_tree import examples, leaves_root
 from .files import MAX_NAME, one_line
 from .images import open_image, read_bytes, read_mask, upright_size
 from .loading import open_source, select_parts
+from .metadata import ORIENTATION_TAG, orientation_of
 from .options import SourceOptions, make_options
 from .paint import fit_mask
 from .records import Index

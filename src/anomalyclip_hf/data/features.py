@@ -16,8 +16,8 @@ import pyarrow as pa
 from datasets.features.features import register_feature
 from PIL import Image
 
-from ..images_anomalyclip import check_channels, check_window
 from .images import mask_files, read_image, read_mask
+from .reader import check_channels, check_window
 
 if TYPE_CHECKING:
     from .options import SourceOptions

@@ -9,8 +9,8 @@ from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from ..images_anomalyclip import split_page
 from .files import SHEET_NOTE, one_line
+from .reader import split_page
 
 # Of every format of the reader, and names that are given to such files.
 IMAGE_SUFFIXES = (

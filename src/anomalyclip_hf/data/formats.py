@@ -8,16 +8,19 @@ import os
 import struct
 import sys
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ..images_anomalyclip import first_bytes, is_dicom, open_page, tame_metadata
-from ..pixels_anomalyclip import WINDOWED, Window, bit_depth_of, to_uint8
 from .dicom import count_frames
-from .tiff import read_tiff, tiff_pages
+from .metadata import tame_metadata
+from .pixels import WINDOWED, ImageReadError, Window, bit_depth_of, to_uint8
+from .tiff import frame_of_page, read_tiff, tiff_pages
 
+# No EPS, PDF or the like: whatever the file is called, no other program is started to read it.
+FORMATS = ("PNG", "JPEG", "MPO", "BMP", "GIF", "TIFF", "WEBP", "PPM", "AVIF")
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # of the common kind, of the big one
 # Tags of a TIFF that say where and how its pixels lie.
 _TIFF_PIXELS = {*range(254, 267), 273, 274, *range(277, 280), 284, 292, 293, 317, *range(320, 326), 332, 334}
@@ -46,13 +49,50 @@ def list_pages(path: str | os.PathLike) -> list[str]:
     return [path] if number <= 1 else [f"{path}#page={page}" for page in range(1, number + 1)]
 
 
+def first_bytes(source: Any, number: int) -> bytes:
+    """The first bytes of a path or a binary file, which is put back to where it was; none of what is no file."""
+    if isinstance(source, (str, os.PathLike)):
+        if not os.path.isfile(source):
+            return b""
+        with open(source, "rb") as file:
+            return file.read(number)
+    place = source.tell()
+    source.seek(0)
+    start = source.read(number)
+    source.seek(place)
+    return start
+
+
+def is_dicom(source: Any) -> bool:
+    """Whether a path or a binary file holds "DICM" at byte 128."""
+    return first_bytes(source, 132)[128:] == b"DICM"
+
+
+@lru_cache(maxsize=1)
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def open_page(stream: Any, page: int) -> Image.Image:
+    """Open a page, from 1, of a path or a binary file by PIL."""
+    if hasattr(stream, "seek"):
+        stream.seek(0)
+    image: Image.Image = Image.open(stream, formats=_formats())
+    if page != 1:
+        if image.format != "TIFF":
+            raise ImageReadError(f"it has 1 pages, but page {page} is asked for")
+        image.seek(frame_of_page(stream, page))
+    return image
+
+
 def open_refused(
     stream: Any, page: int, window: Window, channels: Sequence[int] | None, refusal: Exception
 ) -> tuple[Image.Image, Any]:
     """Open a path or a binary file that PIL refuses, perhaps for its metadata alone, or as a kind of TIFF.
 
     Args:
-        stream, page: as of `images_anomalyclip.open_page`.
+        stream, page: as of `reader.open_page`.
         window, channels: as of `load_image`.
         refusal: what PIL raised, and what is raised again where nothing helps.
 

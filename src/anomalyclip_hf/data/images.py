@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageChops
 
-from .. import images_anomalyclip as reader
-from ..images_anomalyclip import UPRIGHT, describe_source, orientation_of, stated_orientation, unreadable
-from ..images_anomalyclip import ImageReadError as ImageReadError
+from . import reader
+from .metadata import UPRIGHT, orientation_of, stated_orientation
 from .paint import binary_mask, painted
 from .paint import fit_mask as fit_mask
+from .reader import ImageReadError as ImageReadError
+from .reader import describe_source, unreadable
 
 JPEG_BACKGROUND = 127  # what of a mask in a JPEG file is none, in 8-bit units: its ringing is not truth
 

@@ -12,11 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from ..images_anomalyclip import (
-    orientation_of,
-    split_page,
-)
-from ..pixels_anomalyclip import bit_depth_of, is_deep
 from . import contact_sheet as sheets
 from .contact_sheet import SheetRow, inside, outline_mask
 from .file_tree import examples, natural_key
@@ -24,8 +19,11 @@ from .files import one_line
 from .formats import list_pages
 from .images import ImageReadError, mask_files, open_image, read_bytes, states_orientation, upright_size
 from .loading import open_source, select_parts
+from .metadata import orientation_of
 from .options import SourceOptions, make_options
 from .paint import fit_mask
+from .pixels import bit_depth_of, is_deep
+from .reader import split_page
 from .records import NORMAL_KIND, Index
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..images_anomalyclip import check_channels, check_window
 from ..options_anomalyclip import Rule
+from .reader import check_channels, check_window
 
 KINDS = ("folder", "datasets")
 

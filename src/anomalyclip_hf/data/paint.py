@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..images_anomalyclip import upright
-from ..pixels_anomalyclip import ImageReadError, bit_depth_of, channels_last, is_deep, pixels_of, to_array
+from .pixels import ImageReadError, bit_depth_of, channels_last, is_deep, pixels_of, to_array
+from .reader import upright
 
 
 def painted(image: Image.Image, threshold: int = 0) -> np.ndarray:

@@ -12,10 +12,10 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from ..images_anomalyclip import split_page
 from .file_tree import FileTree, examples, file_key, normal_form
 from .layouts import OWN_NORMAL_KINDS, SPLITS, DatasetLayout, Table
 from .options import SourceOptions
+from .reader import split_page
 from .records import Index, Record, kind_of
 
 # What a column may be called, most likely first.

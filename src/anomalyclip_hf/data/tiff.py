@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..images_anomalyclip import ORIENTATION_TAG
-from ..pixels_anomalyclip import WINDOWED, ImageReadError, Window, bit_depth_of, three_channels, to_uint8
+from .metadata import ORIENTATION_TAG
+from .pixels import WINDOWED, ImageReadError, Window, bit_depth_of, three_channels, to_uint8
 
 
 def tiff_pages(source: Any) -> list[int]:

@@ -20,7 +20,7 @@ from PIL import Image
 
 from ..data.files import atomic_path, one_line
 from ..data.paint import binary_mask
-from ..images_anomalyclip import load_image
+from ..data.reader import load_image
 from ..options_anomalyclip import READING
 from ..scoring.engine import score_images
 from ..scoring.inputs import relative_names

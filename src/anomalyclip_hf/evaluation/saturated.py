@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from ..data.images import ImageReadError, mask_files
-from ..images_anomalyclip import open_image
+from ..data.reader import open_image
 from ..scoring.ranking import check_pair, rank_exactly, why_undefined
 from .metrics import area_under_pro, check_fpr_limit
 

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ..data.addresses import read_image
-from ..images_anomalyclip import check_channels, check_window, fit_size
+from ..data.reader import check_channels, check_window, fit_size
 from ..inputs_anomalyclip import normalized_pixels, smoothing_matrix
 from ..options_anomalyclip import READING, THRESHOLDS, WITH_REFERENCES, check_options
 from ..scoring.regions import fit_roi, mark_regions, read_roi

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..data.file_tree import BAD_NAME, IMAGE_SUFFIXES, UNLISTED, FileTree, is_mask_folder
 from ..data.files import safe_name
 from ..data.formats import list_pages
-from ..images_anomalyclip import split_page
+from ..data.reader import split_page
 
 LEGEND = "legend.png"
 _NAME_CHARACTERS = "".join(map(chr, (letter for letter in range(32, 127) if chr(letter) not in '/\\:*?"<>|')))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..images_anomalyclip import load_image
+from ..data.reader import load_image
 from .ranking import to_numpy
 
 # Every fifth of the 256 colors of matplotlib's "inferno", in hexadecimal: matplotlib takes a second to load.

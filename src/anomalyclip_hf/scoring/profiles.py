@@ -16,8 +16,8 @@ from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from ..configuration_anomalyclip import check_fields
+from ..data.reader import check_channels, check_window
 from ..image_processing_anomalyclip import with_resizing
-from ..images_anomalyclip import check_channels, check_window
 from ..options_anomalyclip import READING
 from ..prompts_anomalyclip import (
     DEMO_BASE,

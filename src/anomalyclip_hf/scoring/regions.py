@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ..data.paint import binary_mask, fit_mask
-from ..images_anomalyclip import describe_source, open_image
+from ..data.reader import describe_source, open_image
 from ..options_anomalyclip import check_options
 
 Roi = Image.Image | list[list[float]]

@@ -19,7 +19,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from ..configuration_anomalyclip import check_fields
 from ..data.files import atomic_path
-from ..images_anomalyclip import load_image
+from ..data.reader import load_image
 from ..options_anomalyclip import READING, WITH_REFERENCES
 from .calibration import (
     HALF_MARGIN,

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..images_anomalyclip import fit_size
+from ..data.reader import fit_size
 
 TILES_PER_FORWARD = 8
 WHOLE_SHARE = 0.5  # of the whole view in the map of a tiled image

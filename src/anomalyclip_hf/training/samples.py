@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from ..data.images import fit_mask, read_image
+from ..data.reader import split_page
 from ..data.synthetic import DEFECTS, draw_anomaly_on
-from ..images_anomalyclip import split_page
 
 if TYPE_CHECKING:
     import datasets

@@ -18,7 +18,8 @@ from PIL.PngImagePlugin import PngInfo
 from anomalyclip_hf import image_processing_anomalyclip as module
 from anomalyclip_hf.data.images import upright_size
 from anomalyclip_hf.data.paint import painted
-from anomalyclip_hf.images_anomalyclip import (
+from anomalyclip_hf.data.pixels import bit_depth_of
+from anomalyclip_hf.data.reader import (
     FORMATS,
     ImageReadError,
     load_image,
@@ -26,7 +27,6 @@ from anomalyclip_hf.images_anomalyclip import (
     orientation_of,
     to_pil_image,
 )
-from anomalyclip_hf.pixels_anomalyclip import bit_depth_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
@@ -293,7 +293,7 @@ def test_corrupt_metadata_makes_no_warning_without_a_name():
     code = """
         import io
         from PIL import Image
-        from anomalyclip_hf.images_anomalyclip import load_image
+        from anomalyclip_hf.data.reader import load_image
         exif = b"Exif\\0\\0II*\\0\\x08\\0\\0\\0\\x09\\0\\x12\\x01\\x03\\0\\1\\0\\0\\0\\6\\0\\0\\0"
         Image.new("RGB", (9, 5)).save(file := io.BytesIO(), "JPEG", exif=exif)
         print(load_image(file.getvalue()).size)

@@ -13,14 +13,14 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, generate_uid
 
 from anomalyclip_hf.data import inspect_source, load_anomaly_dataset, read_image, read_mask
 from anomalyclip_hf.data.formats import list_pages
-from anomalyclip_hf.images_anomalyclip import (
+from anomalyclip_hf.data.pixels import bit_depth_of
+from anomalyclip_hf.data.reader import (
     ImageReadError,
     check_channels,
     check_window,
     load_image,
     open_image,
 )
-from anomalyclip_hf.pixels_anomalyclip import bit_depth_of
 from anomalyclip_hf.scoring import find_images
 
 RNG = np.random.default_rng(0)

@@ -9,13 +9,14 @@ import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 from PIL import Image
 
-from .options_anomalyclip import installed
-from .pixels_anomalyclip import (
+from .dicom import read_dicom
+from .formats import FORMATS, deep_color, is_dicom, open_page, open_refused
+from .metadata import METADATA_KEYS, UPRIGHT, orientation_of, tame_metadata
+from .pixels import (
     WINDOWED,
     ImageReadError,
     Window,
@@ -26,26 +27,13 @@ from .pixels_anomalyclip import (
     to_array,
     to_uint8,
 )
-from .pixels_anomalyclip import check_channels as check_channels
+from .pixels import check_channels as check_channels
+from .tiff import read_tiff
 
-# No EPS, PDF or the like: whatever the file is called, no other program is started to read it.
-FORMATS = ("PNG", "JPEG", "MPO", "BMP", "GIF", "TIFF", "WEBP", "PPM", "AVIF")
-ORIENTATION_TAG = 274
-# EXIF orientation -> what puts the stored pixels upright; the last four swap width and height.
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 # PIL names no file, and what is wrong with metadata is of no use here. Set once: threads share the filters.
 for _noisy in ("PIL.TiffImagePlugin", "tifffile", "pydicom"):
     logging.getLogger(_noisy).setLevel(logging.CRITICAL)
 warnings.filterwarnings("ignore", "", UserWarning, r"PIL\.(Tiff|Jpeg|Png)ImagePlugin|pydicom\..*")
-_METADATA_KEYS = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 _PAGE = re.compile(r"(.+)#page=(\d{1,6})", re.DOTALL)
 
 
@@ -66,25 +54,6 @@ def split_page(path: str) -> tuple[str, int]:
     return (path, 1) if found is None or os.path.lexists(path) else (found[1], int(found[2]))
 
 
-def first_bytes(source: Any, number: int) -> bytes:
-    """The first bytes of a path or a binary file, which is put back to where it was; none of what is no file."""
-    if isinstance(source, (str, os.PathLike)):
-        if not os.path.isfile(source):
-            return b""
-        with open(source, "rb") as file:
-            return file.read(number)
-    place = source.tell()
-    source.seek(0)
-    start = source.read(number)
-    source.seek(place)
-    return start
-
-
-def is_dicom(source: Any) -> bool:
-    """Whether a path or a binary file holds "DICM" at byte 128."""
-    return first_bytes(source, 132)[128:] == b"DICM"
-
-
 def open_image(source: Any, window: Window = None, channels: Sequence[int] | None = None) -> Image.Image:
     """Open an image file: pixels as stored, not yet read nor rotated. Metadata that can't be read is ignored.
 
@@ -103,30 +72,21 @@ def open_image(source: Any, window: Window = None, channels: Sequence[int] | Non
     try:
         stream, page = _stream_of(source)
         if is_dicom(stream):
-            return installed("data.dicom").read_dicom(stream, page, window)
+            return read_dicom(stream, page, window)
         try:
             image = open_page(stream, page)
         except FileNotFoundError:
             raise
         except Exception as refusal:
-            try:
-                formats = installed("data.formats")
-            except ImportError:
-                raise refusal from None
-            image, stream = formats.open_refused(stream, page, window, channels, refusal)
+            image, stream = open_refused(stream, page, window, channels, refusal)
         if image.format == "TIFF" and _is_beyond_pil(image):
-            image = installed("data.tiff").read_tiff(stream, page, window, channels)
+            image = read_tiff(stream, page, window, channels)
         if _has_deep_colors(image):
-            image = installed("data.formats").deep_color(image, stream, page, window)
+            image = deep_color(image, stream, page, window)
     except Exception as error:  # PIL raises many kinds for broken files
         raise unreadable(source, error) from error
     tame_metadata(image)
     return image
-
-
-def orientation_of(image: Image.Image) -> int:
-    """EXIF orientation that still is to be applied to an image, 1 to 8; 1 where there is none."""
-    return stated_orientation(image) or 1
 
 
 def upright(image: Image.Image, name: str = "") -> Image.Image:
@@ -151,7 +111,7 @@ def upright(image: Image.Image, name: str = "") -> Image.Image:
     if orientation == 1:
         return image
     turned = image.transpose(UPRIGHT[orientation])
-    for key in _METADATA_KEYS:
+    for key in METADATA_KEYS:
         turned.info.pop(key, None)
     return turned
 
@@ -213,7 +173,7 @@ def to_pil_image(
     if isinstance(image, Image.Image):
         if _has_deep_colors(image) and (stream := getattr(image, "fp", None) or getattr(image, "filename", None)):
             # Opened by the user, its pixels not read yet.
-            image = installed("data.formats").deep_color(image, stream, None, window)
+            image = deep_color(image, stream, None, window)
         image = upright(image, name)
         if not is_deep(image):
             if window is None or WINDOWED in image.info:
@@ -254,12 +214,6 @@ def is_file(source: Any) -> bool:
     return callable(getattr(source, "read", None))
 
 
-@lru_cache(maxsize=1)
-def _formats() -> tuple[str, ...]:
-    Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
-
-
 def _stream_of(source: Any) -> tuple[Any, int]:
     """What PIL opens, a path or a binary file, and the page of it, from 1."""
     path, page = source.get("path") if isinstance(source, Mapping) else source, 1
@@ -283,18 +237,6 @@ def _stream_of(source: Any) -> tuple[Any, int]:
     return (source if hasattr(source, "seek") else io.BytesIO(source.read())), page
 
 
-def open_page(stream: Any, page: int) -> Image.Image:
-    """Open a page, from 1, of a path or a binary file by PIL."""
-    if hasattr(stream, "seek"):
-        stream.seek(0)
-    image: Image.Image = Image.open(stream, formats=_formats())
-    if page != 1:
-        if image.format != "TIFF":
-            raise ImageReadError(f"it has 1 pages, but page {page} is asked for")
-        image.seek(installed("data.tiff").frame_of_page(stream, page))
-    return image
-
-
 def _is_beyond_pil(image: Any) -> bool:
     """Whether PIL, which opened a TIFF, would read something else: many channels, signed bytes, deep planes."""
     tags = image.tag_v2
@@ -307,25 +249,6 @@ def _has_deep_colors(image: Image.Image) -> bool:
     codings = [tile.args for tile in getattr(image, "tile", ()) if tile.args]
     modes = [coding if isinstance(coding, str) else coding[0] for coding in codings]
     return bool(modes) and all(isinstance(mode, str) and mode[:2] in ("RG", "LA") and ";16" in mode for mode in modes)
-
-
-def stated_orientation(image: Image.Image) -> int | None:
-    """EXIF orientation in the metadata of an image, be it 1; None where there is none."""
-    try:
-        value = image.getexif().get(ORIENTATION_TAG)
-        return int(value) if value == 1 or value in UPRIGHT else None
-    except Exception:  # broken metadata must not hide sound pixels
-        return None
-
-
-def tame_metadata(image: Image.Image) -> None:
-    """Leave nothing of the metadata in an opened image but its orientation, so that no one trips over the rest."""
-    orientation, kept = stated_orientation(image), Image.Exif()
-    if orientation is not None:
-        kept[ORIENTATION_TAG] = orientation
-    for key in _METADATA_KEYS:
-        image.info.pop(key, None)
-    image.getexif = lambda: kept  # type: ignore[method-assign]
 
 
 def _reason(error: Exception) -> str:
