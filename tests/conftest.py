@@ -26,7 +26,7 @@ torch.set_num_threads(1)  # models this small only get slower with more
 @pytest.fixture(autouse=True)
 def _native_half_precision(monkeypatch):
     """Whatever this machine's CPU is, half precision is loaded as such; tests/test_cpu.py shows what happens else."""
-    monkeypatch.setattr("anomalyclip_hf.modeling_anomalyclip.is_emulated", lambda dtype: False)
+    monkeypatch.setattr("anomalyclip_hf.sharing.weights.is_emulated", lambda dtype: False)
 
 
 @pytest.fixture(scope="session")

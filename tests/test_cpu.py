@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from anomalyclip_hf import AnomalyCLIPModel, modeling_anomalyclip
-from anomalyclip_hf.modeling_anomalyclip import is_emulated
+from anomalyclip_hf import AnomalyCLIPModel
+from anomalyclip_hf.sharing import weights
+from anomalyclip_hf.sharing.weights import is_emulated
 
 PIXELS = torch.linspace(-1, 1, 2 * 3 * 42 * 42).view(2, 3, 42, 42).sin()
 
@@ -26,8 +27,8 @@ def test_an_emulated_dtype_is_loaded_as_float32_with_one_warning(
     if kind == "prompts":
         folder = tmp_path
         tiny_model.save_prompts(folder, card=False)
-    monkeypatch.setattr(modeling_anomalyclip, "is_emulated", lambda dtype: dtype == torch.bfloat16)
-    monkeypatch.setattr(modeling_anomalyclip.logger, "warning", told.append)
+    monkeypatch.setattr(weights, "is_emulated", lambda dtype: dtype == torch.bfloat16)
+    monkeypatch.setattr(weights.logger, "warning", told.append)
     model = AnomalyCLIPModel.from_pretrained(folder, dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert model.config.dtype == torch.float32 and len(told) == 1 and "torch.bfloat16 is only emulated" in told[0]

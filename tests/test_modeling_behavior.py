@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from transformers import AutoModel
 
 from anomalyclip_hf import AnomalyCLIPModel
-from anomalyclip_hf.modeling_anomalyclip import is_emulated
+from anomalyclip_hf.sharing.weights import is_emulated
 from tiny_models import make_tiny_clip
 
 LEARNED = {"prompt_learner.context", "prompt_learner.deep_prompts"}

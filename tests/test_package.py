@@ -74,7 +74,7 @@ FLOORS = [
     {"configuration_anomalyclip", "data"},
     {"image_processing_anomalyclip", "rules"},
     {"prompts_anomalyclip", "processing_anomalyclip"},
-    {"references_anomalyclip"},
+    {"references_anomalyclip", "loading_anomalyclip"},
     {"modeling_anomalyclip", "sharing"},
     {"pipeline_anomalyclip", "conversion"},
     {"scoring"},

@@ -20,9 +20,9 @@ from hub_server import TOKEN, LocalHub
 from tiny_models import make_tiny_clip
 
 SOURCE = Path(anomalyclip_hf.__file__).parent
-_NAMES = ("configuration", "image_processing", "inputs", "loss", "modeling", "options", "pipeline", "prompts")
-TRAVELLING = {f"{name}_anomalyclip" for name in _NAMES}
-MAX_BYTES = 151_000
+_NAMES = "configuration image_processing inputs loading loss modeling options pipeline prompts"
+TRAVELLING = {f"{name}_anomalyclip" for name in _NAMES.split()}
+MAX_BYTES = 148_500
 
 PUSH = """
 import sys, torch

@@ -5,14 +5,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import wraps
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
 
-from .options_anomalyclip import installed
+from .options_anomalyclip import if_installed
 
 # Word ids in CLIP's own vocabulary: <|startoftext|>, "x", "object", ".", "damaged", <|endoftext|>.
 CLIP_VOCAB_SIZE = 49408
@@ -80,15 +79,8 @@ def check_fields(values: dict[str, Any], where: str = "", stored: bool = False) 
     Raises:
         ValueError: naming the field, its value and what is expected.
     """
-    if (rules := _rules()) is not None:
+    if (rules := if_installed("rules")) is not None:
         rules.check_fields(values, where, stored)
-
-
-def _rules() -> ModuleType | None:
-    try:
-        return installed("rules")
-    except ModuleNotFoundError:  # not of an older package, which says so
-        return None
 
 
 @contextmanager
@@ -351,7 +343,7 @@ class AnomalyCLIPConfig(PreTrainedConfig):
 
     def validate_fields(self):
         """Refuse fields that contradict one another, by the rules of the installed package."""
-        if (rules := _rules()) is not None:
+        if (rules := if_installed("rules")) is not None:
             rules.check_config(self)
 
 

@@ -26,7 +26,8 @@ from .configuration_anomalyclip import (
     encode_prompts,
 )
 from .image_processing_anomalyclip import AnomalyCLIPImageProcessor
-from .modeling_anomalyclip import AnomalyCLIPModel, commit_of
+from .loading_anomalyclip import commit_of
+from .modeling_anomalyclip import AnomalyCLIPModel
 from .prompts_anomalyclip import PromptSet, portable_base_name
 from .sharing.hub import add_card
 from .sharing.writing import add_code, refuse_full_checkpoint, whole_folder, write_checkpoint

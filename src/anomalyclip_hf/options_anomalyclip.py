@@ -112,3 +112,11 @@ def installed(module: str) -> ModuleType:
             f"this needs {module.replace('.', '/')} of the package, which does not travel with a checkpoint: "
             f"pip install anomalyclip_hf{advice}"
         ) from error
+
+
+def if_installed(module: str) -> ModuleType | None:
+    """As [`installed`], but None without the package: code of a checkpoint then does with less."""
+    try:
+        return installed(module)
+    except ModuleNotFoundError:
+        return None

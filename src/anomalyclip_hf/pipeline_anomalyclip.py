@@ -23,6 +23,7 @@ from .options_anomalyclip import (
     RESIZING,
     THRESHOLDS,
     check_options,
+    if_installed,
     installed,
 )
 
@@ -236,12 +237,10 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
 
 def _read_image(image: Any, timeout: float, max_bytes: int, **reading: Any) -> Image.Image:
     """An upright 8-bit image of any kind; without the package, transformers fetches what lies at an address."""
-    try:
-        reader = installed("data.addresses")
-    except ModuleNotFoundError:
-        is_address = isinstance(image, str) and image[:8].lower().startswith(ADDRESSES)
-        return load_from_address(image, timeout) if is_address else upright_image(image)
-    return reader.read_image(image, timeout, max_bytes, **reading)
+    if (reader := if_installed("data.addresses")) is not None:
+        return reader.read_image(image, timeout, max_bytes, **reading)
+    is_address = isinstance(image, str) and image[:8].lower().startswith(ADDRESSES)
+    return load_from_address(image, timeout) if is_address else upright_image(image)
 
 
 def prepare_image(

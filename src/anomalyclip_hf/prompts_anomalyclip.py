@@ -22,7 +22,7 @@ from transformers.utils.hub import cached_file
 
 from .configuration_anomalyclip import AnomalyCLIPConfig
 from .image_processing_anomalyclip import AnomalyCLIPImageProcessor
-from .options_anomalyclip import THRESHOLDS, WITH_REFERENCES, installed
+from .options_anomalyclip import THRESHOLDS, WITH_REFERENCES, if_installed, installed
 
 logger = logging.get_logger(__name__)
 
@@ -496,9 +496,7 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
 
     def save_pretrained(self, save_directory, *, push_to_hub=False, save_code=False, **kwargs) -> None:
         """Save everything, as `PreTrainedModel.save_pretrained` does, by `sharing.saving.save_pretrained`."""
-        try:
-            saving = installed("sharing.saving")
-        except ModuleNotFoundError:  # this code came with a checkpoint: saved as every such model, with its code
+        if (saving := if_installed("sharing.saving")) is None:  # this code came with a checkpoint, and goes with it
             return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
         saving.save_pretrained(self, save_directory, push=push_to_hub, save_code=save_code, **kwargs)
 
