@@ -235,7 +235,7 @@ def test_no_suffix_vanishes(suffix, tmp_path):
     write_tree(tmp_path, PLAIN)
     Image.new("RGB", (16, 12), (24, 24, 24)).save(tmp_path / "bad" / f"2.{suffix}", format="JPEG", quality=100)
     report = inspect_source(tmp_path, progress=False)
-    noted = f"1 files not used: 1 .{suffix} files (bad/2.{suffix})" in report.notes
+    noted = f"1 file not used: 1 .{suffix} files (bad/2.{suffix})" in report.notes
     assert (report.num_images, noted) == ((3, False) if suffix in ("mpo", "jp2") else (2, True))
     assert report.problems == [] or suffix in ("mpo", "jp2")
 

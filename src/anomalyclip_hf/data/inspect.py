@@ -15,7 +15,7 @@ from PIL import Image
 from . import contact_sheet as sheets
 from .contact_sheet import SheetRow, inside, outline_mask
 from .file_tree import examples, natural_key
-from .files import one_line
+from .files import count_of, one_line
 from .formats import list_pages
 from .images import ImageReadError, mask_files, open_image, read_bytes, states_orientation, upright_size
 from .loading import open_source, select_parts
@@ -107,7 +107,7 @@ class InspectionReport:
         Args:
             limit (`int`): examples shown of each kind of problem.
         """
-        lines = [f"{self.source}: {self.form}", f"{self.num_images} images", "", *self._table(), ""]
+        lines = [f"{self.source}: {self.form}", count_of(self.num_images, "image"), "", *self._table(), ""]
         lines.append("sizes (w x h): " + _most(Counter({f"{w}x{h}": n for (w, h), n in self.sizes.items()})))
         lines.append("image modes: " + _most(self.modes))
         lines.append("mask modes: " + (_most(self.mask_modes) or "no masks"))
@@ -117,7 +117,7 @@ class InspectionReport:
             lines += ["", f"PROBLEM {kind}: {len(found)} x {meaning}"] if found else []
             lines += [f"  {one_line(': '.join(filter(None, (one.path, one.detail))))}" for one in found[:limit]]
             lines += [f"  ... and {len(found) - limit} more"] if len(found) > limit else []
-        lines += ["", f"{len(self.problems)} problems" if self.problems else "no problems"]
+        lines += ["", count_of(len(self.problems), "problem") if self.problems else "no problems"]
         return "\n".join(lines)
 
     def _table(self) -> Iterator[str]:
@@ -324,7 +324,7 @@ def write_samples(parts: Mapping[str, datasets.Dataset], path: str | os.PathLike
     for (name, _, kind), members in sorted(groups.items(), key=lambda item: item[0])[:MAX_ROWS]:
         shown = min(COLUMNS, len(members))
         tiles = [_tile(*members[place * len(members) // shown]) for place in range(shown)]
-        title = f"{name} / {kind or '?'}: {len(members)} images"
+        title = f"{name} / {kind or '?'}: {count_of(len(members), 'image')}"
         rows.append(SheetRow([picture for picture, _ in tiles], title, [label for _, label in tiles]))
     sheets.contact_sheet(rows, path, cell_size=TILE)
 

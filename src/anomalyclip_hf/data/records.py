@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .file_tree import examples
+from .files import count_of
 from .layouts import DatasetLayout
 
 NORMAL_KIND, ANOMALOUS_KIND = "good", "anomaly"
@@ -88,7 +89,7 @@ def list_unused(unused: Mapping[str, Sequence[str]]) -> str:
     """
     reasons = [f"{len(paths)} {reason} ({examples(paths)})" for reason, paths in unused.items()]
     more = [f"and those of {len(reasons) - 8} other kinds"] if len(reasons) > 8 else []
-    return f"{sum(map(len, unused.values()))} files not used: {'; '.join(reasons[:8] + more)}"
+    return f"{count_of(sum(map(len, unused.values())), 'file')} not used: {'; '.join(reasons[:8] + more)}"
 
 
 def kind_of(label: int | None, kind: str | None) -> str:

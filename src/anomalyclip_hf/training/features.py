@@ -25,6 +25,7 @@ from huggingface_hub.constants import HF_HOME
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..data.files import count_of
 from ..scoring.engine import own_share, score_images
 from .samples import TrainingSamples, shorten
 
@@ -249,5 +250,5 @@ def _make_room(path: Path, record: np.dtype, count: int, limit_gb: float | None)
             f"features would take {size / 1e9:.3g} GB but {bound}; raise cache_limit_gb, choose cache_dtype=float16, "
             "another cache_dir, or no_cache=True"
         )
-    logger.warning(f"keeping features of {count} images: {size / 1e9:.2f} GB in {path.parent}")
+    logger.warning(f"keeping features of {count_of(count, 'image')}: {size / 1e9:.2f} GB in {path.parent}")
     np.lib.format.open_memmap(path, mode="w+", dtype=record, shape=(count,))
