@@ -110,34 +110,13 @@ def evaluate_model(
     if processor.resize != "square" and (bad := [n for n, one in scorer.methods.items() if one.mutual or one.resize]):
         raise ValueError(f"{', '.join(bad)} can't be judged beside images that aren't squares: leave resize='square'")
     write_map = _MapWriter(Path(output_dir or "", "maps", name), table, chosen.save_maps)
-    classes: dict[str, list[int]] = {}
-    for index, class_name in enumerate(table["class_name"]):
-        classes.setdefault(class_name, []).append(index)
     with _records_folder(output_dir, name, processes) as folder:
         if processes.is_main_process:
             open_folder(folder, _run_key(scorer, processor, table, chosen), resume)
         processes.wait_for_everyone()
-        found = {one: ClassRecords(class_folder(folder, one), list(scorer.methods)) for one in classes}
-        unfinished = [one for one, records in found.items() if records.load_metrics() is None]
-        processes.wait_for_everyone()  # all have read before anyone writes
         quiet = not (show_progress and processes.is_main_process)
         with tqdm(total=len(dataset), desc=name, unit="image", disable=quiet) as bar:
-            bar.update(sum(len(records.indices) + len(records.errors) for records in found.values()))
-
-            def note(record: Record) -> None:
-                bar.update(min(processes.num_processes, len(dataset) - bar.n))
-                write_map(record)
-
-            for one in unfinished:
-                good = [index for index in classes[one] if table["label"][index] == 0]
-                score_class(dataset, classes[one], good, found[one], scorer, processor, chosen, processes, note)
-                processes.wait_for_everyone()
-                if processes.is_main_process:
-                    found[one].read()
-                    found[one].save_metrics(judge_class(found[one], table, chosen))
-        processes.wait_for_everyone()
-        for records in found.values():
-            records.read()
+            found = _judge_classes(dataset, table, folder, scorer, processor, chosen, processes, bar, write_map)
         judged = {one: records.load_metrics() or {} for one, records in found.items()}
         processes.wait_for_everyone()  # the folder may be a temporary one
     if not any(records.indices for records in found.values()):
@@ -157,6 +136,43 @@ def evaluate_model(
 
         failed = gather_object(failed)
     return summary | ({"unsaved_maps": failed} if failed else {})
+
+
+def _judge_classes(
+    dataset: datasets.Dataset,
+    table: Mapping[str, list],
+    folder: Path,
+    scorer: MethodScorer,
+    processor: AnomalyCLIPProcessor,
+    settings: EvaluationSettings,
+    processes: Accelerator | _OneProcess,
+    bar: tqdm,
+    write_map: Callable[[Record], None],
+) -> dict[str, ClassRecords]:
+    """Score what has no record in the folder yet, and keep the metrics of each class; its records by its name."""
+    classes: dict[str, list[int]] = {}
+    for index, class_name in enumerate(table["class_name"]):
+        classes.setdefault(class_name, []).append(index)
+    found = {one: ClassRecords(class_folder(folder, one), list(scorer.methods)) for one in classes}
+    unfinished = [one for one, records in found.items() if records.load_metrics() is None]
+    processes.wait_for_everyone()  # all have read before anyone writes
+    bar.update(sum(len(records.indices) + len(records.errors) for records in found.values()))
+
+    def note(record: Record) -> None:
+        bar.update(min(processes.num_processes, len(dataset) - bar.n))
+        write_map(record)
+
+    for one in unfinished:
+        good = [index for index in classes[one] if table["label"][index] == 0]
+        score_class(dataset, classes[one], good, found[one], scorer, processor, settings, processes, note)
+        processes.wait_for_everyone()
+        if processes.is_main_process:
+            found[one].read()
+            found[one].save_metrics(judge_class(found[one], table, settings))
+    processes.wait_for_everyone()
+    for records in found.values():
+        records.read()
+    return found
 
 
 def score_class(

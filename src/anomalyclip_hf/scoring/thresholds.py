@@ -7,6 +7,7 @@ import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -98,20 +99,70 @@ def calibrate(
     """
     method = objective if method == "labels" else method
     check_method(method, recall)
-    wanted = (0,) if method == "normal" else (0, 1)
-    known = _labels_of(dataset)
+    profile, margin = getattr(model, "profile", None), choose_margin(model)
+    found = _score_chosen(
+        model, processor, dataset, method, pixel_rate, batch_size, num_workers=num_workers, show_progress=show_progress
+    )
+    if found.errors and skipped is None:
+        left_out = f"{len(found.errors)} of {found.num_chosen} images could not be read and are left out"
+        warnings.warn(f"{left_out}; the first: {found.errors[0]}", stacklevel=2)
+    elif skipped is not None:
+        skipped += found.errors
+    image: NormalCalibration | LabelCalibration
+    pixel: NormalCalibration | LabelCalibration | None
+    if method == "normal":
+        image = calibrate_from_normal(found.scores, false_alarm_rate, confidence, margin, False)
+        # Smoothing can leave [0, 1] by a rounding error.
+        pixel = calibrate_from_normal(np.clip(found.levels, 0.0, 1.0), false_alarm_rate, confidence, margin, False)
+        doubts = {"image": image.doubt, "pixel": pixel.doubt}
+        for doubt in filter(None, dict.fromkeys(doubts.values())):
+            names = " and ".join(name for name, own in doubts.items() if own == doubt)
+            warnings.warn(f"{names} threshold: {doubt}", stacklevel=2)
+    else:
+        image = calibrate_from_labels(found.scores, found.labels, method, recall, margin)
+        has_masks = found.pixels.num_images > 0 and found.pixels.num_regions > 0
+        pixel = calibrate_from_ranking(found.pixels.ranking(), method, recall, margin=margin) if has_masks else None
+    for name, chosen in (("image_threshold", image), ("pixel_threshold", pixel)):
+        setattr(profile or model.config, name, None if chosen is None else min(max(chosen.threshold, 0.0), 1.0))
+    facts = {"image": image.to_dict(), "pixel": None if pixel is None else pixel.to_dict()}
+    if profile is None:
+        model.config.thresholds_for = model.config.score_rule + WITH_REFERENCES * (model.references is not None)
+    else:
+        asked = {"method": method, "num_images": len(found.scores)}
+        profile.calibration = asked | ({"pixel_rate": pixel_rate} if method == "normal" else {}) | facts
+    return facts
+
+
+@dataclass
+class _Scored:
+    """What thresholds are chosen from: scores and labels of images, and of their pixels what a method looks at."""
+
+    num_chosen: int
+    scores: list[float] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    levels: list[float] = field(default_factory=list)  # of normal maps, see `pixel_level`
+    pixels: PixelHistogram = field(default_factory=PixelHistogram)  # of labelled maps
+    errors: list[str] = field(default_factory=list)
+
+
+def _score_chosen(
+    model: AnomalyCLIPModel,
+    processor: AnomalyCLIPProcessor,
+    dataset: datasets.Dataset | Sequence[ImageInput],
+    method: str,
+    pixel_rate: float,
+    batch_size: int,
+    num_workers: int,
+    show_progress: bool,
+) -> _Scored:
+    """Score the images that a method looks at; arguments and errors are those of [`calibrate`]."""
+    wanted, known = (0,) if method == "normal" else (0, 1), _labels_of(dataset)
     chosen = [index for index, label in enumerate(known) if label in wanted]
     if not chosen:
         raise ValueError(f"the data set has {len(known)} images but none with label {' or '.join(map(str, wanted))}")
-    profile = getattr(model, "profile", None)
-    sigma = getattr(profile, "sigma", None)
-    reading = {name: getattr(profile, name, None) for name in READING}
+    profile, found = getattr(model, "profile", None), _Scored(len(chosen))
+    sigma, reading = getattr(profile, "sigma", None), {name: getattr(profile, name, None) for name in READING}
     processor = processor_for(model, processor)
-    scores: list[float] = []
-    labels: list[int] = []
-    levels: list[float] = []
-    errors: list[str] = []
-    pixels = PixelHistogram()
     forward, rules = partial(model.eval().__call__, return_dict=True), [rule_of(model)]
     records = score_images(
         dataset,
@@ -123,54 +174,24 @@ def calibrate(
         pin_memory=model.device.type == "cuda",
     )
     for record in tqdm(records, total=len(chosen), desc="calibration", unit="image", disable=not show_progress):
-        if record.error is not None:
-            errors.append(record.error)
-            continue
-        ((score, anomaly_map),) = record.result
         try:
+            if record.error is not None:
+                raise ValueError(record.error)
+            ((score, anomaly_map),) = record.result
             inside = _inside(profile, record.item.view.size, anomaly_map.shape)
         except ValueError as error:
-            errors.append(str(error))
+            found.errors.append(str(error))
             continue
-        scores.append(score)
-        labels.append(record.item.label)
+        found.scores.append(score)
+        found.labels.append(record.item.label)
         if method == "normal":
-            levels.append(pixel_level(anomaly_map[inside], pixel_rate))
+            found.levels.append(pixel_level(anomaly_map[inside], pixel_rate))
         elif record.item.mask is not None:
             # What lies outside counts as normal of the lowest score, which neither F1 nor recall looks at.
-            pixels.update([np.where(inside, anomaly_map, 0.0)], [record.item.mask & inside])
-    if errors:
-        if not scores:
-            raise ValueError(f"none of the {len(chosen)} images can be read; the first: {errors[0]}")
-        if skipped is None:
-            left_out = f"{len(errors)} of {len(chosen)} images could not be read and are left out"
-            warnings.warn(f"{left_out}; the first: {errors[0]}", stacklevel=2)
-        else:
-            skipped += errors
-    margin = choose_margin(model)
-    image: NormalCalibration | LabelCalibration
-    pixel: NormalCalibration | LabelCalibration | None
-    if method == "normal":
-        image = calibrate_from_normal(scores, false_alarm_rate, confidence, margin, False)
-        # Smoothing can leave [0, 1] by a rounding error.
-        pixel = calibrate_from_normal(np.clip(levels, 0.0, 1.0), false_alarm_rate, confidence, margin, False)
-        doubts = {"image": image.doubt, "pixel": pixel.doubt}
-        for doubt in filter(None, dict.fromkeys(doubts.values())):
-            names = " and ".join(name for name, own in doubts.items() if own == doubt)
-            warnings.warn(f"{names} threshold: {doubt}", stacklevel=2)
-    else:
-        image = calibrate_from_labels(scores, labels, method, recall, margin)
-        has_masks = pixels.num_images > 0 and pixels.num_regions > 0
-        pixel = calibrate_from_ranking(pixels.ranking(), method, recall, margin=margin) if has_masks else None
-    for name, found in (("image_threshold", image), ("pixel_threshold", pixel)):
-        setattr(profile or model.config, name, None if found is None else min(max(found.threshold, 0.0), 1.0))
-    if profile is None:
-        model.config.thresholds_for = model.config.score_rule + WITH_REFERENCES * (model.references is not None)
-    facts = {"image": image.to_dict(), "pixel": None if pixel is None else pixel.to_dict()}
-    if profile is not None:
-        asked = {"method": method, "num_images": len(scores)}
-        profile.calibration = asked | ({"pixel_rate": pixel_rate} if method == "normal" else {}) | facts
-    return facts
+            found.pixels.update([np.where(inside, anomaly_map, 0.0)], [record.item.mask & inside])
+    if not found.scores:
+        raise ValueError(f"none of the {len(chosen)} images can be read; the first: {found.errors[0]}")
+    return found
 
 
 def _inside(profile: Profile | None, image_size: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
