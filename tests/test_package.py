@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.util
 import re
 import sys
 from pathlib import Path
@@ -107,6 +108,17 @@ def test_imports_go_one_way():
             if other != room and floor[other] >= floor[room]:
                 wrong.append(f"{name} imports {other}")
     assert wrong == []
+
+
+def test_what_travels_leads_home_by_names_that_are_there():
+    ways = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("installed", "if_installed"):
+                ways |= {(path.name, one.value) for one in node.args if isinstance(one, ast.Constant)}
+    assert {"scoring.profiles", "data.reader", "rules", "sharing.weights"} < {module for _, module in ways}
+    assert [way for way in ways if not way[0].endswith("_anomalyclip.py") and way[0] != "hub.py"] == []
+    assert [way for way in ways if importlib.util.find_spec(f"anomalyclip_hf.{way[1]}") is None] == []
 
 
 @pytest.mark.parametrize(
