@@ -1,7 +1,6 @@
 """The authors' checkpoints (`epoch_N.pth`) as prompts of this package. Nothing is ever unpickled but tensors."""
 
 import hashlib
-import json
 import os
 import re
 import zipfile
@@ -25,6 +24,7 @@ from .configuration_anomalyclip import (
     AnomalyCLIPConfig,
     encode_prompts,
 )
+from .data.files import write_json
 from .image_processing_anomalyclip import AnomalyCLIPImageProcessor
 from .loading_anomalyclip import commit_of
 from .modeling_anomalyclip import AnomalyCLIPModel
@@ -339,7 +339,7 @@ def _save(folder: Path, path, prompts: AuthorsPrompts, learned: PromptSet, model
     processor = AnomalyCLIPImageProcessor(size={"height": side, "width": side})
     with whole_folder(folder) as stage:
         write_checkpoint(stage, learned, processor, AnomalyCLIPModel)
-        (stage / "conversion.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        write_json(stage / "conversion.json", facts)
         if save_code:
             add_code(stage, AnomalyCLIPModel)
         add_card(stage, model, _card(facts))

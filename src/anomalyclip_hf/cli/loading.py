@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..data.files import check_name
 from ..data.options import ResizingOptions, SourceOptions, option, parse_options, refuse_unknown
 from ..export.engines import is_exported
+from .running import dashed
 
 if TYPE_CHECKING:
     import datasets
@@ -109,7 +110,7 @@ def load_model(command: BackboneOptions) -> AnomalyCLIPModel:
     if is_exported(folder):
         given = [*overrides, *(["prompts"] if prompts else [])]
         if given and overrides != {"dtype": "auto"}:
-            shown = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            shown = ", ".join(map(dashed, given))
             raise ValueError(
                 f"{folder} is an exported model, whose graph is fixed: leave out {shown}, or export again"
             )
@@ -192,7 +193,7 @@ def options_of_source(settings: SourceOptions, text: str, more: str | None = Non
     Raises:
         ValueError: `more` is no JSON object, or has a name that none of the sources takes.
     """
-    known = [field.name for field in fields(SourceOptions) if field.name not in ("data_dir", "revision")]
+    known = [field.name for field in fields(SourceOptions)]
     given = SourceOptions.source_options(settings)
     given.pop("revision", None)
     stated = parse_options(more, "source_options")

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 import typer
 import yaml
 
-from .running import run_until_interrupted
+from .running import dashed, run_until_interrupted
 
 SETTINGS_SUFFIXES = (".json", ".yaml", ".yml")
 TRUE, FALSE = ("true", "yes", "1"), ("false", "no", "0")
@@ -75,7 +75,7 @@ def spell(words: Sequence[str], settings: type) -> list[str]:
         words (`Sequence[str]`): without the command's own name.
         settings: the command's dataclass.
     """
-    fields = {f"--{name.replace('_', '-')}": found for name, found in option_fields(settings).items()}
+    fields = {dashed(name): found for name, found in option_fields(settings).items()}
     words, spelled = list(words), list[str]()
     takes_files = any(field.metadata.get("argument") for field, _ in fields.values())
     if words and words[0].endswith(SETTINGS_SUFFIXES) and not takes_files:

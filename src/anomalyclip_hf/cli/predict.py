@@ -15,7 +15,7 @@ from ..data.options import ProfileOptions, ResizingOptions, SourceOptions, optio
 from ..options_anomalyclip import READING, SCORE
 from ..scoring.settings import PredictionSettings
 from .loading import BackboneOptions, ComparingOptions, load_model
-from .running import naming
+from .running import dashed, naming
 
 if TYPE_CHECKING:
     from .. import AnomalyCLIPModel
@@ -94,7 +94,7 @@ class Settings(PredictionSettings, BackboneOptions, ComparingOptions, ResizingOp
         given = [name for name in self.source_options() if name not in READING]
         given += ["streaming"] if self.streaming else []
         if not self.source and given:
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            names = ", ".join(map(dashed, given))
             raise ValueError(f"{names} belong to --source; give --source in place of the files")
 
     def call_options(self) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
     inputs: Any = [one for one in settings.inputs or [] if one not in videos]
     unused = [] if settings.source or inputs else [name for name in OF_IMAGES if getattr(settings, name)]
     if unused:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
+        names = ", ".join(map(dashed, unused))
         raise ValueError(f"{names}: only for images, and there is none; videos have records, a timeline and a video")
     state = PartialState(cpu=settings.device == "cpu")
     predict: Callable[..., PredictionSummary] = predict_files

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.options import option
+from .running import dashed
 
 PASSED_ON = ("token", "revision", "commit_message", "create_pr", "dry_run")
 
@@ -44,9 +45,7 @@ class Settings:
     def __post_init__(self):
         if not self.model or not self.repo_id:
             raise ValueError("give what to push and where to: MODEL REPO_ID")
-        forms = [
-            f"--{name.replace('_', '-')}" for name in ("prompts_only", "full", "vision_only") if getattr(self, name)
-        ]
+        forms = [dashed(name) for name in ("prompts_only", "full", "vision_only") if getattr(self, name)]
         if len(forms) > 1:
             raise ValueError(f"{' and '.join(forms)} exclude each other: give one of them")
         if (self.full or self.vision_only) and (self.base_model or self.base_revision):

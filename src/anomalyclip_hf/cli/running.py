@@ -61,6 +61,11 @@ def _as_one_line(error: Exception, options: Collection[str]) -> str:
     return name_options(text, options, getattr(error, _NAMES, {})) if options else text
 
 
+def dashed(name: str) -> str:
+    """An option as it is typed: `image_size` is `--image-size`."""
+    return f"--{name.replace('_', '-')}"
+
+
 @contextmanager
 def naming(**options: str) -> Iterator[None]:
     """Errors raised in the block speak of arguments by options of other names.
@@ -89,10 +94,10 @@ def name_options(message: str, names: Collection[str], others: Mapping[str, str]
     def spell(match: re.Match) -> str:
         argument, value = match.group(1), match.group(2)
         option, _, key = others.get(argument, argument).partition(".")
-        name, dashed = f"--{option.replace('_', '-')}", "_" in argument
+        name, is_long = dashed(option), "_" in argument
         if value is None:  # `split` is a word as well, and what is quoted is no option
             quoted = message[match.start() - 1 : match.start()] in ("'", '"')
-            return name if dashed and not quoted else match.group()
+            return name if is_long and not quoted else match.group()
         if key:
             return f"{name} '{{\"{key}\": {_as_json(value)}}}'"
         if value == "None":

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ..data.options import SourceOptions, option, parse_options, refuse_unknown
+from ..data.options import SourceOptions, option
 from ..training.arguments import PromptTrainingArguments
 from .checking import check_sources
-from .loading import CheckpointOptions, load_model, load_processor
+from .loading import CheckpointOptions, load_model, load_processor, load_source, options_of_source
 from .running import naming
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..image_processing_anomalyclip import AnomalyCLIPImageProcessor
     from ..modeling_anomalyclip import AnomalyCLIPModel
 
-JSON_HELP = "JSON with further arguments of load_anomaly_dataset"
+JSON_HELP = "JSON with further options of the source"
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Settings(PromptTrainingArguments, CheckpointOptions, SourceOptions):
         group="Data set",
     )
     train_split: str = option("train", "'test' to train on a test split, as the authors do.", group="Data set")
-    # Named as it always was; it hides the method of that name, which `load_data` calls by its class.
+    # Named as it always was; it hides the method of that name, which is called by its class.
     source_options: str | None = option(None, f"{JSON_HELP}.", group="Data set")  # type: ignore[assignment]
     validation_source: str | None = option(
         None, "Data that choose the best epoch; never those trained on.", group="Validation"
@@ -98,20 +98,25 @@ def load_data(
     settings: Settings, draw: Callable[..., datasets.Dataset] | None = None
 ) -> tuple[datasets.Dataset, datasets.Dataset | None]:
     """Training set and validation set (or None) of a command; `draw` is that of [`run`]."""
-    given = SourceOptions.source_options(settings)
-    given.pop("revision", None)  # of the model here
-    given |= parse_options(settings.source_options, "source_options")
     with naming(split="train_split", revision="source_options.revision"):
-        train = _load(settings.source, settings.train_split, given, draw, "train")
+        train = _load(settings, settings.source, settings.source_options, settings.train_split, draw, "train")
     if settings.validation_source is None:
         return train, None
-    given = {"data_dir": settings.validation_data_dir, "class_names": settings.validation_class_names}
-    given = {name: value for name, value in given.items() if value}
-    given |= parse_options(settings.validation_options, "validation_options")
+    own = SourceOptions(data_dir=settings.validation_data_dir, class_names=settings.validation_class_names)
     names = {field.name: f"validation_options.{field.name}" for field in fields(SourceOptions)}
     names |= {name: f"validation_{name}" for name in ("split", "data_dir", "class_names")}
-    with naming(**names):
-        return train, _load(settings.validation_source, settings.validation_split, given, draw, "validation")
+    with naming(source_options="validation_options", **names):
+        return train, _load(
+            own, settings.validation_source, settings.validation_options, settings.validation_split, draw, "validation"
+        )
+
+
+def _load(
+    options: SourceOptions, source: str, more: str | None, split: str, draw: Callable | None, drawn_split: str
+) -> datasets.Dataset:
+    drawn = source == "synthetic"
+    given = options_of_source(options, source, more, drawn)
+    return load_source(source, drawn_split if drawn else split, draw, **given)[1]
 
 
 def check_push(repo_id: str, model: AnomalyCLIPModel, processor: AnomalyCLIPImageProcessor) -> None:
@@ -130,14 +135,3 @@ def check_push(repo_id: str, model: AnomalyCLIPModel, processor: AnomalyCLIPImag
         model.push_prompts_to_hub(repo_id, processor=processor, card=False, dry_run=True)
     except ValueError as error:
         raise ValueError(f"push_to_hub={repo_id!r}: {error}") from error
-
-
-def _load(
-    source: str, split: str, given: dict[str, Any], draw: Callable[..., datasets.Dataset] | None, drawn_split: str
-) -> datasets.Dataset:
-    from ..data import load_anomaly_dataset
-
-    if source == "synthetic":
-        return draw(drawn_split, **given) if draw else load_anomaly_dataset(source)
-    refuse_unknown(given, [field.name for field in fields(SourceOptions)])
-    return load_anomaly_dataset(source, split=split, **given)

@@ -62,6 +62,17 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a text file whole or not at all; what is no Unicode in it is escaped."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def write_json(path: str | os.PathLike, fields: Any) -> None:
+    """Write fields as JSON that people can read, whole or not at all."""
+    write_text(path, json.dumps(fields, indent=2, ensure_ascii=False) + "\n")
+
+
 def remove_leftovers(folder: str | os.PathLike, *subfolders: str) -> None:
     """Remove the temporary files of killed runs: those of `atomic_path` whose process is gone.
 
@@ -95,6 +106,18 @@ def json_line(record: Any) -> str:
     """A record as one line of JSON that any reader splits in the right places and decodes as UTF-8."""
     text = json.dumps(record, ensure_ascii=False)
     return (text if text.isprintable() else json.dumps(record)) + "\n"
+
+
+def read_lines(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
+    """The lines of a file that are JSON objects, one at a time; one that was cut off is passed over."""
+    with open(path, encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict):
+                yield record
 
 
 def safe_name(name: str, also: str = "-_") -> str:

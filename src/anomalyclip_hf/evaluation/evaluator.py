@@ -26,7 +26,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..data.files import MAP_SUFFIXES, check_name, remove_leftovers, safe_name, save_map
-from ..scoring.engine import FullDisk, Record, explain, own_share, score_images
+from ..scoring.engine import FullDisk, OneProcess, Record, explain, own_share, score_images
 from ..scoring.mutual import MutualJudge, blocks_of, judge_block
 from ..scoring.rows import digest_model, prepare_row, processor_for, resizing_of
 from .baselines import MUTUAL, OWN, Method, MethodScorer, other_processors, score_methods
@@ -104,7 +104,7 @@ def evaluate_model(
     elif chosen.save_maps:
         raise ValueError(f"save_maps={chosen.save_maps!r} needs output_dir, the folder that maps are written to")
     table = _read_columns(dataset)
-    processes = accelerator or _OneProcess()
+    processes = accelerator or OneProcess()
     model = model.to(accelerator.device if accelerator else model.device).eval()
     scorer = MethodScorer(model, methods, tokenizer, chosen.draws)
     if processor.resize != "square" and (bad := [n for n, one in scorer.methods.items() if one.mutual or one.resize]):
@@ -145,7 +145,7 @@ def _judge_classes(
     scorer: MethodScorer,
     processor: AnomalyCLIPProcessor,
     settings: EvaluationSettings,
-    processes: Accelerator | _OneProcess,
+    processes: Accelerator | OneProcess,
     bar: tqdm,
     write_map: Callable[[Record], None],
 ) -> dict[str, ClassRecords]:
@@ -183,7 +183,7 @@ def score_class(
     scorer: MethodScorer,
     processor: AnomalyCLIPProcessor,
     settings: EvaluationSettings,
-    processes: Accelerator | _OneProcess,
+    processes: Accelerator | OneProcess,
     note: Callable[[Record], None],
 ) -> None:
     """Score a process's share of the images of one class that have no record yet, and write their records.
@@ -303,7 +303,7 @@ def evaluate_sources(
     """
     if not sources:
         raise ValueError("sources is empty, expected at least one data set")
-    processes = accelerator or _OneProcess()
+    processes = accelerator or OneProcess()
     if output_dir is not None and processes.is_main_process:
         remove_leftovers(output_dir, "records", "maps")
     chosen = EvaluationSettings(**settings).with_those_of(model)
@@ -355,15 +355,6 @@ def _read_columns(dataset: datasets.Dataset) -> dict[str, list]:
     return table
 
 
-class _OneProcess:
-    """Stands for an `Accelerator` where there is none."""
-
-    process_index, num_processes, is_main_process = 0, 1, True
-
-    def wait_for_everyone(self) -> None:
-        """Nobody else is there."""
-
-
 class _MapWriter:
     """Writes maps of the first method, if they are wanted (`kind` of `MAP_SUFFIXES`); `failed` lists those that could
     not be written."""
@@ -391,7 +382,7 @@ class _MapWriter:
 
 @contextmanager
 def _records_folder(
-    output_dir: str | os.PathLike | None, name: str, processes: Accelerator | _OneProcess
+    output_dir: str | os.PathLike | None, name: str, processes: Accelerator | OneProcess
 ) -> Iterator[Path]:
     """The folder of a data set's records, a temporary one where there is no folder for results."""
     if output_dir is not None:

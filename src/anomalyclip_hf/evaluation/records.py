@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.files import atomic_path, safe_name
+from ..data.files import atomic_path, safe_name, write_json, write_text
 from ..scoring.engine import Record
 from .settings import EvaluationSettings
 from .streaming import StreamingPixelMetrics
@@ -87,8 +87,7 @@ class ClassRecords:
 
     def save_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Keep the metrics of the class in place of its pixels."""
-        with atomic_path(self.folder / "class.json") as temporary:
-            temporary.write_text(json.dumps(metrics), encoding="utf-8")
+        write_text(self.folder / "class.json", json.dumps(metrics))
         for file in self.folder.glob("*.npz"):
             if _SHARD.fullmatch(file.name):
                 file.unlink()
@@ -170,8 +169,7 @@ def open_folder(folder: Path, key: str, resume: bool) -> None:
                 if file.name == "class.json" or _SHARD.fullmatch(file.name):
                     file.unlink()
     if not keep:
-        with atomic_path(note) as temporary:
-            temporary.write_text(json.dumps({"key": key}), encoding="utf-8")
+        write_json(note, {"key": key})
 
 
 def _below(stored: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

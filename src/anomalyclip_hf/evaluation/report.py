@@ -18,7 +18,7 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from ..data.files import atomic_path, one_line
+from ..data.files import one_line, write_text
 from ..data.paint import binary_mask
 from ..data.reader import load_image
 from ..options_anomalyclip import READING
@@ -262,8 +262,7 @@ def _write_page(path: str | os.PathLike, facts: Mapping[str, Any], vmin: float, 
         scale={"vmin": f"{vmin:.3g}", "vmax": f"{vmax:.3g}", "bar": _inline(bar, "png")},
         **parts,
     )
-    with atomic_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
+    write_text(path, page)
 
 
 def _section(name: str, entry: Mapping[str, Any], fpr_limit: float) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.files import atomic_path, one_line
+from ..data.files import atomic_path, one_line, write_text
 from .metrics import ASKED_METRICS
 from .model_card import prompts_checksum
 from .report import write_report
@@ -111,8 +111,7 @@ def write_results(
     folder = Path(output_dir)
     text = json.dumps(to_json(result), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     for name, content in (("results.json", text), ("results.md", to_markdown(result))):
-        with atomic_path(folder / name) as temporary:
-            temporary.write_text(content, encoding="utf-8", errors="backslashreplace")
+        write_text(folder / name, content)
     write_scores(result, folder / "scores.parquet")
     try:
         write_report(result, folder / "report.html", samples, pixel_threshold)

@@ -7,7 +7,6 @@ import copy
 import hashlib
 import importlib
 import io
-import json
 import logging
 import os
 import tempfile
@@ -24,6 +23,7 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from ..data.addresses import read_image
+from ..data.files import write_json
 from ..evaluation.results import versions
 from ..inputs_anomalyclip import smoothing_matrix
 from ..modeling_anomalyclip import AnomalyCLIPModel, AnomalyCLIPOutput
@@ -149,7 +149,7 @@ def export_model(
         made_with = versions() | {package: version(package) for package in _packages(format, precision)}
         multiple = vision.config.vision_config.patch_size if dynamic_size else None
         facts = _describe(stored, format, precision, digests, made_with, map_size, multiple)
-        _write(stage / FACTS, facts)
+        write_json(stage / FACTS, facts)
         exported = ExportedModel(stage)
         certificate: dict[str, Any] = {"format": format, "precision": precision, "model": model.name_or_path}
         certificate["images"] = "drawn" if images is None else "given"
@@ -160,7 +160,7 @@ def export_model(
             certificate["metrics"] = judge_both((vision, processor), (exported, stored), dataset, batch_size)
         refuse_loss(certificate, certificate["tolerance"])
         certificate |= {**describe_machine(), "versions": made_with, "files": digests}
-        _write(stage / CERTIFICATE, certificate)
+        write_json(stage / CERTIFICATE, certificate)
         del exported
         if target.exists():
             os.replace(target, Path(folder, "former"))
@@ -341,10 +341,6 @@ def _save_profiles(vision: AnomalyCLIPModel, stage: Path) -> None:
             profile.save(stage)
         except (OSError, ValueError) as error:
             warnings.warn(f"profile {name} is left out of the export: {error}", stacklevel=3)
-
-
-def _write(path: Path, fields: dict[str, Any]) -> None:
-    path.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _sha256(path: Path) -> str:

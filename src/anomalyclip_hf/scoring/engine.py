@@ -104,6 +104,15 @@ def explain(error: BaseException) -> str:
     return text.removesuffix(": ")
 
 
+class OneProcess:
+    """Stands for an `Accelerator` where there is none."""
+
+    process_index, num_processes, is_main_process = 0, 1, True
+
+    def wait_for_everyone(self) -> None:
+        """Nobody else is there."""
+
+
 class FullDisk:
     """Tells a disk that is full from a file that can't be written: `LIMIT` files in a row fail for want of space."""
 

@@ -19,7 +19,7 @@ from ..data.addresses import read_image
 from ..data.images import read_image as read_cell
 from ..options_anomalyclip import READING, THRESHOLDS
 from ..pipeline_anomalyclip import COMPARING
-from .engine import Record, own_share, score_images
+from .engine import OneProcess, Record, own_share, score_images
 from .inputs import check_apart, find_images, relative_names, unique_name
 from .mutual import MutualJudge, score_images_mutually
 from .pictures import resize_map
@@ -181,8 +181,8 @@ class _Run:
             options["image_threshold"] = options.pop("threshold")
         if "roi" in options:
             options["roi"] = read_roi(options["roi"])
-        self.options, self.detector, self.output, self.accelerator = options, detector, output, accelerator
-        self.process = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
+        self.options, self.detector, self.output = options, detector, output
+        self.processes = accelerator or OneProcess()
         # A pipeline's images are prepared in the workers; another detector is called with images.
         self.scorer = PipelineScorer(detector, **options) if hasattr(detector, "preprocess") else None
         self.prepare = None if self.scorer is None else self.scorer.prepare
@@ -209,7 +209,7 @@ class _Run:
             raise ValueError(
                 "mutual=True compares images of one grid of patches: it needs a pipeline, resize='square'"
             )
-        if self.settings.resume or self.process[1] > 1:
+        if self.settings.resume or self.processes.num_processes > 1:
             raise ValueError("mutual=True judges whole blocks of images: leave out resume, and use one process")
 
     def score(
@@ -226,25 +226,25 @@ class _Run:
         if images is not None and not images:  # results of an earlier run stay
             return PredictionSummary(self.output, 0, len(skipped), [dict(one) for one in skipped])
         num_replaced = 0
-        if self.process[0] == 0:
+        if self.processes.is_main_process:
             self.facts["model"] = self._describe_model()
             num_replaced = begin_run(self.output, self.facts, images, self.settings.resume)
-        self._wait()
-        writer = RecordWriter(self.output, self.settings, self.process[0])
+        self.processes.wait_for_everyone()
+        writer = RecordWriter(self.output, self.settings, self.processes.process_index)
         try:
-            for one in skipped if self.process[0] == 0 else ():
+            for one in skipped if self.processes.is_main_process else ():
                 writer.skip(-1, one["path"], one["error"])
             for record in self._records(source, images):
                 self._write(writer, record, images)
         finally:
             writer.close()
-        self._wait()
-        if self.process[0] == 0:
+        self.processes.wait_for_everyone()
+        if self.processes.is_main_process:
             end_run(self.output, [one for one in self.settings.formats if one in TABLES])
-        self._wait()
+        self.processes.wait_for_everyone()
         summary = self._summarize()
         summary.num_replaced = num_replaced
-        if made and not summary.num_scored and summary.num_skipped <= EXAMPLES and self.process[1] == 1:
+        if made and not summary.num_scored and summary.num_skipped <= EXAMPLES and self.processes.num_processes == 1:
             for name in (SETTINGS, SKIPPED):  # a folder is not kept for inputs of which none can be scored
                 (self.output / name).unlink(missing_ok=True)
             if not any(self.output.iterdir()):
@@ -254,7 +254,8 @@ class _Run:
     def _records(self, source: Any, images: Sequence[tuple[str, str]] | None) -> Iterator[Record]:
         """Score this process's share of what has no record yet."""
         done = read_done(self.output) if self.settings.resume else set()
-        batch_size, (process, num_processes) = self.settings.batch_size, self.process
+        process, num_processes = self.processes.process_index, self.processes.num_processes
+        batch_size = self.settings.batch_size
         share: dict[str, Any] = {"batch_size": batch_size, "num_workers": self.settings.num_workers}
         share["pin_memory"] = getattr(getattr(self.detector, "device", None), "type", "cpu") == "cuda"
         if images is None:
@@ -323,10 +324,6 @@ class _Run:
             return type(self.detector).__name__
         model, references = self.detector.model, self.scorer.during.get("references")
         return f"{model.name_or_path} {digest_model(model, self.detector.image_processor, references)[:16]}"
-
-    def _wait(self) -> None:
-        if self.accelerator is not None:
-            self.accelerator.wait_for_everyone()
 
 
 class _Picture(NamedTuple):

@@ -16,6 +16,7 @@ from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from ..configuration_anomalyclip import check_fields
+from ..data.files import write_json
 from ..data.reader import check_channels, check_window
 from ..image_processing_anomalyclip import with_resizing
 from ..options_anomalyclip import READING
@@ -114,8 +115,7 @@ class Profile:
             with whole_folder(own) as stage:
                 self.roi.save(stage / "roi.png")
         with whole_folder(own.parent) as stage:
-            text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
-            (stage / f"{self.name}.json").write_text(text, encoding="utf-8")
+            write_json(stage / f"{self.name}.json", self.to_dict())
 
 
 def check_profile_name(name: Any) -> None:

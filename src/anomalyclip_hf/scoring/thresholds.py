@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from ..configuration_anomalyclip import check_fields
-from ..data.files import atomic_path
+from ..data.files import write_json, write_text
 from ..data.reader import load_image
 from ..options_anomalyclip import READING, WITH_REFERENCES
 from .calibration import (
@@ -230,15 +230,13 @@ def save_thresholds(
     check_fields({**thresholds, "thresholds_for": thresholds_for})
     config |= {"score_rule": thresholds_for.removesuffix(WITH_REFERENCES), "thresholds_for": thresholds_for}
     config |= {name: None if value is None else float(value) for name, value in thresholds.items()}
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, config)
     if processor is not None:
         _save_resizing(path.parent, processor)
     card = path.with_name("README.md")
     if card.is_file():
         text = _with_thresholds(card.read_text(encoding="utf-8"), image_threshold, pixel_threshold)
-        with atomic_path(card) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(card, text)
 
 
 def _save_resizing(folder: Path, processor: AnomalyCLIPProcessor) -> None:
@@ -249,8 +247,7 @@ def _save_resizing(folder: Path, processor: AnomalyCLIPProcessor) -> None:
         return
     stored = json.loads(path.read_text(encoding="utf-8"))
     if wanted != {"resize": stored.get("resize", "square")}:
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(stored | wanted, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_json(path, stored | wanted)
 
 
 def _with_thresholds(card: str, image_threshold: float | None, pixel_threshold: float | None) -> str:

@@ -22,7 +22,17 @@ from typing import Any
 
 from PIL import Image
 
-from ..data.files import MAP_SUFFIXES, atomic_path, json_line, one_line, remove_leftovers, save_map
+from ..data.files import (
+    MAP_SUFFIXES,
+    atomic_path,
+    json_line,
+    one_line,
+    read_lines,
+    remove_leftovers,
+    save_map,
+    write_json,
+    write_text,
+)
 from .engine import FullDisk, explain
 from .inputs import LEGEND
 from .pictures import draw_legend, overlay
@@ -110,8 +120,7 @@ class RecordWriter:
         for name, lines in self._lines.items():
             if lines:
                 shard = self.output / f"{Path(name).stem}-{self.process:05}-{self._number:07}.jsonl"
-                with atomic_path(shard) as temporary:
-                    temporary.write_text("".join(lines), encoding="utf-8")
+                write_text(shard, "".join(lines))
                 lines.clear()
         self._number, self._written = self._number + 1, time.monotonic()
 
@@ -192,15 +201,14 @@ def begin_run(output: Path, facts: Mapping[str, Any], listing: Iterable[tuple[st
     remove_leftovers(output, *FOLDERS.values())
     replaced = 0
     for file in _files(output, PREDICTIONS):
-        for entry in _read(file):
+        for entry in read_lines(file):
             _remove_files(output, entry)
             replaced += 1
     _remove([*_files(output, PREDICTIONS), *_files(output, SKIPPED)])
     _remove(output / f"predictions.{table}" for table in TABLES)
     if (output / SETTINGS).is_file():  # or else the report is another command's
         _remove([output / "report.html", output / LEGEND])
-    with atomic_path(output / SETTINGS) as temporary:
-        temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    write_json(output / SETTINGS, facts)
     return replaced
 
 
@@ -212,7 +220,7 @@ def _describe(value: Any) -> str:
 
 def read_done(output: Path) -> set[int]:
     """Places of the images that have a record in shards."""
-    return {entry["index"] for file in _shards(output, PREDICTIONS) for entry in _read(file)}
+    return {entry["index"] for file in _shards(output, PREDICTIONS) for entry in read_lines(file)}
 
 
 def end_run(output: Path, tables: Iterable[str] = ()) -> None:
@@ -235,7 +243,7 @@ def end_run(output: Path, tables: Iterable[str] = ()) -> None:
 
 def read_records(output: Path, name: str = PREDICTIONS) -> Iterator[dict[str, Any]]:
     """Records of a run that has ended, one at a time; `name` is PREDICTIONS or SKIPPED."""
-    return _read(output / name)
+    return read_lines(output / name)
 
 
 def _merge(shards: Iterable[Path], target: Path, place: Callable[[dict], int | None] | None = None) -> None:
@@ -249,7 +257,7 @@ def _merge(shards: Iterable[Path], target: Path, place: Callable[[dict], int | N
         chains[shard.name.rsplit("-", 1)[0]].append(shard)
 
     def entries(files: list[Path]) -> Iterator[tuple[int, dict[str, Any]]]:
-        for entry in itertools.chain.from_iterable(map(_read, files)):
+        for entry in itertools.chain.from_iterable(map(read_lines, files)):
             index = entry.pop("index", None) if place is None else place(entry)
             if index is not None:
                 yield index, {**entry, "index": index} if place else entry
@@ -318,18 +326,6 @@ def _shards(output: Path, name: str) -> Iterator[Path]:
     yield from sorted(file for file in output.glob(f"{Path(name).stem}-*.jsonl") if _SHARD.fullmatch(file.name))
 
 
-def _read(file: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a file that are JSON objects: older versions cut them off when they were killed."""
-    with open(file, encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(entry, dict):
-                yield entry
-
-
 def _remove(files: Iterable[Path]) -> None:
     for file in files:
         file.unlink(missing_ok=True)
@@ -356,9 +352,9 @@ def _write_table(source: Path, target: Path, table: str) -> None:
     from pyarrow import csv, parquet
 
     numbers = {"score": pa.float64(), "width": pa.int64(), "height": pa.int64()}
-    names = dict.fromkeys(name for record in _read(source) for name in record)
+    names = dict.fromkeys(name for record in read_lines(source) for name in record)
     schema = pa.schema([(name, numbers.get(name, pa.string())) for name in names])
-    rows = ({name: _cell(value) for name, value in record.items()} for record in _read(source))
+    rows = ({name: _cell(value) for name, value in record.items()} for record in read_lines(source))
     with {"csv": csv.CSVWriter, "parquet": parquet.ParquetWriter}[table](target, schema) as writer:
         while batch := list(itertools.islice(rows, TABLE_ROWS)):
             writer.write_table(pa.Table.from_pylist(batch, schema))

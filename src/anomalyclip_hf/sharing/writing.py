@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers.dynamic_module_utils import custom_object_save
 
+from ..data.files import write_json
 from ..image_processing_anomalyclip import AnomalyCLIPImageProcessor
 from ..prompts_anomalyclip import PROMPTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME, PromptSet
 from ..references_anomalyclip import KEY, References
@@ -121,4 +122,4 @@ def add_code(folder: Path, model_class: type) -> None:
     for name, added in (("config.json", fields), ("preprocessor_config.json", images)):
         if (path := folder / name).is_file():
             stored = {**json.loads(path.read_text(encoding="utf-8")), **added}
-            path.write_text(json.dumps(stored, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            write_json(path, stored)

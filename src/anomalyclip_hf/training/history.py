@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..data.files import atomic_path
+from ..data.files import json_line, read_lines, write_text
 
 if TYPE_CHECKING:
     from .arguments import PromptTrainingArguments
@@ -26,25 +25,19 @@ def start_log(folder: Path, step: int = 0, epoch: int = 0) -> None:
     kept = [
         row for row in read_log(folder) if row["step"] <= step and (row["kind"] == "step" or row["epoch"] <= epoch)
     ]
-    with atomic_path(folder / LOG_NAME) as temporary:
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    write_text(folder / LOG_NAME, "".join(map(json_line, kept)))
 
 
 def add_to_log(folder: Path, kind: str, row: dict[str, Any]) -> None:
     """Append one row; `kind` is "step" or "epoch"."""
     with open(folder / LOG_NAME, "a") as file:
-        file.write(json.dumps({"kind": kind, **row}) + "\n")
+        file.write(json_line({"kind": kind, **row}))
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """All whole rows of a run's log; a last line that was cut off is left out."""
-    path, rows = folder / LOG_NAME, []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows
+    """All whole rows of a run's log."""
+    path = folder / LOG_NAME
+    return list(read_lines(path)) if path.exists() else []
 
 
 def plot_training(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -23,7 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..configuration_anomalyclip import PROMPT_STD
-from ..data.files import atomic_path, remove_leftovers
+from ..data.files import remove_leftovers, write_json
 from ..evaluation.model_card import prompts_checksum
 from ..options_anomalyclip import THRESHOLDS
 from .arguments import PromptTrainingArguments
@@ -186,7 +185,7 @@ class PromptTrainer:
                 # What an earlier run left must not be taken for this one's.
                 for name in ("prompts.safetensors", SUMMARY_NAME, PICTURE_NAME):
                     (self.output_dir / name).unlink(missing_ok=True)
-            self._write_json(ARGUMENTS_NAME, args.to_dict())
+            write_json(self.output_dir / ARGUMENTS_NAME, args.to_dict())
         self.accelerator.wait_for_everyone()
 
     def _prepare(self) -> None:
@@ -367,10 +366,6 @@ class PromptTrainer:
     def _save(self) -> None:
         save_checkpoint(self.checkpoints, self.accelerator, self.state, self.best_prompts, self.args.keep_last)
 
-    def _write_json(self, name: str, values: dict[str, Any]) -> None:
-        with atomic_path(self.output_dir / name) as temporary:
-            temporary.write_text(json.dumps(values, indent=2) + "\n")
-
     # Afterwards
 
     def _finish(self) -> TrainingResult:
@@ -406,7 +401,7 @@ class PromptTrainer:
             else:
                 model.save_pretrained(self.output_dir)
                 self.processor.save_pretrained(self.output_dir)
-            self._write_json(SUMMARY_NAME, {**summary, "card": facts})
+            write_json(self.output_dir / SUMMARY_NAME, {**summary, "card": facts})
             plot_training(self.output_dir)
         accelerator.wait_for_everyone()
         if self.args.report_to:
