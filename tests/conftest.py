@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import json
 import os
+import signal
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -27,6 +28,15 @@ torch.set_num_threads(1)  # models this small only get slower with more
 def _native_half_precision(monkeypatch):
     """Whatever this machine's CPU is, half precision is loaded as such; tests/test_cpu.py shows what happens else."""
     monkeypatch.setattr("anomalyclip_hf.sharing.weights.is_emulated", lambda dtype: False)
+
+
+@pytest.fixture
+def ctrl_c():
+    """SIGINT raises KeyboardInterrupt. It does not where it was ignored when Python started, as shells have it for
+    what a script puts into the background with `&`; commands keep to that, as is the custom."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
 
 
 @pytest.fixture(scope="session")

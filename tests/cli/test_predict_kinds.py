@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import threading
-import time
 
 import av
 import numpy as np
@@ -74,20 +73,23 @@ def test_videos_and_images_and_what_is_neither(tiny_checkpoint, tmp_path, capsys
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_ctrl_c_leaves_a_whole_video_and_whole_records(tiny_checkpoint, tmp_path, number, status):
+def test_ctrl_c_leaves_a_whole_video_and_whole_records(tiny_checkpoint, tmp_path, number, status, ctrl_c):
     path, out = clip(tmp_path / "long.mp4", 400), tmp_path / "out"
-    written = out / "long.mp4" / "predictions.jsonl"
+    written, ended = out / "long.mp4" / "predictions.jsonl", threading.Event()
 
     def interrupt():
-        end = time.monotonic() + 60
-        while time.monotonic() < end and not (written.exists() and written.read_bytes().count(b"\n") > 5):
-            time.sleep(0.02)
-        os.kill(os.getpid(), number)
+        while not ended.wait(0.02):
+            if written.exists() and written.read_bytes().count(b"\n") > 5:
+                os.kill(os.getpid(), number)
+                return
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    assert run_command("predict", [str(path), "--model", tiny_checkpoint, "-o", str(out)]) == status
-    thread.join()
+    try:
+        assert run_command("predict", [str(path), "--model", tiny_checkpoint, "-o", str(out)]) == status
+    finally:
+        ended.set()
+        thread.join()
     frames = [one["frame"] for one in records(written)]
     assert frames == list(range(len(frames)))
     assert 5 < len(frames) < 400

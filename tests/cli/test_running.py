@@ -2,6 +2,9 @@
 
 import os
 import signal
+import sys
+import time
+import weakref
 
 import pytest
 
@@ -62,3 +65,37 @@ def test_sigterm_is_raised_where_the_work_is(capsys):
     assert capsys.readouterr().err == "terminated: what was finished is kept\n"
     assert signal.getsignal(signal.SIGTERM) == former
     assert run_until_interrupted(lambda: 7) == 7
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_is_not_lost_where_python_drops_what_it_raises(number, status, ctrl_c, capsys):
+    former, reached = (sys.unraisablehook, signal.getsignal(signal.SIGTERM)), []
+
+    def drop(reference):
+        os.kill(os.getpid(), number)
+        time.sleep(1)
+
+    def main():
+        key = {1}
+        reference = weakref.ref(key, drop)
+        del key  # calls `drop`, and ignores what is raised there
+        reached.append(reference)
+        time.sleep(30)
+        return 0
+
+    assert run_until_interrupted(main) == status and len(reached) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert (sys.unraisablehook, signal.getsignal(signal.SIGTERM)) == former
+
+
+def test_other_errors_that_python_drops_are_shown(monkeypatch):
+    seen = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda lost: seen.append(lost.exc_type))
+
+    def main():
+        key = {1}
+        reference = weakref.ref(key, lambda _: 1 / 0)
+        del key
+        return 0 if reference() is None else 1
+
+    assert run_until_interrupted(main) == 0 and seen == [ZeroDivisionError]

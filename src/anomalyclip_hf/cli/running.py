@@ -1,5 +1,6 @@
 """How a command ends: one line and an exit status, whatever stops it."""
 
+import _thread
 import ast
 import json
 import os
@@ -7,6 +8,7 @@ import re
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +18,7 @@ from ..data.files import one_line
 
 _NAMES = "anomalyclip_option_names"  # attribute of an error
 FAILED, INTERRUPTED, TERMINATED = 2, 130, 143  # the last two: 128 and the number of the signal, as shells say it
+AGAIN = 0.05  # seconds until a signal that was lost is sent again
 
 
 class _Terminated(BaseException):
@@ -36,7 +39,7 @@ def run_until_interrupted(main: Callable[[], int], options: Collection[str] = ()
         and pass.
     """
     try:
-        with _terminated_by_signal(), _plain_warnings():
+        with _stopped_by_signals(), _plain_warnings():
             return main()
     except KeyboardInterrupt:
         print("interrupted: what was finished is kept", file=sys.stderr)
@@ -135,12 +138,16 @@ def _plain_warnings() -> Iterator[None]:
 
 
 @contextmanager
-def _terminated_by_signal() -> Iterator[None]:
-    """Raise [`_Terminated`] on SIGTERM in the main thread of this process; forked children end as they used to."""
+def _stopped_by_signals() -> Iterator[None]:
+    """Raise [`_Terminated`] on SIGTERM in the main thread of this process; forked children end as they used to.
+
+    What it and Ctrl-C raise is lost where Python can't pass it on: in `__del__`, and in callbacks of weak references,
+    which the garbage collector calls wherever the work is. There the signal is sent again, a moment later.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    own = os.getpid()
+    own, lock, is_running = os.getpid(), threading.Lock(), True
 
     def end(number: int, frame: Any) -> None:
         signal.signal(number, signal.SIG_DFL)
@@ -148,8 +155,30 @@ def _terminated_by_signal() -> Iterator[None]:
             raise _Terminated
         os.kill(os.getpid(), number)
 
+    def send_again(number: int) -> None:
+        time.sleep(AGAIN)
+        with lock:  # never once the command has ended
+            if is_running:
+                os.kill(own, number)
+
+    def note_lost(lost: Any) -> None:
+        number = {KeyboardInterrupt: signal.SIGINT, _Terminated: signal.SIGTERM}.get(lost.exc_type)
+        if number is None or os.getpid() != own or threading.current_thread() is not threading.main_thread():
+            former_hook(lost)
+            return
+        if number == signal.SIGTERM:
+            signal.signal(number, end)
+        # No `threading.Thread`: the work may hold the locks that starting one takes.
+        _thread.start_new_thread(send_again, (number,))
+
+    former_hook, sys.unraisablehook = sys.unraisablehook, note_lost
     former = signal.signal(signal.SIGTERM, end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, former if former is not None else signal.SIG_DFL)
+        try:
+            with lock:
+                is_running = False
+        finally:  # should one come just now
+            signal.signal(signal.SIGTERM, former if former is not None else signal.SIG_DFL)
+            sys.unraisablehook = former_hook
