@@ -18,7 +18,7 @@ from transformers import pipeline
 
 from anomalyclip_hf.data import load_anomaly_dataset
 from anomalyclip_hf.evaluation import evaluate_model
-from anomalyclip_hf.scoring import calibrate, predict_dataset, predict_files, thresholds, writing
+from anomalyclip_hf.scoring import calibrate, overlay, predict_dataset, predict_files, thresholds, writing
 from anomalyclip_hf.scoring.engine import score_images
 from anomalyclip_hf.scoring.rows import PipelineScorer
 
@@ -331,3 +331,21 @@ def test_workers_may_be_spawned(monkeypatch):
     finally:
         multiprocessing.set_start_method(None, force=True)
     assert [record.result for record in records] == [0.0, 2.0, 4.0, 6.0, 8.0]
+
+
+def test_distances_have_a_scale_on_which_they_are_seen(tiny_model, tiny_processor, make_image, tmp_path):
+    good, shown = make_image(), make_image(seed=5)
+    shown.save(tmp_path / "a.png")
+    detector = pipeline("zero-shot-anomaly-detection", model=tiny_model, image_processor=tiny_processor)
+    settings = {}
+    for name, options in (
+        ("plain", {}),
+        ("given", {"references": [good], "vmax": 0.5}),
+        ("own", {"references": [good]}),
+    ):
+        predict_files([tmp_path / "a.png"], tmp_path / name, detector, progress=False, **options)
+        settings[name] = json.loads((tmp_path / name / "predict_settings.json").read_text())["vmax"]
+    assert settings == {"plain": 1.0, "given": 0.5, "own": 0.25}
+    expected = overlay(shown, detector(shown, references=[good])["anomaly_map"], vmax=0.25)
+    drawn = Image.open(tmp_path / "own" / "overlays" / "a.png.png")
+    assert np.abs(np.asarray(drawn, int) - np.asarray(expected, int)).max() <= 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,9 +22,9 @@ from ..pipeline_anomalyclip import COMPARING
 from .engine import OneProcess, Record, own_share, score_images
 from .inputs import check_apart, find_images, relative_names, unique_name
 from .mutual import MutualJudge, score_images_mutually
-from .pictures import resize_map
+from .pictures import DISTANCE_VMAX, resize_map
 from .regions import read_roi
-from .rows import PipelinePreparer, PipelineScorer, digest_model
+from .rows import PipelinePreparer, PipelineScorer, compares, digest_model
 from .settings import TABLES, PredictionSettings
 from .writing import (
     PREDICTIONS,
@@ -200,6 +200,9 @@ class _Run:
             raise ValueError("overlays='anomalous' but the model has no threshold: give image_threshold=...")
         if self.settings.masks and thresholds["pixel_threshold"] is None:
             raise ValueError("masks=True but the model has no threshold of pixels: give pixel_threshold=...")
+        if self.settings.vmax is None:
+            has_distances = self.settings.mutual or compares(detector, options)
+            self.settings = replace(self.settings, vmax=DISTANCE_VMAX if has_distances else 1.0)
         self.facts = {**facts, **self.settings.facts(), **of_profile, **options, **thresholds}
         for name in COMPARING:  # told with the model
             self.facts.pop(name, None)

@@ -213,6 +213,12 @@ class PipelineScorer:
         ]
 
 
+def compares(detector: Any, options: Mapping[str, Any]) -> bool:
+    """Whether images are compared with references, by a call of a pipeline with these options."""
+    given = options.get("references", getattr(detector, "_forward_params", {}).get("references"))
+    return given is not None or getattr(getattr(detector, "model", None), "references", None) is not None
+
+
 def digest_model(
     model: AnomalyCLIPModel, processor: AnomalyCLIPProcessor, references: References | None = None
 ) -> str:

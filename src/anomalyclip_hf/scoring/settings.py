@@ -9,6 +9,7 @@ from typing import Any
 
 from ..data.files import MAP_FORMATS
 from ..data.options import option
+from .pictures import DISTANCE_VMAX
 
 OVERLAYS = ("all", "anomalous", "none")
 TABLES = ("parquet", "csv")
@@ -42,7 +43,11 @@ class PredictionSettings:
         None, "Keep raw maps too: png16 (65535 is 1.0; png is the same), npy or tiff.", bare="png16", group="Results"
     )
     vmin: float = option(0.0, "Map value of the first color, for the whole run.", group="Results")
-    vmax: float = option(1.0, "Map value of the last color, for the whole run.", group="Results")
+    vmax: float | None = option(
+        None,
+        f"Map value of the last color; 1, or {DISTANCE_VMAX} where maps are distances to other images.",
+        group="Results",
+    )
     formats: Sequence[str] = ("jsonl",)
     progress: bool = True
 
@@ -57,7 +62,7 @@ class PredictionSettings:
             raise ValueError(f"overlays={self.overlays!r}, expected one of {', '.join(OVERLAYS)}")
         if unknown := [one for one in self.formats if one not in FORMATS]:
             raise ValueError(f"formats={unknown[0]!r}, expected some of {', '.join(FORMATS)}")
-        if not (self.vmin < self.vmax and math.isfinite(self.vmin) and math.isfinite(self.vmax)):
+        if not (math.isfinite(self.vmin) and (self.vmax is None or self.vmin < self.vmax < math.inf)):
             raise ValueError(f"vmin={self.vmin}, vmax={self.vmax}, expected finite values, vmin < vmax")
 
     def facts(self) -> dict[str, Any]:

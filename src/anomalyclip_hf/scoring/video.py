@@ -20,9 +20,10 @@ from PIL import Image, ImageDraw
 from ..configuration_anomalyclip import check_fields
 from ..data.files import atomic_path, json_line
 from .engine import explain, score_images
-from .pictures import colorize, overlay
+from .pictures import DISTANCE_VMAX, colorize, overlay
 from .prediction import EXAMPLES, PredictionSummary
 from .regions import read_roi
+from .rows import compares
 from .writing import PREDICTIONS, SKIPPED, make_record
 
 VIDEO_SUFFIXES = (
@@ -209,7 +210,7 @@ def predict_video(
     smooth: float = 1.0,
     batch_size: int = 1,
     vmin: float = 0.0,
-    vmax: float = 1.0,
+    vmax: float | None = None,
     **options: Any,
 ) -> PredictionSummary:
     """Score the frames of a video or a camera.
@@ -229,7 +230,7 @@ def predict_video(
         every (`int`): score each n-th frame.
         smooth (`float`, seconds): time constant of the smoothed score, see [`Timeline`].
         batch_size (`int`): frames per forward.
-        vmin, vmax (`float`): map values that get the first and the last color.
+        vmin, vmax (`float`): map values that get the first and the last color, as of [`PredictionSettings`].
         **options: of the detector's call, such as `image_threshold` or `sigma`.
 
     Returns:
@@ -251,6 +252,8 @@ def predict_video(
         model = getattr(detector, "model", None)
         chosen = getattr(getattr(model, "profile", None), "image_threshold", None)
         threshold = getattr(getattr(model, "config", None), "image_threshold", None) if chosen is None else chosen
+    if vmax is None:
+        vmax = DISTANCE_VMAX if compares(detector, options) else 1.0
     timeline = Timeline(smooth)
     with closing(VideoReader(source, camera, every)) as reader:
         results = _Results(Path(output_dir), reader, timeline, (vmin, vmax), threshold)

@@ -154,7 +154,7 @@ class RecordWriter:
             with atomic_path(self.output / record["mask"]) as temporary:
                 Image.fromarray(result["mask"]).convert("L").save(temporary)  # 0 and 255 for every reader
         if "overlay" in record and image is not None:
-            look = (self.settings.vmin, self.settings.vmax)
+            look = (self.settings.vmin, 1.0 if self.settings.vmax is None else self.settings.vmax)
             drawn = overlay(image, result["anomaly_map"], *look)
             with atomic_path(self.output / record["overlay"]) as temporary:
                 drawn.save(temporary, compress_level=1)  # a fifth of the time for a tenth more bytes
