@@ -9,7 +9,7 @@ export TOKENIZERS_PARALLELISM ?= false
 .PHONY: help demo test test-slow test-lowest test-newest docs dist quality format clean
 
 help:
-	@echo "make demo     photographs with one reference; learn prompts, judge them, draw heat maps (about 3 minutes)"
+	@echo "make demo     photographs with one reference; learn prompts, judge them, draw heat maps (about three minutes after the install)"
 	@echo "make test     run the tests, but for the slow ones (make test-slow)"
 	@echo "make docs     build the pages of docs/ into outputs/docs, links checked"
 	@echo "make quality  lint and type-check"

@@ -1,4 +1,4 @@
-"""Compare photographs with a good one; learn prompts on drawings, judge them, draw maps: two minutes on two cores.
+"""Compare photographs with a good one; learn prompts on drawings, judge them, draw maps: three minutes on two cores.
 
     python scripts/demo.py --output_dir outputs/demo
 

@@ -23,6 +23,7 @@ def stopped_by(error):
     [
         (KeyboardInterrupt(), 130, "interrupted: what was finished is kept"),
         (ValueError("a\n  b"), 2, "error: a b"),
+        (ImportError("format='onnx' needs onnx"), 2, "error: format='onnx' needs onnx"),
         (MemoryError(), 2, "error: MemoryError"),
         (AssertionError("Torch not compiled with CUDA enabled"), 2, "error: Torch not compiled with CUDA enabled"),
         (TypeError("batch_size=0, not my.batch_size=0"), 2, "error: --batch-size 0, not my.batch_size=0"),

@@ -7,6 +7,7 @@ from anomalyclip_hf.data.files import atomic_path
 from anomalyclip_hf.evaluation import visualization
 from anomalyclip_hf.evaluation.report import choose_images
 from anomalyclip_hf.evaluation.visualization import Sample
+from anomalyclip_hf.scoring.pictures import scale_labels
 
 
 def gray(width=30, height=20, value=100):
@@ -40,6 +41,13 @@ def test_overlay_blends_at_the_size_of_the_image():
     assert np.abs(np.asarray(shown)[10, 10] - (0.25 * 100 + 0.75 * top)).max() <= 1
     floor = np.asarray(visualization.overlay(image, np.zeros((20, 30))))[0, 0]
     assert np.abs(floor - 0.75 * 100).max() <= 2
+
+
+def test_ends_of_a_scale_are_written_to_a_hundredth_of_it():
+    assert scale_labels(0.0, 1.0) == ("0", "0.5", "1")
+    assert scale_labels(1.43632e-10, 0.998816) == ("0", "0.499", "0.999")
+    assert scale_labels(0.04, 0.16) == ("0.04", "0.1", "0.16")
+    assert scale_labels(1e-5, 3e-5) == ("1e-05", "2e-05", "3e-05")
 
 
 def test_fit_scale_is_one_for_the_run():

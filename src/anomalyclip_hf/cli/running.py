@@ -35,8 +35,8 @@ def run_until_interrupted(main: Callable[[], int], options: Collection[str] = ()
 
     Returns:
         the status of `main`, 130 for Ctrl-C, 143 for SIGTERM, or 2 for OSError, ValueError, TypeError, RuntimeError,
-        AssertionError, MemoryError and the refusals of a configuration. Others, such as KeyError, are faults of ours
-        and pass.
+        AssertionError, MemoryError, ImportError and the refusals of a configuration. Others, such as KeyError, are
+        faults of ours and pass.
     """
     try:
         with _stopped_by_signals(), _plain_warnings():
@@ -55,7 +55,8 @@ def run_until_interrupted(main: Callable[[], int], options: Collection[str] = ()
 def _expected_errors() -> tuple[type[Exception], ...]:
     from huggingface_hub.errors import StrictDataclassError  # of a configuration's fields
 
-    return (OSError, ValueError, TypeError, RuntimeError, AssertionError, MemoryError, StrictDataclassError)
+    built_in = (OSError, ValueError, TypeError, RuntimeError, AssertionError, MemoryError, ImportError)
+    return (*built_in, StrictDataclassError)
 
 
 def _as_one_line(error: Exception, options: Collection[str]) -> str:

@@ -24,7 +24,7 @@ from ..data.reader import load_image
 from ..options_anomalyclip import READING
 from ..scoring.engine import score_images
 from ..scoring.inputs import relative_names
-from ..scoring.pictures import colorize, to_rgb
+from ..scoring.pictures import colorize, scale_labels, to_rgb
 from ..scoring.rows import PreparedRow, prepare_row
 from ..scoring.writing import SETTINGS, SKIPPED, read_records
 from .baselines import MethodScorer, score_methods
@@ -256,10 +256,11 @@ def _write_page(path: str | os.PathLike, facts: Mapping[str, Any], vmin: float, 
     import jinja2
 
     bar = colorize(np.linspace(0.0, 1.0, 256)[None].repeat(2, 0))
+    low, _, high = scale_labels(vmin, vmax)
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         settings={name: f"{fact:.6g}" if isinstance(fact, float) else fact for name, fact in facts.items()},
-        scale={"vmin": f"{vmin:.3g}", "vmax": f"{vmax:.3g}", "bar": _inline(bar, "png")},
+        scale={"vmin": low, "vmax": high, "bar": _inline(bar, "png")},
         **parts,
     )
     write_text(path, page)

@@ -200,7 +200,7 @@ def _check(
         try:
             importlib.import_module(package)
         except ImportError as error:
-            raise ImportError(f"format={format!r} needs {package}: pip install anomalyclip_hf[export]") from error
+            raise ImportError(f"format={format!r} needs {package}: pip install 'anomalyclip_hf[export]'") from error
 
 
 def _check_size(

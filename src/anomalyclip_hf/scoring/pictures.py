@@ -8,6 +8,7 @@ map is perceptually uniform and readable for the color-blind.
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -58,12 +59,20 @@ def overlay(
     return Image.fromarray((blended + 0.5).astype(np.uint8))
 
 
+def scale_labels(vmin: float, vmax: float) -> tuple[str, str, str]:
+    """The two ends of a scale, and its middle between them, to a hundredth of its length: `0`, not `1.4e-10`."""
+    digits = 2 - math.floor(math.log10(vmax - vmin))
+    low, middle, high = (f"{round(value, digits):g}" for value in (vmin, (vmin + vmax) / 2, vmax))
+    return low, middle, high
+
+
 def draw_legend(vmin: float, vmax: float, width: int = 320) -> Image.Image:
     """Draw the color scale of a run with its two ends and its middle written below."""
     legend = Image.new("RGB", (width + 40, 52), "white")
     legend.paste(colorize(np.linspace(vmin, vmax, width)[None].repeat(20, axis=0), vmin, vmax), (20, 8))
     draw = ImageDraw.Draw(legend)
-    for share, text in ((0.0, f"{vmin:g} normal"), (0.5, f"{(vmin + vmax) / 2:g}"), (1.0, f"{vmax:g} anomalous")):
+    low, middle, high = scale_labels(vmin, vmax)
+    for share, text in ((0.0, f"{low} normal"), (0.5, middle), (1.0, f"{high} anomalous")):
         x = 20 + share * width - share * draw.textlength(text)
         draw.text((x, 32), text, fill="black")
     return legend
