@@ -141,16 +141,6 @@ def test_nothing_done_is_status_2(script, photos, tiny_checkpoint, tmp_path, arg
     assert not (tmp_path / "out").exists()
 
 
-def test_references_on_a_scale_of_0_to_1_are_told_to_be_dark(photos, tiny_checkpoint, tmp_path, capsys):
-    line = [str(photos / "a"), "--model", tiny_checkpoint, "--output-dir", str(tmp_path / "out"), "--device", "cpu"]
-    compared = [*line, "--references", str(photos / "b")]
-    told = []
-    for words in (line, compared, [*compared, "--vmax", "0.2"], [*compared, "--overlays", "none"]):
-        assert run_command("predict", words) == 0
-        told.append("dark on heat maps of 0 to 1" in capsys.readouterr().err)
-    assert told == [False, True, False, False]
-
-
 @pytest.mark.parametrize("arguments", [["--batch_size", "0"], ["--threshold", "1.5"], ["--vmin", "1"]])
 def test_wrong_arguments_are_status_2(script, photos, tiny_checkpoint, tmp_path, arguments, capsys):
     common = [str(photos), "--model", tiny_checkpoint, "--output_dir", str(tmp_path / "out")]

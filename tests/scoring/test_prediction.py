@@ -340,12 +340,12 @@ def test_distances_have_a_scale_on_which_they_are_seen(tiny_model, tiny_processo
     settings = {}
     for name, options in (
         ("plain", {}),
-        ("given", {"references": [good], "vmax": 0.5}),
+        ("given", {"references": [good], "vmax": 0.25}),
         ("own", {"references": [good]}),
     ):
         predict_files([tmp_path / "a.png"], tmp_path / name, detector, progress=False, **options)
         settings[name] = json.loads((tmp_path / name / "predict_settings.json").read_text())["vmax"]
-    assert settings == {"plain": 1.0, "given": 0.5, "own": 0.25}
-    expected = overlay(shown, detector(shown, references=[good])["anomaly_map"], vmax=0.25)
+    assert settings == {"plain": 1.0, "given": 0.25, "own": 0.5}
+    expected = overlay(shown, detector(shown, references=[good])["anomaly_map"], vmax=0.5)
     drawn = Image.open(tmp_path / "own" / "overlays" / "a.png.png")
     assert np.abs(np.asarray(drawn, int) - np.asarray(expected, int)).max() <= 1

@@ -138,12 +138,11 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
     _check_regions(settings, model)
     processor = processor_for(model, model.default_processor())
     processor = with_resizing(processor, settings.resizing(), model.config.vision_config.patch_size)
-    references = settings.make_references(model, processor)
     detector = pipeline(
         "zero-shot-anomaly-detection",
         model=model,
         device=state.device if settings.device is None and state.num_processes > 1 else settings.device,
-        references=references,
+        references=settings.make_references(model, processor),
         reference_weight=settings.reference_weight,
     )
     states = []
@@ -159,10 +158,6 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
         return 0
     _write_more(settings, summary)
     _report(summary, settings.output_dir)
-    compared = settings.mutual or any(one is not None for one in (references, getattr(model, "references", None)))
-    if compared and summary.num_scored and settings.overlays != "none" and (settings.vmin, settings.vmax) == (0, 1):
-        told = "distances from other images are small, and dark on heat maps of 0 to 1"
-        print(f"note: {told}; give others, such as --vmin 0.04 --vmax 0.16", file=sys.stderr)
     return _join([*states, summary.exit_status])
 
 

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from ..data.reader import load_image
 from .ranking import to_numpy
 
-DISTANCE_VMAX = 0.25  # of distances to references, or of images to one another: no defect comes near 1
+DISTANCE_VMAX = 0.5  # of distances to references, or of images to one another: that of an orthogonal patch
 # Every fifth of the 256 colors of matplotlib's "inferno", in hexadecimal: matplotlib takes a second to load.
 _INFERNO = (
     "00000402020c0504170a072210092d160b391e0c45260c512f0a5b380962400a67490b6a510e6c59106e61136e69166e71196e781c6d"
