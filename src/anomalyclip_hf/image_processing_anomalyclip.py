@@ -17,8 +17,8 @@ from transformers.processing_utils import ImagesKwargs
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file, logging, safe_load_json_file
 
 from .configuration_anomalyclip import HUB_ARGUMENTS, LOADING_FIELDS, AnomalyCLIPConfig, missing_folder_named
-from .inputs_anomalyclip import normalized_pixels, smoothing_matrix
-from .options_anomalyclip import OPTION_RULES, RESIZING, check_options, installed
+from .inputs_anomalyclip import images_of, normalized_pixels, smoothing_matrix
+from .options_anomalyclip import OPTION_RULES, RESIZING, check_options, installed, plain_number
 
 logger = logging.get_logger(__name__)
 
@@ -144,7 +144,7 @@ class AnomalyCLIPImageProcessor(PilBackend):
         if not __name__.startswith("transformers_modules."):
             kwargs.pop("auto_map", None)  # of code that the checkpoint brought, and that is not used
         # The base class would set what is None, and not put the default in its place.
-        super().__init__(**{key: value for key, value in kwargs.items() if value is not None})
+        super().__init__(**{key: plain_number(value) for key, value in kwargs.items() if value is not None})
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
@@ -229,7 +229,10 @@ class AnomalyCLIPImageProcessor(PilBackend):
         settings = self._standardize_kwargs(**settings)
         check_tiling(kwargs, settings["resize"])
         pil = [upright_image(image, f"images[{i}]") for i, image in enumerate(images)]
-        fitted = [_fitted(settings, image.size) for image in pil]
+        # Floats come rescaled, which `do_rescale=False` says, and become 8 bits here.
+        kinds = [not settings["do_rescale"] and "float" in str(getattr(image, "dtype", "")) for image in images]
+        scales = [{"do_rescale": True, "rescale_factor": 1 / 255} if kind else {} for kind in kinds]
+        fitted = [_fitted(settings, image.size) | scale for image, scale in zip(pil, scales, strict=True)]
         arrays = [self._prepare_image(image, own) for image, own in zip(pil, fitted, strict=True)]
         if len({array.shape for array in arrays}) > 1:
             shown = ", ".join(f"{width}x{height}" for width, height in sorted({image.size for image in pil})[:4])
@@ -252,7 +255,8 @@ class AnomalyCLIPImageProcessor(PilBackend):
             data["masks"] = np.stack(prepared)
         features = BatchFeature(data=data, tensor_type=return_tensors)
         if settings["resize"] == "tile":
-            features["tiles"] = [installed("scoring.tiling").cut_tiles(image, settings, kwargs) for image in pil]
+            cut = installed("scoring.tiling").cut_tiles
+            features["tiles"] = [cut(one, settings, kwargs | scale) for one, scale in zip(pil, scales, strict=True)]
         return features
 
     def _prepare_image(self, image: Image.Image, settings: dict) -> np.ndarray:
@@ -481,11 +485,8 @@ def _fitted(settings: dict, image_size: tuple[int, int]) -> dict:
 
 
 def _as_list(value) -> list:
-    if isinstance(value, list | tuple):
-        return list(value)
-    if isinstance(value, np.ndarray | Tensor) and value.ndim == 4:
-        return list(value)
-    return [value]
+    several = images_of(value)
+    return [value] if several is None else list(several)
 
 
 AnomalyCLIPProcessor = AnomalyCLIPImageProcessor  # its name in checkpoints of older versions

@@ -65,6 +65,20 @@ def test_a_profile_comes_back_as_it_was_written(checkpoint, model):
     assert sorted(path.name for path in (checkpoint / "profiles").iterdir()) == ["bottle.json", "cap.json"]
 
 
+def test_numbers_of_numpy_are_written(checkpoint):
+    values = np.array([0.25, 0.5], np.float32)
+    Profile("bottle", pixel_threshold=np.quantile(values, 0.5), sigma=values[1], min_area=np.int64(9)).save(checkpoint)
+    stored = read_profile("bottle", str(checkpoint))
+    assert (stored.pixel_threshold, stored.sigma, stored.min_area) == (0.375, 0.5, 9)
+
+
+def test_a_calls_resize_ends_the_tiles_of_a_profile(model, make_image):
+    detector, image = pipeline("zero-shot-anomaly-detection", model=model), make_image(60, 80)
+    expected = detector(image, resize="square")
+    model.set_profile(Profile("bottle", resize="tile", tile_size=42, overlap=0.5))
+    assert detector(image)["score"] != expected["score"] == detector(image, resize="square")["score"]
+
+
 def test_the_pipeline_judges_by_the_profile_that_is_set(checkpoint, model, make_image):
     detector, image = pipeline("zero-shot-anomaly-detection", model=model), make_image(50, 40)
     plain = detector(image, sigma=4.0)

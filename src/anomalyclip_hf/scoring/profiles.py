@@ -19,7 +19,7 @@ from ..configuration_anomalyclip import check_fields
 from ..data.files import write_json
 from ..data.reader import check_channels, check_window
 from ..image_processing_anomalyclip import with_resizing
-from ..options_anomalyclip import READING
+from ..options_anomalyclip import READING, plain_number
 from ..prompts_anomalyclip import (
     DEMO_BASE,
     PromptSet,
@@ -76,6 +76,7 @@ class Profile:
 
     def __post_init__(self):
         check_profile_name(self.name)
+        vars(self).update({key: plain_number(value) for key, value in vars(self).items()})
         apart = ("name", "prompts", "roi", "references", *READING)
         check_fields({key: value for key, value in vars(self).items() if key not in apart}, f"profile {self.name}: ")
         for key in ("prompts", "references"):
