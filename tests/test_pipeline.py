@@ -271,6 +271,16 @@ def test_columns_of_tables_keep_their_order(detector, make_image, tmp_path):
     assert detector(np.zeros((0, 42, 42, 3), np.uint8)) == []
 
 
+@pytest.mark.parametrize("kind", [list, tuple, "column"])
+def test_several_images_without_the_package(detector, make_image, monkeypatch, kind):
+    images = [make_image(42, 42, seed=seed) for seed in range(2)]
+    expected = [result["score"] for result in detector(images)]
+    columns = datasets.Dataset.from_dict({"image": images}, datasets.Features(image=datasets.Image()))
+    monkeypatch.setattr("anomalyclip_hf.pipeline_anomalyclip.if_installed", lambda module: None)
+    found = detector(columns["image"] if kind == "column" else kind(images))
+    assert [result["score"] for result in found] == pytest.approx(expected, abs=1e-6)
+
+
 def test_a_calls_resize_ends_the_tiles_of_the_pipeline(tiny_checkpoint, make_image):
     image, plain = make_image(60, 80), pipeline(TASK, model=tiny_checkpoint, device="cpu")
     tiled = pipeline(TASK, model=tiny_checkpoint, device="cpu", resize="tile", tile_size=42, overlap=0.5)

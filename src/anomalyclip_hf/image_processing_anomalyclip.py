@@ -17,8 +17,8 @@ from transformers.processing_utils import ImagesKwargs
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file, logging, safe_load_json_file
 
 from .configuration_anomalyclip import HUB_ARGUMENTS, LOADING_FIELDS, AnomalyCLIPConfig, missing_folder_named
-from .inputs_anomalyclip import images_of, normalized_pixels, smoothing_matrix
-from .options_anomalyclip import OPTION_RULES, RESIZING, check_options, installed, plain_number
+from .inputs_anomalyclip import normalized_pixels, smoothing_matrix
+from .options_anomalyclip import OPTION_RULES, RESIZING, check_options, installed
 
 logger = logging.get_logger(__name__)
 
@@ -144,7 +144,7 @@ class AnomalyCLIPImageProcessor(PilBackend):
         if not __name__.startswith("transformers_modules."):
             kwargs.pop("auto_map", None)  # of code that the checkpoint brought, and that is not used
         # The base class would set what is None, and not put the default in its place.
-        super().__init__(**{key: plain_number(value) for key, value in kwargs.items() if value is not None})
+        super().__init__(**{key: value for key, value in kwargs.items() if value is not None})
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
@@ -485,8 +485,8 @@ def _fitted(settings: dict, image_size: tuple[int, int]) -> dict:
 
 
 def _as_list(value) -> list:
-    several = images_of(value)
-    return [value] if several is None else list(several)
+    is_stack = isinstance(value, np.ndarray | Tensor) and value.ndim == 4
+    return list(value) if is_stack or (isinstance(value, Sequence) and not isinstance(value, str | bytes)) else [value]
 
 
 AnomalyCLIPProcessor = AnomalyCLIPImageProcessor  # its name in checkpoints of older versions

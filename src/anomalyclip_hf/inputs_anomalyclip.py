@@ -1,39 +1,14 @@
-"""What a call gets of images, what a model gets of one, and how its maps are smoothed.
+"""What a model gets of an image, and how its maps are smoothed.
 
 Importing this needs numpy and PIL only: what was exported is scored by it without torch.
 """
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from PIL import Image
-
-
-def images_of(inputs: Any) -> Iterable[Any] | None:
-    """The images of what holds several, in their order; None of a single one.
-
-    Args:
-        inputs: an image of any kind; or a list, an iterator, a `datasets` column, a pandas series, an array of paths,
-            or an array or tensor of images, `(B, H, W, C)` or `(B, C, H, W)`.
-
-    Returns:
-        a list, or an iterator where images are made or read one by one.
-    """
-    ndim = getattr(inputs, "ndim", None)
-    if isinstance(inputs, list | tuple) or ndim == 4:
-        return list(inputs)
-    if isinstance(inputs, np.ndarray):
-        return inputs.tolist() if inputs.dtype.kind in "OU" and ndim == 1 else None
-    one = (str, bytes, bytearray, memoryview, os.PathLike, Mapping, Image.Image, type(None))
-    if isinstance(inputs, one) or hasattr(inputs, "read") or hasattr(inputs, "detach"):
-        return None
-    if hasattr(inputs, "__iter__"):
-        return iter(inputs)
-    indexed = hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__")
-    return (inputs[place] for place in range(len(inputs))) if indexed else None
 
 
 def normalized_pixels(

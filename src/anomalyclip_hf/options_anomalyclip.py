@@ -80,11 +80,6 @@ def expected(rule: Rule) -> str:
     return f"a {rule.__name__}" if rule else "no such field, no configuration of this model has it; remove it"
 
 
-def plain_number(value: Any) -> Any:
-    """A number of numpy as one of Python, which JSON holds; anything else as it is."""
-    return value.item() if isinstance(value, np.generic) else value
-
-
 def check_options(values: dict[str, Any]) -> None:
     """Refuse options out of their range; None leaves an option out.
 

@@ -11,8 +11,7 @@ from transformers.image_utils import load_image as load_from_address
 from transformers.pipelines import Pipeline
 from transformers.utils import logging
 
-from .image_processing_anomalyclip import AnomalyCLIPImageProcessor, upright_image, with_resizing
-from .inputs_anomalyclip import images_of
+from .image_processing_anomalyclip import AnomalyCLIPImageProcessor, upright_image
 from .options_anomalyclip import (
     ADDRESSES,
     DOWNLOAD_BYTES,
@@ -24,7 +23,6 @@ from .options_anomalyclip import (
     check_options,
     if_installed,
     installed,
-    plain_number,
 )
 
 logger = logging.get_logger(__name__)
@@ -127,7 +125,13 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
         if inputs is None:
             raise ValueError("inputs is None, expected a path, URL, PIL image or array, or a list of them")
-        images = None if isinstance(inputs, torch.utils.data.Dataset) else images_of(inputs)
+        reader = if_installed("data.reader")
+        if isinstance(inputs, torch.utils.data.Dataset):
+            images = None
+        elif reader is not None:
+            images = reader.images_of(inputs)
+        else:
+            images = inputs if isinstance(inputs, Sequence) and not isinstance(inputs, str | bytes) else None
         if images is None or isinstance(images, list):
             return super().__call__(inputs if images is None else images, **kwargs) if images != [] else []
         found = super().__call__((image for image in images), **kwargs)  # the base class knows generators alone
@@ -137,7 +141,7 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         known = (*POST_OPTIONS, *PRE_OPTIONS, *COMPARING, "outputs")
         if unknown := sorted(set(options) - set(known)):
             raise TypeError(f"unknown arguments {unknown}; known are {', '.join(known)}")
-        options = {key: plain_number(value) for key, value in options.items() if value is not None}
+        options = {key: value for key, value in options.items() if value is not None}
         outputs = options.get("outputs", getattr(self, "_forward_params", {}).get("outputs", "all"))
         if unused := [name for name in options if name in UNUSED.get(outputs, ())]:
             raise ValueError(f"outputs={outputs!r} has no use for {', '.join(unused)}: give outputs='all'")
@@ -153,8 +157,8 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         pre = resizing | {key: value for key, value in options.items() if key in PRE_OPTIONS}
         post = {key: value for key, value in options.items() if key in POST_OPTIONS}
         during: dict[str, Any] = {key: options[key] for key in ("sigma", "outputs") if key in options}
-        if (references := self._make_references(resizing, **{key: options.get(key) for key in COMPARING})) is not None:
-            during["references"] = references
+        if compared := {key: options[key] for key in COMPARING if key in options}:
+            during["references"] = installed("references_anomalyclip").references_of_call(self, resizing, **compared)
         return pre, during, post | ({"resizing": resizing} if resizing else {})
 
     def preprocess(
@@ -165,19 +169,6 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         patch_size = self.model.config.vision_config.patch_size
         image = _read_image(image, timeout, max_bytes, **reading)
         return prepare_image(image, self.image_processor, self.dtype, patch_size=patch_size, **options)
-
-    def _make_references(self, resizing: dict[str, Any], references: Any, reference_weight: float | None) -> Any:
-        """Features of the references of a call; those there are, where the weight alone is given."""
-        if reference_weight is not None and references is None:
-            own = getattr(self, "_forward_params", {}).get("references") or self.model.references
-            if (references := own) is None:
-                raise ValueError(f"reference_weight={reference_weight} without references; give both")
-        if references is None:
-            return None
-        # Patches are compared with those of the same scale.
-        resizing = {**self.settings_of_profile(RESIZING), **getattr(self, "_preprocess_params", {}), **resizing}
-        processor = with_resizing(self.image_processor, resizing, self.model.config.vision_config.patch_size)
-        return self.model.make_references(references, reference_weight, processor=processor)
 
     def _forward(
         self,

@@ -22,10 +22,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from .data.reader import load_image
+from .data.reader import images_of, load_image
 from .image_processing_anomalyclip import AnomalyCLIPImageProcessor, with_resizing
-from .inputs_anomalyclip import images_of
-from .options_anomalyclip import check_options, installed
+from .options_anomalyclip import RESIZING, check_options, installed
 from .prompts_anomalyclip import PromptsMixin, backbone_fingerprint, same_fingerprints, stored_fingerprint
 
 logger = logging.get_logger(__name__)
@@ -237,6 +236,30 @@ def make_references(
         found = replace(found, features=choose_patches(found.features, max_patches))
     found = replace(found, features=found.features.to(model.device))
     return found if reference_weight is None else replace(found, weight=float(reference_weight))
+
+
+def references_of_call(
+    detector: Any, resizing: Mapping[str, Any], references: Any = None, reference_weight: float | None = None
+) -> References:
+    """References of a call of the pipeline; those there are, where the weight alone is given.
+
+    Args:
+        detector ([`ZeroShotAnomalyDetectionPipeline`]).
+        resizing: `resize`, `tile_size` and `overlap` of the call.
+        references, reference_weight: as of [`make_references`].
+
+    Raises:
+        ValueError: a weight without references, or as of [`make_references`].
+    """
+    model = detector.model
+    if references is None:
+        references = getattr(detector, "_forward_params", {}).get("references") or model.references
+        if references is None:
+            raise ValueError(f"reference_weight={reference_weight} without references; give both")
+    # Patches are compared with those of the same scale.
+    used = {**detector.settings_of_profile(RESIZING), **getattr(detector, "_preprocess_params", {}), **resizing}
+    processor = with_resizing(detector.image_processor, used, model.config.vision_config.patch_size)
+    return model.make_references(references, reference_weight, processor=processor)
 
 
 def save_references(model: PromptsMixin, path: str | os.PathLike) -> None:

@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from ..data.addresses import read_image
-from ..data.reader import check_channels, check_window, fit_size
-from ..inputs_anomalyclip import images_of, normalized_pixels, smoothing_matrix
+from ..data.reader import check_channels, check_window, fit_size, images_of
+from ..inputs_anomalyclip import normalized_pixels, smoothing_matrix
 from ..options_anomalyclip import READING, THRESHOLDS, WITH_REFERENCES, check_options
 from ..scoring.regions import fit_roi, mark_regions, read_roi
 from .engines import Engine, load_engine, multiple_of_sides, read_facts, read_json

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 from huggingface_hub import HfApi
 from PIL import Image
 from transformers.utils import logging
@@ -19,7 +20,7 @@ from ..configuration_anomalyclip import check_fields
 from ..data.files import write_json
 from ..data.reader import check_channels, check_window
 from ..image_processing_anomalyclip import with_resizing
-from ..options_anomalyclip import READING, plain_number
+from ..options_anomalyclip import READING
 from ..prompts_anomalyclip import (
     DEMO_BASE,
     PromptSet,
@@ -76,7 +77,8 @@ class Profile:
 
     def __post_init__(self):
         check_profile_name(self.name)
-        vars(self).update({key: plain_number(value) for key, value in vars(self).items()})
+        numbers = {key: value.item() for key, value in vars(self).items() if isinstance(value, np.generic)}
+        vars(self).update(numbers)  # of numpy, which JSON doesn't hold
         apart = ("name", "prompts", "roi", "references", *READING)
         check_fields({key: value for key, value in vars(self).items() if key not in apart}, f"profile {self.name}: ")
         for key in ("prompts", "references"):
