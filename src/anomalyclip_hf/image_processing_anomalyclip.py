@@ -389,6 +389,13 @@ def with_resizing(
     return processor
 
 
+def following(processor: Any, before: int, size: int) -> Any:
+    """A processor of the input size that a model had before, at its new one; others as they are."""
+    if before == size or not processor.size.height == processor.size.width == before:
+        return processor
+    return type(processor).from_dict({**processor.to_dict(), "size": {"height": size, "width": size}})
+
+
 def _default_image_size(config: dict[str, Any]) -> int:
     """Largest multiple of a CLIP configuration's patch size within 518 pixels."""
     vision = config.get("vision_config") or config.get("vision_config_dict") or {}

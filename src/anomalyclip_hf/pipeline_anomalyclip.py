@@ -11,7 +11,7 @@ from transformers.image_utils import load_image as load_from_address
 from transformers.pipelines import Pipeline
 from transformers.utils import logging
 
-from .image_processing_anomalyclip import AnomalyCLIPImageProcessor, upright_image
+from .image_processing_anomalyclip import AnomalyCLIPImageProcessor, following, upright_image
 from .options_anomalyclip import (
     ADDRESSES,
     DOWNLOAD_BYTES,
@@ -112,10 +112,9 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
 
     @property
     def image_processor(self) -> Any:
-        """Prepares images. One of the model's own input size follows where prompts or a profile bring another size."""
-        own, size = self._image_processor, self.model.config.image_size
-        if size != self._image_size and own.size.height == own.size.width == self._image_size:
-            self.image_processor = type(own).from_dict({**own.to_dict(), "size": {"height": size, "width": size}})
+        """Prepares images; one of the model's input size follows where other prompts bring another."""
+        if (size := self.model.config.image_size) != self._image_size:
+            self.image_processor = following(self._image_processor, self._image_size, size)
         return self._image_processor
 
     @image_processor.setter

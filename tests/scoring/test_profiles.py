@@ -312,6 +312,25 @@ def test_images_that_do_not_fit_the_region_of_interest_are_left_out(model, tiny_
     assert found["image"]["num_samples"] == 3 and len(skipped) == 1 and "50x40 but its image is 40x50" in skipped[0]
 
 
+def test_prompts_of_another_input_size_are_judged_at_it(model, tiny_processor, make_image, tmp_path):
+    for number in range(2):
+        for kind in ("good", "bad"):
+            (tmp_path / "parts" / kind).mkdir(parents=True, exist_ok=True)
+            make_image(60, 80, seed=2 * number + (kind == "bad")).save(tmp_path / "parts" / kind / f"{number}.png")
+    dataset = load_anomaly_dataset(tmp_path / "parts")
+    larger = AnomalyCLIPModel.from_pretrained(model.name_or_path, image_size=70)
+    expected = pipeline("zero-shot-anomaly-detection", model=larger)(dataset["image"])
+    expected = sorted(result["score"] for result in expected)
+    detector = pipeline("zero-shot-anomaly-detection", model=model)
+    model.set_profile(Profile("bottle", prompts=larger.get_prompts()))
+    judged = evaluate_model(model, tiny_processor, dataset, show_progress=False)["scores"]["scores"]["anomalyclip"]
+    for found in (judged, [result["score"] for result in detector(dataset["image"])]):
+        assert sorted(found) == pytest.approx(expected, abs=1e-6)
+    with pytest.warns(UserWarning, match="too few"):
+        calibrate(model, tiny_processor, list(dataset["image"]), show_progress=False)
+    assert model.profile.image_threshold == pytest.approx(expected[-1], abs=1e-3)
+
+
 def test_thresholds_of_a_profile_serve_the_score_they_were_chosen_for(model, tiny_processor, make_image):
     model.set_profile(Profile("bottle", score_rule="max", image_threshold=0.0, pixel_threshold=0.0))
     detector = ZeroShotAnomalyDetectionPipeline(model=model, image_processor=tiny_processor)
