@@ -229,7 +229,7 @@ class AnomalyCLIPImageProcessor(PilBackend):
         settings = self._standardize_kwargs(**settings)
         check_tiling(kwargs, settings["resize"])
         pil = [upright_image(image, f"images[{i}]") for i, image in enumerate(images)]
-        # Floats come rescaled, which `do_rescale=False` says, and become 8 bits here.
+        # Floats that are not to be rescaled became 8 bits here.
         kinds = [not settings["do_rescale"] and "float" in str(getattr(image, "dtype", "")) for image in images]
         scales = [{"do_rescale": True, "rescale_factor": 1 / 255} if kind else {} for kind in kinds]
         fitted = [_fitted(settings, image.size) | scale for image, scale in zip(pil, scales, strict=True)]

@@ -151,7 +151,7 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
                 options[name] = getattr(installed("data.pixels"), f"check_{name}")(options[name])
         check_options({key: value for key, value in options.items() if key in OPTION_RULES})
         resizing = {key: options[key] for key in RESIZING if key in options}
-        if resizing.get("resize", "tile") != "tile":  # tiles of a profile, or of the pipeline's own options, are over
+        if resizing.get("resize", "tile") != "tile":  # those of a profile or of `pipeline(...)` are over
             resizing = {"tile_size": None, "overlap": None, **resizing}
         pre = resizing | {key: value for key, value in options.items() if key in PRE_OPTIONS}
         post = {key: value for key, value in options.items() if key in POST_OPTIONS}
