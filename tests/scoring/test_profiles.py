@@ -331,6 +331,13 @@ def test_prompts_of_another_input_size_are_judged_at_it(model, tiny_processor, m
     assert model.profile.image_threshold == pytest.approx(expected[-1], abs=1e-3)
 
 
+def test_references_of_a_profile_have_the_input_size_of_its_prompts(model, make_image):
+    good, larger = [make_image(60, 80)], AnomalyCLIPModel.from_pretrained(model.name_or_path, image_size=70)
+    for name, prompts, side in (("large", larger.get_prompts(), 70), ("own", None, 42)):
+        model.set_profile(Profile(name, prompts=prompts, references=good))
+        assert model.references.features.shape[1] == (side // model.config.vision_config.patch_size) ** 2
+
+
 def test_thresholds_of_a_profile_serve_the_score_they_were_chosen_for(model, tiny_processor, make_image):
     model.set_profile(Profile("bottle", score_rule="max", image_threshold=0.0, pixel_threshold=0.0))
     detector = ZeroShotAnomalyDetectionPipeline(model=model, image_processor=tiny_processor)
