@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -256,6 +257,53 @@ def test_iterators_and_stacks(detector, make_image):
     stack = np.stack([np.asarray(image) for image in images])
     assert_same(detector(stack), expected)
     assert_same(detector(torch.from_numpy(stack).permute(0, 3, 1, 2)), expected)
+
+
+def test_columns_of_tables_keep_their_order(detector, make_image, tmp_path):
+    images = [make_image(42, 42, seed=seed) for seed in range(3)]
+    paths = [str(tmp_path / f"{seed}.png") for seed in range(3)]
+    for image, path in zip(images, paths, strict=True):
+        image.save(path)
+    expected = [result["score"] for result in detector(images)]
+    # By place, not by label: a table that was sorted or filtered keeps the labels of its rows.
+    for column in (pd.Series(paths, index=[2, 1, 0]), pd.Series(paths, index=[7, 8, 9]), np.array(paths)):
+        assert [result["score"] for result in detector(column)] == pytest.approx(expected, abs=1e-6)
+    assert detector(np.zeros((0, 42, 42, 3), np.uint8)) == []
+
+
+@pytest.mark.parametrize("kind", [list, tuple, "column"])
+def test_several_images_without_the_package(detector, make_image, monkeypatch, kind):
+    images = [make_image(42, 42, seed=seed) for seed in range(2)]
+    expected = [result["score"] for result in detector(images)]
+    columns = datasets.Dataset.from_dict({"image": images}, datasets.Features(image=datasets.Image()))
+    monkeypatch.setattr("anomalyclip_hf.pipeline_anomalyclip.if_installed", lambda module: None)
+    found = detector(columns["image"] if kind == "column" else kind(images))
+    assert [result["score"] for result in found] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_calls_resize_ends_the_tiles_of_the_pipeline(tiny_checkpoint, make_image):
+    image, plain = make_image(60, 80), pipeline(TASK, model=tiny_checkpoint, device="cpu")
+    tiled = pipeline(TASK, model=tiny_checkpoint, device="cpu", resize="tile", tile_size=42, overlap=0.5)
+    expected = plain(image)
+    assert tiled(image)["score"] != expected["score"] == tiled(image, resize="square")["score"]
+    with pytest.raises(ValueError, match="tile_size=42 with resize='square'"):
+        tiled(image, resize="square", tile_size=42)
+
+
+def test_the_processor_follows_prompts_of_another_size(tiny_checkpoint, tiny_processor, make_image):
+    image, larger = make_image(60, 80), AnomalyCLIPModel.from_pretrained(tiny_checkpoint, image_size=70)
+    expected = pipeline(TASK, model=larger)(image)["score"]
+    model = AnomalyCLIPModel.from_pretrained(tiny_checkpoint)
+    model.add_prompts("own")
+    detector = pipeline(TASK, model=model, image_processor=tiny_processor)
+    other = {"height": 56, "width": 56}
+    chosen = pipeline(TASK, model=model, image_processor=AnomalyCLIPProcessor(size=other))
+    own = detector(image)["score"]
+    model.load_prompts(larger.get_prompts())
+    assert detector(image)["score"] == pytest.approx(expected, abs=1e-6) and abs(own - expected) > 1e-4
+    assert chosen.image_processor.size == other  # which was not that of the model before
+    model.set_prompts("own")
+    assert detector(image)["score"] == own
 
 
 def test_files_and_their_bytes(detector, images, expected, tmp_path):

@@ -240,6 +240,20 @@ def test_from_a_clip_folder(tiny_clip_dir, tmp_path):
     assert given.size == {"height": 64, "width": 64}
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.float64, torch.float16])
+@pytest.mark.parametrize("resize", ["square", "tile"])
+def test_floats_that_are_not_to_be_rescaled_are_in_units_of_1(tiny_processor, kind, resize):
+    values = RGB / 255
+    image = torch.from_numpy(values).to(kind) if isinstance(kind, torch.dtype) else values.astype(kind)
+    settings = {"resize": resize, "patch_size": 7, "return_tensors": "pt"}
+    found, expected = tiny_processor(image, do_rescale=False, **settings), tiny_processor(RGB, **settings)
+    torch.testing.assert_close(found["pixel_values"], expected["pixel_values"], rtol=0, atol=1e-6)
+    if resize == "tile":
+        assert found["tiles"][0].settings["do_rescale"]
+    stored = tiny_processor(RGB, do_rescale=False, **settings)["pixel_values"]
+    assert stored.max() > 100  # whole numbers stay what they are
+
+
 def test_inputs_are_left_as_they_were(tiny_processor):
     array, image = RGB.copy(), rotated_by_exif()
     tiny_processor([array, image, UNIT])

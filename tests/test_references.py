@@ -1,5 +1,7 @@
 """References: distances by their definition, what they leave alone, and what is refused."""
 
+import datasets
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -164,6 +166,22 @@ def test_the_pipeline_takes_a_folder_and_gives_blended_scores(tiny_model, tiny_p
     assert ZeroShotAnomalyDetectionPipeline(**shared)(images[1])["score"] > 0.1
     with pytest.raises(ValueError, match="without references"):
         ZeroShotAnomalyDetectionPipeline(**shared)(images[1], reference_weight=0.1)
+
+
+@pytest.mark.parametrize("kind", ["generator", "column", "stack", "planes", "prepared"])
+def test_references_of_every_kind_that_the_pipeline_takes(tiny_model, tiny_processor, make_image, kind):
+    images = [make_image(42, 42, seed=seed) for seed in range(2)]
+    stack = np.stack([np.asarray(image) for image in images])
+    given = {
+        "generator": (image for image in images),
+        "column": datasets.Dataset.from_dict({"image": images}, datasets.Features(image=datasets.Image()))["image"],
+        "stack": stack,
+        "planes": torch.from_numpy(stack).permute(0, 3, 1, 2),
+        "prepared": tiny_processor(images, return_tensors="pt")["pixel_values"],
+    }[kind]
+    found = tiny_model.make_references(given, processor=tiny_processor)
+    assert found.num_images == 2
+    assert torch.equal(found.features, tiny_model.make_references(images, processor=tiny_processor).features)
 
 
 @pytest.mark.parametrize(("rule", "expected"), [("global", 0.25), ("max", 0.75), ("mean", (0.25 + 0.75) / 2)])

@@ -229,7 +229,10 @@ class AnomalyCLIPImageProcessor(PilBackend):
         settings = self._standardize_kwargs(**settings)
         check_tiling(kwargs, settings["resize"])
         pil = [upright_image(image, f"images[{i}]") for i, image in enumerate(images)]
-        fitted = [_fitted(settings, image.size) for image in pil]
+        # Floats that are not to be rescaled became 8 bits here.
+        kinds = [not settings["do_rescale"] and "float" in str(getattr(image, "dtype", "")) for image in images]
+        scales = [{"do_rescale": True, "rescale_factor": 1 / 255} if kind else {} for kind in kinds]
+        fitted = [_fitted(settings, image.size) | scale for image, scale in zip(pil, scales, strict=True)]
         arrays = [self._prepare_image(image, own) for image, own in zip(pil, fitted, strict=True)]
         if len({array.shape for array in arrays}) > 1:
             shown = ", ".join(f"{width}x{height}" for width, height in sorted({image.size for image in pil})[:4])
@@ -252,7 +255,8 @@ class AnomalyCLIPImageProcessor(PilBackend):
             data["masks"] = np.stack(prepared)
         features = BatchFeature(data=data, tensor_type=return_tensors)
         if settings["resize"] == "tile":
-            features["tiles"] = [installed("scoring.tiling").cut_tiles(image, settings, kwargs) for image in pil]
+            cut = installed("scoring.tiling").cut_tiles
+            features["tiles"] = [cut(one, settings, kwargs | scale) for one, scale in zip(pil, scales, strict=True)]
         return features
 
     def _prepare_image(self, image: Image.Image, settings: dict) -> np.ndarray:
@@ -385,6 +389,13 @@ def with_resizing(
     return processor
 
 
+def following(processor: Any, before: int, size: int) -> Any:
+    """A processor of the input size that a model had before, at its new one; others as they are."""
+    if before == size or not processor.size.height == processor.size.width == before:
+        return processor
+    return type(processor).from_dict({**processor.to_dict(), "size": {"height": size, "width": size}})
+
+
 def _default_image_size(config: dict[str, Any]) -> int:
     """Largest multiple of a CLIP configuration's patch size within 518 pixels."""
     vision = config.get("vision_config") or config.get("vision_config_dict") or {}
@@ -481,11 +492,8 @@ def _fitted(settings: dict, image_size: tuple[int, int]) -> dict:
 
 
 def _as_list(value) -> list:
-    if isinstance(value, list | tuple):
-        return list(value)
-    if isinstance(value, np.ndarray | Tensor) and value.ndim == 4:
-        return list(value)
-    return [value]
+    is_stack = isinstance(value, np.ndarray | Tensor) and value.ndim == 4
+    return list(value) if is_stack or (isinstance(value, Sequence) and not isinstance(value, str | bytes)) else [value]
 
 
 AnomalyCLIPProcessor = AnomalyCLIPImageProcessor  # its name in checkpoints of older versions

@@ -3,17 +3,15 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from types import GeneratorType
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from transformers.image_utils import load_image as load_from_address
 from transformers.pipelines import Pipeline
 from transformers.utils import logging
 
-from .image_processing_anomalyclip import AnomalyCLIPImageProcessor, upright_image, with_resizing
+from .image_processing_anomalyclip import AnomalyCLIPImageProcessor, following, upright_image
 from .options_anomalyclip import (
     ADDRESSES,
     DOWNLOAD_BYTES,
@@ -49,7 +47,8 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
 
     Args of a call:
         inputs: a path, URL, open binary file, the bytes of a file, PIL image or array, or a list, iterator, torch
-            dataset or `datasets` column of them, or an array or tensor of several, `(B, H, W, C)` or `(B, C, H, W)`.
+            dataset, `datasets` column or pandas series of them, an array of paths, or an array or tensor of several,
+            `(B, H, W, C)` or `(B, C, H, W)`.
         batch_size (`int`, defaults to 1).
         sigma (`float`, pixels at the model's input size, *optional*): smoothing; the processor's own if absent.
         image_threshold, pixel_threshold (`float` in [0, 1], *optional*): those of the model's config if absent.
@@ -106,25 +105,36 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         processor: Any = given[0] if given else self.model.default_processor()
         if isinstance(processor, str | os.PathLike):
             processor = AnomalyCLIPImageProcessor.from_pretrained(processor)
-        self.image_processor: Any = processor
+        self.image_processor = processor
         self._forward_params |= self._sanitize_parameters(**compared)[1]
         if notice := getattr(self.model.config, "notice", None):
             logger.warning(notice)
 
+    @property
+    def image_processor(self) -> Any:
+        """Prepares images; one of the model's input size follows where other prompts bring another."""
+        if (size := self.model.config.image_size) != self._image_size:
+            self.image_processor = following(self._image_processor, self._image_size, size)
+        return self._image_processor
+
+    @image_processor.setter
+    def image_processor(self, processor: Any) -> None:
+        self._image_processor, self._image_size = processor, self.model.config.image_size
+
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
         if inputs is None:
             raise ValueError("inputs is None, expected a path, URL, PIL image or array, or a list of them")
-        if isinstance(inputs, list | tuple):
-            return super().__call__(list(inputs), **kwargs) if inputs else []
-        if isinstance(inputs, np.ndarray | torch.Tensor) and inputs.ndim == 4:
-            return super().__call__(list(inputs), **kwargs)
-        if isinstance(inputs, Iterator) and not isinstance(inputs, GeneratorType) and not hasattr(inputs, "read"):
-            inputs = (image for image in inputs)
-        if _is_column(inputs):
-            indexed = hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__")
-            images = (inputs[i] for i in range(len(inputs))) if indexed else iter(inputs)
-            return list(super().__call__((image for image in images), **kwargs))
-        return super().__call__(inputs, **kwargs)
+        reader = if_installed("data.reader")
+        if isinstance(inputs, torch.utils.data.Dataset):
+            images = None
+        elif reader is not None:
+            images = reader.images_of(inputs)
+        else:
+            images = inputs if isinstance(inputs, Sequence) and not isinstance(inputs, str | bytes) else None
+        if images is None or isinstance(images, list):
+            return super().__call__(inputs if images is None else images, **kwargs) if images != [] else []
+        found = super().__call__((image for image in images), **kwargs)  # the base class knows generators alone
+        return found if isinstance(inputs, Iterator) else list(found)
 
     def _sanitize_parameters(self, **options) -> tuple[dict, dict, dict]:
         known = (*POST_OPTIONS, *PRE_OPTIONS, *COMPARING, "outputs")
@@ -141,11 +151,13 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
                 options[name] = getattr(installed("data.pixels"), f"check_{name}")(options[name])
         check_options({key: value for key, value in options.items() if key in OPTION_RULES})
         resizing = {key: options[key] for key in RESIZING if key in options}
-        pre = {key: value for key, value in options.items() if key in PRE_OPTIONS}
+        if resizing.get("resize", "tile") != "tile":  # those of a profile or of `pipeline(...)` are over
+            resizing = {"tile_size": None, "overlap": None, **resizing}
+        pre = resizing | {key: value for key, value in options.items() if key in PRE_OPTIONS}
         post = {key: value for key, value in options.items() if key in POST_OPTIONS}
         during: dict[str, Any] = {key: options[key] for key in ("sigma", "outputs") if key in options}
-        if (references := self._make_references(resizing, **{key: options.get(key) for key in COMPARING})) is not None:
-            during["references"] = references
+        if compared := {key: options[key] for key in COMPARING if key in options}:
+            during["references"] = installed("references_anomalyclip").references_of_call(self, resizing, **compared)
         return pre, during, post | ({"resizing": resizing} if resizing else {})
 
     def preprocess(
@@ -156,19 +168,6 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         patch_size = self.model.config.vision_config.patch_size
         image = _read_image(image, timeout, max_bytes, **reading)
         return prepare_image(image, self.image_processor, self.dtype, patch_size=patch_size, **options)
-
-    def _make_references(self, resizing: dict[str, Any], references: Any, reference_weight: float | None) -> Any:
-        """Features of the references of a call; those there are, where the weight alone is given."""
-        if reference_weight is not None and references is None:
-            own = getattr(self, "_forward_params", {}).get("references") or self.model.references
-            if (references := own) is None:
-                raise ValueError(f"reference_weight={reference_weight} without references; give both")
-        if references is None:
-            return None
-        # Patches are compared with those of the same scale.
-        resizing = {**self.settings_of_profile(RESIZING), **getattr(self, "_preprocess_params", {}), **resizing}
-        processor = with_resizing(self.image_processor, resizing, self.model.config.vision_config.patch_size)
-        return self.model.make_references(references, reference_weight, processor=processor)
 
     def _forward(
         self,
@@ -219,7 +218,8 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         """Warn where stored thresholds are used with another `resize` than the one that they were chosen with."""
         stored = {name: getattr(self.image_processor, name) for name in RESIZING}
         of_profile = self.settings_of_profile((*THRESHOLDS, *RESIZING))
-        used = {name: of_profile[name] for name in RESIZING if name in of_profile} | dict(resizing or {})
+        used = {name: of_profile.get(name) for name in RESIZING} | dict(resizing or {})
+        used = {name: value for name, value in used.items() if value is not None}
         for name in thresholds:
             chosen_with = {**stored, **of_profile} if name in of_profile else stored
             if any(chosen_with[key] != value for key, value in used.items()):
@@ -259,12 +259,3 @@ def prepare_image(
     inputs = processor(image, return_tensors="pt", **resizing)
     # As one object: a batch then is a list of them, which need not have one size.
     return {"view": (inputs["pixel_values"][0].to(dtype), image.size[::-1], inputs.get("tiles", [None])[0])}
-
-
-def _is_column(inputs: Any) -> bool:
-    """A `datasets` column or another sized sequence that is neither an image nor a list, path or torch dataset."""
-    one = (str, bytes, bytearray, memoryview, os.PathLike, Mapping, Image.Image, np.ndarray, torch.Tensor)
-    several = (list, tuple, GeneratorType, Iterator, torch.utils.data.Dataset)
-    if isinstance(inputs, (*one, *several)) or hasattr(inputs, "read"):
-        return False
-    return hasattr(inputs, "__iter__") or (hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__"))

@@ -22,9 +22,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from .data.reader import load_image
+from .data.reader import images_of, load_image
 from .image_processing_anomalyclip import AnomalyCLIPImageProcessor, with_resizing
-from .options_anomalyclip import check_options, installed
+from .options_anomalyclip import RESIZING, check_options, installed
 from .prompts_anomalyclip import PromptsMixin, backbone_fingerprint, same_fingerprints, stored_fingerprint
 
 logger = logging.get_logger(__name__)
@@ -207,8 +207,8 @@ def make_references(
     """Features of 1 to 32 images of good parts.
 
     Args:
-        images: a list of paths, PIL images or arrays, a folder of images, a `.safetensors` file of
-            [`~AnomalyCLIPModel.save_references`], `pixel_values` `(B, 3, H, W)`, or [`References`].
+        images: a folder of images; one image or several, of any kind that the pipeline takes; a `.safetensors` file
+            of [`~AnomalyCLIPModel.save_references`]; `pixel_values` `(B, 3, H, W)`, float; or [`References`].
         reference_weight (`float`, 0 or more, *optional*): of the model's own map and score; 0.1, or as stored.
         max_patches (`int`, 1 or more, *optional*): patches kept, chosen by greedy k-center, which compares each of
             them with all. If absent, all up to 43,808, as many as 32 whole images of 518 pixels have (0.5 GB for
@@ -238,6 +238,30 @@ def make_references(
     return found if reference_weight is None else replace(found, weight=float(reference_weight))
 
 
+def references_of_call(
+    detector: Any, resizing: Mapping[str, Any], references: Any = None, reference_weight: float | None = None
+) -> References:
+    """References of a call of the pipeline; those there are, where the weight alone is given.
+
+    Args:
+        detector ([`ZeroShotAnomalyDetectionPipeline`]).
+        resizing: `resize`, `tile_size` and `overlap` of the call.
+        references, reference_weight: as of [`make_references`].
+
+    Raises:
+        ValueError: a weight without references, or as of [`make_references`].
+    """
+    model = detector.model
+    if references is None:
+        references = getattr(detector, "_forward_params", {}).get("references") or model.references
+        if references is None:
+            raise ValueError(f"reference_weight={reference_weight} without references; give both")
+    # Patches are compared with those of the same scale.
+    used = {**detector.settings_of_profile(RESIZING), **getattr(detector, "_preprocess_params", {}), **resizing}
+    processor = with_resizing(detector.image_processor, used, model.config.vision_config.patch_size)
+    return model.make_references(references, reference_weight, processor=processor)
+
+
 def save_references(model: PromptsMixin, path: str | os.PathLike) -> None:
     """Write the references as one `.safetensors` file, which [`~AnomalyCLIPModel.set_references`] takes.
 
@@ -258,10 +282,13 @@ def _read_references(
         images = _files_of(images)
     layers = tuple(sorted(model.config.reference_layers or default_layers(len(model.vision_model.encoder.layers))))
     patch = model.config.vision_config.patch_size
-    if isinstance(images, Tensor | np.ndarray) and images.ndim == 4:
+    is_prepared = isinstance(images, Tensor | np.ndarray) and images.ndim == 4 and "float" in str(images.dtype)
+    if is_prepared:
         inputs: Any = torch.as_tensor(images)
     else:
-        inputs = list(images) if isinstance(images, list | tuple) else [images]
+        inputs = images_of(images)
+        if not isinstance(inputs, list):
+            inputs = [images] if inputs is None else list(islice(inputs, MAX_IMAGES + 1))
     if not 1 <= len(inputs) <= MAX_IMAGES:
         raise ValueError(f"{len(inputs)} references, expected 1 to {MAX_IMAGES} images of good parts")
     count = len(inputs)

@@ -317,10 +317,41 @@ def test_datasets_on_disk(tmp_path, monkeypatch):
     (tmp_path / "repository" / "data").mkdir(parents=True)
     hub_like().to_parquet(tmp_path / "repository" / "data" / "test-00000.parquet")
     for source in ("saved", "repository", "repository/data/test-00000.parquet"):
-        split = "train" if source.endswith("parquet") else "test"
-        assert summary(load_anomaly_dataset(tmp_path / source, split=split, **HUB_ARGUMENTS)) == HUB, source
+        assert summary(load_anomaly_dataset(tmp_path / source, **HUB_ARGUMENTS)) == HUB, source
     stream = load_anomaly_dataset(tmp_path / "repository", streaming=True, **HUB_ARGUMENTS)
     assert [number_of(row["image"]) for row in stream] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("column", ["split", "part"])
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "object", "class labels", "pictures"])
+def test_a_column_of_splits_is_kept_to(folder, kind, column, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    names, splits = ["good/1.png", "bent/10.png", "bent/1.png"], ["training", "Test", "test"]
+    source = table = datasets.Dataset.from_dict({"image": names, "label": [0, 1, 1], column: splits})
+    if kind == "class labels":
+        source = table.cast_column(column, datasets.ClassLabel(names=sorted(splits)))
+    elif kind != "object":
+        if kind == "pictures":
+            cells = [{"bytes": (folder / name).read_bytes(), "path": None} for name in names]
+            table = table.remove_columns("image").add_column("image", cells, feature=datasets.Image())
+        source = folder / f"parts.{'parquet' if kind == 'pictures' else kind}"
+        getattr(table, {"csv": "to_csv", "jsonl": "to_json"}.get(kind, "to_parquet"))(source)
+    given = {"data_dir": folder, "split_column": None if column == "split" else column}
+    found = load_anomaly_dataset(source, **given)
+    assert [number_of(row["image"]) for row in found] == [4, 3]
+    assert set(found["class_name"]) == {"object" if isinstance(source, datasets.Dataset) else "parts"}
+    assert [len(load_anomaly_dataset(source, split=split, **given)) for split in ("train", "all")] == [1, 3]
+
+
+def test_columns_of_splits_beside_other_splits():
+    table = datasets.Dataset.from_dict({"image": ["a.png"] * 2, "label": [0, 1], "split": ["left", "right"]})
+    assert len(load_anomaly_dataset(table)) == 2  # these are no names of splits
+    assert len(load_anomaly_dataset(table, split="left", split_column="split")) == 1
+    parts = datasets.DatasetDict(train=table, test=table)
+    with pytest.raises(ValueError, match="split_column='split', but the data set has splits of its own, train, test"):
+        load_anomaly_dataset(parts, split_column="split")
+    with pytest.raises(ValueError, match="split_column='split', but the data set is a stream"):
+        load_anomaly_dataset(table.to_iterable_dataset(), split_column="split")
 
 
 def test_paths_in_a_dataset(folder):

@@ -10,7 +10,9 @@ import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import datasets
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -137,6 +139,17 @@ def test_what_needs_torch_says_so_where_it_is_missing(missing):
     assert lines[0].endswith("True") and len(lines) == 4
     for name, line in zip(("Model", "load_anomaly_dataset", "Processor"), lines[1:], strict=True):
         assert f"{name} needs {missing}, which isn't installed: pip install" in line
+
+
+def test_columns_of_tables_keep_their_order(exported_folders, images, tmp_path):
+    exported = AnomalyCLIPExported.from_pretrained(exported_folders("openvino"))
+    paths = [str(tmp_path / f"{place}.png") for place in range(len(images))]
+    for image, path in zip(images, paths, strict=True):
+        image.save(path)
+    expected = [one["score"] for one in exported(images)]
+    column = datasets.Dataset.from_dict({"image": images}, datasets.Features(image=datasets.Image()))["image"]
+    for several in (column, pd.Series(paths, index=range(len(paths))[::-1]), np.array(paths)):
+        assert [one["score"] for one in exported(several)] == pytest.approx(expected, abs=1e-6)
 
 
 def test_threads_get_what_one_gets(exported_folders, images):

@@ -65,6 +65,20 @@ def test_a_profile_comes_back_as_it_was_written(checkpoint, model):
     assert sorted(path.name for path in (checkpoint / "profiles").iterdir()) == ["bottle.json", "cap.json"]
 
 
+def test_numbers_of_numpy_are_written(checkpoint):
+    values = np.array([0.25, 0.5], np.float32)
+    Profile("bottle", pixel_threshold=np.quantile(values, 0.5), sigma=values[1], min_area=np.int64(9)).save(checkpoint)
+    stored = read_profile("bottle", str(checkpoint))
+    assert (stored.pixel_threshold, stored.sigma, stored.min_area) == (0.375, 0.5, 9)
+
+
+def test_a_calls_resize_ends_the_tiles_of_a_profile(model, make_image):
+    detector, image = pipeline("zero-shot-anomaly-detection", model=model), make_image(60, 80)
+    expected = detector(image, resize="square")
+    model.set_profile(Profile("bottle", resize="tile", tile_size=42, overlap=0.5))
+    assert detector(image)["score"] != expected["score"] == detector(image, resize="square")["score"]
+
+
 def test_the_pipeline_judges_by_the_profile_that_is_set(checkpoint, model, make_image):
     detector, image = pipeline("zero-shot-anomaly-detection", model=model), make_image(50, 40)
     plain = detector(image, sigma=4.0)
@@ -296,6 +310,32 @@ def test_images_that_do_not_fit_the_region_of_interest_are_left_out(model, tiny_
     with pytest.warns(UserWarning, match="too few"):
         found = calibrate(model, tiny_processor, images, show_progress=False, skipped=skipped)
     assert found["image"]["num_samples"] == 3 and len(skipped) == 1 and "50x40 but its image is 40x50" in skipped[0]
+
+
+def test_prompts_of_another_input_size_are_judged_at_it(model, tiny_processor, make_image, tmp_path):
+    for number in range(2):
+        for kind in ("good", "bad"):
+            (tmp_path / "parts" / kind).mkdir(parents=True, exist_ok=True)
+            make_image(60, 80, seed=2 * number + (kind == "bad")).save(tmp_path / "parts" / kind / f"{number}.png")
+    dataset = load_anomaly_dataset(tmp_path / "parts")
+    larger = AnomalyCLIPModel.from_pretrained(model.name_or_path, image_size=70)
+    expected = pipeline("zero-shot-anomaly-detection", model=larger)(dataset["image"])
+    expected = sorted(result["score"] for result in expected)
+    detector = pipeline("zero-shot-anomaly-detection", model=model)
+    model.set_profile(Profile("bottle", prompts=larger.get_prompts()))
+    judged = evaluate_model(model, tiny_processor, dataset, show_progress=False)["scores"]["scores"]["anomalyclip"]
+    for found in (judged, [result["score"] for result in detector(dataset["image"])]):
+        assert sorted(found) == pytest.approx(expected, abs=1e-6)
+    with pytest.warns(UserWarning, match="too few"):
+        calibrate(model, tiny_processor, list(dataset["image"]), show_progress=False)
+    assert model.profile.image_threshold == pytest.approx(expected[-1], abs=1e-3)
+
+
+def test_references_of_a_profile_have_the_input_size_of_its_prompts(model, make_image):
+    good, larger = [make_image(60, 80)], AnomalyCLIPModel.from_pretrained(model.name_or_path, image_size=70)
+    for name, prompts, side in (("large", larger.get_prompts(), 70), ("own", None, 42)):
+        model.set_profile(Profile(name, prompts=prompts, references=good))
+        assert model.references.features.shape[1] == (side // model.config.vision_config.patch_size) ** 2
 
 
 def test_thresholds_of_a_profile_serve_the_score_they_were_chosen_for(model, tiny_processor, make_image):

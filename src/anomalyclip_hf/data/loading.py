@@ -19,7 +19,7 @@ from .indexing import index_layout
 from .layouts import LAYOUTS, OWN_LAYOUTS, DatasetLayout, find_layout
 from .options import SourceOptions, make_options
 from .records import Index, Record
-from .tables import add_unnamed, index_meta, index_own_tables, metadata_files
+from .tables import add_unnamed, index_meta, index_own_tables, metadata_files, pick_columns
 
 if TYPE_CHECKING:
     import datasets
@@ -228,11 +228,24 @@ def index_file(name: str, root: str | None, options: SourceOptions) -> Index | N
     folder, file = os.path.split(name)
     if file.lower().endswith(".json"):
         return index_meta(name, root)
-    if file.lower().endswith(TABLE_SUFFIXES):
+    if file.lower().endswith(TABLE_SUFFIXES) or _lists_files(name, options):
         return index_own_tables(folder, root or folder or ".", {"": file}, options)
     if file.lower().endswith(REPOSITORY_SUFFIXES):
         return None
     raise ValueError(f"{name}: expected a table ({', '.join(TABLE_SUFFIXES)}), meta.json, .parquet or a folder")
+
+
+def _lists_files(name: str, options: SourceOptions) -> bool:
+    """Whether a parquet file is a table of paths, and not one that holds the pictures themselves."""
+    if not name.lower().endswith(".parquet"):
+        return False
+    from pyarrow import parquet
+
+    try:
+        schema = parquet.read_schema(name)
+        return str(schema.field(pick_columns(schema.names, options, name)["image"]).type) in ("string", "large_string")
+    except (OSError, ValueError):  # told where it is loaded
+        return False
 
 
 def index_folder(name: str, root: str | None, options: SourceOptions) -> Index | None:

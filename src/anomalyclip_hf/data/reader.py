@@ -8,9 +8,10 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from .dicom import read_dicom
@@ -46,6 +47,30 @@ def describe_source(source: Any) -> str:
         return str(source["path"])
     stated = getattr(source, "filename", None) or getattr(source, "name", None)
     return str(stated) if stated else f"<{type(source).__name__} without a path>"
+
+
+def images_of(inputs: Any) -> Iterable[Any] | None:
+    """The images of what holds several, in their order; None of a single one.
+
+    Args:
+        inputs: an image of any kind; or a list, an iterator, a `datasets` column, a pandas series, an array of paths,
+            or an array or tensor of images, `(B, H, W, C)` or `(B, C, H, W)`.
+
+    Returns:
+        a list, or an iterator where images are made or read one by one.
+    """
+    ndim = getattr(inputs, "ndim", None)
+    if isinstance(inputs, list | tuple) or ndim == 4:
+        return list(inputs)
+    if isinstance(inputs, np.ndarray):
+        return inputs.tolist() if inputs.dtype.kind in "OU" and ndim == 1 else None
+    one = (str, bytes, bytearray, memoryview, os.PathLike, Mapping, Image.Image, type(None))
+    if isinstance(inputs, one) or hasattr(inputs, "read") or hasattr(inputs, "detach"):
+        return None
+    if hasattr(inputs, "__iter__"):
+        return iter(inputs)
+    indexed = hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__")
+    return (inputs[place] for place in range(len(inputs))) if indexed else None
 
 
 def split_page(path: str) -> tuple[str, int]:

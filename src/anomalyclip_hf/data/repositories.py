@@ -16,9 +16,10 @@ import pyarrow.compute as pc
 from .features import AnomalyImage, AnomalyMask, make_features, undecoded
 from .file_tree import check_inside
 from .images import mask_turn
+from .layouts import SPLITS
 from .options import SourceOptions
 from .records import kind_of
-from .tables import labels_of_kinds, pick_columns, to_label
+from .tables import _text, labels_of_kinds, pick_columns, to_label
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,8 @@ def load_repository(
             f"{name!r} could not be loaded as a datasets repository: {error}. Expected a data set's name with "
             "data_dir, a folder, a table, or a repository owner/name that can be reached"
         ) from error
+    if os.path.isfile(name):  # `datasets` calls what has no splits "train"
+        loaded = {"test": loaded["train"]}
     parts = adapt_datasets(loaded, options, data_dir, label=name, homes=homes)
     license = None if os.path.isfile(name) else _stated_license(name, options.revision)
     for part in parts.values():
@@ -124,7 +127,33 @@ def adapt_datasets(
             f"source is a {type(source).__name__}; "
             "expected a name, a path, a Dataset, a DatasetDict or an IterableDataset"
         )
+    source = _split_by_column(source, options, label)
     return {str(split): _adapt(part, options, data_dir, f"{label} ({split})", homes) for split, part in source.items()}
+
+
+def _split_by_column(source: Mapping[Any, Part], options: SourceOptions, label: str) -> Mapping[Any, Part]:
+    """The parts of a source: of one that has a single part, those that its column of splits names, as in a table.
+
+    A column that `split_column` doesn't name counts where it holds usual names of splits alone.
+    """
+    parts, asked = list(source.items()), options.split_column
+    if len(parts) != 1 or not isinstance(part := parts[0][1], datasets.Dataset):
+        if asked is not None:
+            why = "is a stream" if len(parts) == 1 else f"has splits of its own, {', '.join(map(str, source))}"
+            raise ValueError(f"split_column={asked!r}, but {label} {why}: leave it out")
+        return source
+    column = pick_columns(part.features, options, label).get("split")
+    if column is None or not len(part):
+        return source
+    names = getattr(part.features[column], "names", None)
+    cells = part.with_format(None).select_columns(column)[column]
+    words = [_text(names[cell] if names and cell is not None else cell).casefold() for cell in cells]
+    if asked is None and any(word and word not in SPLITS for word in words):
+        return source
+    places: dict[str, list[int]] = {}
+    for place, word in enumerate(words):
+        places.setdefault(SPLITS.get(word, word) or str(parts[0][0]), []).append(place)
+    return {split: part.select(found) for split, found in places.items()}
 
 
 def _adapt(dataset: Part, options: SourceOptions, data_dir: str | None, label: str, homes: list[str] | None) -> Part:
@@ -291,4 +320,5 @@ def _with_turns(dataset: datasets.Dataset, turns: dict[int, int]) -> datasets.Da
 
 
 def _folder_name(label: str) -> str:
-    return "object" if label.startswith("the data set") else os.path.basename(label.split(" (")[0].rstrip("/"))
+    name = os.path.basename(label.split(" (")[0].rstrip("/"))
+    return "object" if label.startswith("the data set") else name.removesuffix(".parquet").removesuffix(".arrow")

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ..data.addresses import read_image
-from ..data.reader import check_channels, check_window, fit_size
+from ..data.reader import check_channels, check_window, fit_size, images_of
 from ..inputs_anomalyclip import normalized_pixels, smoothing_matrix
 from ..options_anomalyclip import READING, THRESHOLDS, WITH_REFERENCES, check_options
 from ..scoring.regions import fit_roi, mark_regions, read_roi
@@ -88,8 +88,8 @@ class AnomalyCLIPExported:
         """Score images.
 
         Args:
-            inputs: a path, URL, open binary file, the bytes of a file, PIL image or array; a list or an iterator of
-                them, or an array of several, `(B, H, W, C)` or `(B, C, H, W)`.
+            inputs: a path, URL, open binary file, the bytes of a file, PIL image or array; or several, as of
+                [`images_of`].
             batch_size (`int`, defaults to 1).
             **options: sigma, image_threshold, pixel_threshold, min_area, roi, score_rule, window, channels, timeout
                 and max_bytes as of the pipeline; resize is "square" or, where the sides of the graph's input are open,
@@ -117,11 +117,11 @@ class AnomalyCLIPExported:
                 f"{resize!r}; calibrate with that, or give thresholds yourself",
                 stacklevel=2,
             )
-        if isinstance(inputs, Iterator) and not callable(getattr(inputs, "read", None)):
-            return self._stream(inputs, batch_size, resize, reading, judging)
-        if isinstance(inputs, list | tuple) or getattr(inputs, "ndim", 0) == 4:
-            return list(self._stream(inputs, batch_size, resize, reading, judging))
-        return next(self._stream([inputs], 1, resize, reading, judging))
+        images = images_of(inputs)
+        found = self._stream([inputs] if images is None else images, batch_size, resize, reading, judging)
+        if images is None:
+            return next(found)
+        return found if isinstance(inputs, Iterator) else list(found)
 
     def _check_resize(self, resize: str) -> str:
         known = ("square", "fit") if self.multiple else ("square",)

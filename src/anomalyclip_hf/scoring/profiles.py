@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 from huggingface_hub import HfApi
 from PIL import Image
 from transformers.utils import logging
@@ -18,7 +19,7 @@ from transformers.utils.hub import cached_file
 from ..configuration_anomalyclip import check_fields
 from ..data.files import write_json
 from ..data.reader import check_channels, check_window
-from ..image_processing_anomalyclip import with_resizing
+from ..image_processing_anomalyclip import following, with_resizing
 from ..options_anomalyclip import READING
 from ..prompts_anomalyclip import (
     DEMO_BASE,
@@ -76,6 +77,8 @@ class Profile:
 
     def __post_init__(self):
         check_profile_name(self.name)
+        numbers = {key: value.item() for key, value in vars(self).items() if isinstance(value, np.generic)}
+        vars(self).update(numbers)  # of numpy, which JSON doesn't hold
         apart = ("name", "prompts", "roi", "references", *READING)
         check_fields({key: value for key, value in vars(self).items() if key not in apart}, f"profile {self.name}: ")
         for key in ("prompts", "references"):
@@ -325,7 +328,9 @@ def _references_of(model: PromptsMixin, profile: Profile, own: Any) -> Any:
     processor = None
     if not hasattr(given, "fingerprint"):  # images: patches are compared with those of the same scale
         patch_size = model.config.vision_config.patch_size
-        processor = with_resizing(model.default_processor(), profile.options, patch_size)
+        owner = _prompts_of(model, profile) or model.__dict__.get("_own_prompts") or model  # whose input size counts
+        processor = following(model.default_processor(), model.config.image_size, owner.config.image_size)
+        processor = with_resizing(processor, profile.options, patch_size)
     profile.references = model.make_references(given, weight, processor=processor)
     return profile.references
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from ..data.paint import fit_mask
-from ..image_processing_anomalyclip import check_tiling, with_resizing
+from ..image_processing_anomalyclip import check_tiling, following, with_resizing
 from ..options_anomalyclip import READING, RESIZING, THRESHOLDS
 from ..pipeline_anomalyclip import PRE_OPTIONS, prepare_image
 from ..prompts_anomalyclip import backbone_fingerprint
@@ -92,9 +92,11 @@ def resizing_of(processor: AnomalyCLIPProcessor) -> dict[str, Any]:
 
 
 def processor_for(model: AnomalyCLIPModel, processor: AnomalyCLIPProcessor) -> AnomalyCLIPProcessor:
-    """The processor, with the way of resizing that the profile set on the model asks for, if any."""
+    """The processor, with the way of resizing and the input size of the profile set on the model, if any."""
     if model.profile is None:
         return processor
+    if (own := model.__dict__.get("_own_prompts")) is not None:  # those of the profile are on the model
+        processor = following(processor, own.config.image_size, model.config.image_size)
     return with_resizing(processor, model.profile.options, model.config.vision_config.patch_size)
 
 
