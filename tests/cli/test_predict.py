@@ -519,5 +519,7 @@ def test_the_report_shows_images_without_overlays_and_goes_with_its_run(script, 
     assert script.main([*line, "--report", "--overlays", "none"]) == 0
     text = (out / "report.html").read_text()
     assert text.count("<figure") == text.count('<a href="../photos/') == 4 and "no picture" not in text
-    assert script.main([*line, "--resume", "--overlays", "none"]) == 0 and (out / "report.html").exists()
+    Image.new("L", (8, 8)).save(photos / "new.png")
+    assert script.main([*line, "--resume", "--overlays", "none"]) == 0
+    assert (out / "report.html").read_text().count("<figure") == 5  # of the run as it is now
     assert script.main(line) == 0 and not (out / "report.html").exists()  # it was of the former run

@@ -213,7 +213,8 @@ def _write_more(settings: Settings, summary: PredictionSummary) -> None:
     if settings.submission:
         count = write_submission(summary.read(), settings.output_dir, settings.submission)
         print(f"{count} maps and masks written to {settings.submission}")
-    if settings.report and summary.num_scored:
+    former = settings.resume and os.path.isfile(os.path.join(settings.output_dir, "report.html"))  # of fewer images
+    if (settings.report or former) and summary.num_scored:
         from ..evaluation.report import write_prediction_report
 
         write_prediction_report(settings.output_dir)
