@@ -85,6 +85,10 @@ class Settings(PredictionSettings, BackboneOptions, ComparingOptions, ResizingOp
         with naming(formats="format"):
             super().__post_init__()
         super(PredictionSettings, self).__post_init__()  # of the options that follow
+        if self.submission and self.save_maps not in (None, "tiff"):
+            raise ValueError(
+                f"save_maps={self.save_maps!r} but submission=... sends maps as tiff: leave one of them out"
+            )
         if self.submission:
             self.masks, self.save_maps = True, "tiff"
         if self.mutual and (self.references or self.score_rule):
