@@ -55,8 +55,10 @@ class Settings(PredictionSettings, BackboneOptions, ComparingOptions, ResizingOp
     pixel_threshold: float | None = option(
         None, "Map value in [0, 1] from which a pixel is anomalous; the model's own.", group="Regions"
     )
-    coco: str | None = option(None, "File for the regions as COCO JSON.", group="Regions")
-    label_studio: str | None = option(None, "File for the regions as tasks of Label Studio.", group="Regions")
+    coco: str | None = option(None, "File for the regions as COCO JSON.", group="Regions", rule="file")
+    label_studio: str | None = option(
+        None, "File for the regions as tasks of Label Studio.", group="Regions", rule="file"
+    )
     submission: str | None = option(
         None,
         "Folder for maps and masks as MVTec AD 2's server takes them; implies --masks --save-maps tiff.",
