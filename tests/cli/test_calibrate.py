@@ -44,7 +44,9 @@ def test_a_folder_of_images_sets_thresholds_of_new_prompts(line, tiny_checkpoint
 def test_labels_and_splits(line, tmp_path, capsys):
     tree = make_tree(tmp_path / "tree", ("bottle",), good=4)
     assert main([str(tree), *line, "--method", "f1"]) == 0
-    assert "f1 " in capsys.readouterr().out
+    told = capsys.readouterr().out
+    (pixels,) = [text for text in told.splitlines() if text.startswith("pixel threshold")]
+    assert "f1 " in told and int(pixels.partition("num_normal ")[2].partition(",")[0]) > 10_000
     assert main([str(tree), *line]) == 0
     told = capsys.readouterr()
     assert told.err.count("4 normal samples are too few") == 1  # of one number for both thresholds

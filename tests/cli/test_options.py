@@ -62,6 +62,8 @@ def test_settings_files(tmp_path):
     for words in (["--config", str(yaml)], [str(text)]):
         assert call(*words)[1] == Settings(class_names=["a", "b"], sigma=3.0)
         assert call(*words, "--sigma", "1")[1] == Settings(class_names=["a", "b"], sigma=1.0)
+    yaml.write_text("class-names: a\nsigma: 3\n")  # a list of one
+    assert call("--config", str(yaml))[1] == Settings(class_names=["a"], sigma=3.0)
     yaml.write_text("color: red")
     with pytest.raises(ValueError, match=r"unknown settings \['color'\]; known ones: source"):
         read_settings(str(yaml), ["source"])

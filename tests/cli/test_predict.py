@@ -407,10 +407,15 @@ def test_linked_folders_are_followed_and_circles_end(tmp_path, make_image):
     (tmp_path / "in" / "again").symlink_to("../store")
     (tmp_path / "store" / "back").symlink_to("../in")
     (tmp_path / "in" / "nowhere.png").symlink_to("absent")
+    (tmp_path / "in" / "one more name.png").symlink_to("b.png")  # has a record of its own
     os.mkfifo(tmp_path / "in" / "pipe.png")
     (tmp_path / "in" / "notes.heic").write_text("x")
     summary = predict_files([tmp_path / "in"], tmp_path / "out", plain_detector, progress=False)
-    assert sorted(Path(record["path"]).name for record in summary.predictions) == ["a.png", "b.png"]
+    assert sorted(Path(record["path"]).name for record in summary.predictions) == [
+        "a.png",
+        "b.png",
+        "one more name.png",
+    ]
     errors = {Path(entry["path"]).name: entry["error"] for entry in summary.skipped}
     assert set(errors) == {"nowhere.png", "pipe.png"} and errors["pipe.png"] == "it is no regular file"
     unused = {path.name: reason for reason, paths in summary.unused.items() for path in paths}
@@ -519,5 +524,7 @@ def test_the_report_shows_images_without_overlays_and_goes_with_its_run(script, 
     assert script.main([*line, "--report", "--overlays", "none"]) == 0
     text = (out / "report.html").read_text()
     assert text.count("<figure") == text.count('<a href="../photos/') == 4 and "no picture" not in text
-    assert script.main([*line, "--resume", "--overlays", "none"]) == 0 and (out / "report.html").exists()
+    Image.new("L", (8, 8)).save(photos / "new.png")
+    assert script.main([*line, "--resume", "--overlays", "none"]) == 0
+    assert (out / "report.html").read_text().count("<figure") == 5  # of the run as it is now
     assert script.main(line) == 0 and not (out / "report.html").exists()  # it was of the former run

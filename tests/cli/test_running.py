@@ -46,6 +46,15 @@ def test_options_of_other_names_are_spelled(capsys):
     )
 
 
+def test_values_in_messages_are_whole_and_methods_no_options(capsys):
+    def main():
+        raise ValueError("roi=[[0, 0], [1, 1]], expected a mask; no method: expected resize=fit|tile, resize='fit'")
+
+    assert run_until_interrupted(main, ["roi", "resize"]) == 2
+    told = "--roi [[0, 0], [1, 1]], expected a mask; no method: expected resize=fit|tile, --resize fit"
+    assert capsys.readouterr().err == f"error: {told}\n"
+
+
 def test_faults_of_ours_pass():
     with pytest.raises(KeyError):
         run_until_interrupted(stopped_by(KeyError("x")))

@@ -169,7 +169,7 @@ def test_command_line(tree, tmp_path, capsys):
     assert main(command) == 0
     shown = capsys.readouterr().out
     assert "test   nut    bent    anomalous       6      5" in shown and "10 problems" in shown
-    assert main([*command, "--strict"]) == 1
+    assert main([*command, "--strict"]) == 1  # an earlier sheet is replaced
     pixels = np.asarray(Image.open(sheet)).reshape(-1, 3)
     assert (pixels == OUTLINE).all(-1).sum() > 100
     assert main(["inspect", str(tmp_path / "nowhere")]) == 2

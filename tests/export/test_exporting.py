@@ -360,6 +360,8 @@ def test_commands_take_an_exported_folder(exported_folders, small_checkpoint, pa
     capsys.readouterr()
     assert main(["predict", parts, "--model", folder, "-o", str(tmp_path / "no"), "--dtype", "float16"]) == 2
     assert "is an exported model, whose graph is fixed: leave out --dtype" in capsys.readouterr().err
+    assert main(["push", folder, "me/exported", "--dry-run"]) == 2
+    assert f"{folder} is an exported model; push the one that it was made of" in capsys.readouterr().err
     words = ["--model", folder, "--sources", f"parts={parts}", "-o", str(tmp_path / "no"), "--ablations", "dpam=off"]
     assert main(["evaluate", *words]) == 2
     assert "an exported model can be judged as it is alone" in capsys.readouterr().err

@@ -98,3 +98,11 @@ def test_a_submission_to_mvtec_ad2_has_only_whole_images(tmp_path):
         with pytest.raises(ValueError, match=r"000\.png: a map as TIFF and a mask, .*save_maps='tiff' and masks=True"):
             write_submission([record | wrong], tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    for file in (record["map"], record["mask"]):
+        (tmp_path / file).parent.mkdir()
+        (tmp_path / file).write_bytes(b"of d")
+    other = record | {"path": "e/can/test_private/000.jpg"}
+    with pytest.raises(
+        ValueError, match=r"d/can/\S+\.png and e/can/\S+\.jpg are both can/test_private/000 to the server"
+    ):
+        write_submission([record, other], tmp_path, tmp_path / "out")

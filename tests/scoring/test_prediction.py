@@ -154,6 +154,7 @@ def test_a_killed_run_goes_on_where_it_was(make_files, tmp_path, monkeypatch):
     (folder / "0005.png").unlink()
     detector = Detector()
     assert predict_files([folder], out, detector, resume=True, **settings).num_scored == 12 and not detector.number
+    assert not list(out.rglob("0005.png.*"))
     assert predict_files([folder], out, Detector(), progress=False).num_scored == 12  # and without, all is new
     assert not (out / "maps" / "0000.png.npy").exists()
 
@@ -192,6 +193,11 @@ def test_tables_hold_the_same_records(make_files, tmp_path):
         )
         assert json.loads(row["regions"]) == json.loads(cells["regions"]) == record["regions"]
         assert cells["overlay"] == record.get("overlay") and row["overlay"] == record.get("overlay", "")
+    Image.new("L", (4, 3), 0).save(folder / "0009.png")  # tables that are there stay those of the records
+    without = {**settings, "formats": ["jsonl"], "resume": True}
+    assert predict_files([folder], out, WithRegions(), **without).num_scored == 5
+    assert pq.read_table(out / "predictions.parquet")["path"].to_pylist()[-1].endswith("0009.png")
+    assert "0009.png" in (out / "predictions.csv").read_text()
     assert [record["label"] for record in records] == ["normal"] * 3 + ["anomalous"]
     assert [path.name for path in (out / "overlays").iterdir()] == ["0003.png.png"]
     with pytest.raises(ValueError, match="formats='xlsx', expected some of jsonl, parquet, csv"):

@@ -27,7 +27,12 @@ def test_normal_images_set_both_thresholds(tiny_model, tiny_processor, dataset):
     results = pipeline(normal)
     # 22 images, 10% at 90%: the highest score is the bound, so none of them is called anomalous.
     assert {result["label"] for result in results} == {"normal"}
-    assert max(np.asarray(result["mask"]).mean() for result in results) < 0.02
+    assert max(np.asarray(result["mask"]).mean() for result in results) <= 0.01
+    # The promise is on the masks of images of any size: the level that 1 % of their pixels lie above, of the highest.
+    small = [image.resize((37, 23)) for image in normal]
+    found = calibrate(tiny_model, tiny_processor, small, pixel_rate=0.01, show_progress=False)
+    levels = [np.sort(np.asarray(result["anomaly_map"]).ravel())[-1 - 23 * 37 // 100] for result in pipeline(small)]
+    assert found["pixel"]["threshold"] == pytest.approx(max(levels), rel=2e-5)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2.4e-7), (torch.bfloat16, 1.2e-3)])
@@ -37,7 +42,8 @@ def test_thresholds_stand_rounding(tiny_model, tiny_processor, dataset, dtype, t
     normal = [row["image"] for row in dataset if row["label"] == 0]
     with torch.no_grad():
         output = tiny_model(tiny_processor(normal, return_tensors="pt").pixel_values)
-    results = tiny_processor.post_process_anomaly_detection(output)
+    sizes = [image.size[::-1] for image in normal]
+    results = tiny_processor.post_process_anomaly_detection(output, target_sizes=sizes)
     options = {"false_alarm_rate": 0.1, "confidence": 0.9, "show_progress": False}
     for batch_size in (1, 7):
         found = calibrate(tiny_model, tiny_processor, normal, pixel_rate=0.0, batch_size=batch_size, **options)

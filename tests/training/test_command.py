@@ -154,6 +154,13 @@ def test_a_push_that_must_fail_is_refused_before_the_training(tiny_clip_dir, tmp
     assert f"the local folder '{tiny_clip_dir}', which nobody else has" in capsys.readouterr().err
     assert main([*command, "not a name"]) == 2
     assert "error: --push-to-hub not a name, expected a repository such as" in capsys.readouterr().err
+    monkeypatch.setattr("anomalyclip_hf.AnomalyCLIPModel.push_prompts_to_hub", lambda *args, **kwargs: {})
+    assert main([*command, "me/prompts"]) == 2
+    assert "error: --push-to-hub me/prompts can't be reached: HF_HUB_OFFLINE is set\n" in capsys.readouterr().err
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    assert main([*command, "me/prompts"]) == 2
+    assert "me/prompts can't be reached: log in first: hf auth login\n" in capsys.readouterr().err
 
 
 def test_a_push_that_fails_is_one_line_and_says_where_prompts_are(table, tiny_clip_dir, tmp_path, capsys, monkeypatch):
@@ -168,6 +175,8 @@ def test_a_push_that_fails_is_one_line_and_says_where_prompts_are(table, tiny_cl
             raise PermissionError("can't push to me/prompts: log in")
 
     monkeypatch.setattr("anomalyclip_hf.AnomalyCLIPModel.push_prompts_to_hub", push)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_of_me")
     assert main(command) == 2
     shown = capsys.readouterr()
     assert "error: can't push to me/prompts: log in\n" in shown.err and "Traceback" not in shown.err

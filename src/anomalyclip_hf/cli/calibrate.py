@@ -108,7 +108,7 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
     for name in ("image", "pixel"):
         facts = {key: value for key, value in (found[name] or {}).items() if key != "threshold"}
         numbers = {key: value for key, value in facts.items() if type(value) in (int, float)}
-        shown = ", ".join(f"{key} {value:.4g}" for key, value in numbers.items())
+        shown = ", ".join(f"{key} {value:{'' if isinstance(value, int) else '.4g'}}" for key, value in numbers.items())
         if "is_guaranteed" in facts:
             shown += f", {'guaranteed' if facts['is_guaranteed'] else 'not guaranteed'}"
         threshold = getattr(model.profile or model.config, f"{name}_threshold")

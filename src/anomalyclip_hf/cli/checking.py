@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from ..data.files import SHEET_NOTE
 from ..data.reader import split_page
 from ..options_anomalyclip import OPTION_RULES, expected, follows
 from .options import option_fields
@@ -62,9 +63,23 @@ def _check_folders(label: str, values: list[str]) -> None:
             raise NotADirectoryError(f"{label}{value!r}, expected a folder, but {there} is a file")
 
 
-# The first: files that have to be there. The last: where results go.
+def _check_files(label: str, values: list[str]) -> None:
+    """What is there already and no earlier file of its kind, such as an image of the data, is not replaced."""
+    for value in filter(os.path.lexists, values):
+        if os.path.isdir(value):
+            raise IsADirectoryError(f"{label}{value!r} is a folder but a file is to be written there: name the file")
+        with open(value, "rb") as file:
+            start = file.read(512)
+        if start[:1] not in (b"", b"{", b"[") and SHEET_NOTE.encode() not in start:
+            raise FileExistsError(
+                f"{label}{value!r} is another file, which would be replaced: name one that isn't there"
+            )
+
+
+# The first: files that have to be there. The last two: where results go.
 CHECKS: dict[str, Callable[[str, list[str]], None]] = {
     "path": _check_paths,
     "source": lambda label, values: check_sources(values),
     "folder": _check_folders,
+    "file": _check_files,
 }

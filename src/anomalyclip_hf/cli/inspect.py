@@ -21,7 +21,9 @@ class Settings(SourceOptions):
 
     source: str | None = option(None, "Name, folder, table, meta.json or repository.", argument=True, rule="source")
     split: str = option("all", "One split, or all.")
-    contact_sheet: str | None = option(None, "Write a sheet of samples, masks outlined, there (.png or .jpg).")
+    contact_sheet: str | None = option(
+        None, "Write a sheet of samples, masks outlined, there (.png or .jpg).", rule="file"
+    )
     strict: bool = option(False, "End with status 1 where there is any problem.")
     limit: int = option(10, "Examples shown of each problem, 0 or more.", rule=range(2**31))
     num_workers: int | None = option(None, "Reading threads; as many as cores, at most 8.")

@@ -47,7 +47,7 @@ def make_command(settings: type, run: Callable[[Any], int]) -> Callable[..., Non
     command.__doc__ = _escape(re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(settings.__doc__ or "")))
     parameters = [_parameter(field, kind) for field, kind in fields.values()]
     config = typer.Option(
-        callback=_read_config(list(fields)),
+        callback=_read_config({name: kind for name, (_, kind) in fields.items()}),
         is_eager=True,
         metavar="FILE",
         help="YAML or JSON file of settings; options go before it.",
@@ -159,13 +159,16 @@ def _parameter(field: dataclasses.Field, kind: Any) -> inspect.Parameter:
     )
 
 
-def _read_config(known: list[str]) -> Callable[[typer.Context, str | None], str | None]:
+def _read_config(kinds: dict[str, Any]) -> Callable[[typer.Context, str | None], str | None]:
     def callback(context: typer.Context, value: str | None) -> str | None:
         if value is not None:
             try:
-                context.default_map = read_settings(value, known)
+                given = read_settings(value, list(kinds))
             except ValueError as error:
                 raise typer.BadParameter(str(error)) from error
+            single = {name: [one] for name, one in given.items() if type(one) in (str, int, float)}
+            lists = {name: one for name, one in single.items() if get_origin(kinds[name]) is list}
+            context.default_map = given | lists
         return value
 
     return callback

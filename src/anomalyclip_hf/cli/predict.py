@@ -55,8 +55,10 @@ class Settings(PredictionSettings, BackboneOptions, ComparingOptions, ResizingOp
     pixel_threshold: float | None = option(
         None, "Map value in [0, 1] from which a pixel is anomalous; the model's own.", group="Regions"
     )
-    coco: str | None = option(None, "File for the regions as COCO JSON.", group="Regions")
-    label_studio: str | None = option(None, "File for the regions as tasks of Label Studio.", group="Regions")
+    coco: str | None = option(None, "File for the regions as COCO JSON.", group="Regions", rule="file")
+    label_studio: str | None = option(
+        None, "File for the regions as tasks of Label Studio.", group="Regions", rule="file"
+    )
     submission: str | None = option(
         None,
         "Folder for maps and masks as MVTec AD 2's server takes them; implies --masks --save-maps tiff.",
@@ -85,6 +87,10 @@ class Settings(PredictionSettings, BackboneOptions, ComparingOptions, ResizingOp
         with naming(formats="format"):
             super().__post_init__()
         super(PredictionSettings, self).__post_init__()  # of the options that follow
+        if self.submission and self.save_maps not in (None, "tiff"):
+            raise ValueError(
+                f"save_maps={self.save_maps!r} but submission=... sends maps as tiff: leave one of them out"
+            )
         if self.submission:
             self.masks, self.save_maps = True, "tiff"
         if self.mutual and (self.references or self.score_rule):
@@ -213,7 +219,8 @@ def _write_more(settings: Settings, summary: PredictionSummary) -> None:
     if settings.submission:
         count = write_submission(summary.read(), settings.output_dir, settings.submission)
         print(f"{count} maps and masks written to {settings.submission}")
-    if settings.report and summary.num_scored:
+    former = settings.resume and os.path.isfile(os.path.join(settings.output_dir, "report.html"))  # of fewer images
+    if (settings.report or former) and summary.num_scored:
         from ..evaluation.report import write_prediction_report
 
         write_prediction_report(settings.output_dir)

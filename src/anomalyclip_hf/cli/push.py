@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.options import option
+from ..export.engines import is_exported
 from .running import dashed
 
 PASSED_ON = ("token", "revision", "commit_message", "create_pr", "dry_run")
@@ -60,6 +61,10 @@ def run(settings: Settings) -> int:
     from .. import AnomalyCLIPImageProcessor, AnomalyCLIPModel
 
     source, repo_id = str(settings.model), str(settings.repo_id)
+    if is_exported(source):
+        raise ValueError(
+            f"model={source!r} is an exported model; push the one that it was made of, or its files: hf upload"
+        )
     model = AnomalyCLIPModel.from_pretrained(source)
     card = {"results": settings.results, "training": _training(settings), "license": settings.license}
     shared: dict[str, Any] = {name: getattr(settings, name) for name in PASSED_ON}

@@ -99,6 +99,8 @@ def name_options(message: str, names: Collection[str], others: Mapping[str, str]
         argument, value = match.group(1), match.group(2)
         option, _, key = others.get(argument, argument).partition(".")
         name, is_long = dashed(option), "_" in argument
+        if value and "|" in value:  # of a method, in a list of those there are
+            return match.group()
         if value is None:  # `split` is a word as well, and what is quoted is no option
             quoted = message[match.start() - 1 : match.start()] in ("'", '"')
             return name if is_long and not quoted else match.group()
@@ -107,12 +109,14 @@ def name_options(message: str, names: Collection[str], others: Mapping[str, str]
         if value == "None":
             return f"no {name}"
         is_text = value[0] in "'\""
+        if value.startswith("[["):
+            return f"{name} {value}"
         bare = value[1:-1] if is_text else re.sub(r"^[(\[]|[)\]]$|(?<!\w)['\"]|['\"](?!\w)", "", value)
         bare = bare if is_text else bare.replace(",", "").strip()
         return name if bare in ("", "True") else f"{name} {bare}"
 
     known = "|".join(map(re.escape, sorted({*names, *others}, key=len, reverse=True)))
-    value = r"\([^()]*\)|\[[^\[\]]*\]|\"[^\"]*\"|'[^']*'|\.\.\.|[^\s,;:()]+"
+    value = r"\[\[.*?\]\]|\([^()]*\)|\[[^\[\]]*\]|\"[^\"]*\"|'[^']*'|\.\.\.|[^\s,;:()]+"
     return re.sub(rf"(?<![\w/.-])({known})(?![\w/.-])(?:=({value}))?", spell, message)
 
 

@@ -123,8 +123,10 @@ def check_push(repo_id: str, model: AnomalyCLIPModel, processor: AnomalyCLIPImag
     """Find out before the training, and without contact, whether its prompts can be shared.
 
     Raises:
-        ValueError: if `repo_id` is no name of a repository, or others can't have the backbone.
+        ValueError: if `repo_id` is no name of a repository, others can't have the backbone, the Hub is not to be
+            contacted, or nobody is logged in.
     """
+    from huggingface_hub import constants, get_token
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     try:
@@ -135,3 +137,6 @@ def check_push(repo_id: str, model: AnomalyCLIPModel, processor: AnomalyCLIPImag
         model.push_prompts_to_hub(repo_id, processor=processor, card=False, dry_run=True)
     except ValueError as error:
         raise ValueError(f"push_to_hub={repo_id!r}: {error}") from error
+    if constants.HF_HUB_OFFLINE or not get_token():
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "log in first: hf auth login"
+        raise ValueError(f"push_to_hub={repo_id!r} can't be reached: {why}")

@@ -115,9 +115,9 @@ def write_submission(
         number of images.
 
     Raises:
-        ValueError: a record lacks its map or its mask, or they haven't the image's size.
+        ValueError: a record lacks its map or its mask, they haven't the image's size, or two images have one name.
     """
-    count = 0
+    taken: dict[str, str] = {}
     for record in records:
         files = {"anomaly_images": record.get("map", ""), "anomaly_images_thresholded": record.get("mask", "")}
         if "map_size" in record or [Path(file).suffix for file in files.values()] != [".tiff", ".png"]:
@@ -126,11 +126,16 @@ def write_submission(
                 f"{[*files.values()]}, map_size={record.get('map_size')}: predict with save_maps='tiff' and masks=True"
             )
         name = "/".join(map(safe_name, Path(record["path"]).with_suffix("").parts[-3:]))
+        if name in taken:
+            raise ValueError(
+                f"{taken[name]} and {record['path']} are both {name} to the server, which knows images by "
+                "class/split/stem: predict one of them"
+            )
+        taken[name] = record["path"]
         for kind, file in files.items():
             with atomic_path(Path(folder, kind, name + Path(file).suffix)) as temporary:
                 shutil.copyfile(Path(output_dir, file), temporary)
-        count += 1
-    return count
+    return len(taken)
 
 
 def join_outlines(polygon: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]:

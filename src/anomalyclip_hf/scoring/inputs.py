@@ -65,11 +65,16 @@ def find_images(inputs: Iterable[str | os.PathLike], output_dir: str | os.PathLi
             continue
         for path, name in files:
             for page in list_pages(path):
-                if (real := os.path.realpath(page)) not in found:
-                    found[real] = (Path(page), unique_name(name + page.removeprefix(str(path)), taken))
+                if (place := _place(page)) not in found:
+                    found[place] = (Path(page), unique_name(name + page.removeprefix(str(path)), taken))
     result.files = list(found.values())
-    result.left_out = list({real: path for path in masks if (real := os.path.realpath(path)) not in found}.values())
+    result.left_out = list({place: path for path in masks if (place := _place(path)) not in found}.values())
     return result
+
+
+def _place(path: str | os.PathLike) -> str:
+    """A file's place, whatever way leads to its folder; links to one file, as stores of contents have, are several."""
+    return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
 
 
 def _search(

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from ..configuration_anomalyclip import check_fields
 from ..data.addresses import read_image
+from ..data.contact_sheet import inside
 from ..data.images import read_image as read_cell
 from ..options_anomalyclip import READING, THRESHOLDS
 from ..pipeline_anomalyclip import COMPARING
@@ -213,7 +214,7 @@ class _Run:
                 "mutual=True compares images of one grid of patches: it needs a pipeline, resize='square'"
             )
         if self.settings.resume or self.processes.num_processes > 1:
-            raise ValueError("mutual=True judges whole blocks of images: leave out resume, and use one process")
+            raise ValueError("mutual=True judges whole blocks of images: leave out resume=True, and use one process")
 
     def score(
         self, source: Any, images: Sequence[tuple[str, str]] | None, skipped: Sequence[Mapping[str, str]] = ()
@@ -358,10 +359,8 @@ def _prepare(
     image = read_image(Path(row), **reading) if isinstance(row, str) else read_cell(row["image"], **reading)
     shown = image
     if max(image.size) > side:
-        scale = side / max(image.size)
         image = image if image.mode == "RGB" else image.convert("RGB")
-        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        shown = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+        shown = image.resize(inside(image.size, side), Image.Resampling.BILINEAR, reducing_gap=2.0)
     size = shown.size
     inputs: Any = shown
     if prepare is not None:

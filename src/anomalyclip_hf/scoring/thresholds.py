@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from ..configuration_anomalyclip import check_fields
+from ..data.contact_sheet import inside as fit_inside
 from ..data.files import write_json, write_text
 from ..data.reader import load_image
 from ..options_anomalyclip import READING, WITH_REFERENCES
@@ -35,6 +36,7 @@ from .calibration import (
 )
 from .engine import score_images
 from .histogram import PixelHistogram
+from .prediction import MAP_SIDE
 from .profiles import Profile
 from .regions import fit_roi
 from .rows import PreparedRow, prepare_row, processor_for, resizing_of, rule_of, score_rows
@@ -67,8 +69,9 @@ def calibrate(
     """Choose `image_threshold` and `pixel_threshold` and put them into `model.config`.
 
     They then travel with the prompts, and the pipeline gives `label` and `mask`. They hold for the processor's own
-    `resize`, `tile_size` and `overlap`: save it with them. Maps are judged at the model's input size, or at the
-    image's own where the processor doesn't make squares, smoothed as the processor does it. Thresholds keep a margin
+    `resize`, `tile_size` and `overlap`: save it with them. Maps are smoothed as the processor does it, and judged at
+    the size of the masks that predicting writes; by `"f1"` and `"recall"` at the model's input size, as evaluation
+    does it, where the processor makes squares. Thresholds keep a margin
     from the scores that they were chosen by, since an image scores a little differently in another batch size: 1e-5 in
     the difference of the two logits where the model computes in float32, 2e-2 in half precision. They are never above
     1.
@@ -164,10 +167,16 @@ def _score_chosen(
     sigma, reading = getattr(profile, "sigma", None), {name: getattr(profile, name, None) for name in READING}
     processor = processor_for(model, processor)
     forward, rules = partial(model.eval().__call__, return_dict=True), [rule_of(model)]
+    as_masks = method == "normal" and processor.resize == "square"
+
+    def score_batch(rows: Sequence[PreparedRow]) -> list[list[tuple[float, np.ndarray]]]:
+        sizes = [_size_of_mask(row.view.size) for row in rows] if as_masks else None
+        return score_rows(forward, processor, [row.view.to(model.device) for row in rows], rules, sigma, sizes)
+
     records = score_images(
         dataset,
         partial(_prepare, processor=processor, reading=reading),
-        lambda rows: score_rows(forward, processor, [row.view.to(model.device) for row in rows], rules, sigma),
+        score_batch,
         batch_size=batch_size,
         num_workers=num_workers,
         indices=chosen,
@@ -192,6 +201,11 @@ def _score_chosen(
     if not found.scores:
         raise ValueError(f"none of the {len(chosen)} images can be read; the first: {found.errors[0]}")
     return found
+
+
+def _size_of_mask(size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of the mask that predicting writes of an image of a size."""
+    return size if max(size) <= MAP_SIDE else fit_inside(size, MAP_SIDE)
 
 
 def _inside(profile: Profile | None, image_size: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:

@@ -14,7 +14,7 @@ import json
 import re
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from operator import itemgetter
 from pathlib import Path
@@ -223,20 +223,20 @@ def read_done(output: Path) -> set[int]:
     return {entry["index"] for file in _shards(output, PREDICTIONS) for entry in read_lines(file)}
 
 
-def end_run(output: Path, tables: Iterable[str] = ()) -> None:
+def end_run(output: Path, tables: Collection[str] = ()) -> None:
     """Merge the shards of all processes, and write tables of the records; by one process, after all have written.
 
     Args:
         output: the output folder.
-        tables: of `TABLES`; `predictions.parquet` and `predictions.csv` have a column for each field, and what is
-            nested in it as JSON.
+        tables: of `TABLES`, beside those that are there; `predictions.parquet` and `predictions.csv` have a column
+            for each field, and what is nested in it as JSON.
     """
     for name in (PREDICTIONS, SKIPPED):
         if shards := list(_shards(output, name)):
             _merge(shards, output / name)
             _remove(shards)
-    for table in tables:
-        if (output / PREDICTIONS).is_file():
+    for table in TABLES:  # one of the run that was gone on with lacks what came since
+        if (output / PREDICTIONS).is_file() and (table in tables or (output / f"predictions.{table}").is_file()):
             with atomic_path(output / f"predictions.{table}") as temporary:
                 _write_table(output / PREDICTIONS, temporary, table)
 
@@ -282,9 +282,11 @@ def _gather(output: Path, listing: Iterable[tuple[str, str]] | None) -> None:
     def take(entry: dict[str, Any]) -> int | None:
         index = entry.get("index")
         if listing is not None:
-            own = [(place, name) for place, name in places.get(entry.get("path", ""), ()) if place not in taken]
-            fits = (place for place, name in own if all(_names(entry, field, name) for field in FOLDERS))
-            index = next(fits, None)
+            own = places.get(entry.get("path", ""), ())
+            fits = [place for place, name in own if all(_names(entry, field, name) for field in FOLDERS)]
+            if not fits:  # its image is gone, or its files have other names now
+                _remove_files(output, entry)
+            index = next((place for place in fits if place not in taken), None)
         if index is None or index in taken:
             return None
         taken.add(index)
