@@ -62,7 +62,7 @@ def test_a_visitor_scores_images_and_moves_the_threshold(served, browser, tmp_pa
     broken.write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     asked, faults = [], []
     tab = browser.new_page(viewport={"width": 1280, "height": 900})
-    tab.set_default_timeout(20_000)
+    tab.set_default_timeout(60_000)
     tab.on("request", lambda request: asked.append(request.url))
     tab.on("pageerror", lambda error: faults.append(str(error)))
     tab.goto(address)
