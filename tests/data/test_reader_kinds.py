@@ -2,6 +2,7 @@
 
 import io
 import sys
+from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -12,6 +13,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, generate_uid
 
 from anomalyclip_hf.data import inspect_source, load_anomaly_dataset, read_image, read_mask
+from anomalyclip_hf.data.export import export_source
 from anomalyclip_hf.data.formats import list_pages
 from anomalyclip_hf.data.pixels import bit_depth_of
 from anomalyclip_hf.data.reader import (
@@ -297,6 +299,19 @@ def test_dicom_is_found_by_its_content(tmp_path):
     with pytest.warns(UserWarning, match="files not used"):
         dataset = load_anomaly_dataset(tmp_path, split="all")
     assert dataset["label"] == [1, 0] and np.asarray(dataset[0]["image"])[0, 0, 0] == 255
+
+
+def test_what_is_exported_of_dicom_are_its_pixels_alone(tmp_path):
+    for name, elements in (("good/1.dcm", {}), ("bad/2", CT)):
+        (tmp_path / "scans" / name).parent.mkdir(parents=True)
+        (tmp_path / "scans" / name).write_bytes(dicom(GRAY, **elements))
+    out = export_source(str(tmp_path / "scans"), tmp_path / "out")
+    for path in Path(out).rglob("*"):
+        assert path.is_dir() or not any(word in path.read_bytes() for word in (b"Doe", b"4711", b"DICM"))
+    copies = load_anomaly_dataset(out, split="all")
+    assert copies["label"] == [1, 0]
+    for row in copies:
+        np.testing.assert_array_equal(np.asarray(row["image"])[..., 1], GRAY_8)
 
 
 def test_white_is_least_in_every_depth():
