@@ -252,8 +252,9 @@ def _pack(row: dict[str, Any], image: AnomalyImage, threshold: int | None, root:
     path = os.path.relpath(row["path"], root).replace(os.sep, "/") if root else row["path"]
     name = os.path.basename(path)
     shown = image.decode_example(row["image"])  # a broken file must stop the export, not its readers
-    packed_image = {"bytes": read_bytes(row["image"]), "path": name}
-    if is_dicom(io.BytesIO(packed_image["bytes"])):  # it says whose image it is: its pixels alone go out
+    content = read_bytes(row["image"])
+    packed_image = {"bytes": content, "path": name}
+    if is_dicom(io.BytesIO(content)):  # it says whose image it is: its pixels alone go out
         shown.save(pixels := io.BytesIO(), "PNG")
         packed_image = {"bytes": pixels.getvalue(), "path": f"{name}.png"}
     if row["mask"] is None:
