@@ -16,6 +16,7 @@ from anomalyclip_hf.references_anomalyclip import (
     distance_of_images,
     distance_to,
 )
+from anomalyclip_hf.scoring.profiles import Profile
 
 
 @pytest.fixture
@@ -182,6 +183,18 @@ def test_references_of_every_kind_that_the_pipeline_takes(tiny_model, tiny_proce
     found = tiny_model.make_references(given, processor=tiny_processor)
     assert found.num_images == 2
     assert torch.equal(found.features, tiny_model.make_references(images, processor=tiny_processor).features)
+
+
+def test_references_are_read_as_the_images_that_are_compared_with_them(tiny_model, tiny_processor):
+    deep = np.random.default_rng(0).integers(0, 3000, (48, 60)).astype(np.uint16)
+    window, planes = (500, 2000), np.stack([deep] * 5)
+    detector = ZeroShotAnomalyDetectionPipeline(model=tiny_model, image_processor=tiny_processor, device="cpu")
+    apart = {"references": [deep], "reference_weight": 0.0}
+    assert detector(deep, window=window, **apart)["score"] < 1e-6
+    assert detector(planes, channels=(4, 2, 0), **apart | {"references": [planes]})["score"] < 1e-6
+    tiny_model.set_profile(Profile("scan", window=window, references=[deep], reference_weight=0.0))
+    assert detector(deep)["score"] < 1e-6
+    assert detector(deep, window=(0, 4095))["score"] > 1e-4
 
 
 @pytest.mark.parametrize(("rule", "expected"), [("global", 0.25), ("max", 0.75), ("mean", (0.25 + 0.75) / 2)])

@@ -10,8 +10,9 @@ reference has: the mean of the highest 2 % of them.
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from transformers.utils import logging
 
 from .data.reader import images_of, load_image
 from .image_processing_anomalyclip import AnomalyCLIPImageProcessor, with_resizing
-from .options_anomalyclip import RESIZING, check_options, installed
+from .options_anomalyclip import READING, RESIZING, check_options, installed
 from .prompts_anomalyclip import PromptsMixin, backbone_fingerprint, same_fingerprints, stored_fingerprint
 
 logger = logging.get_logger(__name__)
@@ -203,6 +204,8 @@ def make_references(
     max_patches: int | None = None,
     processor: AnomalyCLIPImageProcessor | None = None,
     batch_size: int = 8,
+    window: Any = None,
+    channels: Sequence[int] | None = None,
 ) -> References:
     """Features of 1 to 32 images of good parts.
 
@@ -217,6 +220,7 @@ def make_references(
         processor ([`AnomalyCLIPImageProcessor`], *optional*): prepares images; the model's own if absent. Where it
             makes tiles, patches of the references' tiles are kept too.
         batch_size (`int`): images per forward.
+        window, channels (*optional*): how images are read, as of the pipeline: as those to be judged.
 
     Raises:
         ValueError: if there are no images or too many, one can't be read, a setting is out of range, or stored
@@ -231,7 +235,8 @@ def make_references(
         _check_references(model, images)
         found = images
     else:
-        found = _read_references(model, images, processor, batch_size, max(MAX_PATCHES, max_patches or 0))
+        read = partial(load_image, window=window, channels=channels)
+        found = _read_references(model, images, processor, batch_size, max(MAX_PATCHES, max_patches or 0), read)
     if max_patches is not None:
         found = replace(found, features=choose_patches(found.features, max_patches))
     found = replace(found, features=found.features.to(model.device))
@@ -239,13 +244,13 @@ def make_references(
 
 
 def references_of_call(
-    detector: Any, resizing: Mapping[str, Any], references: Any = None, reference_weight: float | None = None
+    detector: Any, preparing: Mapping[str, Any], references: Any = None, reference_weight: float | None = None
 ) -> References:
     """References of a call of the pipeline; those there are, where the weight alone is given.
 
     Args:
         detector ([`ZeroShotAnomalyDetectionPipeline`]).
-        resizing: `resize`, `tile_size` and `overlap` of the call.
+        preparing: `resize`, `tile_size`, `overlap`, `window` and `channels` of the call.
         references, reference_weight: as of [`make_references`].
 
     Raises:
@@ -256,10 +261,12 @@ def references_of_call(
         references = getattr(detector, "_forward_params", {}).get("references") or model.references
         if references is None:
             raise ValueError(f"reference_weight={reference_weight} without references; give both")
-    # Patches are compared with those of the same scale.
-    used = {**detector.settings_of_profile(RESIZING), **getattr(detector, "_preprocess_params", {}), **resizing}
+    # Patches are compared with those of the same scale and the same window.
+    used = detector.settings_of_profile((*READING, *RESIZING))
+    used = {**used, **getattr(detector, "_preprocess_params", {}), **preparing}
     processor = with_resizing(detector.image_processor, used, model.config.vision_config.patch_size)
-    return model.make_references(references, reference_weight, processor=processor)
+    reading = {name: used.get(name) for name in READING}
+    return model.make_references(references, reference_weight, processor=processor, **reading)
 
 
 def save_references(model: PromptsMixin, path: str | os.PathLike) -> None:
@@ -276,7 +283,12 @@ def save_references(model: PromptsMixin, path: str | os.PathLike) -> None:
 
 
 def _read_references(
-    model: PromptsMixin, images: Any, processor: AnomalyCLIPImageProcessor | None, size: int, limit: int
+    model: PromptsMixin,
+    images: Any,
+    processor: AnomalyCLIPImageProcessor | None,
+    size: int,
+    limit: int,
+    read: Callable[[Any], Any],
 ) -> References:
     if isinstance(images, str | os.PathLike):
         images = _files_of(images)
@@ -293,7 +305,7 @@ def _read_references(
         raise ValueError(f"{len(inputs)} references, expected 1 to {MAX_IMAGES} images of good parts")
     count = len(inputs)
     if not isinstance(inputs, Tensor):
-        inputs = _views(inputs, with_resizing(processor or model.default_processor(), {}, patch))
+        inputs = _views(map(read, inputs), with_resizing(processor or model.default_processor(), {}, patch))
     parts: list[Tensor] = []
     step = 1
     for batch in _batches(inputs, size):
@@ -324,10 +336,10 @@ def _check_references(model: PromptsMixin, references: References) -> None:
         raise ValueError(f"these references are features of another backbone than {name!r}; make them anew")
 
 
-def _views(images: list, processor: AnomalyCLIPImageProcessor) -> Iterator[Tensor]:
+def _views(images: Iterable[Any], processor: AnomalyCLIPImageProcessor) -> Iterator[Tensor]:
     """What is scored of images `(3, h, w)`: the whole view and, where the processor makes them, the tiles."""
     for image in images:
-        inputs = processor(load_image(image), return_tensors="pt")
+        inputs = processor(image, return_tensors="pt")
         yield inputs["pixel_values"][0]
         tiles = inputs.get("tiles", [None])[0]
         for box in () if tiles is None else tiles.boxes:

@@ -211,6 +211,21 @@ def test_a_flag_is_no_file(folder):
         load_anomaly_dataset(folder / "t.csv")
 
 
+def test_tables_as_spreadsheets_write_them(folder):
+    text = "image;label;class\ngood/1.png;0;Bälle\n;;\n \n;;\n"
+    (folder / "t.csv").write_text(text, encoding="utf-8")
+    assert load_anomaly_dataset(folder / "t.csv")["class_name"] == ["Bälle"]
+    (folder / "t.csv").write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"cannot read the table .*t\.csv: .*; save it as UTF-8"):
+        load_anomaly_dataset(folder / "t.csv")
+
+
+def test_rows_of_one_image_with_different_masks_are_told(folder):
+    (folder / "t.csv").write_text("image,label,mask\nbent/1.png,1,good/1.png\nbent/1.png,1,bent/1.png\n")
+    with pytest.warns(UserWarning, match=r"1 images have rows with different masks \(bent/1\.png\)"):
+        load_anomaly_dataset(folder / "t.csv")
+
+
 def test_lines_are_counted_as_an_editor_does(folder):
     good = '{"image": "good/1.png", "label": 0}\n'
     (folder / "t.jsonl").write_text(good + "\n" + good.replace("0", '"meh"'))

@@ -2,6 +2,7 @@
 
 import io
 import sys
+from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -12,6 +13,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, generate_uid
 
 from anomalyclip_hf.data import inspect_source, load_anomaly_dataset, read_image, read_mask
+from anomalyclip_hf.data.export import export_source
 from anomalyclip_hf.data.formats import list_pages
 from anomalyclip_hf.data.pixels import bit_depth_of
 from anomalyclip_hf.data.reader import (
@@ -246,7 +248,7 @@ def lut(first, entries, bits):
         ({}, None, GRAY_8),
         ({"PhotometricInterpretation": "MONOCHROME1"}, None, 255 - GRAY_8),
         ({}, (500, 2000), between(GRAY, 500, 2000)),
-        (CT, None, between(HOUNSFIELD, HOUNSFIELD.min(), 3071)),
+        (CT, None, between(HOUNSFIELD, -1024, 3071)),
         (CT, (-100, 300), between(HOUNSFIELD, -100, 300)),
         (CT | {"WindowCenter": 40, "WindowWidth": 401}, None, between(HOUNSFIELD, 39.5 - 200, 39.5 + 200)),
         (CT | {"WindowCenter": [40, 9], "WindowWidth": [400, 9], "VOILUTFunction": "LINEAR_EXACT"}, None,
@@ -255,7 +257,7 @@ def lut(first, entries, bits):
          np.rint(255 / (1 + np.exp(-4 * (GRAY - 1000.0) / 400)))),
         ({"VOILUTSequence": lut(0, [1023 - i // 4 for i in range(4096)], 10)}, None,
          np.rint((1023 - GRAY // 4) * (255 / 1023))),
-        ({"RescaleSlope": 0.5, "RescaleIntercept": 0}, None, between(GRAY / 2, GRAY.min() / 2, 4095 / 2)),
+        ({"RescaleSlope": 0.5, "RescaleIntercept": 0}, None, between(GRAY / 2, 0, 4095 / 2)),
     ],
 )  # fmt: skip
 def test_dicom_is_shown_as_it_says(elements, window, expected):
@@ -263,6 +265,61 @@ def test_dicom_is_shown_as_it_says(elements, window, expected):
     read = np.asarray(load_image(content, window))
     assert np.abs(read.astype(int) - expected.astype(int)).max() <= (1 if "VOILUTFunction" in elements else 0)
     np.testing.assert_array_equal(np.asarray(read_image(io.BytesIO(content), window))[..., 0], read)
+
+
+def test_slices_of_dicom_compare_and_masks_are_not_windowed():
+    dark, signed = GRAY // 8, GRAY.astype(np.int16) // 8 - 100
+    np.testing.assert_array_equal(np.asarray(load_image(dicom(dark))), between(dark, 0, 4095))
+    inverted = np.asarray(load_image(dicom(dark, PhotometricInterpretation="MONOCHROME1")))
+    np.testing.assert_array_equal(inverted, 255 - between(dark, 0, 4095))
+    np.testing.assert_array_equal(np.asarray(load_image(dicom(signed))), between(signed, -2048, 2047))
+    full = np.asarray(load_image(dicom(GRAY, BitsStored=16, HighBit=15)))  # says nothing of what is in use
+    np.testing.assert_array_equal(full, GRAY_8)
+    floats = dicom(GRAY, BitsAllocated=32, FloatPixelData=FLOATS[..., 0].tobytes())
+    dataset = pydicom.dcmread(io.BytesIO(floats))
+    del dataset.PixelData, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation
+    dataset.save_as(buffer := io.BytesIO())
+    expected = between(FLOATS[..., 0], FLOATS[..., 0].min(), FLOATS[..., 0].max())
+    np.testing.assert_array_equal(np.asarray(load_image(buffer.getvalue())), expected)
+    ids = np.zeros((5, 6), np.uint16)
+    ids[1, 2], ids[3, 3] = 1, 3000
+    shown = {"PhotometricInterpretation": "MONOCHROME1", "WindowCenter": 2, "WindowWidth": 2}
+    for elements in ({}, shown):
+        np.testing.assert_array_equal(np.asarray(read_mask(dicom(ids, **elements))), (ids > 0) * 255)
+
+
+def test_dicom_is_found_by_its_content(tmp_path):
+    for name in ("good/IM0001", "bad/1.2.840.10008.5", "DICOMDIR", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(dicom(GRAY))
+    (tmp_path / "good" / "other").write_bytes(b"something")
+    found = find_images([tmp_path])
+    assert [name for _, name in found.files] == ["bad/1.2.840.10008.5", "good/IM0001"]
+    assert list(found.unused.values()) == [[tmp_path / "DICOMDIR", tmp_path / "good" / "other"]]
+    with pytest.warns(UserWarning, match="files not used"):
+        dataset = load_anomaly_dataset(tmp_path, split="all")
+    assert dataset["label"] == [1, 0] and np.asarray(dataset[0]["image"])[0, 0, 0] == 255
+
+
+def test_what_is_exported_of_dicom_are_its_pixels_alone(tmp_path):
+    for name, elements in (("good/1.dcm", {}), ("bad/2", CT)):
+        (tmp_path / "scans" / name).parent.mkdir(parents=True)
+        (tmp_path / "scans" / name).write_bytes(dicom(GRAY, **elements))
+    out = export_source(str(tmp_path / "scans"), tmp_path / "out")
+    for path in Path(out).rglob("*"):
+        assert path.is_dir() or not any(word in path.read_bytes() for word in (b"Doe", b"4711", b"DICM"))
+    copies = load_anomaly_dataset(out, split="all")
+    assert copies["label"] == [1, 0]
+    for row in copies:
+        np.testing.assert_array_equal(np.asarray(row["image"])[..., 1], GRAY_8)
+
+
+def test_white_is_least_in_every_depth():
+    for window in (None, (500, 2000)):
+        read = np.asarray(load_image(tiff(DEEP[..., 0], photometric="miniswhite"), window))
+        np.testing.assert_array_equal(read, 255 - np.asarray(load_image(tiff(DEEP[..., 0]), window)))
+    plain = tiff(DEEP[..., 0].astype(np.uint8), photometric="miniswhite")
+    np.testing.assert_array_equal(np.asarray(load_image(plain)), 255 - DEEP[..., 0].astype(np.uint8))
 
 
 def test_frames_and_colors_of_dicom(tmp_path):

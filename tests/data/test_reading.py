@@ -73,6 +73,8 @@ def test_thresholds_are_the_rules():
     assert np.asarray(read_mask(Image.fromarray(values), 127)).tolist() == [[0, 0, 0, 255, 255]]
     deep = Image.fromarray(values.astype(np.uint16) * 257)
     assert np.asarray(read_mask(deep, 127)).tolist() == [[0, 0, 0, 255, 255]]
+    floats = Image.fromarray((values / 255).astype(np.float32))
+    assert np.asarray(read_mask(floats, 127)).tolist() == [[0, 0, 0, 255, 255]]
 
 
 def test_ringing_of_a_jpeg_mask_is_no_truth(tmp_path):

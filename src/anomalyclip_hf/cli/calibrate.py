@@ -133,10 +133,10 @@ def _set_profile(model: AnomalyCLIPModel, settings: Settings, processor: Anomaly
         given["prompts"] = model.get_prompts()
     profile = replace(profile, **given)
     processor = with_resizing(processor, profile.options, model.config.vision_config.patch_size)
+    settings.window, settings.channels = profile.window, profile.channels
     if (references := settings.make_references(model, processor)) is not None:
         profile.references = references  # type: ignore[assignment]
     model.set_profile(profile)
-    settings.window, settings.channels = profile.window, profile.channels
 
 
 def choose_thresholds(

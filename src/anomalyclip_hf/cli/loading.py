@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..data.files import check_name
 from ..data.options import ResizingOptions, SourceOptions, option, parse_options, refuse_unknown
 from ..export.engines import is_exported
+from ..options_anomalyclip import READING
 from .running import dashed
 
 if TYPE_CHECKING:
@@ -84,7 +85,8 @@ class ComparingOptions:
                 raise ValueError(f"max_patches={self.max_patches} needs --references")
             return None
         limit = {} if self.max_patches is None else {"max_patches": self.max_patches}
-        return model.make_references(self.references, self.reference_weight, processor=processor, **limit)
+        reading = {name: getattr(self, name, None) or getattr(model.profile, name, None) for name in READING}
+        return model.make_references(self.references, self.reference_weight, processor=processor, **limit, **reading)
 
 
 def load_model(command: BackboneOptions) -> AnomalyCLIPModel:

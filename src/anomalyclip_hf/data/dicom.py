@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from .pixels import WINDOWED, ImageReadError, Window, to_uint8
+from .tiff import image_of_values
 
 _PER_FRAME, _SHARED = 0x52009230, 0x52009229  # functional groups of enhanced multi-frame images
 
@@ -26,17 +27,20 @@ def count_frames(source: Any) -> int:
     return int(header.get("NumberOfFrames") or 1)
 
 
-def read_dicom(source: Any, page: int = 1, window: Window = None) -> Image.Image:
+def read_dicom(source: Any, page: int = 1, window: Window = None, as_stored: bool = False) -> Image.Image:
     """A frame of a DICOM file, in gray or RGB.
 
     Its modality LUT is applied, then the window: `(low, high)` in values after that LUT (of CT: Hounsfield units),
-    "percentile", or by default its own first VOI LUT or window; without one by bit depth, and from the least to the
-    highest value where they are not whole or below 0. MONOCHROME1 is inverted. PALETTE COLOR and YBR become RGB.
+    "percentile", or by default its own first VOI LUT or window. Without one, from the least to the highest value that
+    its bits can hold, so that slices of a series compare; where 16 are stored, by the bits in use, and from its own
+    least to its highest value where they are not whole or below 0. MONOCHROME1 is inverted. PALETTE COLOR and YBR
+    become RGB.
 
     Args:
         source: path or binary file.
         page (`int`): number of the frame, from 1.
         window: as of `load_image`.
+        as_stored: gray as it is stored, for masks, which are no pictures to be shown.
 
     Raises:
         ImageReadError: pydicom or the plugin that decodes its transfer syntax is not installed, or there is no image.
@@ -53,7 +57,7 @@ def read_dicom(source: Any, page: int = 1, window: Window = None) -> Image.Image
     try:
         values = pixels.pixel_array(source, ds_out=header, specific_tags=[_PER_FRAME, _SHARED], index=page - 1)
     except AttributeError as error:
-        raise ImageReadError("it holds no image, or one without what describes its pixels") from error
+        raise ImageReadError("it holds no image, one without what describes its pixels, or is deflated") from error
     except RuntimeError as error:  # of a compressed one: names the packages that would decode it
         raise ImageReadError(" ".join(str(error).split())) from error
     for groups, index in ((header.get(_SHARED), 0), (header.get(_PER_FRAME), page - 1)):
@@ -61,6 +65,8 @@ def read_dicom(source: Any, page: int = 1, window: Window = None) -> Image.Image
             for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
                 for item in groups.value[index].get(name) or ():
                     header.update(item)
+    if as_stored and values.ndim == 2:
+        return image_of_values(values, None)
     if header.PhotometricInterpretation == "PALETTE COLOR":
         values = pixels.apply_color_lut(values, header)
     if header.SamplesPerPixel == 1 and header.PhotometricInterpretation != "PALETTE COLOR":
@@ -70,7 +76,7 @@ def read_dicom(source: Any, page: int = 1, window: Window = None) -> Image.Image
     gray = to_uint8(values, "it", window)
     image = Image.fromarray(255 - gray if header.PhotometricInterpretation == "MONOCHROME1" else gray)
     image.format = "DICOM"
-    if header.BitsStored > 8:
+    if header.get("BitsStored", 8) > 8:
         image.info["bit_depth"] = int(header.BitsStored)
     if is_given:
         image.info[WINDOWED] = True
@@ -86,6 +92,11 @@ def _shown(values: np.ndarray, header: Any, pixels: Any) -> tuple[np.ndarray, Wi
         with np.errstate(over="ignore"):  # of a sigmoid
             low, high = pixels.apply_windowing(np.array([-1e12, 1e12]), header)  # what is below and above all windows
             return pixels.apply_windowing(values, header), (low, high)
+    bits = int(header.get("BitsStored") or 16)
+    if bits < 16 and not header.get("ModalityLUTSequence"):
+        least = -(1 << bits - 1) if header.get("PixelRepresentation") else 0
+        ends = pixels.apply_modality_lut(np.array([least, least + (1 << bits) - 1]), header)
+        return values, (ends.min(), ends.max())
     if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
         return values, (values.min(), values.max())
     return values, None

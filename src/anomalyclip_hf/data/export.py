@@ -20,6 +20,7 @@ from PIL import Image
 
 from .file_tree import examples, leaves_root
 from .files import MAX_NAME, one_line
+from .formats import is_dicom
 from .images import open_image, read_bytes, read_mask, upright_size
 from .loading import open_source, select_parts
 from .metadata import ORIENTATION_TAG, orientation_of
@@ -250,8 +251,12 @@ def _pack(row: dict[str, Any], image: AnomalyImage, threshold: int | None, root:
     """A row of `undecoded` with its image's bytes, and its mask as a PNG on the upright image."""
     path = os.path.relpath(row["path"], root).replace(os.sep, "/") if root else row["path"]
     name = os.path.basename(path)
-    image.decode_example(row["image"])  # a broken file must stop the export, not its readers
-    packed_image = {"bytes": read_bytes(row["image"]), "path": name}
+    shown = image.decode_example(row["image"])  # a broken file must stop the export, not its readers
+    content = read_bytes(row["image"])
+    packed_image = {"bytes": content, "path": name}
+    if is_dicom(io.BytesIO(content)):  # it says whose image it is: its pixels alone go out
+        shown.save(pixels := io.BytesIO(), "PNG")
+        packed_image = {"bytes": pixels.getvalue(), "path": f"{name}.png"}
     if row["mask"] is None:
         return {**row, "image": packed_image, "path": path}
     mask = read_mask(row["mask"], threshold, row["mask"]["turn"])

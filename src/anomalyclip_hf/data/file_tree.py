@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from .files import SHEET_NOTE, one_line
+from .formats import is_dicom
 from .reader import split_page
 
 # Of every format of the reader, and names that are given to such files.
@@ -188,7 +189,7 @@ class FileTree:
                     self._walk(entry.path, path + "/", seen, linked or self._is_outside(entry))
             elif (results and name in _RESULT_FILES) or _is_result(path) or _is_sheet(entry):
                 self._put_aside(RESULTS, path)
-            elif name.endswith(IMAGE_SUFFIXES):
+            elif name.endswith(IMAGE_SUFFIXES) or _is_dicom(entry):
                 self.files.append(path)
                 if linked or self._is_outside(entry):
                     self.outside.append(path)
@@ -361,6 +362,17 @@ def _is_sheet(entry: os.DirEntry) -> bool:
     try:
         with open(entry.path, "rb") as file:
             return SHEET_NOTE.encode() in file.read(512)
+    except OSError:
+        return False
+
+
+def _is_dicom(entry: os.DirEntry) -> bool:
+    """DICOM as clinics export it, under numbers without a suffix; their index of files holds no image."""
+    name = entry.name.lower()
+    if name == "dicomdir" or name.endswith(SIDE_SUFFIXES):
+        return False
+    try:
+        return is_dicom(entry.path)
     except OSError:
         return False
 

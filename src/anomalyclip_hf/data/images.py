@@ -35,17 +35,20 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     return image.size[::-1] if orientation_of(image) >= 5 and image.format != "TIFF" else image.size
 
 
-def open_image(source: Any, window: reader.Window = None, channels: Sequence[int] | None = None) -> Image.Image:
+def open_image(
+    source: Any, window: reader.Window = None, channels: Sequence[int] | None = None, is_mask: bool = False
+) -> Image.Image:
     """Open an image without changing it: pixels as stored, header read, not yet rotated.
 
     Args:
         source: path, bytes, binary file, `{"bytes", "path"}` or PIL image.
         window, channels (*optional*): as of `read_image`.
+        is_mask: as of `reader.open_image`.
 
     Raises:
         ImageReadError: the file is missing, empty or not an image.
     """
-    return reader.open_image(_fetched(source), window, channels)
+    return reader.open_image(_fetched(source), window, channels, is_mask)
 
 
 def _fetched(source: Any) -> Any:
@@ -93,7 +96,8 @@ def read_mask(source: Any, threshold: int | None = None, turn: int | None = None
     """Read any mask as upright 0/255 grayscale: palette, RGBA, 1-bit, 16-bit, gray or colored.
 
     A pixel is anomalous where its largest color channel exceeds the threshold and it is not transparent. A mask of one
-    color on nothing is read from its alpha channel. In masks above 8 bits the threshold is scaled to their bit depth.
+    color on nothing is read from its alpha channel. In masks above 8 bits the threshold is scaled to their bit depth,
+    and to floats that reach up to 1.
 
     Args:
         source: path, bytes, binary file, `{"bytes", "path"}`, array or PIL image; a folder holds several of one
@@ -121,7 +125,7 @@ def read_mask(source: Any, threshold: int | None = None, turn: int | None = None
             return binary_mask(source, "the array", threshold or 0)
         except ValueError as error:
             raise unreadable(source, error, "mask") from error
-    image = open_image(source)
+    image = open_image(source, is_mask=True)
     try:
         if threshold is None:
             threshold = JPEG_BACKGROUND if image.format in ("JPEG", "MPO") else 0

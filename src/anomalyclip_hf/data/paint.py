@@ -30,7 +30,7 @@ def painted(image: Image.Image, threshold: int = 0) -> np.ndarray:
         if image.mode == "F":
             if not np.isfinite(values).all():
                 raise ImageReadError("it holds NaN or infinite values")
-            return values > threshold
+            return values > (threshold / 255 if values.max() <= 1 else threshold)
         inside = values > threshold * ((1 << bit_depth_of(values)) - 1) / 255
         clear = image.info.get("transparency")
         return inside & (values != clear) if isinstance(clear, int) else inside

@@ -138,8 +138,11 @@ def to_uint8(array: np.ndarray, name: str, window: Window = None) -> np.ndarray:
         low, high = _ends(array.astype(np.uint8) * 255 if array.dtype == bool else array, name, window)
         if low == high:
             return np.full(array.shape, 128, np.uint8)
-        values = np.clip(array.astype(np.float64 if array.dtype.itemsize > 2 else np.float32), low, high)
-        return np.rint((values - low) * (255 / (high - low))).astype(np.uint8)
+        few = array.dtype.kind == "u" and array.dtype.itemsize <= 2  # values, each of which is scaled once
+        stored = np.arange(1 << 8 * array.dtype.itemsize, dtype=array.dtype) if few else array
+        values = np.clip(stored.astype(np.float64 if array.dtype.itemsize > 2 else np.float32), low, high)
+        scaled = np.rint((values - low) * (255 / (high - low))).astype(np.uint8)
+        return scaled[array] if few else scaled
     if array.dtype == np.uint8:
         return np.ascontiguousarray(array)
     if array.dtype == bool:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from .dicom import read_dicom
 from .formats import FORMATS, deep_color, is_dicom, open_page, open_refused
@@ -79,7 +79,9 @@ def split_page(path: str) -> tuple[str, int]:
     return (path, 1) if found is None or os.path.lexists(path) else (found[1], int(found[2]))
 
 
-def open_image(source: Any, window: Window = None, channels: Sequence[int] | None = None) -> Image.Image:
+def open_image(
+    source: Any, window: Window = None, channels: Sequence[int] | None = None, is_mask: bool = False
+) -> Image.Image:
     """Open an image file: pixels as stored, not yet read nor rotated. Metadata that can't be read is ignored.
 
     DICOM, and TIFFs that PIL can't hold (many channels, colors as floats), come in 8 bits, by the window.
@@ -88,6 +90,7 @@ def open_image(source: Any, window: Window = None, channels: Sequence[int] | Non
         source: path ("scan.tif#page=2" for another page than the first), bytes, binary file, `{"bytes", "path"}` or
             PIL image (returned as it is).
         window, channels: as of [`load_image`].
+        is_mask: gray of DICOM is left as it is stored: neither windowed nor inverted.
 
     Raises:
         ImageReadError: the file is missing, empty, of no format of `FORMATS`, or damaged.
@@ -97,7 +100,7 @@ def open_image(source: Any, window: Window = None, channels: Sequence[int] | Non
     try:
         stream, page = _stream_of(source)
         if is_dicom(stream):
-            return read_dicom(stream, page, window)
+            return read_dicom(stream, page, window, is_mask)
         try:
             image = open_page(stream, page)
         except FileNotFoundError:
@@ -108,6 +111,9 @@ def open_image(source: Any, window: Window = None, channels: Sequence[int] | Non
             image = read_tiff(stream, page, window, channels)
         if _has_deep_colors(image):
             image = deep_color(image, stream, page, window)
+        if is_deep(image) and getattr(image, "tag_v2", {}).get(262) == 0:  # white is least: PIL turns 8 bits alone
+            image = ImageOps.invert(to_pil_image(image, "it", window))
+            image.format = "TIFF"
     except Exception as error:  # PIL raises many kinds for broken files
         raise unreadable(source, error) from error
     tame_metadata(image)

@@ -69,9 +69,10 @@ def read_rows(path: str) -> list[Row]:
                 file.seek(0)
                 delimiter = max(",;\t|", key=head.count)
                 reader = csv.DictReader(file, delimiter=delimiter, skipinitialspace=True)
-                rows = [(reader.line_num, row) for row in reader]
+                rows = [(reader.line_num, row) for row in reader if any(map(_text, row.values()))]
     except (UnicodeDecodeError, json.JSONDecodeError, csv.Error, ValueError) as error:
-        raise ValueError(f"cannot read the table {path}: {error}") from error
+        hint = "; save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
+        raise ValueError(f"cannot read the table {path}: {error}{hint}") from error
     if not rows:
         raise ValueError(f"the table {path} has no rows")
     columns = dict.fromkeys(str(name).strip() for _, row in rows for name in row if name is not None)
@@ -219,6 +220,14 @@ def index_rows(
     if respelled and layout is None:
         path, other = next(iter(respelled.items()))
         notes = [f"{len(respelled)} paths found by another spelling or by their last parts: {path} as {other}, ..."]
+    masks: dict[str, set[str]] = {}
+    for record in records:
+        masks.setdefault(record.image, set()).update([record.mask] if record.mask else [])
+    if several := [name for name, found in masks.items() if len(found) > 1]:
+        notes.append(
+            f"{len(several)} images have rows with different masks ({examples(several)}), each judged by its own "
+            "alone: to unite the masks of an image, put them into a folder and name that in one row"
+        )
     return Index(root, form, records, layout=layout, listed=True, missing=missing, notes=notes)
 
 

@@ -47,7 +47,7 @@ def read_tiff(source: Any, page: int, window: Window, channels: Any, refusal: Ex
         if refusal is None or "imagecodecs" in str(error) or isinstance(error, ImageReadError):
             raise
         raise refusal from error
-    image = _of_values(np.moveaxis(values, 0, -1) if planes else values, window, channels)
+    image = image_of_values(np.moveaxis(values, 0, -1) if planes else values, window, channels)
     if tag is not None and tag.value in range(2, 9):
         image.getexif()[ORIENTATION_TAG] = int(tag.value)
     return image
@@ -65,7 +65,7 @@ def _open(source: Any) -> Any:
     return tifffile.TiffFile(source)
 
 
-def _of_values(values: np.ndarray, window: Window, channels: Sequence[int] | None = None) -> Image.Image:
+def image_of_values(values: np.ndarray, window: Window, channels: Sequence[int] | None = None) -> Image.Image:
     """Stored values as an image: gray of integers and floats as it is, others in 8 bits."""
     values = three_channels(values, "it", channels)
     if values.ndim == 2 and window is None and values.dtype.kind in "uif" and values.dtype != np.uint8:

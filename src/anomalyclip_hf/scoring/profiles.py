@@ -331,7 +331,8 @@ def _references_of(model: PromptsMixin, profile: Profile, own: Any) -> Any:
         owner = _prompts_of(model, profile) or model.__dict__.get("_own_prompts") or model  # whose input size counts
         processor = following(model.default_processor(), model.config.image_size, owner.config.image_size)
         processor = with_resizing(processor, profile.options, patch_size)
-    profile.references = model.make_references(given, weight, processor=processor)
+    reading = {name: getattr(profile, name) for name in READING}
+    profile.references = model.make_references(given, weight, processor=processor, **reading)
     return profile.references
 
 

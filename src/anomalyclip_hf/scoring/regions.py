@@ -135,7 +135,7 @@ def read_roi(roi: Any) -> Roi:
             raise ValueError(f"roi={str(roi)[:100]}, expected a mask or three or more [x, y] in pixels of the image")
         return points.tolist()
     try:
-        image = open_image(roi) if isinstance(roi, str | os.PathLike) else roi
+        image = open_image(roi, is_mask=True) if isinstance(roi, str | os.PathLike) else roi
         mask = binary_mask(image, "roi", 127 if getattr(image, "format", None) in ("JPEG", "MPO") else 0)
     except Exception as error:
         raise ValueError(f"the region of interest can't be read: {error}") from error
