@@ -1,6 +1,7 @@
 """Export as a datasets repository, and the way back."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -133,6 +134,11 @@ def test_pushing_is_private_unless_told(tree, monkeypatch):
     calls = {}
 
     class Api:
+        is_private = True
+
+        def repo_info(self, repo_id, repo_type):
+            return SimpleNamespace(private=self.is_private)
+
         def create_repo(self, repo_id, **arguments):
             calls["create"] = (repo_id, arguments["repo_type"], arguments["private"])
             return f"https://huggingface.co/datasets/{repo_id}"
@@ -149,6 +155,11 @@ def test_pushing_is_private_unless_told(tree, monkeypatch):
         "data/train-00000-of-00001.parquet",
         "source/readme.txt",
     ]
+    calls.clear()
+    Api.is_private = False
+    with pytest.raises(ValueError, match="me/parts is there already, and public: nothing was sent"):
+        export_source("mpdd", "me/parts", tree, push=True)
+    assert "files" not in calls
 
 
 def test_command_line(tree, tmp_path, capsys):

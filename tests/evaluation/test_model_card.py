@@ -124,9 +124,16 @@ def test_code_runs(tiny_model, tiny_processor, make_image, tmp_path, monkeypatch
     [
         ("missing.json", "results='missing.json' can't be read"),
         ({"datasets": [1]}, r"results\['datasets'\] is a list"),
+        ({"model": {"prompts_sha256": "0" * 64}}, "results are of prompts whose SHA-256 is 0+, and this model's is"),
         ({"datasets": {"mvtec": 3}}, r"results\['datasets'\]\['mvtec'\] is a int"),
     ],
 )
 def test_wrong_results(tiny_model, results, message):
     with pytest.raises(ValueError, match=message):
         make_model_card(tiny_model, results)
+
+
+def test_results_of_these_prompts_are_told(tiny_model):
+    results = {**RESULTS, "model": {"prompts_sha256": prompts_checksum(tiny_model)}}
+    assert "| MVTec AD | 91.5 |" in str(make_model_card(tiny_model, results))
+    assert "| MVTec AD | 91.5 |" in str(make_model_card(tiny_model.to_vision_only(), results))

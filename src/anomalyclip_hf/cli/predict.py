@@ -170,8 +170,10 @@ def run(settings: Settings, draw: Callable | None = None) -> int:
 def _check_regions(settings: Settings, model: AnomalyCLIPModel) -> None:
     thresholds = (settings.pixel_threshold, getattr(model.profile, "pixel_threshold", None))
     has_one = any(one is not None for one in (*thresholds, model.config.pixel_threshold))
-    if (settings.coco or settings.label_studio) and not has_one:
-        raise ValueError("this model has no pixel threshold, so no regions; calibrate it, or give pixel_threshold=...")
+    if (settings.coco or settings.label_studio or settings.submission) and not has_one:
+        raise ValueError(
+            "this model has no pixel threshold, so no regions and masks; calibrate it, or give pixel_threshold=..."
+        )
 
 
 def _score_videos(settings: Settings, videos: Sequence[str], detector: Callable[..., Any]) -> int:

@@ -109,6 +109,11 @@ def export_dataset(
         if push:
             api = HfApi()
             url = api.create_repo(str(out), repo_type="dataset", private=private, exist_ok=True)
+            if private and not api.repo_info(str(out), repo_type="dataset").private:
+                raise ValueError(
+                    f"{out} is there already, and public: nothing was sent. Choose another name, or allow it by "
+                    "private=False (--public)"
+                )
             message = "Add the data set and its card"
             api.upload_folder(repo_id=str(out), folder_path=content, repo_type="dataset", commit_message=message)
             return str(url)

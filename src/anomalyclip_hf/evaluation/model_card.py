@@ -55,13 +55,19 @@ def make_model_card(
         with_code (`bool`): the code that `trust_remote_code=True` runs lies beside it.
 
     Raises:
-        ValueError: if results or training can't be read; the field is named.
+        ValueError: if results or training can't be read (the field is named), or results are of other prompts.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
     config = model.config
     base = base or config.base_model_name_or_path
-    evaluated = _read(results, "results").get("datasets", {})
+    found = _read(results, "results")
+    evaluated, judged = found.get("datasets", {}), (found.get("model") or {}).get("prompts_sha256")
+    if not config.vision_only and judged not in (None, prompts_checksum(model)):  # folded ones have another checksum
+        raise ValueError(
+            f"results are of prompts whose SHA-256 is {judged}, and this model's is {prompts_checksum(model)}: judge "
+            "this model, or leave the results out"
+        )
     if not isinstance(evaluated, Mapping):
         raise ValueError(f"results['datasets'] is a {type(evaluated).__name__}, expected name -> results")
     means = {name: _mean(name, entry) for name, entry in evaluated.items()}

@@ -62,6 +62,11 @@ def upload(
     api = HfApi(token=token)
     try:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if private and not api.repo_info(repo_id).private:
+            raise ValueError(
+                f"private=True, but {repo_id} is there already, and public: nothing was sent. Choose another name, or "
+                "make it private on the Hub first"
+            )
         if revision is not None and not revision.startswith("refs/"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         return api.upload_folder(
