@@ -497,7 +497,10 @@ class TestHub:
         assert not list(tmp_path.iterdir())
         assert list(local_hub.files("me/prompts")) == [".gitattributes"]
         local_hub.faults = {}
-        self.push(tiny_model, private=True)
+        with pytest.raises(ValueError, match="me/prompts exists and is public"):
+            self.push(tiny_model, private=True)
+        assert list(local_hub.files("me/prompts")) == [".gitattributes"]
+        self.push(tiny_model)
         assert "prompts.safetensors" in local_hub.files("me/prompts")
 
     def test_push_without_token_or_network(self, tiny_model, local_hub, monkeypatch):

@@ -1,6 +1,7 @@
 """Export as a datasets repository, and the way back."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -137,6 +138,9 @@ def test_pushing_is_private_unless_told(tree, monkeypatch):
             calls["create"] = (repo_id, arguments["repo_type"], arguments["private"])
             return f"https://huggingface.co/datasets/{repo_id}"
 
+        def repo_info(self, repo_id, repo_type):
+            return SimpleNamespace(private=repo_id != "me/public")
+
         def upload_folder(self, *, repo_id, folder_path, repo_type, commit_message):
             calls["files"] = sorted(p.relative_to(folder_path).as_posix() for p in Path(folder_path).rglob("*.*"))
 
@@ -149,6 +153,12 @@ def test_pushing_is_private_unless_told(tree, monkeypatch):
         "data/train-00000-of-00001.parquet",
         "source/readme.txt",
     ]
+    calls.clear()
+    with pytest.raises(ValueError, match="me/public exists and is public"):
+        export_source("mpdd", "me/public", tree, push=True)
+    assert "files" not in calls
+    export_source("mpdd", "me/public", tree, push=True, private=False)
+    assert "files" in calls
 
 
 def test_command_line(tree, tmp_path, capsys):

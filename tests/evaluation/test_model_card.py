@@ -130,3 +130,12 @@ def test_code_runs(tiny_model, tiny_processor, make_image, tmp_path, monkeypatch
 def test_wrong_results(tiny_model, results, message):
     with pytest.raises(ValueError, match=message):
         make_model_card(tiny_model, results)
+
+
+def test_results_are_those_of_these_prompts(tiny_model):
+    results = {"datasets": {"mvtec": {"mean": {"aupro": 0.5}}}, "settings": {"fpr_limit": 0.05}}
+    results["model"] = {"prompts_sha256": prompts_checksum(tiny_model)}
+    assert "up to a false positive rate of 0.05." in str(make_model_card(tiny_model, results))
+    results["model"] = {"prompts_sha256": "0" * 64}
+    with pytest.raises(ValueError, match="results are of other prompts, of SHA-256 0000"):
+        make_model_card(tiny_model, results)

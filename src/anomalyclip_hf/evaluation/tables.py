@@ -58,7 +58,10 @@ def method_table(entries: Mapping[str, Mapping[str, Any]], metrics: Sequence[str
         for method in entry.get("methods", {}).values():
             cells, spread = _cells(method["mean"], shown), method.get("spread")
             if spread:
-                cells = [f"{one} ± {other}" for one, other in zip(cells, _cells(spread, shown), strict=True)]
+                cells = [
+                    one if other == "–" else f"{one} ± {other}"
+                    for one, other in zip(cells, _cells(spread, shown), strict=True)
+                ]
             rows.append([name, method["title"], *cells])
         if paper := entry.get("paper"):
             rows.append([name, f"paper (trained on {paper['trained_on']})", *_cells(paper["mean"], shown)])
