@@ -55,7 +55,8 @@ def upload(
 
     Raises:
         ConnectionError: if the Hub can't be reached.
-        ValueError: the repository exists and is public, but private=True. What it refuses is the Hub client's own error.
+        ValueError: the repository exists and is public, but private=True.
+        What the Hub refuses is its client's own error.
     """
     if dry_run:
         files = [path for path in sorted(Path(folder).rglob("*")) if path.is_file()]
@@ -64,9 +65,7 @@ def upload(
     try:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if private and not api.repo_info(repo_id).private:
-            raise ValueError(
-                f"private=True but {repo_id} exists and is public: make it private on the Hub, or leave out"
-            )
+            raise ValueError(f"private=True but {repo_id} exists and is public: make it private there first")
         if revision is not None and not revision.startswith("refs/"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         return api.upload_folder(
