@@ -497,9 +497,7 @@ class TestHub:
         assert not list(tmp_path.iterdir())
         assert list(local_hub.files("me/prompts")) == [".gitattributes"]
         local_hub.faults = {}
-        with pytest.raises(
-            ValueError, match="private=True, but me/prompts is there already, and public: nothing was sent"
-        ):
+        with pytest.raises(ValueError, match="me/prompts exists and is public"):
             self.push(tiny_model, private=True)
         assert list(local_hub.files("me/prompts")) == [".gitattributes"]
         self.push(tiny_model)

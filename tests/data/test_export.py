@@ -134,14 +134,12 @@ def test_pushing_is_private_unless_told(tree, monkeypatch):
     calls = {}
 
     class Api:
-        is_private = True
-
-        def repo_info(self, repo_id, repo_type):
-            return SimpleNamespace(private=self.is_private)
-
         def create_repo(self, repo_id, **arguments):
             calls["create"] = (repo_id, arguments["repo_type"], arguments["private"])
             return f"https://huggingface.co/datasets/{repo_id}"
+
+        def repo_info(self, repo_id, repo_type):
+            return SimpleNamespace(private=repo_id != "me/public")
 
         def upload_folder(self, *, repo_id, folder_path, repo_type, commit_message):
             calls["files"] = sorted(p.relative_to(folder_path).as_posix() for p in Path(folder_path).rglob("*.*"))
@@ -156,10 +154,11 @@ def test_pushing_is_private_unless_told(tree, monkeypatch):
         "source/readme.txt",
     ]
     calls.clear()
-    Api.is_private = False
-    with pytest.raises(ValueError, match="me/parts is there already, and public: nothing was sent"):
-        export_source("mpdd", "me/parts", tree, push=True)
+    with pytest.raises(ValueError, match="me/public exists and is public"):
+        export_source("mpdd", "me/public", tree, push=True)
     assert "files" not in calls
+    export_source("mpdd", "me/public", tree, push=True, private=False)
+    assert "files" in calls
 
 
 def test_command_line(tree, tmp_path, capsys):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from anomalyclip_hf.data import LAYOUTS
-from anomalyclip_hf.evaluation.published import MVTEC_LOG, MVTEC_LOG_MEAN, PUBLISHED, paper_results
+from anomalyclip_hf.evaluation.published import MVTEC_LOG, MVTEC_LOG_MEAN, PUBLISHED, add_paper, paper_results
 
 PAPER = {
     "mvtec": (15, 91.5, 96.2, 91.1, 81.4),
@@ -41,3 +41,12 @@ def test_released_log_of_mvtec():
     for name in ("image_auroc", "image_ap", "pixel_auroc", "aupro_authors"):
         mean = np.mean([getattr(result, name) for result in MVTEC_LOG.values()])
         assert mean == pytest.approx(getattr(MVTEC_LOG_MEAN, name), abs=0.06)
+
+
+@pytest.mark.parametrize("name", ["dagm", "mvtec"])
+def test_a_part_of_the_classes_is_not_compared_with_the_mean(name):
+    classes = LAYOUTS[name].classes
+    for judged in (classes, classes[:2]):
+        entry = {"classes": dict.fromkeys(judged), "mean": {"image_auroc": 0.5}, "notes": []}
+        add_paper(entry, name)
+        assert bool(entry["paper"]["difference"]) == (not entry["notes"]) == (judged == classes)

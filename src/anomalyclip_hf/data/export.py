@@ -72,7 +72,8 @@ def export_dataset(
     Raises:
         FileExistsError: the folder is not empty and `overwrite` is off.
         ImageReadError: a file cannot be read; nothing is left behind.
-        ValueError: a split's name is no plain name, too long or reserved, or `license` no id.
+        ValueError: a split's name is no plain name, too long or reserved, `license` no id, or the repository public
+            but `private` on.
     """
     from huggingface_hub import HfApi
 
@@ -110,10 +111,7 @@ def export_dataset(
             api = HfApi()
             url = api.create_repo(str(out), repo_type="dataset", private=private, exist_ok=True)
             if private and not api.repo_info(str(out), repo_type="dataset").private:
-                raise ValueError(
-                    f"{out} is there already, and public: nothing was sent. Choose another name, or allow it by "
-                    "private=False (--public)"
-                )
+                raise ValueError(f"{out} exists and is public: push with --public (private=False), or to another name")
             message = "Add the data set and its card"
             api.upload_folder(repo_id=str(out), folder_path=content, repo_type="dataset", commit_message=message)
             return str(url)

@@ -55,19 +55,18 @@ def make_model_card(
         with_code (`bool`): the code that `trust_remote_code=True` runs lies beside it.
 
     Raises:
-        ValueError: if results or training can't be read (the field is named), or results are of other prompts.
+        ValueError: if results or training can't be read, the field is named; or if results are of other prompts.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
     config = model.config
     base = base or config.base_model_name_or_path
-    found = _read(results, "results")
-    evaluated, judged = found.get("datasets", {}), (found.get("model") or {}).get("prompts_sha256")
-    if not config.vision_only and judged not in (None, prompts_checksum(model)):  # folded ones have another checksum
-        raise ValueError(
-            f"results are of prompts whose SHA-256 is {judged}, and this model's is {prompts_checksum(model)}: judge "
-            "this model, or leave the results out"
-        )
+    judged = _read(results, "results")
+    evaluated, model_judged = judged.get("datasets", {}), judged.get("model") or {}
+    prompts_sha256 = prompts_checksum(model)
+    other = model_judged.get("prompts_sha256", prompts_sha256)
+    if other != prompts_sha256 and not config.vision_only:  # folded prompts have another checksum than their own
+        raise ValueError(f"results are of other prompts, of SHA-256 {other}; these have {prompts_sha256}: judge these")
     if not isinstance(evaluated, Mapping):
         raise ValueError(f"results['datasets'] is a {type(evaluated).__name__}, expected name -> results")
     means = {name: _mean(name, entry) for name, entry in evaluated.items()}
@@ -100,7 +99,8 @@ def make_model_card(
         image_threshold=config.image_threshold,  # `save_thresholds` fills this part anew
         pixel_threshold=config.pixel_threshold,
         base=os.path.basename(base) if base is not None and in_folder else base,  # others need not know the folder
-        prompts_sha256=prompts_checksum(model),
+        prompts_sha256=prompts_sha256,
+        fpr_limit=(judged.get("settings") or {}).get("fpr_limit", 0.3),
         prompts_file_sha256=prompts_file and hashlib.sha256(Path(prompts_file).read_bytes()).hexdigest(),
         repo_id=repo_id or "user/name",
         base_folder=kind == "prompts" and in_folder,

@@ -101,7 +101,7 @@ def add_paper(entry: dict[str, Any], name: str) -> None:
     if layout is None or (paper := paper_results(name)) is None:
         return
     # A part of the classes has another mean than all of them.
-    paper["all_classes"] = set(entry["classes"]) == set(layout.classes) or not paper["classes"]
+    paper["all_classes"] = len(entry["classes"]) == len(layout.classes)
     paper["difference"] = difference(entry["mean"], paper["mean"]) if paper["all_classes"] else {}
     if not paper["all_classes"]:
         text = f"the paper's mean is over {len(layout.classes)} classes, these are {len(entry['classes'])}"

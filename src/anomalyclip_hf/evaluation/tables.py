@@ -59,8 +59,8 @@ def method_table(entries: Mapping[str, Mapping[str, Any]], metrics: Sequence[str
             cells, spread = _cells(method["mean"], shown), method.get("spread")
             if spread:
                 cells = [
-                    f"{one} ± {other}" if metric in method["mean"] and math.isfinite(method["mean"][metric]) else one
-                    for metric, one, other in zip(shown, cells, _cells(spread, shown), strict=True)
+                    one if other == "–" else f"{one} ± {other}"
+                    for one, other in zip(cells, _cells(spread, shown), strict=True)
                 ]
             rows.append([name, method["title"], *cells])
         if paper := entry.get("paper"):

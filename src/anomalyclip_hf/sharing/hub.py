@@ -54,7 +54,9 @@ def upload(
         dry_run (`bool`): make no contact, and return what would be sent: `{path: bytes}`.
 
     Raises:
-        ConnectionError: if the Hub can't be reached. What it refuses is the Hub client's own error.
+        ConnectionError: if the Hub can't be reached.
+        ValueError: the repository exists and is public, but private=True.
+        What the Hub refuses is its client's own error.
     """
     if dry_run:
         files = [path for path in sorted(Path(folder).rglob("*")) if path.is_file()]
@@ -63,10 +65,7 @@ def upload(
     try:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if private and not api.repo_info(repo_id).private:
-            raise ValueError(
-                f"private=True, but {repo_id} is there already, and public: nothing was sent. Choose another name, or "
-                "make it private on the Hub first"
-            )
+            raise ValueError(f"private=True but {repo_id} exists and is public: make it private there first")
         if revision is not None and not revision.startswith("refs/"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         return api.upload_folder(
