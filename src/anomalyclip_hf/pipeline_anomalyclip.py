@@ -113,13 +113,14 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
     @property
     def image_processor(self) -> Any:
         """Prepares images; one of the model's input size follows where other prompts bring another."""
-        if (size := self.model.config.image_size) != self._image_size:
-            self.image_processor = following(self._image_processor, self._image_size, size)
-        return self._image_processor
+        if (size := self.model.config.image_size) != self._followed[0]:
+            before, given = self._given
+            self._followed = (size, following(given, before, size))
+        return self._followed[1]
 
     @image_processor.setter
     def image_processor(self, processor: Any) -> None:
-        self._image_processor, self._image_size = processor, self.model.config.image_size
+        self._given = self._followed = (self.model.config.image_size, processor)
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
         if inputs is None:
