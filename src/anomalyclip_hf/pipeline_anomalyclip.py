@@ -84,6 +84,8 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
     _load_feature_extractor = False
     _load_tokenizer = False
     _load_video_processor = False
+    _given: tuple[int, Any]  # input size of the model -> processor: as given, and as used now
+    _followed: tuple[int, Any]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         for name in ("feature_extractor", "tokenizer", "video_processor"):
