@@ -296,14 +296,15 @@ def test_the_processor_follows_prompts_of_another_size(tiny_checkpoint, tiny_pro
     model = AnomalyCLIPModel.from_pretrained(tiny_checkpoint)
     model.add_prompts("own")
     detector = pipeline(TASK, model=model, image_processor=tiny_processor)
-    other = {"height": 56, "width": 56}
-    chosen = pipeline(TASK, model=model, image_processor=AnomalyCLIPProcessor(size=other))
+    others = [AnomalyCLIPProcessor(size={"height": side, "width": side}) for side in (56, 70)]
+    chosen = [pipeline(TASK, model=model, image_processor=other) for other in others]
     own = detector(image)["score"]
     model.load_prompts(larger.get_prompts())
     assert detector(image)["score"] == pytest.approx(expected, abs=1e-6) and abs(own - expected) > 1e-4
-    assert chosen.image_processor.size == other  # which was not that of the model before
+    assert [one.image_processor for one in chosen] == others  # whose sizes were not that of the model before
     model.set_prompts("own")
-    assert detector(image)["score"] == own
+    assert detector(image)["score"] == own and detector.image_processor is tiny_processor
+    assert [one.image_processor for one in chosen] == others
 
 
 def test_files_and_their_bytes(detector, images, expected, tmp_path):

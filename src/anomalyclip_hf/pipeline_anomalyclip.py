@@ -84,6 +84,8 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
     _load_feature_extractor = False
     _load_tokenizer = False
     _load_video_processor = False
+    _given: tuple[int, Any]  # input size of the model -> processor: as given, and as used now
+    _followed: tuple[int, Any]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         for name in ("feature_extractor", "tokenizer", "video_processor"):
@@ -113,13 +115,14 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
     @property
     def image_processor(self) -> Any:
         """Prepares images; one of the model's input size follows where other prompts bring another."""
-        if (size := self.model.config.image_size) != self._image_size:
-            self.image_processor = following(self._image_processor, self._image_size, size)
-        return self._image_processor
+        if (size := self.model.config.image_size) != self._followed[0]:
+            before, given = self._given
+            self._followed = (size, following(given, before, size))
+        return self._followed[1]
 
     @image_processor.setter
     def image_processor(self, processor: Any) -> None:
-        self._image_processor, self._image_size = processor, self.model.config.image_size
+        self._given = self._followed = (self.model.config.image_size, processor)
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
         if inputs is None:

@@ -183,6 +183,8 @@ def test_sources_of_the_command_line(tmp_path):
     name, found = load_source(f"mvtec={tree}", class_names=["grid"])
     assert name == "mvtec" and set(found["class_name"]) == {"grid"}
     assert load_source(f"mine={tree}")[0] == "mine" and load_source(str(tree))[0] == "tree"
+    assert load_source(str(tree.rename(tree.with_name("rate=0.1"))))[0] == "rate=0.1"
+    tree.with_name("rate=0.1").rename(tree)
     assert load_source("MVTec-AD", data_dir=str(tree))[0] == "mvtec"
     with pytest.raises(ValueError, match="expected NAME=FOLDER"):
         load_source("mvtec=")

@@ -146,6 +146,13 @@ def test_what_is_no_video(tmp_path, monkeypatch):
         VideoReader(tmp_path / "text.mp4")
 
 
+@pytest.mark.parametrize("scale", [{"vmin": 2.0}, {"vmin": 0.5, "vmax": 0.5}, {"vmax": float("nan")}])
+def test_a_scale_without_length_is_refused_before_anything_is_written(clip, tmp_path, scale):
+    with pytest.raises(ValueError, match="expected finite values, vmin < vmax"):
+        predict_video(clip, tmp_path / "out", Detector(), **scale)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_frame_that_fails_is_skipped(clip, tmp_path):
     class Fails(Detector):
         def __call__(self, images, batch_size, **options):

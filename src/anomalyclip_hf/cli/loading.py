@@ -169,7 +169,7 @@ def load_source(
     if text == "synthetic":
         return text, draw(split, **given) if draw else load_anomaly_dataset(text)
     name, is_named, folder = text.partition("=")
-    if not is_named:
+    if not is_named or os.path.exists(text):
         layout = find_layout(text) if given.get("data_dir") else None
         name = layout.name if layout is not None else Path(os.path.abspath(text)).name
         check_name(name, f"{text!r} (write NAME=FOLDER): its name")

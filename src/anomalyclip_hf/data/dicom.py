@@ -65,10 +65,10 @@ def read_dicom(source: Any, page: int = 1, window: Window = None, as_stored: boo
             for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
                 for item in groups.value[index].get(name) or ():
                     header.update(item)
-    if as_stored and values.ndim == 2:
-        return image_of_values(values, None)
     if header.PhotometricInterpretation == "PALETTE COLOR":
         values = pixels.apply_color_lut(values, header)
+    if as_stored and values.ndim == 2:
+        return image_of_values(values, None)
     if header.SamplesPerPixel == 1 and header.PhotometricInterpretation != "PALETTE COLOR":
         values = _whole(pixels.apply_modality_lut(values, header))
         if window is None:

@@ -254,6 +254,8 @@ def predict_video(
         threshold = getattr(getattr(model, "config", None), "image_threshold", None) if chosen is None else chosen
     if vmax is None:
         vmax = DISTANCE_VMAX if compares(detector, options) else 1.0
+    if not -math.inf < vmin < vmax < math.inf:
+        raise ValueError(f"vmin={vmin}, vmax={vmax}, expected finite values, vmin < vmax")
     timeline = Timeline(smooth)
     with closing(VideoReader(source, camera, every)) as reader:
         results = _Results(Path(output_dir), reader, timeline, (vmin, vmax), threshold)
