@@ -15,11 +15,9 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, generate_uid
 from anomalyclip_hf.data import inspect_source, load_anomaly_dataset, read_image, read_mask
 from anomalyclip_hf.data.export import export_source
 from anomalyclip_hf.data.formats import list_pages
-from anomalyclip_hf.data.pixels import bit_depth_of
+from anomalyclip_hf.data.pixels import bit_depth_of, check_channels, check_window
 from anomalyclip_hf.data.reader import (
     ImageReadError,
-    check_channels,
-    check_window,
     load_image,
     open_image,
 )

@@ -166,9 +166,9 @@ def _read_config(kinds: dict[str, Any]) -> Callable[[typer.Context, str | None],
                 given = read_settings(value, list(kinds))
             except ValueError as error:
                 raise typer.BadParameter(str(error)) from error
-            single = {name: [one] for name, one in given.items() if type(one) in (str, int, float)}
-            lists = {name: one for name, one in single.items() if get_origin(kinds[name]) is list}
-            context.default_map = given | lists
+            lists = {name for name in given if get_origin(kinds[name]) is list}
+            single = {name: [given[name]] for name in lists if type(given[name]) in (str, int, float)}
+            context.default_map = given | single
         return value
 
     return callback

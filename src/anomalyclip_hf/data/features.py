@@ -17,7 +17,7 @@ from datasets.features.features import register_feature
 from PIL import Image
 
 from .images import mask_files, read_image, read_mask
-from .reader import check_channels, check_window
+from .pixels import check_channels, check_window
 
 if TYPE_CHECKING:
     from .options import SourceOptions

@@ -92,7 +92,7 @@ def open_refused(
     """Open a path or a binary file that PIL refuses, perhaps for its metadata alone, or as a kind of TIFF.
 
     Args:
-        stream, page: as of `reader.open_page`.
+        stream, page: as of [`open_page`].
         window, channels: as of `load_image`.
         refusal: what PIL raised, and what is raised again where nothing helps.
 

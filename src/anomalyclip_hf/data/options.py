@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..options_anomalyclip import Rule
-from .reader import check_channels, check_window
+from .pixels import check_channels, check_window
 
 KINDS = ("folder", "datasets")
 

@@ -28,7 +28,6 @@ from .pixels import (
     to_array,
     to_uint8,
 )
-from .pixels import check_channels as check_channels
 from .tiff import read_tiff
 
 # PIL names no file, and what is wrong with metadata is of no use here. Set once: threads share the filters.

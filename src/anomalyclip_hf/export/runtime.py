@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 from ..data.addresses import read_image
-from ..data.reader import check_channels, check_window, fit_size, images_of
+from ..data.pixels import check_channels, check_window
+from ..data.reader import fit_size, images_of
 from ..inputs_anomalyclip import normalized_pixels, smoothing_matrix
 from ..options_anomalyclip import READING, THRESHOLDS, WITH_REFERENCES, check_options
 from ..scoring.regions import fit_roi, mark_regions, read_roi

@@ -358,9 +358,9 @@ def _prepare(
         raise ValueError("it is no regular file")
     image = read_image(Path(row), **reading) if isinstance(row, str) else read_cell(row["image"], **reading)
     shown = image
-    if max(image.size) > side:
+    if (reduced := size_of_map(image.size, side)) != image.size:
         image = image if image.mode == "RGB" else image.convert("RGB")
-        shown = image.resize(inside(image.size, side), Image.Resampling.BILINEAR, reducing_gap=2.0)
+        shown = image.resize(reduced, Image.Resampling.BILINEAR, reducing_gap=2.0)
     size = shown.size
     inputs: Any = shown
     if prepare is not None:
@@ -370,6 +370,11 @@ def _prepare(
         else:
             inputs["target_size"] = torch.tensor([size[::-1]])
     return _Picture(inputs, image.size, size, shown if keep_image else None)
+
+
+def size_of_map(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """Sides of the map and the mask of an image of a size: its own, or reduced so that the longer one is `side`."""
+    return size if max(size) <= side else inside(size, side)
 
 
 def _is_wanted(done: set[int], batch_size: int, process: int, num_processes: int, index: int) -> bool:

@@ -18,7 +18,7 @@ from transformers.utils.hub import cached_file
 
 from ..configuration_anomalyclip import check_fields
 from ..data.files import write_json
-from ..data.reader import check_channels, check_window
+from ..data.pixels import check_channels, check_window
 from ..image_processing_anomalyclip import following, with_resizing
 from ..options_anomalyclip import READING
 from ..prompts_anomalyclip import (

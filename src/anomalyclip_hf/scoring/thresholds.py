@@ -19,7 +19,6 @@ from tqdm.auto import tqdm
 from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from ..configuration_anomalyclip import check_fields
-from ..data.contact_sheet import inside as fit_inside
 from ..data.files import write_json, write_text
 from ..data.reader import load_image
 from ..options_anomalyclip import READING, WITH_REFERENCES
@@ -36,7 +35,7 @@ from .calibration import (
 )
 from .engine import score_images
 from .histogram import PixelHistogram
-from .prediction import MAP_SIDE
+from .prediction import MAP_SIDE, size_of_map
 from .profiles import Profile
 from .regions import fit_roi
 from .rows import PreparedRow, prepare_row, processor_for, resizing_of, rule_of, score_rows
@@ -170,7 +169,7 @@ def _score_chosen(
     as_masks = method == "normal" and processor.resize == "square"
 
     def score_batch(rows: Sequence[PreparedRow]) -> list[list[tuple[float, np.ndarray]]]:
-        sizes = [_size_of_mask(row.view.size) for row in rows] if as_masks else None
+        sizes = [size_of_map(row.view.size, MAP_SIDE) for row in rows] if as_masks else None
         return score_rows(forward, processor, [row.view.to(model.device) for row in rows], rules, sigma, sizes)
 
     records = score_images(
@@ -201,11 +200,6 @@ def _score_chosen(
     if not found.scores:
         raise ValueError(f"none of the {len(chosen)} images can be read; the first: {found.errors[0]}")
     return found
-
-
-def _size_of_mask(size: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of the mask that predicting writes of an image of a size."""
-    return size if max(size) <= MAP_SIDE else fit_inside(size, MAP_SIDE)
 
 
 def _inside(profile: Profile | None, image_size: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:

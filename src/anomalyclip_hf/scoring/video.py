@@ -24,6 +24,7 @@ from .pictures import DISTANCE_VMAX, colorize, overlay
 from .prediction import EXAMPLES, PredictionSummary
 from .regions import read_roi
 from .rows import compares
+from .settings import PredictionSettings
 from .writing import PREDICTIONS, SKIPPED, make_record
 
 VIDEO_SUFFIXES = (
@@ -245,8 +246,6 @@ def predict_video(
     if "roi" in options:
         options["roi"] = read_roi(options["roi"])
     check_fields({name: value for name, value in options.items() if name != "roi"})
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}, expected 1 or more")
     threshold = options.get("image_threshold")
     if threshold is None:
         model = getattr(detector, "model", None)
@@ -254,8 +253,7 @@ def predict_video(
         threshold = getattr(getattr(model, "config", None), "image_threshold", None) if chosen is None else chosen
     if vmax is None:
         vmax = DISTANCE_VMAX if compares(detector, options) else 1.0
-    if not -math.inf < vmin < vmax < math.inf:
-        raise ValueError(f"vmin={vmin}, vmax={vmax}, expected finite values, vmin < vmax")
+    PredictionSettings(batch_size=batch_size, vmin=vmin, vmax=vmax)  # refuses what is out of range
     timeline = Timeline(smooth)
     with closing(VideoReader(source, camera, every)) as reader:
         results = _Results(Path(output_dir), reader, timeline, (vmin, vmax), threshold)
