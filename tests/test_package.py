@@ -74,8 +74,8 @@ FLOORS = [
     {"_lazy", "assets", "loss_anomalyclip", "inputs_anomalyclip", "options_anomalyclip"},
     {"configuration_anomalyclip", "data"},
     {"image_processing_anomalyclip", "rules"},
-    {"prompts_anomalyclip", "processing_anomalyclip"},
-    {"references_anomalyclip", "loading_anomalyclip"},
+    {"prompts_anomalyclip", "processing_anomalyclip", "references_anomalyclip"},
+    {"loading_anomalyclip"},
     {"modeling_anomalyclip", "sharing"},
     {"pipeline_anomalyclip", "conversion"},
     {"scoring"},
@@ -129,6 +129,7 @@ def test_what_travels_leads_home_by_names_that_are_there():
         ("evaluation.prediction", "scoring.prediction", "predict_files"),
         ("evaluation.files", "data.files", "atomic_path"),
         ("data.masks", "data.images", "read_mask"),
+        ("references_anomalyclip", "sharing.references", "make_references"),
     ],
 )
 def test_modules_that_moved_are_found_for_one_release(old, new, name):

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from anomalyclip_hf import ZeroShotAnomalyDetectionPipeline
-from anomalyclip_hf.references_anomalyclip import (
+from anomalyclip_hf.scoring.profiles import Profile
+from anomalyclip_hf.sharing.references import (
     NEIGHBOURHOODS,
     References,
     choose_patches,
@@ -16,7 +17,6 @@ from anomalyclip_hf.references_anomalyclip import (
     distance_of_images,
     distance_to,
 )
-from anomalyclip_hf.scoring.profiles import Profile
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_an_image_is_as_far_as_its_farthest_patches_away_from_the_border():
 def test_order_chunks_and_input_size_change_nothing(tiny_model, pixels, monkeypatch):
     tiny_model.set_references(pixels[:3])
     expected = run(tiny_model, pixels)
-    monkeypatch.setattr("anomalyclip_hf.references_anomalyclip.SIMILARITIES", 1)
+    monkeypatch.setattr("anomalyclip_hf.sharing.references.SIMILARITIES", 1)
     tiny_model.set_references(pixels[[2, 0, 1]], batch_size=1)
     found = run(tiny_model, pixels)
     torch.testing.assert_close(found.reference_maps, expected.reference_maps, atol=1e-6, rtol=0)
@@ -99,7 +99,7 @@ def test_a_core_of_patches_covers_the_others():
 
 def test_more_patches_than_are_held_are_thinned_evenly(tiny_model, pixels, monkeypatch):
     every = tiny_model.make_references(pixels, batch_size=1)
-    monkeypatch.setattr("anomalyclip_hf.references_anomalyclip.MAX_PATCHES", every.features.shape[1] // 4)
+    monkeypatch.setattr("anomalyclip_hf.sharing.references.MAX_PATCHES", every.features.shape[1] // 4)
     for size in (1, len(pixels)):
         fourth = tiny_model.make_references(pixels, batch_size=size)
         torch.testing.assert_close(fourth.features, every.features[:, ::4], atol=1e-3, rtol=0)

@@ -160,7 +160,7 @@ class ZeroShotAnomalyDetectionPipeline(Pipeline):
         post = {key: value for key, value in options.items() if key in POST_OPTIONS}
         during: dict[str, Any] = {key: options[key] for key in ("sigma", "outputs") if key in options}
         if compared := {key: options[key] for key in COMPARING if key in options}:
-            during["references"] = installed("references_anomalyclip").references_of_call(self, pre, **compared)
+            during["references"] = installed("sharing.references").references_of_call(self, pre, **compared)
         return pre, during, post | ({"resizing": resizing} if resizing else {})
 
     def preprocess(

@@ -447,7 +447,7 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
     def set_references(self, images, **settings) -> None:
         """Compare all images from now on with images of good parts.
 
-        Maps and scores are then a blend (see `references_anomalyclip`), while `logits` and embeddings stay what they
+        Maps and scores are then a blend (see `sharing.references`), while `logits` and embeddings stay what they
         were. They are not saved with the model: [`~AnomalyCLIPModel.save_references`] or a profile keeps them.
 
         Args:
@@ -457,12 +457,12 @@ class PromptsMixin(PreTrainedModel if TYPE_CHECKING else object):  # type: ignor
         self.__dict__.pop("_own_references", None)  # unless a profile put them, these are the model's own now
 
     def make_references(self, images, reference_weight: float | None = None, **settings) -> Any:
-        """Features of 1 to 32 images of good parts, by `references_anomalyclip.make_references`."""
-        return installed("references_anomalyclip").make_references(self, images, reference_weight, **settings)
+        """Features of 1 to 32 images of good parts, by `sharing.references.make_references`."""
+        return installed("sharing.references").make_references(self, images, reference_weight, **settings)
 
     def save_references(self, path) -> None:
-        """Write the references as one file, by `references_anomalyclip.save_references`."""
-        installed("references_anomalyclip").save_references(self, path)
+        """Write the references as one file, by `sharing.references.save_references`."""
+        installed("sharing.references").save_references(self, path)
 
     @property
     def profile(self) -> Any:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import datasets
 
     from .. import AnomalyCLIPConfig, AnomalyCLIPModel, AnomalyCLIPProcessor
-    from ..references_anomalyclip import References
+    from ..sharing.references import References
 
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")

@@ -28,16 +28,16 @@ from ..configuration_anomalyclip import PRESETS, feature_layers_of_preset
 from ..modeling_anomalyclip import compute_similarity_maps, split_prompt_embeds
 from ..options_anomalyclip import SCORE_RULES
 from ..prompts_anomalyclip import locate_base
-from ..references_anomalyclip import MAX_IMAGES
 from ..scoring.rows import rule_of, score_rows
 from ..scoring.tiling import score_of
+from ..sharing.references import MAX_IMAGES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from .. import AnomalyCLIPModel, AnomalyCLIPProcessor
-    from ..references_anomalyclip import References
     from ..scoring.rows import PreparedRow
+    from ..sharing.references import References
 
 OWN = "anomalyclip"
 MUTUAL = "mutual"

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from .. import AnomalyCLIPModel, AnomalyCLIPProcessor
-    from ..references_anomalyclip import References
+    from ..sharing.references import References
 
 __all__ = ["COLUMNS", "EXACT_PIXELS", "EvaluationSettings", "evaluate_model", "evaluate_sources", "score_class"]
 COLUMNS = ("image", "mask", "label", "class_name", "defect_type", "path")

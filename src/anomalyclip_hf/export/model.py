@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..configuration_anomalyclip import AnomalyCLIPConfig
 from ..modeling_anomalyclip import AnomalyCLIPOutput, AnomalyCLIPPreTrainedModel
-from ..references_anomalyclip import References
+from ..sharing.references import References
 from .engines import load_engine, multiple_of_sides, read_facts
 
 TEXT_EMBEDS = "text_embeds.npy"

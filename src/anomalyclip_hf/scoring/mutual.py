@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..image_processing_anomalyclip import gaussian_smooth
-from ..references_anomalyclip import default_layers, describe_patches
+from ..sharing.references import default_layers, describe_patches
 from .engine import Record, explain, score_images
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from .tiling import View, score_views
 if TYPE_CHECKING:
     from .. import AnomalyCLIPModel, AnomalyCLIPProcessor
     from ..pipeline_anomalyclip import ZeroShotAnomalyDetectionPipeline
-    from ..references_anomalyclip import References
+    from ..sharing.references import References
 
 
 class PreparedRow(NamedTuple):

@@ -18,7 +18,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from ..data.files import write_json
 from ..image_processing_anomalyclip import AnomalyCLIPImageProcessor
 from ..prompts_anomalyclip import PROMPTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME, PromptSet
-from ..references_anomalyclip import KEY, References
+from .references import KEY, References
 
 WEIGHTS_PATTERNS = ("model.safetensors*", "model-*-of-*.safetensors", PROMPTS_NAME)
 # What a checkpoint that brings its code says of it.
